@@ -1,0 +1,376 @@
+"""One YAML file is a whole run: it becomes one frozen tree, and its digest is stamped on the run.
+
+Unknown keys are errors that name the nearest known key. Money is `Decimal`; rates are per
+minute; times are seconds. `load` is the only way in: file, then `--set key=value` overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ray_judge.errors import ConfigError
+from ray_judge.records import Task
+
+Positive = Annotated[int, Field(gt=0)]
+Usd = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
+COLUMN_ROLES = (
+    "instruction",
+    "response_a",
+    "response_b",
+    "response",
+    "id",
+    "input",
+    "reference",
+    "rubric",
+    "label",
+)
+
+FLEX_TIMEOUT_S = 900.0
+"""A flex answer may take this long (developers.openai.com, "Flex processing", 2026-11)."""
+
+OPERATIONAL = (
+    "output",
+    "judge.replicas",
+    "judge.gpus_per_replica",
+    "judge.cpus_per_replica",
+    "judge.engine_options",
+    "strong.base_url",
+    "strong.api_key_env",
+    "strong.concurrency",
+    "strong.requests_per_minute",
+    "strong.tokens_per_minute",
+    "strong.timeout_s",
+    "strong.max_cost_usd",
+    "strong.max_cost_usd_per_month",
+    "strong.give_up_after_s",
+    "strong.price",
+    "strong.batch",
+)
+"""Keys that say how fast, where and for how much, but cannot change a verdict: they may differ
+when a run is continued (`strong.max_cost_usd` only upwards)."""
+
+
+class Tree(BaseModel):
+    """A frozen node of the configuration; extra keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JudgeConfig(Tree):
+    """The local judge: format + model + engine."""
+
+    format: Literal["generic", "demo"] = "generic"
+    engine: Literal["vllm", "columns"] = "vllm"
+    model: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    chat: bool | None = None
+    """Use the tokenizer's chat template; null means: when it has one."""
+    rubric: str | None = None
+    """The user's own criteria, put into the `generic` prompt."""
+    ties: bool = True
+    """Whether `generic` offers a tie."""
+    scores: tuple[int, int] = (1, 5)
+    """Lowest and highest score of a pointwise `generic` judge (single digits)."""
+    swap: bool = False
+    replicas: Positive = 1
+    gpus_per_replica: float | None = Field(default=None, ge=0)
+    """Null: one when the cluster has GPUs, else none."""
+    cpus_per_replica: float | None = Field(default=None, gt=0)
+    """Null: one with a GPU, else a fraction that leaves the machine room to read and write."""
+    confidence: Literal["probability", "margin"] = "probability"
+    min_mass: float = Field(default=0.5, ge=0, le=1)
+    """Below this share of probability on all alternatives a row counts as unconfident."""
+    max_model_len: Positive | None = None
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to vLLM's engine as they are (`gpu_memory_utilization`, `tensor_parallel_size`)."""
+    prob_columns: dict[Literal["A", "B", "tie"], str] | None = None
+
+    @field_validator("scores")
+    @classmethod
+    def _single_digits(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] < value[1] <= 9:
+            raise ValueError("scores are two single digits, the lower first, such as [1, 5]")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> JudgeConfig:
+        if self.engine == "columns":
+            if not self.prob_columns or not {"A", "B"} <= set(self.prob_columns):
+                raise ValueError("engine: columns needs prob_columns: {A: ..., B: ...}")
+            if self.swap:
+                raise ValueError("engine: columns cannot swap: its judge has already run")
+        elif self.prob_columns:
+            raise ValueError("prob_columns goes with engine: columns")
+        elif not self.model:
+            raise ValueError(f"engine: {self.engine} needs a model")
+        return self
+
+
+class RouteConfig(Tree):
+    """Which rows the strong judge is asked about."""
+
+    policy: Literal["threshold", "fraction"] = "fraction"
+    fraction: Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _own_key(self) -> RouteConfig:
+        for policy in ("threshold", "fraction"):
+            given = getattr(self, policy) is not None
+            if given and policy != self.policy:
+                raise ValueError(f"{policy} goes with policy: {policy}, not {self.policy}")
+            if not given and policy == self.policy:
+                raise ValueError(f"policy: {policy} needs the key {policy}")
+        return self
+
+
+class PriceConfig(Tree):
+    """Prices for a model that the built-in table does not list, US dollars per million tokens."""
+
+    input_usd_per_mtok: Usd
+    output_usd_per_mtok: Usd
+    cached_input_usd_per_mtok: Usd | None = None
+    batch_factor: Usd | None = None
+    """What multiplies them in a batch, such as 0.5; null: a batch costs as much as any request."""
+    flex_factor: Usd | None = None
+    """The same for an answer that names the flex tier."""
+
+
+class BatchConfig(Tree):
+    """`mode: batch`: the provider's limits, and how long a run waits for it."""
+
+    max_requests: Annotated[int, Field(gt=0, le=50_000)] = 50_000
+    """Requests in one batch."""
+    max_bytes: Annotated[int, Field(gt=0, le=200_000_000)] = 200_000_000
+    """Bytes of one batch's input file."""
+    enqueued_tokens: Positive | None = None
+    """The account's limit on prompt tokens in batches that have not ended, for this model; null:
+    not known, the provider's refusals make batches smaller."""
+    poll_s: float = Field(default=30, gt=0, allow_inf_nan=False)
+    wait_s: float = Field(default=86_400, ge=0, allow_inf_nan=False)
+    """How long a run waits for its batches before it pauses (exit 4); 0: submit and leave."""
+    patience_s: float = Field(default=60, ge=0, allow_inf_nan=False)
+    """How long the provider's list must go on not showing a batch whose creation was not
+    answered, before its questions go into another."""
+
+
+class StrongConfig(Tree):
+    """The strong judge: any OpenAI-compatible chat API, under a cap."""
+
+    model: str
+    base_url: str | None = None
+    api_key_env: str | None = "OPENAI_API_KEY"
+    mode: Literal["online", "batch", "flex"] = "online"
+    """batch: within a day, at half the price; flex: at half the price when there is room."""
+    batch: BatchConfig = Field(default_factory=BatchConfig)
+    concurrency: Positive = 64
+    swap: bool = False
+    requests_per_minute: Positive = 5000
+    tokens_per_minute: Positive = 2_000_000
+    max_cost_usd: Usd
+    max_cost_usd_per_month: Usd | None = None
+    ledger: str | None = None
+    """URI of a ledger shared between runs; null keeps it in the run directory."""
+    journal: str | None = None
+    """URI of a journal shared between runs; null keeps it in the run directory."""
+    price: PriceConfig | None = None
+    rubric: str | None = None
+    """Criteria for the strong judge; null uses the judge's."""
+    ties: bool = True
+    scores: tuple[float, float] = (1, 10)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Not sent when null (reasoning models refuse it)."""
+    max_output_tokens: Positive = 300
+    max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    reasks: int = Field(default=1, ge=0, le=5)
+    """How often an answer that cannot be used is asked again, each time paid for."""
+    timeout_s: float = Field(default=120, gt=0)
+    """For one request; with mode: flex, 900 unless given (OpenAI's advice)."""
+    give_up_after_s: float = Field(default=1800, gt=0)
+    """How long the provider may be down before the run pauses (exit 4)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patient_with_flex(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("mode") == "flex":
+            return {"timeout_s": FLEX_TIMEOUT_S, **given}
+        return given
+
+
+class RunConfig(Tree):
+    """The whole run."""
+
+    input: str
+    output: str
+    task: Task = "pairwise"
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    """Role → column, where they differ; null: the data has none, whatever its name."""
+    judge: JudgeConfig
+    route: RouteConfig
+    strong: StrongConfig
+    chunk_rows: Positive = 1000
+    allow_empty_shards: bool = False
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for role in value:
+            if role not in COLUMN_ROLES:
+                raise ValueError(f"no such column role: {role}{nearest(role, COLUMN_ROLES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> RunConfig:
+        if self.task == "pointwise" and (self.judge.format == "demo" or self.judge.swap):
+            raise ValueError("task: pointwise goes with format: generic and without swap")
+        if self.task == "pointwise" and (self.judge.engine == "columns" or self.strong.swap):
+            raise ValueError("engine: columns and swap are for task: pairwise")
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """Give the tree as plain JSON values; money as strings."""
+        document: dict[str, Any] = self.model_dump(mode="json")
+        return document
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over every key that can change a verdict."""
+        flat = {k: v for k, v in _flatten(self.document()).items() if not _operational(k)}
+        return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+    def alternatives(self) -> tuple[str, ...]:
+        """Give the names in `judge_probs`, in order: `A, B, tie`, or the scores."""
+        if self.task == "pairwise":
+            return ("A", "B", "tie")
+        low, high = self.judge.scores
+        return tuple(str(score) for score in range(low, high + 1))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name every key that may not change between two configurations of one run, with values."""
+    old, new = _flatten(before), _flatten(now)
+    found = [
+        f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _operational(key)
+    ]
+    cap = "strong.max_cost_usd"
+    if cap in old and Decimal(str(new[cap])) < Decimal(str(old[cap])):
+        found.append(f"{cap}: {old[cap]} → {new[cap]} (a cap may only be raised)")
+    return found
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `key.sub=value` overrides (values are YAML).
+
+    Raises ConfigError naming the key, what is wrong with it, and the nearest known key.
+    """
+    file = Path(path)
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration: {error.strerror}", file=file) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not a YAML file: {error}", file=file) from None
+    if not isinstance(document, dict):
+        raise ConfigError("the configuration is not a mapping of keys to values", file=file)
+    for override in overrides:
+        _apply(document, override)
+    return parse(document, file=str(file))
+
+
+def parse(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
+    """Check a mapping of plain values and freeze it. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(_explain(problem) for problem in error.errors()), file=file
+        ) from None
+
+
+def api_key(strong: StrongConfig) -> str:
+    """Read the key from the environment. Raises ConfigError when it is missing or unusable."""
+    if strong.api_key_env is None:
+        return "none"
+    key = os.environ.get(strong.api_key_env, "")
+    if not key:
+        raise ConfigError(
+            f"no API key: set the environment variable {strong.api_key_env}, or name another "
+            "one in strong.api_key_env (null for a server without keys)"
+        )
+    if key != "".join(key.split()) or not key.isascii():
+        raise ConfigError(f"the API key in {strong.api_key_env} has white space or other text")
+    return key
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, found, text = override.partition("=")
+    if not found:
+        raise ConfigError(f"--set takes key=value, not {override!r}")
+    *parents, last = key.strip().split(".")
+    node = document
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a group of keys")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}{nearest(where, _known_keys(RunConfig))}"
+    if problem["type"] == "missing":
+        hint = ": there is no run without a cap" if where == "strong.max_cost_usd" else ""
+        return f"missing key {where}{hint}"
+    given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Give ` (did you mean ...?)` with the known word that is closest, or nothing."""
+    close = [key for key in known if key.startswith(word)][:1]
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close:  # a key in the wrong group: compare the last part alone
+        last = word.rpartition(".")[2]
+        close = [key for key in known if key.rpartition(".")[2] == last][:1]
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _known_keys(tree: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, info in tree.model_fields.items():
+        keys.append(prefix + name)
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Tree):
+                keys += _known_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _operational(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in OPERATIONAL)

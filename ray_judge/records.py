@@ -1,0 +1,201 @@
+"""What travels between the rooms: dataclasses and, beside them, their Arrow schemas.
+
+Missing is always null with an enum or a sentence saying why: never NaN, -1, "" or a default
+verdict. Money is `Decimal` US dollars (Arrow `decimal128(18, 9)`, nano-dollars).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+from typing import Literal
+
+import pyarrow as pa
+
+Task = Literal["pairwise", "pointwise"]
+Verdict = str | float
+"""`A`, `B` or `tie` for a pair (in the input's orientation); a score for a single response."""
+
+PAIRWISE_ALTERNATIVES = ("A", "B", "tie")
+MONEY = pa.decimal128(18, 9)
+
+
+class Route(StrEnum):
+    """What the policy decided for a row."""
+
+    ACCEPT = "accept"
+    ESCALATE = "escalate"
+    AUDIT = "audit"
+
+
+class Outcome(StrEnum):
+    """What became of a row's escalation."""
+
+    NOT_NEEDED = "not_needed"
+    RESOLVED = "resolved"
+    DENIED_BUDGET = "denied_budget"
+    REFUSED = "refused"
+    UNPARSEABLE = "unparseable"
+    FAILED = "failed"
+    PENDING = "pending"
+
+
+class Source(StrEnum):
+    """Who gave the final verdict."""
+
+    JUDGE = "judge"
+    STRONG = "strong"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One thing to be judged. `responses` holds (A, B) for a pair and one text for a single."""
+
+    instruction: str
+    responses: tuple[str, ...]
+    input: str | None = None
+    reference: str | None = None
+    rubric: str | None = None
+
+    def swapped(self) -> Example:
+        """The same pair with its responses in the other order."""
+        return Example(
+            self.instruction, self.responses[::-1], self.input, self.reference, self.rubric
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """A local verdict on one row, or why there is none.
+
+    `probs`: alternative → normalised probability, in the input's orientation.
+    `mass`: total probability that the model gave to all alternatives together, in [0, 1].
+    """
+
+    verdict: Verdict | None
+    probs: Mapping[str, float] | None
+    mass: float | None
+    confidence: float | None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one API answer, as billed. Output includes reasoning tokens.
+
+    `estimated`: the server sent no usage and these were counted here.
+    `tier`: the service tier that the answer names ("default", "flex", "batch", ...).
+    """
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+    tier: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of the strong judge, as the journal keeps it.
+
+    `key`: SHA-256 (hex) of the canonical request. `final` is false for an answer that was paid
+    for but could not be used and is asked again. `lease` and `slot` name the money it used.
+    """
+
+    key: str
+    outcome: Outcome
+    verdict: Verdict | None
+    cost_usd: Decimal
+    usage: Usage | None
+    model: str | None
+    response_id: str | None
+    lease: str
+    slot: int
+    at: float
+    """Unix time of arrival, seconds."""
+    final: bool = True
+    error: str | None = None
+
+
+def probs_type(alternatives: Sequence[str]) -> pa.DataType:
+    """Struct with one nullable double per alternative, in the order given."""
+    return pa.struct([pa.field(name, pa.float64()) for name in alternatives])
+
+
+def verdict_type(task: Task) -> pa.DataType:
+    """String for a pair (`A`, `B`, `tie`), double for a score."""
+    return pa.string() if task == "pairwise" else pa.float64()
+
+
+def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
+    """Schema of `judged/<chunk>.parquet`: one row per input row of the chunk, in its order.
+
+    `question_keys` is null when the row cannot be asked at all (no text); it has two keys when
+    the strong judge is asked in both orders.
+    """
+    return pa.schema(
+        [
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("row_key", pa.string(), nullable=False),
+            pa.field("judge_verdict", verdict_type(task)),
+            pa.field("judge_probs", probs_type(alternatives)),
+            pa.field("judge_mass", pa.float64()),
+            pa.field("judge_confidence", pa.float64()),
+            pa.field("judge_model", pa.string()),
+            pa.field("error", pa.string()),
+            pa.field("question_keys", pa.list_(pa.string())),
+        ]
+    )
+
+
+def verdict_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
+    """The columns that a scored shard has behind all of its input columns."""
+    return pa.schema(
+        [
+            pa.field("judge_verdict", verdict_type(task)),
+            pa.field("judge_probs", probs_type(alternatives)),
+            pa.field("judge_confidence", pa.float64()),
+            pa.field("judge_model", pa.string()),
+            pa.field("route", pa.string()),
+            pa.field("outcome", pa.string()),
+            pa.field("strong_verdict", verdict_type(task)),
+            pa.field("strong_model", pa.string()),
+            pa.field("strong_cost_usd", MONEY),
+            pa.field("final_verdict", verdict_type(task)),
+            pa.field("final_source", pa.string()),
+            pa.field("error", pa.string()),
+        ]
+    )
+
+
+VERDICT_COLUMNS = tuple(verdict_schema("pairwise", PAIRWISE_ALTERNATIVES).names)
+"""Names that an input column must not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A slice of one shard: the unit of work, of retry and of commit."""
+
+    name: str
+    shard: str
+    """Path or URI of the input shard."""
+    shard_name: str
+    """Name of the scored shard, relative to `scored/`."""
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input file as planned: `fingerprint` changes whenever its bytes do."""
+
+    path: str
+    name: str
+    rows: int
+    fingerprint: str
+    chunks: tuple[Chunk, ...] = field(default=())
