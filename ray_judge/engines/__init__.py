@@ -1,0 +1,1 @@
+"""What runs a local judge: one module per engine, behind one narrow seam."""

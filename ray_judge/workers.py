@@ -1,0 +1,87 @@
+"""Ray's side of plain tasks: run many, a few at a time, and bring our own errors home."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from ray_judge.errors import RayJudgeError
+
+IN_FLIGHT = 32
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Work on the cluster that Ray is told of (RAY_ADDRESS, a submitted job), or on this machine.
+
+    A cluster of our own ends with the run; one that was there stays.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    _connect(os.environ.get("RAY_ADDRESS") or None)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Start or join Ray. A start that takes over 30 s, as on a busy machine, is tried once more."""
+    tries = 1 if address else 2
+    for left in reversed(range(tries)):
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False,
+                log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
+            ray.shutdown()
+            if not left:
+                raise RayJudgeError(
+                    f"Ray did not start: {str(error)[:500]}", address=address
+                ) from None
+        else:
+            return
+
+
+def results(task: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Call a remote function with each tuple of arguments; give results as they come.
+
+    A task returns a RayJudgeError instead of raising it (a value crosses processes unharmed);
+    it is raised here. A worker that dies is Ray's to retry; at the end of that it is an error.
+    """
+    waiting = list(reversed(calls))
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < IN_FLIGHT:
+                running.append(task.remote(*waiting.pop()))
+            done, running = ray.wait(running, num_returns=1)
+            value = ray.get(done[0])
+            if isinstance(value, RayJudgeError):
+                raise value
+            yield value
+    except RayTaskError as error:
+        raise our_error(error) from None
+    except RayError as error:
+        raise RayJudgeError(f"a worker failed: {str(error)[-2000:]}") from None
+
+
+def our_error(error: RayTaskError) -> RayJudgeError:
+    """Find our own error inside Ray's wrapping, or say what happened in a worker."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RayJudgeError) and not isinstance(cause, RayTaskError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return RayJudgeError(f"a worker failed: {str(error)[-2000:]}")
