@@ -1,0 +1,336 @@
+"""Phase B: every routed question is asked once, by whichever actor is free.
+
+A *session* is one governor and its askers. Whatever dies in it (an actor, a node) ends the
+session; the next one starts as after a crash of the whole run, from the ledger and the journal.
+So there is one way of recovering, and it is used every time.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from ray_judge.config import RunConfig, api_key
+from ray_judge.errors import EscalationError, RayJudgeError
+from ray_judge.escalation.actors import (
+    Ask,
+    AskerActor,
+    GovernorActor,
+    GovernorDied,
+    Secret,
+    compact_journal,
+    journal_storage,
+    ledger_name,
+    ledger_storage,
+)
+from ray_judge.escalation.batch import ask_in_batches
+from ray_judge.escalation.journal import load_journal
+from ray_judge.escalation.ledger import recorded
+from ray_judge.escalation.pricing import price_of
+from ray_judge.records import Answer, Chunk
+from ray_judge.routing import in_asking_order
+from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.workers import our_error
+
+PER_UNIT = 256
+"""Questions in one call to an asker."""
+PER_ASKER = 64
+"""Requests in flight that one asker process serves."""
+MOST_ASKERS = 8
+BARREN_SESSIONS = 3
+"""So many sessions in a row that died without a single new answer end the run."""
+POLL_S = 0.25
+
+log = logging.getLogger(__name__)
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Questions of one chunk that are asked together."""
+
+    chunk: Chunk
+    asks: tuple[Ask, ...]
+
+
+@dataclass
+class Answers:
+    """What the journal holds for a run when phase B is over."""
+
+    final: Mapping[str, Answer]
+    cost: Mapping[str, Decimal]
+    requests: int
+    settled_usd: Decimal
+    unproven_usd: Decimal
+    """Promised to requests whose fate a crash hid: counted as spent."""
+
+    def paid(self) -> dict[str, tuple[Answer | None, Decimal]]:
+        """Question key → what all attempts at it cost, and its final answer.
+
+        A question that was paid for and then denied by the cap has no answer, but has a cost.
+        """
+        return {key: (self.final.get(key), cost) for key, cost in self.cost.items()}
+
+
+def check_strong(config: RunConfig) -> None:
+    """Refuse what can be known to fail before anything is sent: price and key. ConfigError."""
+    strong = config.strong
+    price_of(strong.model, strong.price.model_dump(exclude_none=True) if strong.price else None)
+    if strong.max_cost_usd > 0:
+        api_key(strong)
+
+
+def escalate(
+    config: RunConfig, plan: Plan, routed: Iterable[pl.DataFrame], progress: Progress
+) -> Answers:
+    """Ask every routed question that the journal does not answer yet.
+
+    `routed` may still be growing (phase A goes on): its frames are taken as they come. Raises
+    PausedError with everything kept, EscalationError, StorageError.
+    """
+    if config.strong.mode == "batch":
+        ask_in_batches(config, plan, routed, progress)
+        compact_journal(config)
+        return answers_of(config)
+    feed = _Feed(routed, {chunk.name: chunk for chunk in plan.chunks()})
+    try:
+        _ask_all(config, plan, feed, progress)
+    except RayJudgeError:
+        feed.stop()  # phase A must not go on behind the back of whoever takes the lock next
+        raise
+    compact_journal(config)
+    return answers_of(config)
+
+
+def _ask_all(config: RunConfig, plan: Plan, feed: _Feed, progress: Progress) -> None:
+    """Session after session, until one ends with nothing left to ask."""
+    barren, before = 0, -1
+    while True:
+        journal = load_journal(*journal_storage(config))
+        answered = len(journal.answers)
+        barren = barren + 1 if answered == before else 0
+        before = answered
+        session = _Session(config, plan, feed, set(journal.answers))
+        try:
+            session.run(progress)
+        except (RayActorError, GovernorDied) as error:
+            log.warning("an actor of phase B died (%s): starting again from the journal", error)
+            if barren >= BARREN_SESSIONS:
+                raise EscalationError(f"phase B's actors keep dying: {error}") from None
+        else:
+            return
+        finally:
+            session.end()
+
+
+def answers_of(config: RunConfig) -> Answers:
+    """Read the run's answers back from the journal, and its dollars from the ledger."""
+    journal = load_journal(*journal_storage(config))
+    costs: dict[str, Decimal] = {}
+    for attempt in journal.rows:
+        costs[attempt.key] = costs.get(attempt.key, Decimal(0)) + attempt.cost_usd
+    settled, unproven = recorded(*ledger_storage(config), run=ledger_name(config))
+    return Answers(journal.answers, costs, len(journal.rows), settled, unproven)
+
+
+class _Feed:
+    """Routed frames turned into units, by a thread, so that asking never waits for judging.
+
+    Every question key is in one unit only: identical rows are asked once.
+    """
+
+    def __init__(self, routed: Iterable[pl.DataFrame], chunks: Mapping[str, Chunk]) -> None:
+        self.units: list[Unit] = []
+        self._queue: queue.SimpleQueue[Unit | RayJudgeError | None] = queue.SimpleQueue()
+        self._routed = routed
+        self._chunks = chunks
+        self._over = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._read, name="routed-rows", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more frames, and return when their maker has come to rest."""
+        self._stopping = True
+        self._thread.join()
+
+    def _read(self) -> None:
+        seen: set[str] = set()
+        try:
+            frames = iter(self._routed)
+            for frame in frames:
+                if self._stopping:
+                    if isinstance(frames, Generator):
+                        frames.close()
+                    break
+                for unit in units(frame, self._chunks, seen):
+                    self._queue.put(unit)
+        except RayJudgeError as error:
+            self._queue.put(error)
+        except Exception as error:  # a thread has nobody to raise to
+            self._queue.put(RayJudgeError(f"routing failed: {type(error).__name__}: {error}"))
+        else:
+            self._queue.put(None)
+
+    def poll(self) -> bool:
+        """Take what has arrived; True when nothing more will come."""
+        while not self._over:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:
+                self._over = True
+            elif isinstance(item, RayJudgeError):
+                raise item
+            else:
+                self.units.append(item)
+        return self._over
+
+
+def units(frame: pl.DataFrame, chunks: Mapping[str, Chunk], seen: set[str]) -> Iterator[Unit]:
+    """Cut routed rows into units, chunk by chunk, the least sure rows of a chunk first."""
+    asked = in_asking_order(frame)
+    for (name,), rows in sorted(asked.group_by("chunk", maintain_order=True)):
+        asks: list[Ask] = []
+        for row, keys in rows.select("row", "question_keys").rows():
+            for order, key in enumerate(keys):
+                if key not in seen:
+                    seen.add(key)
+                    asks.append((row, key, order))
+        for start in range(0, len(asks), PER_UNIT):
+            yield Unit(chunks[str(name)], tuple(asks[start : start + PER_UNIT]))
+
+
+@dataclass
+class _Session:
+    """One governor and its askers, from first lease to last settlement."""
+
+    config: RunConfig
+    plan: Plan
+    feed: _Feed
+    answered: set[str]
+    askers: list[Any] = field(default_factory=list)
+    governor: Any = None
+    denied: int = 0
+    _failure: RayJudgeError | None = None
+
+    def run(self, progress: Progress) -> None:
+        """Ask until nothing is left.
+
+        After a failure nothing new is handed out, but what is in flight is waited for: an
+        answer that was paid for is in the journal before anybody is sent home.
+        """
+        position = 0
+        waiting: list[Unit] = []
+        running: dict[Any, int] = {}
+        over = False
+        while not (over and not waiting and not running):
+            over = self._failure is not None or self._poll()
+            while position < len(self.feed.units):
+                waiting.append(self._left(self.feed.units[position]))
+                position += 1
+            waiting = [] if self._failure else [unit for unit in waiting if unit.asks]
+            if waiting and self.governor is None:
+                self._open()
+            self._submit(waiting, running)
+            self._collect(running, wait=not over)
+            if self.governor is not None and self._failure is None:
+                progress({**self._state(), "denied": self.denied})
+        if self._failure is not None and (
+            self.governor is None or isinstance(self._failure, GovernorDied)
+        ):
+            raise self._failure
+        if self.governor is None:  # nothing to ask: no lease, no owner, nothing changed
+            return
+        ray.get([asker.close.remote() for asker in self.askers])
+        final: dict[str, Any] = ray.get(self.governor.close.remote())
+        if self._failure is not None:
+            raise self._failure
+        progress({**final, "denied": self.denied})
+
+    def end(self) -> None:
+        """Make sure that nobody of this session can send any more."""
+        for actor in (*self.askers, *([self.governor] if self.governor else [])):
+            ray.kill(actor, no_restart=True)
+
+    def _open(self) -> None:
+        config, strong = self.config, self.config.strong
+        RunDirectory(config.output).reopen()  # a shard that is scored knows less than is to come
+        governor: Any = GovernorActor
+        self.governor = governor.remote(config)
+        opened = self.governor.open.remote()  # the askers start in the meantime
+        count = max(1, min(MOST_ASKERS, -(-strong.concurrency // PER_ASKER)))
+        key = Secret(api_key(strong) if strong.max_cost_usd > 0 else "none")
+        series = secrets.token_hex(4)
+        asker: Any = AskerActor
+        for number in range(count):
+            in_flight = strong.concurrency // count + (number < strong.concurrency % count)
+            name = f"{series}-{number}"
+            self.askers.append(
+                asker.remote(config, self.plan.columns, key, self.governor, name, in_flight)
+            )
+        failure = ray.get(opened)
+        if failure is not None:
+            raise failure
+
+    def _left(self, unit: Unit) -> Unit:
+        return Unit(unit.chunk, tuple(ask for ask in unit.asks if ask[1] not in self.answered))
+
+    def _submit(self, waiting: list[Unit], running: dict[Any, int]) -> None:
+        """Keep two units with every asker: the next one starts while the last one's tail ends."""
+        load = [0] * len(self.askers)
+        for number in running.values():
+            load[number] += 1
+        while waiting and min(load, default=2) < 2:
+            number = load.index(min(load))
+            unit = waiting.pop(0)
+            reference = self.askers[number].ask.remote(unit.chunk, unit.asks)
+            running[reference] = number
+            load[number] += 1
+
+    def _collect(self, running: dict[Any, int], *, wait: bool) -> None:
+        if not running:
+            if wait:
+                threading.Event().wait(POLL_S)
+            return
+        done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
+        for reference in done:
+            del running[reference]
+            try:
+                outcome = ray.get(reference)
+            except RayTaskError as error:
+                outcome = our_error(error)
+            if not isinstance(outcome, RayJudgeError):
+                self.denied += sum(value == "denied_budget" for value in outcome.values())
+            else:
+                self._fail(outcome)
+
+    def _poll(self) -> bool:
+        """Look for more work; an error of phase A ends this session in good order, too."""
+        try:
+            return self.feed.poll()
+        except RayJudgeError as error:
+            self._fail(error)
+            return True
+
+    def _fail(self, failure: RayJudgeError) -> None:
+        """Keep the first failure, and let nobody send anything new."""
+        if self._failure is None:
+            self._failure = failure
+            if self.governor is not None and not isinstance(failure, GovernorDied):
+                ray.get(self.governor.pause.remote(str(failure)))
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = ray.get(self.governor.state.remote())
+        return state

@@ -1,0 +1,295 @@
+"""Rate limits of the provider, over the whole cluster. Pure: time (Unix seconds) is an argument.
+
+Requests are not let go in bursts but *scheduled*: `reserve` answers with the instant at which the
+request may be sent, evenly spaced (the virtual-scheduling form of a token bucket). So a provider
+with a small bucket is never surprised, and a batch of permits can be handed to an actor at once.
+
+What is learned: the real limits, from `x-ratelimit-*` headers; that the provider is short of
+capacity, from 429 (half the rate, then step by step back); that it is down, from failures in a
+row (pause, one probe, resume).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+
+from ray_judge.errors import ConfigError
+
+PACE = 0.995
+"""Share of the allowed rate that is used: the rest absorbs the drift between two clocks."""
+BURST_S = 0.02
+"""How far ahead of the even pace a request may go, in seconds of the rate."""
+CLIMB_EVERY_S = 1.0
+CLIMB = 0.1
+"""After a 429 the share comes back by this much of the full rate each `CLIMB_EVERY_S` seconds."""
+FLOOR = 1 / 64
+MAX_RETRY_AFTER_S = 3600.0
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Signal(StrEnum):
+    """What an answer says about the provider's state, whatever it says about the question."""
+
+    OK = "ok"
+    RATE_LIMITED = "rate_limited"
+    """429 for the rate or for capacity; not for billing, which pauses the run."""
+    UNAVAILABLE = "unavailable"
+    """5xx, a refused or broken connection, a time-out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One answer, as the limiter sees it. `sent_at`: Unix seconds, if known."""
+
+    signal: Signal
+    headers: Mapping[str, str] = field(default_factory=dict)
+    sent_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Pace:
+    """One resource (requests or tokens): evenly spaced by `next_at`."""
+
+    per_minute: float
+    configured: float
+    next_at: float = -math.inf
+
+    def at(self, now: float) -> float:
+        """When the next unit may go."""
+        return max(now, self.next_at - BURST_S)
+
+    def take(self, at: float, units: float, share: float) -> None:
+        self.next_at = max(self.next_at, at) + units * 60.0 / (self.per_minute * PACE * share)
+
+
+class Limiter:
+    """Schedules requests under requests/min, tokens/min and requests in flight."""
+
+    def __init__(
+        self,
+        *,
+        requests_per_minute: float,
+        tokens_per_minute: float,
+        concurrency: int,
+        failures_to_open: int = 10,
+    ) -> None:
+        """Refuse rates that are not positive, with `ConfigError`.
+
+        `failures_to_open`: this many `UNAVAILABLE` in a row open the circuit.
+        """
+        for name, value in (
+            ("requests_per_minute", requests_per_minute),
+            ("tokens_per_minute", tokens_per_minute),
+            ("concurrency", concurrency),
+        ):
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"strong.{name} must be more than zero", got=value)
+        self._requests = _Pace(requests_per_minute, requests_per_minute)
+        self._tokens = _Pace(tokens_per_minute, tokens_per_minute)
+        self._most = concurrency
+        self._concurrency = float(concurrency)
+        self._share = 1.0
+        self._halved_at = -math.inf
+        self._climbed_at = -math.inf
+        self._resume_at = -math.inf
+        self._circuit = Circuit(failures_to_open)
+        self.in_flight = 0
+
+    # --- asking ---
+
+    def reserve(self, tokens: int, now: float, horizon_s: float = 0.0) -> float | None:
+        """Take the place of one request of `tokens` (input plus output, estimated).
+
+        Returns when it may be sent, at most `horizon_s` ahead, or None when there is no place
+        within that: ask again after `wait_s`. Every reservation is ended by one `done` or `undo`.
+        """
+        self._climb(now)
+        at = max(self._requests.at(now), self._tokens.at(now))
+        if at > now + horizon_s or self._blocked(now):
+            return None
+        self._circuit.sent()
+        self.in_flight += 1
+        self._requests.take(at, 1.0, self._share)
+        self._tokens.take(at, float(tokens), self._share)
+        return at
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until `reserve` may succeed; infinite when only an answer can change that."""
+        self._climb(now)
+        if self.in_flight >= int(self._concurrency) or self._circuit.waiting_for_probe:
+            return math.inf
+        at = max(self._requests.at(now), self._tokens.at(now))
+        return max(at, self._resume_at, self._circuit.open_until, now) - now
+
+    def _blocked(self, now: float) -> bool:
+        return (
+            self.in_flight >= int(self._concurrency)
+            or now < self._resume_at
+            or not self._circuit.admits(now)
+        )
+
+    # --- hearing ---
+
+    def undo(self) -> None:
+        """A reservation will not be used."""
+        self.in_flight = max(0, self.in_flight - 1)
+        self._circuit.unsent()
+
+    def done(self, feedback: Feedback, now: float) -> None:
+        """An answer came (or a failure): end its reservation and learn from it."""
+        self.in_flight = max(0, self.in_flight - 1)
+        headers = {key.lower(): value for key, value in feedback.headers.items()}
+        self._learn(headers, now)
+        if feedback.signal is Signal.UNAVAILABLE:
+            self._circuit.failed(now)
+            self._concurrency = max(1.0, self._concurrency * 0.9)
+        else:
+            self._circuit.succeeded()
+        if feedback.signal is Signal.RATE_LIMITED:
+            self._slow_down(feedback.sent_at, now)
+        elif feedback.signal is Signal.OK:
+            # One more at a time for each round of answers, as TCP does.
+            self._concurrency = min(self._most, self._concurrency + 1.0 / self._concurrency)
+        if feedback.signal is not Signal.OK:
+            pause_s = retry_after_s(headers, now)
+            if pause_s is not None:
+                self._resume_at = max(self._resume_at, now + pause_s)
+
+    def _slow_down(self, sent_at: float | None, now: float) -> None:
+        """Half the rate, once per wave: answers to what was sent before the last halving do not."""
+        if (now - CLIMB_EVERY_S if sent_at is None else sent_at) <= self._halved_at:
+            return
+        self._halved_at = self._climbed_at = now
+        self._share = max(FLOOR, self._share / 2)
+        self._concurrency = max(1.0, self._concurrency / 2)
+
+    def _climb(self, now: float) -> None:
+        steps = (now - self._climbed_at) // CLIMB_EVERY_S if self._share < 1.0 else 0
+        if steps >= 1:
+            self._share = min(1.0, self._share + CLIMB * steps)
+            self._climbed_at += steps * CLIMB_EVERY_S
+
+    def _learn(self, headers: Mapping[str, str], now: float) -> None:
+        """Take the provider's limits where they are lower than ours; wait when nothing is left."""
+        for pace, name in ((self._requests, "requests"), (self._tokens, "tokens")):
+            limit = _number(headers.get(f"x-ratelimit-limit-{name}"))
+            if limit is not None and limit > 0:
+                pace.per_minute = min(pace.configured, limit)
+            remaining = _number(headers.get(f"x-ratelimit-remaining-{name}"))
+            reset_s = duration_s(headers.get(f"x-ratelimit-reset-{name}"))
+            if remaining is not None and remaining <= 0 and reset_s is not None:
+                # `reset` is the time until the bucket is full; one unit is there much earlier.
+                one_s = 60.0 / (pace.per_minute * PACE)
+                pace.next_at = max(pace.next_at, now + min(reset_s, one_s))
+
+    def state(self, now: float) -> dict[str, float | int | str | None]:
+        """For progress displays: rates per minute as used now, requests in flight, the circuit."""
+        self._climb(now)
+        return {
+            "requests_per_minute": self._requests.per_minute * self._share,
+            "tokens_per_minute": self._tokens.per_minute * self._share,
+            "concurrency": int(self._concurrency),
+            "in_flight": self.in_flight,
+            "circuit": self._circuit.name(now),
+            "down_s": self.down_s(now),
+        }
+
+    def down_s(self, now: float) -> float:
+        """For how many seconds the provider has been down; 0 when it is not."""
+        since = self._circuit.down_since
+        return 0.0 if since is None else now - since
+
+
+class Circuit:
+    """Closed: all pass. Open: nobody, for a while. Then one probe decides."""
+
+    def __init__(self, failures_to_open: int, pause_s: float = 1.0, longest_s: float = 60.0):
+        """`pause_s` is the first pause; each failed probe doubles it up to `longest_s`."""
+        self._failures_to_open = failures_to_open
+        self._first_s, self._longest_s = pause_s, longest_s
+        self._pause_s = pause_s
+        self._failures = 0
+        self.down_since: float | None = None
+        self.open_until = -math.inf
+        self.waiting_for_probe = False
+
+    def admits(self, now: float) -> bool:
+        """Whether a request may go: in an opened circuit only one probe, after the pause."""
+        return self.down_since is None or (now >= self.open_until and not self.waiting_for_probe)
+
+    def sent(self) -> None:
+        """A request goes out: in an opened circuit it is the probe."""
+        self.waiting_for_probe = self.down_since is not None
+
+    def unsent(self) -> None:
+        """The request will not go out after all."""
+        self.waiting_for_probe = False
+
+    def succeeded(self) -> None:
+        """Any answer of the provider closes the circuit."""
+        self._failures = 0
+        self._pause_s = self._first_s
+        self.down_since, self.open_until, self.waiting_for_probe = None, -math.inf, False
+
+    def failed(self, now: float) -> None:
+        """Count a failure; open, or open again for longer when it was the probe's."""
+        self._failures += 1
+        if self.down_since is None:
+            if self._failures >= self._failures_to_open:
+                self.down_since, self.open_until = now, now + self._pause_s
+        elif self.waiting_for_probe:
+            self._pause_s = min(self._longest_s, self._pause_s * 2)
+            self.open_until, self.waiting_for_probe = now + self._pause_s, False
+
+    def name(self, now: float) -> str:
+        """`closed`, `open` or `probing`."""
+        if self.down_since is None:
+            return "closed"
+        return "open" if now < self.open_until else "probing"
+
+
+def duration_s(text: str | None) -> float | None:
+    """Seconds of `1s`, `6m0s`, `120ms`, `1h2m3.5s`, or a bare number; None for anything else."""
+    if text is None:
+        return None
+    text = text.strip()
+    number = _number(text)
+    if number is not None:
+        return max(0.0, number)
+    parts = _DURATION.findall(text)
+    if not parts or "".join(value + unit for value, unit in parts) != text:
+        return None
+    return float(sum(float(value) * _SECONDS[unit] for value, unit in parts))
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait by `retry-after-ms` or `retry-after` (seconds or an HTTP date).
+
+    `headers` have lower-case names. None when absent or unreadable; never more than an hour, lest
+    a broken clock on the other side stop the run for good.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return min(MAX_RETRY_AFTER_S, max(0.0, milliseconds / 1000.0))
+    text = headers.get("retry-after")
+    seconds = duration_s(text)
+    if seconds is None and text is not None:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - now
+        except ValueError:
+            return None
+    return None if seconds is None else min(MAX_RETRY_AFTER_S, max(0.0, seconds))
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

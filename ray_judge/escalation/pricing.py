@@ -1,0 +1,242 @@
+"""What an answer costs: a dated table of prices as data, and exact arithmetic on it.
+
+Prices are `Decimal` US dollars per million tokens (Mtok). Costs are exact and then rounded *up*
+to a nano-dollar, so that no sum of them is ever below the bill.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from ray_judge.errors import ConfigError
+from ray_judge.records import Usage
+
+_EXACT = Context(prec=60)
+_MTOK = Decimal(10) ** 6
+_QUANTUM = Decimal("1e-9")
+_SNAPSHOT = re.compile(r"^(?P<family>.+)-\d{4}-\d{2}-\d{2}$")
+_OVERRIDE_KEYS = {
+    "input_usd_per_mtok": "input",
+    "cached_input_usd_per_mtok": "cached_input",
+    "cache_write_usd_per_mtok": "cache_write",
+    "output_usd_per_mtok": "output",
+    "batch_factor": "batch_factor",
+    "flex_factor": "flex_factor",
+}
+_MESSAGE_TOKENS = 16
+"""More than any chat format adds around one message (role, separators, name)."""
+_REQUEST_TOKENS = 32
+"""More than any chat format adds to a request as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class LongContext:
+    """Above `threshold_tokens` of input, the whole request costs more by these factors."""
+
+    threshold_tokens: int
+    input_factor: Decimal
+    output_factor: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per million tokens, and what multiplies them.
+
+    `cache_write` is None where writing to the prompt cache costs nothing extra. A factor is None
+    where the provider does not sell that tier. `batch_cache_discount`: whether cached input is
+    discounted in batches too. `as_of`: when `source` was last read, ISO date.
+    """
+
+    input: Decimal
+    cached_input: Decimal
+    output: Decimal
+    cache_write: Decimal | None = None
+    batch_factor: Decimal | None = None
+    flex_factor: Decimal | None = None
+    priority_factor: Decimal | None = None
+    batch_cache_discount: bool = True
+    long_context: LongContext | None = None
+    source: str = "strong.price"
+    as_of: str = ""
+
+
+def price_of(model: str, override: Mapping[str, Any] | None = None) -> Price:
+    """The price of a model; `override` (the config's `strong.price`) wins over the table.
+
+    A dated snapshot (`gpt-4.1-2025-04-14`) has its family's price unless it is listed itself.
+    Raises `ConfigError` for an unknown model, or an override that is no price.
+    """
+    if override is not None:
+        return _overridden(override)
+    table = _table()
+    dated = _SNAPSHOT.match(model)
+    price = table.get(model) or (table.get(dated["family"]) if dated else None)
+    if price is None:
+        raise ConfigError(
+            "no price is known for this model, and a cap needs one: set strong.price to "
+            "{input_usd_per_mtok: ..., cached_input_usd_per_mtok: ..., output_usd_per_mtok: ...}",
+            model=model,
+        )
+    return price
+
+
+def cost(price: Price, usage: Usage) -> Decimal:
+    """USD that an answer costs, rounded up to 1e-9. The tier that `usage` names is billed.
+
+    Output includes reasoning tokens already. A tier without a known factor is billed at the
+    standard price, `priority` at its own.
+    """
+    cached = min(usage.cached_input_tokens, usage.input_tokens)
+    written = min(usage.cache_write_tokens, usage.input_tokens - cached)
+    plain = usage.input_tokens - cached - written
+    input_rate, output_rate = _rates(price, usage.input_tokens, usage.tier)
+    in_batch = usage.tier == "batch" and not price.batch_cache_discount
+    cached_rate = input_rate if in_batch else _scaled(price, price.cached_input, input_rate)
+    write_rate = input_rate
+    if price.cache_write is not None:
+        write_rate = _scaled(price, price.cache_write, input_rate)
+    return _total(
+        (plain, input_rate), (cached, cached_rate), (written, write_rate),
+        (usage.output_tokens, output_rate),
+    )  # fmt: skip
+
+
+def max_cost(price: Price, *, input_tokens: int, output_tokens: int, tier: str) -> Decimal:
+    """The most that a request can cost in USD: what a lease must hold for it.
+
+    `input_tokens` and `output_tokens` are upper bounds. Nothing is assumed to be cached, and
+    writing to the cache is charged where that is dearer. The dearer of the asked tier and the
+    standard one counts, because the provider may serve a flex request at the standard price;
+    a batch is always served as a batch.
+    """
+    tiers = [tier] if tier == "batch" else [tier, "default"]
+    dearest = Decimal(0)
+    for name in tiers:
+        input_rate, output_rate = _rates(price, input_tokens, name)
+        if price.cache_write is not None:
+            input_rate = max(input_rate, _scaled(price, price.cache_write, input_rate))
+        total = _total((input_tokens, input_rate), (output_tokens, output_rate))
+        dearest = max(dearest, total)
+    return dearest
+
+
+def input_token_bound(messages: Sequence[Mapping[str, Any]], extra: Any = None) -> int:
+    """More input tokens than any byte-level BPE tokenizer can make of these messages.
+
+    Every token of such a tokenizer stands for at least one byte of UTF-8; the margins cover the
+    special tokens of the chat format. `extra` is anything else that the provider puts in front
+    of the model, such as a response schema.
+    """
+    size = sum(_bytes(message) + _MESSAGE_TOKENS for message in messages)
+    return size + (_bytes(extra) if extra is not None else 0) + _REQUEST_TOKENS
+
+
+def input_token_estimate(messages: Sequence[Mapping[str, Any]], extra: Any = None) -> int:
+    """About as many tokens as the provider will count: for rate limits, never for the cap."""
+    size = sum(_bytes(message) for message in messages)
+    return (size + (_bytes(extra) if extra is not None else 0)) // 4 + 4 * len(messages) + 3
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all text in a message or schema, keys included."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, Mapping):
+        return sum(_bytes(key) + _bytes(item) + 4 for key, item in value.items())
+    if isinstance(value, Sequence):
+        return sum(_bytes(item) + 2 for item in value)
+    return len(json.dumps(value))
+
+
+def _rates(price: Price, input_tokens: int, tier: str) -> tuple[Decimal, Decimal]:
+    """(input, output) USD per Mtok for a request of this size in this tier."""
+    factors = {
+        "batch": price.batch_factor,
+        "flex": price.flex_factor,
+        "priority": price.priority_factor,
+        "fast": price.priority_factor,
+    }
+    factor = factors.get(tier) or Decimal(1)
+    rate_in, rate_out = _EXACT.multiply(price.input, factor), _EXACT.multiply(price.output, factor)
+    long = price.long_context
+    if long is not None and input_tokens > long.threshold_tokens:
+        rate_in = _EXACT.multiply(rate_in, long.input_factor)
+        rate_out = _EXACT.multiply(rate_out, long.output_factor)
+    return rate_in, rate_out
+
+
+def _scaled(price: Price, rate: Decimal, input_rate: Decimal) -> Decimal:
+    """`rate` raised or lowered as the input rate was by tier and size, rounded up."""
+    if price.input == 0:
+        return rate
+    return Context(prec=40, rounding=ROUND_CEILING).divide(
+        _EXACT.multiply(rate, input_rate), price.input
+    )
+
+
+def _total(*parts: tuple[int, Decimal]) -> Decimal:
+    total = Decimal(0)
+    for tokens, rate in parts:
+        if tokens < 0:
+            raise ConfigError("a negative number of tokens", tokens=tokens)
+        total = _EXACT.add(total, _EXACT.multiply(Decimal(tokens), rate))
+    return (total / _MTOK).quantize(_QUANTUM, rounding=ROUND_CEILING, context=_EXACT)
+
+
+def _overridden(override: Mapping[str, Any]) -> Price:
+    unknown = sorted(set(override) - set(_OVERRIDE_KEYS))
+    if unknown:
+        raise ConfigError(f"strong.price has no key {unknown[0]}", known=", ".join(_OVERRIDE_KEYS))
+    values: dict[str, Any] = {
+        _OVERRIDE_KEYS[key]: _decimal(key, value)
+        for key, value in override.items()
+        if value is not None
+    }
+    for key, name in (("input_usd_per_mtok", "input"), ("output_usd_per_mtok", "output")):
+        if name not in values:
+            raise ConfigError(f"strong.price needs {key}")
+    values.setdefault("cached_input", values["input"])
+    return Price(**values)
+
+
+def _decimal(key: str, value: Any) -> Decimal:
+    try:
+        # A float from YAML is taken as it was written, not as its binary value.
+        amount = Decimal(str(value))
+    except InvalidOperation as error:
+        raise ConfigError(f"strong.price.{key} is not a number", got=value) from error
+    if isinstance(value, bool) or not amount.is_finite() or amount < 0:
+        raise ConfigError(f"strong.price.{key} is not a price", got=value)
+    return amount
+
+
+@cache
+def _table() -> dict[str, Price]:
+    """The shipped table: every listed name and alias."""
+    text = resources.files("ray_judge.escalation").joinpath("prices.json").read_text("utf-8")
+    document = json.loads(text)
+    table = {}
+    for name, entry in document["models"].items():
+        aliases = entry.pop("aliases", [])
+        long = entry.pop("long_context", None)
+        fields: dict[str, Any] = {
+            key: Decimal(value) if isinstance(value, str) and key != "as_of" else value
+            for key, value in entry.items()
+        }
+        fields.setdefault("cached_input", fields["input"])
+        if long is not None:
+            fields["long_context"] = LongContext(
+                long["threshold_tokens"],
+                Decimal(long["input_factor"]),
+                Decimal(long["output_factor"]),
+            )
+        price = Price(**fields, source=document["source"])
+        table.update(dict.fromkeys([name, *aliases], price))
+    return table
