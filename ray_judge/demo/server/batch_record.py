@@ -1,0 +1,194 @@
+"""What is known of one batch, and the check of its input file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_judge.demo.server.requests import prompt_tokens
+from ray_judge.demo.server.wire import bad_request
+
+ENDPOINT = "/v1/chat/completions"
+WAITING = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
+"""Statuses of a batch that has not ended; its prompt tokens count as enqueued."""
+_MAX_ERRORS = 20
+_CHUNK = 500
+"""Lines handled between two chances for other requests to be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One request of the input file."""
+
+    custom_id: str
+    body: Any
+    tokens: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch; `times` maps status to the second (epoch) it was reached."""
+
+    id: str
+    number: int
+    input_file_id: str
+    metadata: dict[str, str] | None
+    lines: list[Line]
+    problems: list[dict[str, Any]]
+    status: str = "validating"
+    created_at: int = field(default_factory=lambda: int(time.time()))
+    times: dict[str, int] = field(default_factory=dict)
+    done: int = 0
+    completed: int = 0
+    failed: int = 0
+    output: list[bytes] = field(default_factory=list)
+    errors: list[bytes] = field(default_factory=list)
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    usage: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def model(self) -> str | None:
+        """The one model of all lines."""
+        return str(self.lines[0].body.get("model")) if self.lines else None
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens of all lines."""
+        return sum(line.tokens for line in self.lines)
+
+    def enter(self, status: str) -> None:
+        """Change the status and note when."""
+        self.status = status
+        self.times[status] = int(time.time())
+
+    def body(self) -> dict[str, Any]:
+        """The batch object of the API."""
+        value: dict[str, Any] = {
+            "id": self.id,
+            "object": "batch",
+            "endpoint": ENDPOINT,
+            "model": self.model,
+            "errors": {"object": "list", "data": self.problems}
+            if self.status == "failed"
+            else None,
+            "input_file_id": self.input_file_id,
+            "completion_window": "24h",
+            "status": self.status,
+            "output_file_id": self.output_file_id,
+            "error_file_id": self.error_file_id,
+            "created_at": self.created_at,
+            "expires_at": self.created_at + 86_400,
+            "request_counts": {
+                "total": len(self.lines) if self.status != "validating" else 0,
+                "completed": self.completed,
+                "failed": self.failed,
+            },
+            "metadata": self.metadata,
+            "usage": self._usage_body(),
+        }
+        for status in ("in_progress", "finalizing", "completed", "failed", "expired"):
+            value[f"{status}_at"] = self.times.get(status)
+        for status in ("cancelling", "cancelled"):
+            value[f"{status}_at"] = self.times.get(status)
+        return value
+
+    def _usage_body(self) -> dict[str, Any]:
+        return {
+            "input_tokens": self.usage["prompt"],
+            "input_tokens_details": {"cached_tokens": self.usage["cached"]},
+            "output_tokens": self.usage["completion"],
+            "output_tokens_details": {"reasoning_tokens": self.usage["reasoning"]},
+            "total_tokens": self.usage["prompt"] + self.usage["completion"],
+        }
+
+
+def checked_metadata(metadata: object) -> dict[str, str] | None:
+    """The metadata if it keeps the API's bounds: 16 pairs, keys of 64, values of 512."""
+    if metadata is None:
+        return None
+    if not isinstance(metadata, dict) or len(metadata) > 16:
+        raise bad_request("metadata must be an object of at most 16 pairs.", param="metadata")
+    for key, value in metadata.items():
+        if not isinstance(value, str) or len(key) > 64 or len(value) > 512:
+            raise bad_request("metadata keys or values are too long.", param="metadata")
+    return metadata
+
+
+async def read_lines(content: bytes) -> tuple[list[Line], list[dict[str, Any]]]:
+    """The requests of an input file, and what is wrong with them (line numbers from 1)."""
+    lines: list[Line] = []
+    problems: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    models: set[str] = set()
+    for number, raw in enumerate(content.splitlines(), 1):
+        if number % _CHUNK == 0:
+            await asyncio.sleep(0)
+        if not raw.strip():
+            continue
+        code, message = _read_line(raw, lines, seen, models)
+        if code and len(problems) < _MAX_ERRORS:
+            problems.append({"code": code, "message": message, "line": number, "param": None})
+    if not lines and not problems:
+        problems.append(_problem("empty_file", "The input file is empty."))
+    return lines, problems
+
+
+def _problem(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message, "line": None, "param": None}
+
+
+def _read_line(
+    raw: bytes, lines: list[Line], seen: set[str], models: set[str]
+) -> tuple[str | None, str]:
+    """Append the request of one line, or return the code and message of its defect."""
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return "invalid_json_line", "This line is not parseable as valid JSON."
+    if not isinstance(value, dict):
+        return "invalid_json_line", "This line is not a JSON object."
+    custom_id, body = value.get("custom_id"), value.get("body")
+    if not isinstance(custom_id, str) or not isinstance(body, dict):
+        return "missing_required_parameter", "custom_id and body are required."
+    if custom_id in seen:
+        return "duplicate_custom_id", f"The custom_id '{custom_id}' is used twice."
+    if value.get("method") != "POST" or value.get("url") != ENDPOINT:
+        return "invalid_url", f"Every line must be a POST to {ENDPOINT}."
+    models.add(str(body.get("model")))
+    if len(models) > 1:
+        return "mismatched_model", "All lines of a batch must name the same model."
+    seen.add(custom_id)
+    try:
+        tokens = prompt_tokens(body)
+    except (KeyError, TypeError, AttributeError):
+        tokens = 0  # a malformed request: its line ends in the error file
+    lines.append(Line(custom_id, body, tokens))
+    return None, ""
+
+
+def problems_of_limits(
+    batch: Batch, max_requests: int, enqueued: int, token_limit: int | None
+) -> list[dict[str, Any]]:
+    """Why the provider's limits refuse the batch; empty when they do not."""
+    problems = []
+    if len(batch.lines) > max_requests:
+        message = f"The batch has {len(batch.lines)} requests; at most {max_requests} are allowed."
+        problems.append(_problem("too_many_tasks", message))
+    if token_limit is not None and enqueued + batch.tokens > token_limit:
+        problems.append(
+            _problem("token_limit_exceeded", token_limit_message(batch.model, token_limit))
+        )
+    return problems
+
+
+def token_limit_message(model: str | None, limit: int) -> str:
+    """The provider's words for a full batch queue."""
+    return (
+        f"Enqueued token limit reached for {model}. Limit: {limit:,} enqueued tokens. "
+        "Please try again once some in_progress batches have been completed."
+    )

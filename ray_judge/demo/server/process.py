@@ -1,0 +1,131 @@
+"""Running the simulated provider in a process of its own, for tests and the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ray_judge.demo.server.config import ServerConfig
+
+_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Loopback calls must not go through a proxy that the environment names."""
+
+
+class RunningServer:
+    """A server process: where it listens, and its own counts."""
+
+    def __init__(self, base_url: str, api_key: str, process: subprocess.Popen[str]) -> None:
+        self.base_url = base_url
+        self.api_key = api_key
+        self.pid = process.pid
+        self._process = process
+
+    def stats(self) -> dict[str, Any]:
+        """GET /control/stats: requests, billed, billed_twice, total_usd, by_status, ..."""
+        return self._call("GET", "stats")
+
+    def bills(self) -> list[dict[str, Any]]:
+        """GET /control/bills: every bill, oldest first (see `ledger.Bill`)."""
+        bills: list[dict[str, Any]] = self._call("GET", "bills")["bills"]
+        return bills
+
+    def reset(self) -> None:
+        """Forget counts, bills, files and batches; the settings stay."""
+        self._call("POST", "reset")
+
+    def configure(self, **settings: Any) -> dict[str, Any]:
+        """Change settings in mid-run, e.g. `configure(quota_exhausted=True)`."""
+        return self._call("PATCH", "config", settings)
+
+    def batches(self) -> list[dict[str, Any]]:
+        """All batches as the API shows them, oldest first."""
+        batches: list[dict[str, Any]] = self._call("GET", "batches")["data"]
+        return batches
+
+    def advance_batch(self, batch_id: str) -> dict[str, Any]:
+        """Move a batch one status on, whatever its durations."""
+        return self._call("POST", f"batches/{batch_id}/advance")
+
+    def stop(self) -> None:
+        """End the process and wait for it."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(3)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body, default=str).encode()
+        url = f"{self.base_url.removesuffix('/v1')}/control/{path}"
+        request = urllib.request.Request(url, data, method=method)
+        try:
+            with _DIRECT.open(request, timeout=30) as answer:
+                value: dict[str, Any] = json.load(answer)
+                return value
+        except urllib.error.HTTPError as error:
+            raise ValueError(error.read().decode("utf-8", "replace")) from None
+
+
+def start_server(
+    config: ServerConfig, *, port: int = 0, parent_pid: int | None = None, wait_s: float = 30.0
+) -> RunningServer:
+    """Start a server process that ends with `parent_pid` (default: this process).
+
+    The process has a session of its own: killing the process group of a client leaves it alive.
+    """
+    command = [sys.executable, "-m", "ray_judge.demo.server", "--port", str(port)]
+    command += ["--config", "-", "--parent-pid", str(parent_pid or os.getpid())]
+    path = os.pathsep.join(p for p in (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")) if p)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdin as pipe:
+            pipe.write(config.with_secret_json())
+        line = _first_line(process.stdout, wait_s)
+        process.stdout.close()
+        if not line:
+            process.kill()
+            process.wait()
+            errors.seek(0)
+            raise RuntimeError(f"the simulated provider did not start: {errors.read()[-2000:]}")
+    base_url = json.loads(line)["base_url"]
+    return RunningServer(base_url, config.api_key.get_secret_value(), process)
+
+
+def _first_line(stream: IO[str], wait_s: float) -> str:
+    """The first line of a pipe, or "" when it ends or takes too long."""
+    deadline = time.monotonic() + wait_s
+    ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
+    return stream.readline() if ready else ""
+
+
+@contextmanager
+def running_server(config: ServerConfig | None = None, *, port: int = 0) -> Iterator[RunningServer]:
+    """A server process for the length of a `with` block."""
+    server = start_server(config or ServerConfig(), port=port)
+    try:
+        yield server
+    finally:
+        server.stop()

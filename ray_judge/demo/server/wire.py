@@ -1,0 +1,122 @@
+"""HTTP answers, good and broken, as they go over the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import socket
+import struct
+import time
+from email.utils import formatdate
+from typing import Any
+
+from aiohttp import web
+
+from ray_judge.demo.server.config import FaultRule
+from ray_judge.demo.server.fault_kinds import HttpError
+
+JSON_TYPE = "application/json"
+
+
+class ApiFailure(Exception):
+    """Raised by a handler to answer with an API error."""
+
+    def __init__(self, error: HttpError, headers: dict[str, str] | None = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.headers = headers or {}
+
+
+def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiFailure:
+    """A 400 invalid_request_error."""
+    return ApiFailure(HttpError(400, code, "invalid_request_error", message, param))
+
+
+def not_found(what: str) -> ApiFailure:
+    """A 404 for an object that does not exist."""
+    return ApiFailure(HttpError(404, None, "invalid_request_error", f"No such {what}.", "id"))
+
+
+def encode(value: object) -> bytes:
+    """Compact JSON bytes."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def json_answer(
+    value: object, *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    """A JSON response."""
+    return web.Response(
+        body=encode(value), status=status, headers=headers, content_type=JSON_TYPE, charset="utf-8"
+    )
+
+
+def error_answer(error: HttpError, headers: dict[str, str] | None = None) -> web.Response:
+    """An API error response."""
+    return json_answer(error.body(), status=error.status, headers=headers)
+
+
+def retry_headers(rule: FaultRule) -> dict[str, str]:
+    """The Retry-After header of a scripted fault, in the style it asks for."""
+    seconds = rule.retry_after_s
+    if rule.retry_after_style == "seconds":
+        return {"retry-after": str(math.ceil(seconds))}
+    if rule.retry_after_style == "date":
+        return {"retry-after": formatdate(math.ceil(time.time() + seconds), usegmt=True)}
+    if rule.retry_after_style == "ms":
+        return {"retry-after-ms": str(math.ceil(seconds * 1000))}
+    return {}
+
+
+def wait_headers(seconds: float) -> dict[str, str]:
+    """Both Retry-After headers of a real limit; none when waiting cannot help."""
+    if math.isinf(seconds):
+        return {}
+    ms = max(1, math.ceil(seconds * 1000))
+    return {"retry-after": str(math.ceil(ms / 1000)), "retry-after-ms": str(ms)}
+
+
+def client_left(request: web.Request) -> bool:
+    """Whether the client closed its connection."""
+    transport = request.transport
+    return transport is None or transport.is_closing()
+
+
+async def hang(request: web.Request) -> None:
+    """Wait until the client leaves."""
+    while not client_left(request):
+        await asyncio.sleep(0.02)
+
+
+def reset_connection(request: web.Request) -> None:
+    """Close with a TCP reset instead of an orderly end."""
+    transport = request.transport
+    if transport is None:
+        return
+    raw: Any = transport.get_extra_info("socket")
+    if raw is not None:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+async def send_broken(request: web.Request, body: bytes, headers: dict[str, str]) -> web.Response:
+    """Announce the whole body, send half of it and close."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    transport = request.transport
+    if isinstance(transport, asyncio.Transport):
+        transport.write(head.encode() + b"\r\n" + body[: len(body) // 2])
+        transport.close()
+    return web.Response()
+
+
+def send_again(request: web.Request, body: bytes) -> None:
+    """Write the same answer once more on the connection, and close it."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+    transport = request.transport
+    if isinstance(transport, asyncio.Transport):
+        transport.write(head.encode() + body)
+        transport.close()
