@@ -1,0 +1,114 @@
+"""The command line. Thin: it reads arguments, calls a room, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+from ray_judge import __version__
+from ray_judge.errors import ConfigError, InputError, RayJudgeError
+
+EXIT_CODES = """exit codes:
+  0  done
+  1  failure
+  2  usage or configuration
+  3  input data
+  4  paused, run again later (quota, billing, monthly cap)
+  5  a promise was missed (audit under the guarantee)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except RayJudgeError as error:
+        print(f"ray-judge: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ray-judge: stopped; the same command continues", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the commands."""
+    top = argparse.ArgumentParser(
+        prog="ray-judge",
+        description="Score LLM outputs with a local judge; pay a strong one for the doubtful rows.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    score = commands.add_parser("score", help="run the cascade, or continue it")
+    score.add_argument("config", metavar="RUN.yaml")
+    score.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    score.add_argument("--quiet", action="store_true", help="no progress")
+    score.set_defaults(command=_score)
+
+    status = commands.add_parser("status", help="how far a run is, and what it has spent")
+    status.add_argument("output")
+    status.set_defaults(command=_status)
+
+    report = commands.add_parser("report", help="print the summary of a finished run")
+    report.add_argument("output")
+    report.set_defaults(command=_report)
+
+    demo = commands.add_parser("demo", help="a real cascade on this machine, in minutes")
+    demo.add_argument("--output", default="demo-run")
+    demo.add_argument("--pairs", type=int, default=6000)
+    demo.add_argument("--seed", type=int, default=2026)
+    demo.add_argument("--fraction", default="0.45")
+    demo.add_argument("--base-url", help="a real strong judge (its key in OPENAI_API_KEY)")
+    demo.add_argument("--model", default="gpt-4.1")
+    demo.add_argument("--cap", default="5", help="dollars at most")
+    demo.set_defaults(command=_demo)
+    return top
+
+
+def _score(options: argparse.Namespace) -> int:
+    from ray_judge.config import load
+    from ray_judge.pipeline import score
+    from ray_judge.progress import Progress
+
+    config = load(options.config, options.set)
+    summary = score(config, Progress(quiet=options.quiet))
+    print(json.dumps(summary, indent=1, default=float))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from ray_judge.report.status import status
+
+    print(json.dumps(status(options.output), indent=1, default=float))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ray_judge.run_directory import RunDirectory
+
+    run = RunDirectory(options.output)
+    summary = run.summary()
+    if summary is None:
+        if run.plan() is None:
+            raise InputError("there is no run here", run=options.output)
+        raise ConfigError("this run is not finished: score it first", run=options.output)
+    print(json.dumps(summary, indent=1))
+    print(f"{run.uri}/report.html", file=sys.stderr)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from ray_judge.demo.command import demo
+
+    return demo(options)
+
+
+def entry_point() -> None:
+    """Run as the console script `ray-judge`."""
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The demo: synthetic pairs with known truth and a tiny judge trained on some of their kinds."""

@@ -1,0 +1,205 @@
+"""`ray-judge demo`: a real cascade on this machine. Nothing in the path of `score` is special.
+
+Pairs whose truth is known are written as Parquet shards, a local server stands in for the strong
+judge (or a real one is asked, with `--base-url` or OPENAI_API_KEY), the ordinary YAML is written
+and run, and what came out is compared with both judges alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from ray_judge.config import RunConfig, load
+from ray_judge.demo.server import Prices, ServerConfig, StrongAnswers, running_server
+from ray_judge.demo.server.answers import make_policy
+from ray_judge.demo.server.requests import canonical_key, prompt_tokens
+from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, make_pairs
+from ray_judge.errors import ConfigError
+from ray_judge.escalation.pricing import cost, price_of
+from ray_judge.escalation.question import StrongQuestion
+from ray_judge.pipeline import score
+from ray_judge.progress import Progress
+from ray_judge.records import Example, Usage
+
+MODEL = Path(__file__).parent / "model" / "judge"
+SHARDS = 6
+IN_SHARE = 0.58
+"""Share of the pairs of kinds that the judge was trained on."""
+STRONG_ACCURACY = 0.97
+KEY_ENV = "RAY_JUDGE_DEMO_KEY"
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Make pairs, run the cascade on them, print what it was worth."""
+    # Ray's core says at level "error" what is of no use to somebody who looks for the first time.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    output = Path(options.output).absolute()
+    if output.exists() and not (output / "demo.yaml").exists() and any(output.iterdir()):
+        raise ConfigError("this folder is not a demo's: choose another --output", output=output)
+    shutil.rmtree(output, ignore_errors=True)
+    pairs = write_pairs(output / "pairs", options.pairs, options.seed)
+    print(
+        f"{pairs.height:,} pairs in {SHARDS} shards, {IN_SHARE:.0%} of kinds that the local judge "
+        f"was trained on: {output}/pairs",
+        file=sys.stderr,
+    )
+    with strong_judge(options, output) as (strong, simulated):
+        document = {
+            "input": str(output / "pairs"),
+            "output": str(output / "run"),
+            "judge": {"format": "demo", "engine": "vllm", "model": str(MODEL), "dtype": "float32"},
+            "route": {"policy": "fraction", "fraction": float(options.fraction)},
+            "strong": strong,
+            "chunk_rows": 500,
+        }
+        (output / "demo.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+        config = load(output / "demo.yaml")
+        summary = score(config, Progress())
+    rows = pl.read_parquet(output / "run" / "scored" / "*.parquet")
+    alone = simulated_alone(config, pairs, simulated) if simulated else asked_alone(rows)
+    print(report(rows, summary, alone, output, simulated=simulated is not None))
+    return 0
+
+
+def write_pairs(folder: Path, count: int, seed: int) -> pl.DataFrame:
+    """Write `count` pairs as shards in which both domains are mixed; give them as one frame."""
+    inside = round(count * IN_SHARE)
+    made = [
+        *make_pairs(inside, seed=seed, kinds=IN_DOMAIN),
+        *make_pairs(count - inside, seed=seed + 1, kinds=OUT_OF_DOMAIN),
+    ]
+    pairs = pl.DataFrame([asdict(pair) for pair in made]).sample(
+        fraction=1.0, shuffle=True, seed=seed
+    )
+    folder.mkdir(parents=True)
+    size = -(-pairs.height // SHARDS)
+    for number in range(SHARDS):
+        pairs.slice(number * size, size).write_parquet(folder / f"part-{number:02d}.parquet")
+    return pairs
+
+
+@contextmanager
+def strong_judge(
+    options: argparse.Namespace, output: Path
+) -> Iterator[tuple[dict[str, Any], ServerConfig | None]]:
+    """Give the config's `strong` part, and the simulator's settings unless a real one is asked."""
+    strong: dict[str, Any] = {
+        "model": options.model,
+        "max_cost_usd": float(options.cap),
+        "concurrency": 32,
+        "ties": False,
+    }
+    if options.base_url or os.environ.get("OPENAI_API_KEY"):
+        print(f"strong judge: {options.model} at {options.base_url or 'api.openai.com'}, "
+              f"at most ${options.cap}", file=sys.stderr)  # fmt: skip
+        yield {**strong, "base_url": options.base_url}, None
+        return
+    price = price_of(options.model)
+    settings = ServerConfig(
+        answers=StrongAnswers(
+            path=output / "truth.json", verdict="label", accuracy=STRONG_ACCURACY
+        ),
+        prices=Prices(
+            input=price.input, cached_input=price.cached_input or price.input, output=price.output
+        ),
+    )
+    truth = pl.read_parquet(output / "pairs" / "*.parquet")
+    truth.select("instruction", "response_a", "response_b", "label").write_json(
+        output / "truth.json"
+    )
+    print(
+        f"strong judge: a SIMULATOR on this machine, right in {STRONG_ACCURACY:.0%}, at the prices "
+        f"of {options.model}; no model runs in it and no money is spent "
+        "(--base-url or OPENAI_API_KEY ask a real one)",
+        file=sys.stderr,
+    )
+    with running_server(settings) as server:
+        os.environ[KEY_ENV] = server.api_key
+        # No provider's limits hold here, so a laptop's patience is the only one.
+        limits = {"requests_per_minute": 60_000, "tokens_per_minute": 60_000_000}
+        address = {"base_url": server.base_url, "api_key_env": KEY_ENV}
+        yield {**strong, **address, **limits}, settings
+
+
+def simulated_alone(
+    config: RunConfig, pairs: pl.DataFrame, settings: ServerConfig
+) -> dict[str, Any]:
+    """What the simulator answers to every pair, and what that would cost: no estimate."""
+    policy, question = make_policy(settings), StrongQuestion(config)
+    price = price_of(config.strong.model)
+    right, dollars = 0, Decimal(0)
+    for pair in pairs.iter_rows(named=True):
+        body = question.body(Example(pair["instruction"], (pair["response_a"], pair["response_b"])))
+        right += policy.opinion(body, canonical_key(body)).verdict == pair["label"]
+        dollars += cost(price, Usage(input_tokens=prompt_tokens(body), output_tokens=ANSWER_TOKENS))
+    return {
+        "accuracy": right / pairs.height,
+        "usd": dollars,
+        "how": "asked about every pair",
+    }
+
+
+ANSWER_TOKENS = 4
+"""Of `{"verdict":"A"}` as the simulator counts."""
+
+
+def asked_alone(rows: pl.DataFrame) -> dict[str, Any]:
+    """A real strong judge on the rows that it was asked about; dollars extrapolated from them."""
+    asked = rows.filter(pl.col("strong_verdict").is_not_null())
+    if not asked.height:
+        return {"accuracy": None, "usd": Decimal(0), "how": "it answered nothing"}
+    mean = Decimal(asked["strong_cost_usd"].sum()) / asked.height
+    return {
+        "accuracy": share(asked, "strong_verdict"),
+        "usd": mean * rows.height,
+        "how": "on the rows it was asked about",
+    }
+
+
+def share(rows: pl.DataFrame, column: str) -> float:
+    """Share of rows whose verdict is the label."""
+    right = rows.select((pl.col(column) == pl.col("label")).fill_null(value=False).sum()).item()
+    return float(right) / max(1, rows.height)
+
+
+def report(
+    rows: pl.DataFrame,
+    summary: Mapping[str, Any],
+    alone: Mapping[str, Any],
+    output: Path,
+    *,
+    simulated: bool,
+) -> str:
+    """Lay out what a newcomer wants to see."""
+    asked = rows.filter(pl.col("route") != "accept").height
+    spent, everything = float(summary["spent_usd"]), float(alone["usd"])
+    inside, outside = rows.filter(domain="in"), rows.filter(domain="out")
+    strong = "strong judge (simulated)" if simulated else "strong judge"
+    strong_accuracy = "  –  " if alone["accuracy"] is None else f"{alone['accuracy']:.3f}"
+    saved = 1 - spent / everything if everything else 0.0
+    return f"""
+                                  accuracy   calls      dollars
+local judge alone                    {share(rows, "judge_verdict"):.3f}       0       0.0000
+  on kinds it was trained on         {share(inside, "judge_verdict"):.3f}
+  on kinds it never saw              {share(outside, "judge_verdict"):.3f}
+{strong:<28}         {strong_accuracy}   {rows.height:5d}   {everything:10.4f}   ({alone["how"]})
+cascade                              {share(rows, "final_verdict"):.3f}   {asked:5d}   {spent:10.4f}
+
+{asked / rows.height:.0%} of the pairs were escalated; {saved:.0%} of the dollars stayed with you.
+scored shards   {output}/run/scored/
+page            {output}/run/report.html
+summary         {output}/run/summary.json
+configuration   {output}/demo.yaml   (ray-judge score runs it)
+"""

@@ -1,0 +1,54 @@
+"""What a run shows while it works: one line that moves on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+EVERY_S = 5.0
+"""Between two lines where there is no terminal (a job's log)."""
+
+
+class Progress:
+    """Prints rows judged, questions asked and dollars spent, to stderr."""
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        """Write to `stream` (stderr)."""
+        self._quiet = quiet
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._parts: dict[str, str] = {}
+        self._last = 0.0
+        self._begun = time.monotonic()
+
+    def __call__(self, phase: str, figures: Mapping[str, Any]) -> None:
+        """Take note of a phase's figures and show the line."""
+        if phase == "plan":
+            self._parts["plan"] = f"{figures['rows']:,} rows in {figures['shards']:,} shards"
+            self._parts["judge"] = "starting the judge"
+        elif phase == "judge":
+            self._parts["judge"] = f"judged {figures['done'] / max(1, figures['rows']):.0%}"
+        elif phase == "escalate":
+            spent, cap = float(figures["spent_usd"]), float(figures["cap_usd"])
+            self._parts["spent"] = f"spent ${spent:.4f} of ${cap:g}"
+            if figures.get("denied"):
+                self._parts["denied"] = f"{figures['denied']:,} denied by the cap"
+            if figures.get("paused") and figures.get("waiting"):
+                self._parts["paused"] = "paused"
+        self._show(last=phase == "done", at_once=phase == "plan")
+
+    def _show(self, *, last: bool, at_once: bool) -> None:
+        now = time.monotonic()
+        if self._quiet or not (
+            last or at_once or now - self._last > (0.2 if self._live else EVERY_S)
+        ):
+            return
+        self._last = now
+        line = " · ".join([f"{now - self._begun:6.1f} s", *self._parts.values()])
+        if self._live:
+            self._stream.write(f"\r\x1b[2K{line}" + ("\n" if last else ""))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()

@@ -1,0 +1,1 @@
+"""What a run says about itself: `summary` for programs, `page` for people."""

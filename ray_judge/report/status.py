@@ -1,0 +1,32 @@
+"""`ray-judge status`: how far a run is, read from its directory without touching it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from ray_judge.errors import InputError
+from ray_judge.escalation.journal import load_journal
+from ray_judge.run_directory import RunDirectory
+
+
+def status(output: str) -> dict[str, Any]:
+    """Count what is on disk. `spent_usd` is what the journal proves; open leases come on top."""
+    run = RunDirectory(output)
+    plan = run.plan()
+    if plan is None:
+        raise InputError("there is no run here", run=output)
+    judged = run.judged()
+    chunks = list(plan.chunks())
+    journal = load_journal(run.storage)
+    return {
+        "finished": run.summary() is not None,
+        "rows": plan.rows,
+        "judged": sum(chunk.rows for chunk in chunks if chunk.name in judged),
+        "chunks": len(chunks),
+        "chunks_judged": len(judged),
+        "shards": len(plan.shards),
+        "shards_scored": len(run.scored()),
+        "answers": len(journal.answers),
+        "spent_usd": sum((answer.cost_usd for answer in journal.rows), Decimal(0)),
+    }
