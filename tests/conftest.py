@@ -1,0 +1,109 @@
+"""What all tests share: a small local Ray, the real data where it is, and no way out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast an example is drawn says how busy the machine is, nothing about the code.
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
+
+ROOT = Path(__file__).resolve().parent.parent
+CPUS = 4
+"""Of the tests' Ray, on any machine: actors that hold every CPU would starve the readers."""
+
+# Before Ray, vLLM or a hub is imported; the workers inherit it.
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("OPENAI_API_KEY", None)  # no test may find a way to spend money
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in tests/gpu, and skip it where there is no GPU."""
+    for item in items:
+        if ROOT / "tests" / "gpu" in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+        if item.get_closest_marker("gpu") and not has_gpu():
+            item.add_marker(pytest.mark.skip(reason="this machine has no NVIDIA GPU"))
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU answers."""
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return found.returncode == 0 and "GPU" in found.stdout
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real judge data that lies beside the checkout (see its README)."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside this checkout: real judge data is not shipped")
+    return folder
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A folder with a short path: Ray's sockets lie in it, and may have 107 characters."""
+    with temporary_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray for the whole session; the pipeline's `connected()` works on it."""
+    import ray
+
+    with temporary_folder() as folder:
+        _start_ray(folder)
+        yield
+        ray.shutdown()
+
+
+def _start_ray(folder: Path, tries: int = 4) -> None:
+    """Start Ray. It gives its own processes 30 s, which a busy machine may not have for them."""
+    import ray
+
+    for left in reversed(range(tries)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=CPUS,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+                log_to_driver=False,
+                logging_level="WARNING",
+            )
+        except Exception:  # a bare one says "timed out during startup"
+            ray.shutdown()
+            if not left:
+                raise
+        else:
+            return
+
+
+class temporary_folder:  # noqa: N801  reads as a function
+    """A short-lived folder under /tmp, removed whatever still writes into it."""
+
+    def __enter__(self) -> Path:
+        self._path = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)

@@ -1,0 +1,325 @@
+"""Real processes, killed with SIGKILL at random instants, and continued to the end.
+
+    python -m tests.fault.kill --runs 100 --rows 2000
+
+Each run scores the same rows against the simulated provider, whose own books are the judge. A
+seed decides who is killed (the driver, the asker's process, the governor's) and after how many
+bills; `test_kill.py` makes a few runs of it in CI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from ray_judge.demo.server import Latency, Prices, RunningServer, ServerConfig, running_server
+
+# A raylet on a busy machine is slow, not dead: read by Ray's processes when they start.
+os.environ.setdefault("RAY_health_check_failure_threshold", "30")
+
+ROOT = Path(__file__).resolve().parents[2]
+GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
+"""The shipped prices of gpt-4.1."""
+IN_FLIGHT = 16
+WINDOW_S = 0.25
+SLACK_S = 0.05
+"""Between the signal and the last instruction of its target, and between two readings."""
+LATENCY_MS = (20.0, 50.0)
+ACTORS = {"asker": b"ray::AskerActor", "governor": b"ray::GovernorActor"}
+VICTIMS = ("driver", *ACTORS)
+
+
+def server_config() -> ServerConfig:
+    """A provider that answers like a quick real one."""
+    low, high = LATENCY_MS
+    return ServerConfig(prices=GPT_41, latency=Latency(min_ms=low, max_ms=high))
+
+
+@dataclass
+class Scored:
+    """One run directory, scored by a process of its own as often as it takes."""
+
+    folder: Path
+    server: RunningServer
+    address: str
+    max_cost_usd: str = "5"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    def write(self) -> Path:
+        """Write the configuration."""
+        document = {
+            "input": str(self.folder.parent / "in"),
+            "output": str(self.output),
+            "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
+            "route": {"policy": "fraction", "fraction": 1},
+            "strong": {
+                "model": "gpt-4.1",
+                "max_cost_usd": self.max_cost_usd,
+                "base_url": self.server.base_url,
+                "requests_per_minute": 600_000,
+                "tokens_per_minute": 600_000_000,
+                "concurrency": IN_FLIGHT,
+                **self.settings,
+            },
+            "chunk_rows": 100,
+        }
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / "run.yaml"
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    def start(self) -> subprocess.Popen[str]:
+        """Begin `ray-judge score` on the cluster at `address`."""
+        code = "from ray_judge.cli import entry_point; entry_point()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "score", str(self.write()), "--quiet"],
+            env={
+                **os.environ,
+                "RAY_ADDRESS": self.address,
+                "OPENAI_API_KEY": self.server.api_key,
+                "PYTHONPATH": str(ROOT),
+            },
+            text=True,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def rows(self) -> pl.DataFrame:
+        """All scored rows, less what a crash may change: what their attempts cost."""
+        paths = sorted((self.output / "scored").rglob("*.parquet"))
+        return pl.concat([pl.read_parquet(path) for path in paths]).drop("strong_cost_usd")
+
+
+def write_pairs(folder: Path, rows: int) -> None:
+    """Two shards of pairs with the probabilities of a judge that has run."""
+    folder.mkdir()
+    for number, numbers in enumerate((range(rows // 2), range(rows // 2, rows))):
+        p_a = [0.5 + (n % 97) / 200 for n in numbers]
+        table = {
+            "instruction": [f"Write down the number {n}." for n in numbers],
+            "response_a": [f"{n}" for n in numbers],
+            "response_b": [f"perhaps {n + 1}" for n in numbers],
+            "p_a": p_a,
+            "p_b": [1 - p for p in p_a],
+        }
+        pq.write_table(pa.table(table), folder / f"part-{number}.parquet")
+
+
+# --- killing ---
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Every process below `pid`: nobody else's Ray is ever touched."""
+    children = defaultdict(list)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has just ended
+        children[parent].append(int(stat.parent.name))
+    waiting = [pid]
+    while waiting:
+        found = children[waiting.pop()]
+        yield from found
+        waiting.extend(found)
+
+
+def actor_pid(kind: str) -> int | None:
+    """The process of an actor of this class, by the title that Ray gives it."""
+    for pid in descendants(os.getpid()):
+        try:
+            if (Path("/proc") / str(pid) / "cmdline").read_bytes().startswith(ACTORS[kind]):
+                return pid
+        except OSError:
+            continue
+    return None
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs (a zombie does not)."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@dataclass
+class Night:
+    """What became of one run: who was killed when, and what the provider billed."""
+
+    victims: list[str]
+    deaths: list[float] = field(default_factory=list)
+    """When an asker's process was gone, seconds of the system-wide monotonic clock: killed, or
+    ended by Ray some time after its driver or its session."""
+    starts: int = 0
+    twice: int = 0
+    unexcused: int = 0
+    allowed: int = 0
+    """Questions in flight at a death, or answered in the 250 ms before."""
+    usd: Decimal = Decimal(0)
+    seconds: float = 0.0
+
+
+def run_killed(run: Scored, seed: int, rows: int) -> Night:
+    """Score `run` to its end through one to three kills."""
+    rng = random.Random(seed)
+    night = Night([rng.choice(VICTIMS) for _ in range(rng.choice((1, 1, 2, 3)))])
+    after = sorted(rng.randint(0, int(rows * 0.95)) for _ in night.victims)
+    plan = list(zip(night.victims, after, strict=True))
+    night.victims = []
+    begun = time.monotonic()
+    watching: list[threading.Thread] = []
+    while True:
+        night.starts += 1
+        process = run.start()
+        while plan and process.poll() is None:
+            victim, bills = plan[0]
+            asker = actor_pid("asker") if run.server.stats()["billed"] >= bills else None
+            pid = process.pid if victim == "driver" else actor_pid(victim) if asker else None
+            if asker is None or pid is None:
+                time.sleep(0.005)  # not yet so far, or a session has just ended
+                continue
+            time.sleep(rng.random() * 0.1)
+            watching.append(threading.Thread(target=_watch, args=(asker, night)))
+            watching[-1].start()
+            os.kill(pid, signal.SIGKILL)
+            night.victims.append(victim)
+            plan.pop(0)
+        _, said = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, said
+    for thread in watching:
+        thread.join()
+    night.seconds = time.monotonic() - begun
+    _count(night, run.server.bills())
+    return night
+
+
+def _watch(asker: int, night: Night) -> None:
+    while alive(asker):
+        time.sleep(0.002)
+    night.deaths.append(time.monotonic())
+
+
+def _count(night: Night, bills: list[dict[str, Any]]) -> None:
+    """Which second bills a death explains: in flight then, or answered in the 250 ms before."""
+    by_question: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for bill in bills:
+        by_question[bill["canonical"]].append(bill)
+        night.usd += Decimal(bill["usd"])
+        night.allowed += any(_explains(death, bill) for death in night.deaths)
+    for times in by_question.values():
+        night.twice += len(times) - 1
+        night.unexcused += sum(
+            not any(_explains(death, bill) for death in night.deaths) for bill in times[:-1]
+        )
+
+
+def _explains(death: float, bill: dict[str, Any]) -> bool:
+    """Whether an asker that died then may not have kept this answer."""
+    answered, longest_s = bill["answered_monotonic"], LATENCY_MS[1] / 1000
+    sent_before = bill["billed_monotonic"] - longest_s < death + SLACK_S
+    return sent_before and (answered is None or answered > death - WINDOW_S - SLACK_S)
+
+
+# --- many ---
+
+
+def check(night: Night, run: Scored, wanted: pl.DataFrame) -> None:
+    """The promises, by the provider's own books."""
+    got = run.rows()
+    cap = Decimal(run.max_cost_usd)
+    assert night.usd <= cap, f"billed {night.usd}, the cap is {cap}"
+    assert night.unexcused == 0, f"{night.unexcused} billed twice, and no kill explains it: {night}"
+    assert night.twice <= night.allowed, night
+    assert got.height == wanted.height
+    denied = got["outcome"] == "denied_budget"
+    assert got.filter(~denied).equals(wanted.filter(~denied)), "another output than undisturbed"
+
+
+def undisturbed(folder: Path, server: RunningServer, address: str, rows: int) -> Scored:
+    """The same rows without a kill: nothing is billed twice."""
+    write_pairs(folder / "in", rows)
+    run = Scored(folder / "whole", server, address)
+    process = run.start()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (rows, 0)
+    return run
+
+
+def main() -> int:
+    """Many runs, each with its own seed; ends at the first broken promise."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fault.kill", description=__doc__)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--from", type=int, default=0, dest="first", metavar="SEED")
+    options = parser.parse_args()
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="rj-", ignore_cleanup_errors=True) as name:
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            _temp_dir=f"{name}/ray",
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        address = ray.get_runtime_context().gcs_address
+        try:
+            with running_server(server_config()) as server:
+                return _many(Path(name), server, address, options)
+        finally:
+            ray.shutdown()
+
+
+def _many(folder: Path, server: RunningServer, address: str, options: argparse.Namespace) -> int:
+    whole = undisturbed(folder, server, address, options.rows)
+    wanted, usd = whole.rows(), Decimal(server.stats()["total_usd"])
+    kills = twice = allowed = 0
+    for seed in range(options.first, options.first + options.runs):
+        server.reset()
+        cap = "5" if seed % 2 else str(usd)  # every other run has not one cent to spare
+        run = Scored(folder / f"run-{seed}", server, address, cap)
+        night = run_killed(run, seed, options.rows)
+        check(night, run, wanted)
+        kills, twice = kills + len(night.victims), twice + night.twice
+        allowed += night.allowed
+        print(
+            f"seed {seed}: {', '.join(night.victims)}; {night.starts} starts, {night.twice} billed "
+            f"twice of {night.allowed} explained, ${night.usd} of ${cap}, {night.seconds:.1f} s",
+            flush=True,
+        )
+    print(f"{options.runs} runs, {kills} kills, {twice} billed twice of {allowed} explained")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

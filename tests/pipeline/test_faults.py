@@ -1,0 +1,151 @@
+"""Whatever the provider does, the run ends, rows say what happened, and the books are right."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pytest
+
+from ray_judge.demo.server import RunningServer
+
+from .conftest import Run, Runs, pairs
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def row(run: Run, number: int) -> dict[str, Any]:
+    (found,) = run.scored().filter(pl.col("instruction") == instruction(number)).to_dicts()
+    return found
+
+
+def instruction(number: int) -> str:
+    return f"Write down the number {number}."
+
+
+def fault(kind: str, number: int, **changes: Any) -> dict[str, Any]:
+    return {"kind": kind, "contains": instruction(number), **changes}
+
+
+def test_a_bad_night(runs: Runs, server: RunningServer) -> None:
+    """One fault per row; the rows between them are fine."""
+    server.configure(
+        faults=[
+            fault("rate_limit", 0, attempts=[1], retry_after_s=0.3),
+            fault("rate_limit", 1, attempts=[1], retry_after_s=0.2, retry_after_style="date"),
+            fault("server_error", 2, attempts=[1, 2]),
+            fault("unavailable", 3, attempts=[1], retry_after_s=0.1),
+            fault("refusal", 4),
+            fault("refusal", 5, attempts=[1]),
+            fault("malformed_json", 6),
+            fault("malformed_json", 7, attempts=[1]),
+            fault("wrong_verdict", 8),
+            fault("cut", 9),
+            fault("empty_content", 10, attempts=[1]),
+            fault("missing_usage", 11),
+            fault("content_filter_400", 12),
+            fault("context_length_exceeded", 13),
+            fault("reset_before", 14, attempts=[1]),
+            fault("reset_after", 15, attempts=[1]),
+            fault("truncated_body", 16, attempts=[1]),
+            fault("broken_body", 17),
+            fault("hang_billed", 18, attempts=[1]),
+            fault("content_filter", 19),
+            fault("bad_gateway_html", 20, attempts=[1]),
+        ]
+    )
+    run = runs(pairs(30), route__fraction=1, strong__timeout_s=2)
+    assert run.score() == 0
+    outcomes = {n: row(run, n)["outcome"] for n in range(30)}
+    resolved = [0, 1, 2, 3, 5, 7, 10, 11, 14, 15, 16, 18, *range(20, 30)]
+    assert [n for n, outcome in outcomes.items() if outcome == "resolved"] == resolved
+    assert [n for n in outcomes if outcomes[n] == "refused"] == [4, 12, 19]
+    assert [n for n in outcomes if outcomes[n] == "unparseable"] == [6, 8, 9]
+    assert [n for n in outcomes if outcomes[n] == "failed"] == [13, 17]
+    for number in (4, 6, 8, 9, 12, 13, 17, 19):
+        bad = row(run, number)
+        assert bad["final_verdict"] == bad["judge_verdict"] and bad["final_source"] == "judge"
+        assert bad["error"].startswith("strong: "), bad["error"]
+    assert "max_output_tokens" in row(run, 9)["error"]
+
+    # What was asked again was paid for again, and what was never computed cost nothing.
+    bills: dict[str, Decimal] = {}
+    for bill in server.bills():
+        bills[bill["fault"] or "none"] = bills.get(bill["fault"] or "none", Decimal(0)) + Decimal(
+            bill["usd"]
+        )
+    assert row(run, 4)["strong_cost_usd"] == bills["refusal"] * 2 / 3  # of three, one is row 5's
+    assert row(run, 12)["strong_cost_usd"] == row(run, 13)["strong_cost_usd"] == 0
+    assert row(run, 2)["strong_cost_usd"] > 0
+    # A lost answer counts at its maximum; so do uncounted tokens: never less than the bill.
+    for number in (11, 15, 16, 17, 18):
+        assert row(run, number)["strong_cost_usd"] > row(run, 29)["strong_cost_usd"]
+    assert run.check_costs() >= Decimal(server.stats()["total_usd"])
+    exact = [n for n in range(30) if n not in (11, 14, 15, 16, 17, 18)]
+    booked = sum((row(run, n)["strong_cost_usd"] for n in exact), Decimal(0))
+    lost = ("missing_usage", "reset_after", "truncated_body", "broken_body", "hang_billed")
+    billed = Decimal(server.stats()["total_usd"]) - sum((bills[kind] for kind in lost), Decimal(0))
+    again = row(run, 29)["strong_cost_usd"]  # rows 14, 15, 16, 18: one good answer each
+    assert billed - booked == pytest.approx(4 * again, rel=Decimal("0.05"))
+
+
+def test_a_server_that_knows_no_response_format(runs: Runs, server: RunningServer) -> None:
+    server.configure(refuse_response_format=True)
+    run = runs(pairs(40), route__fraction=1)
+    assert run.score() == 0
+    assert run.outcomes() == {"resolved": 40}
+    assert server.stats()["billed"] == 40
+    assert run.check_costs() == Decimal(server.stats()["total_usd"])
+
+
+def test_an_empty_account_pauses_and_nothing_is_asked_twice(
+    runs: Runs, server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.configure(quota_usd="0.01")
+    run = runs(pairs(100), route__fraction=1, strong__concurrency=4)
+    assert run.score(capsys=capsys) == 4
+    assert "insufficient_quota" in run.said[-1]
+    assert not (run.output / "summary.json").exists()
+    paid = server.stats()["billed"]
+    assert 0 < paid < 100
+    server.configure(quota_usd=None)
+    assert run.score() == 0
+    assert run.outcomes() == {"resolved": 100}
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (100, 0)
+    assert run.check_costs() == Decimal(stats["total_usd"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"faults": [{"kind": "invalid_api_key", "max_times": 1000}]}, "invalid_api_key"),
+        ({"models": ["another-model"]}, "model_not_found"),
+    ],
+)
+def test_a_key_or_model_that_the_provider_refuses_ends_the_run(
+    runs: Runs,
+    server: RunningServer,
+    settings: dict[str, Any],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.configure(**settings)
+    run = runs(pairs(50), route__fraction=1, strong__concurrency=4)
+    assert run.score(capsys=capsys) == 1
+    assert said in run.said[-1] and "OPENAI_API_KEY" in run.said[-1]
+    assert server.api_key not in run.said[-1]
+    stats = server.stats()
+    assert stats["billed"] == 0 and stats["requests"] <= 8  # what was in flight, not the whole run
+
+
+def test_a_server_that_is_not_there_pauses_the_run(
+    runs: Runs, server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs(pairs(20), route__fraction=1)
+    nobody = "strong.base_url=http://127.0.0.1:9/v1"
+    assert run.score(nobody, "strong.give_up_after_s=0.5", capsys=capsys) == 4
+    assert "give_up_after_s" in run.said[-1]
+    assert run.score() == 0  # the same run, with the server back
+    assert run.outcomes() == {"resolved": 20}

@@ -1,0 +1,109 @@
+"""The shipped judge on vLLM, end to end: real prompts, real log-probabilities, real errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_judge.demo.server import RunningServer
+
+from .conftest import ROOT, Run, Runs
+
+MODEL = ROOT / "ray_judge" / "demo" / "model" / "judge"
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason=f"no demo judge in {MODEL}"),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+CONTEXT = 4096
+"""Tokens, and bytes, of the demo judge's context."""
+
+
+def local(runs: Runs, *shards: pa.Table, **changes: Any) -> Run:
+    judge = {"format": "demo", "engine": "vllm", "model": str(MODEL), "dtype": "float32"}
+    return runs(*shards, **{"judge": judge, **changes})
+
+
+def test_pairs_in_both_orders(runs: Runs, server: RunningServer) -> None:
+    """Every pair and its mirror image, with misfortunes between them."""
+    words = ["cat", "house", "river", "stone", "blue", "seven", "pencil", "window"] * 4
+    asked = [f"Copy: {word}{n}" for n, word in enumerate(words)]
+    here, there = [f"{w}{n}" for n, w in enumerate(words)], [f"{w}?" for w in words]
+    rows = {
+        "instruction": [*asked, *asked, None, "x" * (CONTEXT + 1), "x" * (CONTEXT - 60)],
+        "response_a": [*here, *there, "a", "a", "a"],
+        "response_b": [*there, *here, "b", "b", "b"],
+    }
+    shards = [pa.table(rows), *real_texts()]
+    run = local(runs, *shards, judge__swap=True, route__fraction=0.1, chunk_rows=20)
+    assert run.score() == 0
+    scored, n = run.scored().to_dicts(), len(words)
+    for straight, mirrored in zip(scored[:n], scored[n : 2 * n], strict=True):
+        assert straight["error"] is None and straight["judge_model"] == str(MODEL)
+        p, q = straight["judge_probs"], mirrored["judge_probs"]
+        assert math.fsum((p["A"], p["B"])) == pytest.approx(1) and p["tie"] is None
+        # Both were read in both orders: only the batch's rounding is between them.
+        assert p["A"] == pytest.approx(q["B"], abs=1e-4)
+        assert straight["judge_confidence"] == max(p["A"], p["B"])
+        assert straight["judge_verdict"] == ("A" if p["A"] >= p["B"] else "B")
+    null, long, fits = scored[2 * n : 2 * n + 3]
+    assert null["error"] == "input: instruction is null"
+    assert null["judge_verdict"] is None
+    assert (null["outcome"], null["final_source"]) == ("failed", "none")
+    assert "context" in long["error"] and long["error"].startswith("judge: the prompt has ")
+    assert long["judge_probs"] is None and long["judge_confidence"] is None
+    assert (long["route"], long["outcome"], long["final_source"]) == (
+        "escalate", "resolved", "strong",
+    )  # fmt: skip
+    assert fits["judge_verdict"] is not None and fits["error"] is None
+    for real in scored[2 * n + 3 :]:
+        assert real["judge_verdict"] in ("A", "B") or len(real["error"]) > 20
+    count = sum(map(len, shards))
+    assert run.summary()["rows"] == count
+    assert run.summary()["routes"]["escalate"] == count // 10 == server.stats()["billed"]
+
+
+def real_texts() -> list[pa.Table]:
+    """A tenth of LLMBar, real texts of real lengths, where the data is beside the checkout."""
+    path = ROOT.parent / "shared" / "data" / "llmbar.parquet"
+    if not path.exists():
+        return []
+    table = pq.read_table(path, columns=["instruction", "response_a", "response_b"])
+    return [table.take(list(range(0, len(table), 10)))]
+
+
+def test_scores_of_single_responses(runs: Runs, server: RunningServer) -> None:
+    """`generic` with any model: here one that was never taught to grade."""
+    table = pa.table(
+        {
+            "question": [f"Spell {n}." for n in range(30)],
+            "response": [f"{n}" * (n % 7 + 1) for n in range(30)],
+            "grade": pa.array([float(n % 5 + 1) if n % 3 else None for n in range(30)]),
+        }
+    )
+    judge = {"format": "generic", "model": str(MODEL), "dtype": "float32", "min_mass": 0.0}
+    judge |= {"scores": [1, 5], "confidence": "margin", "rubric": "Only spelling counts."}
+    run = runs(
+        table, judge=judge, task="pointwise", columns={"instruction": "question", "label": "grade"},
+        route__fraction=0.5, strong__scores=[1, 5],
+    )  # fmt: skip
+    assert run.score() == 0
+    scored = run.scored()
+    assert scored.schema["final_verdict"] == scored.schema["judge_verdict"] == pl.Float64
+    assert scored["judge_verdict"].is_in([1.0, 2.0, 3.0, 4.0, 5.0]).all()
+    assert list(scored["judge_probs"].struct.fields) == ["1", "2", "3", "4", "5"]
+    strong = scored.filter(outcome="resolved")
+    assert strong.height == 15 == server.stats()["billed"]
+    assert strong["strong_verdict"].is_between(1, 5).all()
+    assert strong["final_verdict"].to_list() == strong["strong_verdict"].to_list()
+    assert (
+        strong["judge_confidence"].max()
+        <= scored.filter(outcome="not_needed")["judge_confidence"].min()
+    )  # type: ignore[operator]
+    assert set(run.summary()["label_accuracy"]) == {"judge", "final"}

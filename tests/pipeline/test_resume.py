@@ -1,0 +1,88 @@
+"""A run that was killed goes on: the same output, and nothing done or paid twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ray_judge.demo.server import RunningServer
+from ray_judge.run_directory import RunDirectory
+
+from .conftest import Run, Runs, pairs
+
+pytestmark = pytest.mark.timeout(300)
+
+CHUNKS = 30
+
+
+def wait_for_files(folder: Path, count: int, process: object) -> None:
+    """Return when so many files are committed; fails when the process ends before."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("[!.]*"))) < count:
+        assert process.poll() is None, process.communicate()  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # a poll of another process's files, not a guess at its speed
+
+
+def killed_while_judging(run: Run, address: str) -> set[str]:
+    """Start the run in another process and kill it; gives the chunks that it had committed."""
+    process = run.start(address)
+    wait_for_files(run.output / "judged", 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    return RunDirectory(str(run.output)).judged()
+
+
+def test_kill_9_while_judging(runs: Runs, server: RunningServer, ray_session: str) -> None:
+    shards = [pairs(CHUNKS * 2), pairs(CHUNKS * 2, first=CHUNKS * 2)]
+    whole, torn = runs(*shards, chunk_rows=4), runs(*shards, chunk_rows=4)
+    torn.document["input"] = whole.document["input"]
+    assert whole.score() == 0
+    committed = killed_while_judging(torn, ray_session)
+    assert 3 <= len(committed) < CHUNKS, "the kill came too late to be one"
+    assert server.stats()["billed"] == CHUNKS * 2  # only the first run's
+    old = {
+        name: (torn.output / "judged" / f"{name}.parquet").stat().st_mtime_ns for name in committed
+    }
+    (torn.output / "judged" / ".tmp-dead").write_bytes(b"half a chunk")
+
+    assert torn.score() == 0
+    for name, written in old.items():
+        assert (torn.output / "judged" / f"{name}.parquet").stat().st_mtime_ns == written
+    first, second = whole.scored(), torn.scored()
+    assert first.drop("strong_cost_usd").equals(second.drop("strong_cost_usd"))
+    assert {k: v for k, v in whole.summary().items() if k not in ("seconds", "spent_usd")} == {
+        k: v for k, v in torn.summary().items() if k not in ("seconds", "spent_usd")
+    }
+    assert torn.check_costs() == whole.check_costs()
+
+
+def test_a_crash_after_any_phase(runs: Runs, server: RunningServer) -> None:
+    """Whatever of the run's files is missing is made again, and nothing else; nobody is asked."""
+    run = runs(pairs(60), pairs(60, first=60), chunk_rows=20)
+    assert run.score() == 0
+    wanted, asked = run.scored(), server.stats()["requests"]
+    judged = sorted((run.output / "judged").iterdir())
+    for missing in (judged[1], run.scored_paths()[0]):
+        (run.output / "summary.json").unlink()
+        (run.output / "report.html").unlink()
+        missing.unlink()
+        before = run.everything()
+        assert run.score() == 0
+        after = run.everything()
+        assert run.scored().equals(wanted)
+        assert server.stats()["requests"] == asked
+        assert set(before) | {
+            str(missing.relative_to(run.output)),
+            "summary.json",
+            "report.html",
+        } == set(after)
+        changed = {name for name in before if before[name] != after[name]} - {"lock"}
+        assert not changed, changed
+    assert run.summary()["api_requests"] == asked
+    assert pl.Series(run.summary()["outcomes"].values()).sum() == 120

@@ -1,0 +1,195 @@
+"""What a night is made of: drawn from the seed before it begins, so that it can be read."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from typing import Any
+
+from ray_judge.config import RunConfig, StrongConfig, parse
+from ray_judge.escalation.pricing import Price, input_token_bound, max_cost, price_of
+from ray_judge.escalation.question import StrongQuestion, canonical_key
+from ray_judge.records import Example
+
+UNITS = 10**13
+"""Money in the simulator's own books: whole 1e-13 dollars, in which every bill is exact."""
+MONTH_END = 1_796_083_200.0
+"""2026-12-01 00:00 UTC."""
+PRICES = {"input_usd_per_mtok": "1.2345678", "output_usd_per_mtok": "8.7654321"}
+"""Odd on purpose: no cost is a whole number of nano-dollars."""
+INPUT_UNITS, OUTPUT_UNITS = 12_345_678, 87_654_321
+"""The same per token, in `UNITS`."""
+MAX_OUTPUT_TOKENS = 60
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing that can be asked."""
+
+    key: str
+    body: dict[str, Any]
+    input_bound: int
+    max_cost_usd: Decimal
+
+
+@cache
+def parts() -> tuple[RunConfig, StrongQuestion, Price, tuple[Question, ...]]:
+    """Configuration, question, price and thirty questions: the same for every night."""
+    config = parse(
+        {
+            "input": "none",
+            "output": "none",
+            "judge": {"engine": "columns", "prob_columns": {"A": "a", "B": "b"}},
+            "route": {"policy": "fraction", "fraction": 1},
+            "strong": {
+                "model": "sim",
+                "max_cost_usd": 1,
+                "price": PRICES,
+                "max_output_tokens": MAX_OUTPUT_TOKENS,
+                "reasks": 1,
+                "timeout_s": 5,
+            },
+        }
+    )
+    question = StrongQuestion(config)
+    price = price_of("sim", {name: Decimal(text) for name, text in PRICES.items()})
+    questions = []
+    for number in range(30):
+        example = Example(f"question {number} " + "x" * (37 * number % 400), ("yes", "no"))
+        body = question.body(example)
+        bound = input_token_bound(body["messages"], body.get("response_format"))
+        most = max_cost(price, input_tokens=bound, output_tokens=MAX_OUTPUT_TOKENS, tier="default")
+        questions.append(Question(canonical_key(body), body, bound, most))
+    return config, question, price, tuple(questions)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How likely the provider is to do what, for each request that reaches it."""
+
+    server_error: float = 0.0
+    rate_limit: float = 0.0
+    row_refused: float = 0.0
+    no_schema: float = 0.0
+    reset_before: float = 0.0
+    reset_after: float = 0.0
+    cut: float = 0.0
+    late: float = 0.0
+    refusal: float = 0.0
+    malformed: float = 0.0
+    no_usage: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One night."""
+
+    questions: tuple[Question, ...]
+    """As rows: some are identical."""
+    start: float
+    """Unix seconds at the beginning."""
+    cap_usd: Decimal
+    monthly_cap_usd: Decimal | None
+    strong: StrongConfig
+    askers: int
+    unit: int
+    """Questions in one call to an asker."""
+    shuffled: bool
+    segments: bool
+    shared: bool
+    """Ledger and journal are shared: a second driver may start while one is at work."""
+    compacts: bool
+    """The run folds its journal at the end, as it always does really; half of a night's time."""
+    linger_s: float
+    dearest: bool
+    """Every answer costs its maximum."""
+    provider_rpm: float
+    quota_after: int | None
+    """After so many answers the provider wants money first, for a while."""
+    faults: Faults
+    crashes: int
+    steps_between_crashes: int
+    p_pause: float
+    p_slow: float
+    p_fail: float
+    failures: int
+    p_duplicate: float
+    """How likely a call to the governor is to be delivered twice, where that must be safe."""
+
+
+def draw(rng: random.Random) -> Plan:
+    """Draw a night. Half of all nights lack most kinds of fault: broken promises are found in
+    quiet nights too, and are easier to read there."""
+    config, _, _, pool = parts()
+    rows = rng.choice((5, 8, 12, 20, 30))
+    distinct = rng.randint(max(1, rows // 2), rows)
+    asked = tuple(rng.choices(pool[:distinct], k=rows))
+    most = sum((q.max_cost_usd for q in set_of(asked)), Decimal(0))
+    share = Decimal(rng.choice((rng.uniform(0.05, 1.0), rng.uniform(0.2, 3.0), 10.0)))
+    cap = Decimal(0) if rng.random() < 0.02 else (most * share).quantize(Decimal("1e-9"))
+    border = rng.random() < 0.2
+    month = (most * Decimal(rng.uniform(0.1, 0.8))).quantize(Decimal("1e-9"))
+    rpm = rng.choice((600, 6_000, 60_000))
+    strong = config.strong.model_copy(
+        update={
+            "max_cost_usd": cap,
+            "requests_per_minute": rpm,
+            "tokens_per_minute": rng.choice((200_000, 100_000_000)),
+            "concurrency": rng.choice((1, 2, 4, 8, 16)),
+            "reasks": rng.choice((0, 1, 1, 2)),
+            "give_up_after_s": rng.choice((3.0, 60.0)),
+        }
+    )
+    crashes = rng.choice((0, 0, 1, 2, 4))
+    troubled = rng.random() < 0.5
+    return Plan(
+        questions=asked,
+        start=MONTH_END - (rng.uniform(0.1, 2.0) if border else 864_000.0),
+        cap_usd=cap,
+        monthly_cap_usd=month if rng.random() < (0.8 if border else 0.1) else None,
+        strong=strong,
+        askers=rng.choice((1, 1, 2, 3)),
+        unit=rng.choice((2, 4, 16)),
+        shuffled=rng.random() < 0.5,
+        segments=rng.random() < 0.3,
+        shared=rng.random() < 0.25,
+        compacts=rng.random() < 0.2,
+        linger_s=rng.choice((0.0, 0.0, 0.1)),
+        dearest=rng.random() < 0.2,
+        provider_rpm=rpm * rng.choice((0.3, 1.0, 1.0, 2.0)),
+        quota_after=rng.randint(0, rows) if rng.random() < 0.1 else None,
+        faults=_faults(rng) if rng.random() < 0.5 else Faults(),
+        crashes=crashes,
+        steps_between_crashes=rng.choice((30, 150, 600)),
+        p_pause=0.002 if troubled and rng.random() < 0.5 else 0.0,
+        p_slow=rng.choice((0.0, 0.02, 0.1)) if troubled else 0.0,
+        p_fail=rng.choice((0.0, 0.01, 0.05)) if troubled else 0.0,
+        failures=rng.randint(1, 3),
+        p_duplicate=rng.choice((0.0, 0.2)),
+    )
+
+
+def set_of(questions: tuple[Question, ...]) -> list[Question]:
+    """Every question once, in the order of first appearance."""
+    return list({question.key: question for question in questions}.values())
+
+
+def _faults(rng: random.Random) -> Faults:
+    def some() -> float:
+        return rng.choice((0.0, 0.0, 0.05, 0.2)) * rng.random()
+
+    return Faults(
+        server_error=some(),
+        rate_limit=some(),
+        row_refused=some(),
+        no_schema=some(),
+        reset_before=some(),
+        reset_after=some(),
+        cut=some(),
+        late=some(),
+        refusal=some(),
+        malformed=some(),
+        no_usage=some(),
+    )

@@ -1,0 +1,189 @@
+"""The simulated provider, in place of `StrongClient`: it bills exactly, and is unreliable.
+
+A request that has reached the provider is computed and billed whatever becomes of the sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray_judge.escalation.client import Kind, Reply, RequestFailed
+from ray_judge.escalation.ledger import LeaseSlot
+from ray_judge.records import Usage
+
+from .loop import Process, SimLoop
+from .plan import INPUT_UNITS, MAX_OUTPUT_TOKENS, OUTPUT_UNITS, Plan, Question
+
+if TYPE_CHECKING:
+    from .oracle import Oracle
+
+QUOTA_BACK_AFTER_S = 20.0
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One request on its way, as the simulator's books have it."""
+
+    question: Question
+    process: Process
+    slot: LeaseSlot
+    sent_at: float
+    billed: int = 0
+    """What it cost, in `UNITS`."""
+    arrived_at: float | None = None
+    """When the asker had its answer in hand."""
+    usable: bool = False
+    """It arrived whole and says something: the question need not be asked again."""
+    lost: bool = False
+
+
+class Provider:
+    """Bills, answers, refuses."""
+
+    def __init__(
+        self,
+        loop: SimLoop,
+        rng: random.Random,
+        plan: Plan,
+        oracle: Oracle,
+        note: Callable[..., None],
+    ) -> None:
+        """One for the whole night."""
+        self._loop = loop
+        self._rng = rng
+        self._plan = plan
+        self._oracle = oracle
+        self._note = note
+        self._outside = loop.context_of(Process("provider"))
+        self._by_body = {id(question.body): question for question in plan.questions}
+        self._room = plan.provider_rpm / 60.0
+        self._room_at = 0.0
+        self._answered = 0
+        self._broke_at: float | None = None
+        self.timeout_s = plan.strong.timeout_s
+
+    async def send(self, process: Process, slot: LeaseSlot, body: Mapping[str, Any]) -> Reply:
+        """What `StrongClient.send` does, with the slot that pays for it."""
+        request = Request(self._by_body[id(body)], process, slot, self._loop.now)
+        self._oracle.sent(request)
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._later(self._rng.uniform(0.0002, 0.004), self._arrive, request, answer)
+        timer = self._loop.call_later(self.timeout_s, _expire, answer)
+        try:
+            reply = await answer
+        except RequestFailed as failure:
+            request.lost = failure.kind is Kind.AMBIGUOUS
+            raise
+        finally:
+            timer.cancel()
+        request.arrived_at = self._loop.now
+        return reply
+
+    def _later(self, seconds: float, callback: Callable[..., Any], *args: Any) -> None:
+        self._loop.call_later(seconds, callback, *args, context=self._outside.copy())
+
+    def _tell(self, request: Request, answer: asyncio.Future[Reply], what: Any) -> None:
+        """Bring a reply or a failure to the sender, if it still lives and waits."""
+
+        def deliver() -> None:
+            if not answer.done():
+                if isinstance(what, Reply):
+                    answer.set_result(what)
+                else:
+                    answer.set_exception(what)
+
+        context = self._loop.context_of(request.process)
+        self._loop.call_later(self._rng.uniform(0.0002, 0.004), deliver, context=context)
+
+    def _arrive(self, request: Request, answer: asyncio.Future[Reply]) -> None:
+        refusal = self._refuse()
+        if refusal is not None:
+            self._note("provider", f"refuses {request.slot}: {refusal.reason}")
+            self._oracle.not_billed(request)
+            self._tell(request, answer, refusal)
+            return
+        latency_s = self._rng.uniform(0.01, 0.3)
+        if self._rng.random() < self._plan.faults.late:
+            latency_s += self.timeout_s * self._rng.uniform(0.5, 2.0)
+        self._later(latency_s, self._complete, request, answer)
+
+    def _refuse(self) -> RequestFailed | None:
+        """A failure that is certain not to be billed, or none."""
+        faults, now, draw = self._plan.faults, self._loop.now, self._rng.random()
+        if self._out_of_quota(now):
+            return RequestFailed(Kind.BILLING, "HTTP 429 insufficient_quota", status=429)
+        per_s = self._plan.provider_rpm / 60.0
+        self._room = min(max(1.0, per_s), self._room + (now - self._room_at) * per_s)
+        self._room_at = now
+        if self._room < 1.0 or draw < faults.rate_limit:
+            headers = {"x-ratelimit-limit-requests": str(self._plan.provider_rpm)}
+            if self._rng.random() < 0.5:
+                headers["retry-after"] = self._rng.choice(("0", "1", "2.5"))
+            return RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, headers=headers)
+        self._room -= 1.0
+        draw = self._rng.random()
+        for share, kind in (
+            (faults.server_error, Kind.TRANSIENT),
+            (faults.reset_before, Kind.AMBIGUOUS),
+            (faults.no_schema, Kind.NO_SCHEMA),
+            (faults.row_refused, Kind.ROW),
+        ):
+            if draw < share:
+                return RequestFailed(kind, f"simulated {kind}")
+            draw -= share
+        return None
+
+    def _out_of_quota(self, now: float) -> bool:
+        if self._plan.quota_after is None or self._answered < self._plan.quota_after:
+            return False
+        if self._broke_at is None:
+            self._broke_at = now
+        return now < self._broke_at + QUOTA_BACK_AFTER_S
+
+    def _complete(self, request: Request, answer: asyncio.Future[Reply]) -> None:
+        """The answer is computed: from here on it is paid for."""
+        faults, rng = self._plan.faults, self._rng
+        self._answered += 1
+        reply, usage = self._reply(request)
+        request.billed = usage.input_tokens * INPUT_UNITS + usage.output_tokens * OUTPUT_UNITS
+        request.usable = reply.refusal is None and reply.text is not None and "A" in reply.text
+        self._note("provider", f"bills {request.slot} {request.billed}")
+        self._oracle.billed_now(request)
+        draw = rng.random()
+        if draw < faults.reset_after + faults.cut:
+            request.lost = True
+            self._tell(request, answer, RequestFailed(Kind.AMBIGUOUS, "simulated: lost"))
+        else:
+            self._tell(request, answer, reply)
+
+    def _reply(self, request: Request) -> tuple[Reply, Usage]:
+        faults, rng, bound = self._plan.faults, self._rng, request.question.input_bound
+        text: str | None = '{"verdict": "A"}'
+        refusal, finish = None, "stop"
+        draw = rng.random()
+        if draw < faults.refusal:
+            text, refusal = None, "I would rather not"
+        elif draw < faults.refusal + faults.malformed:
+            text, finish = rng.choice(
+                (("", "stop"), ('{"verd', "length"), ('{"verdict": 7}', "stop"))
+            )
+        silent = rng.random() < faults.no_usage
+        most = len(text or refusal or "") if silent else MAX_OUTPUT_TOKENS
+        if self._plan.dearest:
+            usage = Usage(bound, most)
+        else:
+            usage = Usage(rng.randint(bound // 4, bound), rng.randint(0, most))
+        self._count = getattr(self, "_count", 0) + 1
+        reply = Reply(
+            text, refusal, finish, None if silent else usage, "sim-1", f"r{self._count}", {}
+        )
+        return reply, usage
+
+
+def _expire(answer: asyncio.Future[Reply]) -> None:
+    if not answer.done():
+        answer.set_exception(RequestFailed(Kind.AMBIGUOUS, "simulated: time-out"))

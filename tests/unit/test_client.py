@@ -1,0 +1,229 @@
+"""One request over real HTTP, and what every way of failing means."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ray_judge.config import StrongConfig
+from ray_judge.demo.server import RunningServer, ServerConfig, running_server
+from ray_judge.demo.server.fault_kinds import ALL_KINDS
+from ray_judge.escalation.client import Kind, Reply, RequestFailed, StrongClient, read_reply
+
+pytestmark = pytest.mark.timeout(60)
+
+BODY = {
+    "model": "gpt-4.1",
+    "messages": [{"role": "user", "content": "A or B?"}],
+    "max_completion_tokens": 50,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "verdict",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {"verdict": {"type": "string", "enum": ["A", "B", "tie"]}},
+                "required": ["verdict"],
+                "additionalProperties": False,
+            },
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[RunningServer]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(process: RunningServer) -> RunningServer:
+    defaults = ServerConfig().public()
+    del defaults["api_key"]
+    process.configure(**defaults)
+    process.reset()
+    return process
+
+
+def send(server: RunningServer, times: int = 1, **changes: Any) -> Reply:
+    """Send the body some times through one client; the last reply, or the last failure raised."""
+    strong = StrongConfig(
+        **{
+            "model": "gpt-4.1",
+            "max_cost_usd": 1,
+            "base_url": server.base_url,
+            "timeout_s": 30,
+            **{k: v for k, v in changes.items() if k != "key"},
+        }
+    )
+
+    async def go() -> Reply:
+        client = StrongClient(strong, changes.get("key", server.api_key))
+        try:
+            for last in range(times):
+                try:
+                    reply = await client.send(BODY)
+                except RequestFailed:
+                    if last == times - 1:
+                        raise
+        finally:
+            await client.close()
+        return reply
+
+    return asyncio.run(go())
+
+
+def test_a_good_answer(server: RunningServer) -> None:
+    server.configure(cached_tokens=3, reasoning_tokens=4)
+    reply = send(server)
+    assert json.loads(reply.text or "")["verdict"] in ("A", "B", "tie")
+    bill = server.bills()[0]
+    assert reply.usage is not None and not reply.usage.estimated
+    assert reply.usage.input_tokens == bill["prompt_tokens"]
+    assert reply.usage.output_tokens == bill["completion_tokens"]
+    assert (reply.usage.cached_input_tokens, reply.usage.reasoning_tokens) == (3, 4)
+    assert (reply.model, reply.finish_reason, reply.usage.tier) == ("gpt-4.1", "stop", "default")
+    assert reply.response_id and reply.response_id.startswith("chatcmpl-")
+
+
+KINDS = {
+    "rate_limit": Kind.RATE_LIMIT,
+    "rate_limit_no_header": Kind.RATE_LIMIT,
+    "insufficient_quota": Kind.BILLING,
+    "billing_hard_limit": Kind.BILLING,
+    "server_error": Kind.TRANSIENT,
+    "server_error_billed": Kind.TRANSIENT,
+    "unavailable": Kind.TRANSIENT,
+    "request_timeout": Kind.TRANSIENT,
+    "bad_gateway_html": Kind.TRANSIENT,
+    "invalid_api_key": Kind.RUN,
+    "permission_denied": Kind.RUN,
+    "model_not_found": Kind.RUN,
+    "context_length_exceeded": Kind.ROW,
+    "invalid_request": Kind.ROW,
+    "content_filter_400": Kind.REFUSED,
+    "hang": Kind.AMBIGUOUS,
+    "hang_billed": Kind.AMBIGUOUS,
+    "reset_before": Kind.AMBIGUOUS,
+    "reset_after": Kind.AMBIGUOUS,
+    "truncated_body": Kind.AMBIGUOUS,
+    "broken_body": Kind.AMBIGUOUS,
+}
+
+
+@pytest.mark.parametrize("fault", KINDS)
+def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
+    server.configure(faults=[{"kind": fault, "retry_after_s": 7, "max_times": 9}])
+    with pytest.raises(RequestFailed) as caught:
+        send(server, timeout_s=0.5 if fault.startswith("hang") else 30)
+    assert caught.value.kind is KINDS[fault]
+    assert server.api_key not in caught.value.reason
+    assert server.stats()["requests"] == 1  # the SDK did not try again by itself
+    if fault == "rate_limit":
+        assert caught.value.headers["retry-after"] == "7" and caught.value.status == 429
+
+
+def test_every_fault_that_is_no_answer_is_in_the_table() -> None:
+    answers = {"late", "duplicate", "refusal", "content_filter", "cut", "malformed_json",
+               "wrong_verdict", "fenced_json", "empty_content", "missing_usage"}  # fmt: skip
+    assert set(KINDS) == set(ALL_KINDS) - answers - {"flex_unavailable"}
+
+
+def test_whole_answers_that_are_no_verdict(server: RunningServer) -> None:
+    server.configure(faults=[{"kind": "refusal", "requests": [1]}, {"kind": "cut", "requests": [2]},
+                             {"kind": "missing_usage", "requests": [3]}])  # fmt: skip
+    refused, cut, uncounted = send(server), send(server), send(server)
+    assert refused.refusal and refused.text is None and refused.usage is not None
+    assert cut.finish_reason == "length"
+    assert uncounted.usage is None and uncounted.text
+
+
+def test_a_server_without_response_format_is_asked_in_words_from_then_on(
+    server: RunningServer,
+) -> None:
+    server.configure(refuse_response_format=True)
+    with pytest.raises(RequestFailed) as caught:
+        send(server)
+    assert caught.value.kind is Kind.NO_SCHEMA
+    assert send(server, times=2).text
+    assert server.stats()["billed"] == 1
+
+
+def test_a_wrong_key(server: RunningServer) -> None:
+    with pytest.raises(RequestFailed) as caught:
+        send(server, key="sk-not-the-key")
+    assert caught.value.kind is Kind.RUN and "sk-not-the-key" not in caught.value.reason
+
+
+def test_nobody_listens() -> None:
+    class Nobody:
+        base_url, api_key = "http://127.0.0.1:9/v1", "k"
+
+    with pytest.raises(RequestFailed) as caught:
+        send(Nobody())  # type: ignore[arg-type]
+    assert caught.value.kind is Kind.TRANSIENT and caught.value.status is None
+
+
+def test_a_proxy_in_the_environment_is_not_asked_about_loopback(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert send(server).text
+
+
+# -- bodies of 200 answers -------------------------------------------------------------------------
+
+
+def body(**changes: Any) -> str:
+    document = {
+        "id": "x",
+        "model": "m",
+        "choices": [{"message": {"content": "{}", "refusal": None}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 2},
+        **changes,
+    }
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "{}", '{"choices": []}', '{"choices": [{}]}', '{"choices": {}}',
+     '{"choices": [{"message": null}]}', '{"choices": [{"message": "hi"}]}', "[" * 100_000,
+     "<html></html>"],
+    ids=lambda text: repr(text)[:20],
+)  # fmt: skip
+def test_a_body_that_is_no_completion_was_computed_and_lost(text: str) -> None:
+    with pytest.raises(RequestFailed) as caught:
+        read_reply(text, {})
+    assert caught.value.kind is Kind.AMBIGUOUS
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, [], "10", {"prompt_tokens": 10}, {"prompt_tokens": -1, "completion_tokens": 1},
+     {"prompt_tokens": 1, "completion_tokens": -1}, {"prompt_tokens": "x", "completion_tokens": 1},
+     {"prompt_tokens": None, "completion_tokens": 1},
+     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 5}},
+     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": -5}},
+     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": [1]}],
+)  # fmt: skip
+def test_usage_that_cannot_be_meant_is_no_usage(usage: Any) -> None:
+    assert read_reply(body(usage=usage), {}).usage is None
+
+
+def test_odd_fields_become_text_or_nothing() -> None:
+    reply = read_reply(body(id=7, model=["m"], service_tier=None), {})
+    assert (reply.response_id, reply.model) == (None, None)
+    assert reply.usage is not None and reply.usage.tier == "default"
+    choices = [{"message": {"content": "a\ud800b", "refusal": ["no"]}, "finish_reason": 3}]
+    reply = read_reply(body(choices=choices), {})
+    assert (reply.text, reply.refusal, reply.finish_reason) == ("a?b", None, None)

@@ -1,0 +1,325 @@
+"""One YAML is a whole run: what is refused, how it is said, and what may change later."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ray_judge.config import OPERATIONAL, RunConfig, api_key, differences, load, parse
+from ray_judge.errors import ConfigError
+from ray_judge.escalation.escalate import check_strong
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """A good configuration; `strong__model="x"` changes one key, `...` takes it away."""
+    tree: dict[str, Any] = {
+        "input": "in",
+        "output": "out",
+        "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
+        "route": {"policy": "fraction", "fraction": 0.3},
+        "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if value is ...:
+            del node[last]
+        else:
+            node[last] = value
+    return tree
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(document(**changes))
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_a_good_configuration_is_frozen() -> None:
+    config = parse(document())
+    assert config.strong.max_cost_usd == Decimal(1)
+    with pytest.raises(Exception, match="frozen"):
+        config.strong.max_cost_usd = Decimal(2)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("path", "unknown", "nearest"),
+    [
+        ("stron", "stron", "strong"),
+        ("strong__max_cost", "strong.max_cost", "strong.max_cost_usd"),
+        ("strong__modell", "strong.modell", "strong.model"),
+        ("route__fracton", "route.fracton", "route.fraction"),
+        ("judge__replica", "judge.replica", "judge.replicas"),
+        ("fraction", "fraction", "route.fraction"),
+        ("max_cost_usd", "max_cost_usd", "strong.max_cost_usd"),
+        ("strong__price", "strong.price.input", "strong.price.input_usd_per_mtok"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(path: str, unknown: str, nearest: str) -> None:
+    value: Any = 1
+    if path == "strong__price":
+        value = {"input": 1, "input_usd_per_mtok": 1, "output_usd_per_mtok": 1}
+    message = refusal(**{path: value})
+    assert f"unknown key {unknown} " in message
+    assert f"did you mean {nearest}?" in message
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -1, -0.01, "abc", None, "", ".nan", [1], True and "NaN"]
+)
+def test_a_cap_that_is_no_amount_is_refused(value: Any) -> None:
+    assert "strong.max_cost_usd" in refusal(strong__max_cost_usd=value)
+
+
+def test_there_is_no_run_without_a_cap() -> None:
+    message = refusal(strong__max_cost_usd=...)
+    assert "missing key strong.max_cost_usd" in message and "without a cap" in message
+
+
+def test_money_is_what_was_written_not_its_binary_value() -> None:
+    config = parse(document(strong__max_cost_usd=0.1))
+    assert config.strong.max_cost_usd == Decimal("0.1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"route__fraction": 1.5}, "route.fraction"),
+        ({"route__fraction": -0.1}, "route.fraction"),
+        ({"route__fraction": float("nan")}, "route.fraction"),
+        ({"route__fraction": "30%"}, "route.fraction"),
+        ({"route__fraction": ...}, "policy: fraction needs the key fraction"),
+        ({"route__threshold": 0.5}, "threshold goes with policy: threshold"),
+        (
+            {"route": {"policy": "threshold", "threshold": 1, "fraction": 1}},
+            "fraction goes with policy",
+        ),
+        ({"route": {"policy": "threshold"}}, "policy: threshold needs the key threshold"),
+        ({"route": {"policy": "threshold", "threshold": float("nan")}}, "route.threshold"),
+        ({"route": {"policy": "threshold", "threshold": float("inf")}}, "route.threshold"),
+        ({"route__policy": "frction"}, "route.policy"),
+    ],
+)
+def test_policies_and_their_keys(changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"judge": {"engine": "vllm"}}, "engine: vllm needs a model"),
+        ({"judge__engine": "vllm", "judge__model": "m"}, "prob_columns goes with"),
+        ({"judge__prob_columns": {"A": "p_a"}}, "needs prob_columns"),
+        ({"judge__prob_columns": ...}, "needs prob_columns"),
+        ({"judge__prob_columns": {"A": "a", "B": "b", "C": "c"}}, "judge.prob_columns"),
+        ({"judge__swap": True}, "cannot swap"),
+        ({"judge__replicas": 0}, "judge.replicas"),
+        ({"judge__scores": [5, 1]}, "scores"),
+        ({"judge__scores": [1, 10]}, "single digits"),
+        ({"judge__min_mass": 1.5}, "judge.min_mass"),
+        ({"strong__concurrency": 0}, "strong.concurrency"),
+        ({"strong__requests_per_minute": -1}, "strong.requests_per_minute"),
+        ({"strong__timeout_s": 0}, "strong.timeout_s"),
+        ({"chunk_rows": 0}, "chunk_rows"),
+        ({"task": "tripwise"}, "task"),
+        ({"task": "pointwise"}, "columns and swap are for task: pairwise"),
+        ({"columns": {"response_c": "x"}}, "response_c (did you mean response"),
+        ({"input": ...}, "missing key input"),
+        ({"output": ...}, "missing key output"),
+        ({"judge": ...}, "missing key judge"),
+    ],
+)
+def test_what_does_not_go_together(changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(**changes)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    message = refusal(route__fraction=2, strong__max_cost_usd=-1, inptu="x")
+    assert all(key in message for key in ("route.fraction", "strong.max_cost_usd", "inptu"))
+
+
+# -- files and --set ---------------------------------------------------------------------------
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_set_overrides_single_keys(tmp_path: Path) -> None:
+    path = written(tmp_path, yaml.safe_dump(document()))
+    config = load(
+        path,
+        [
+            "route.fraction=0.2",
+            "strong.price.input_usd_per_mtok=1",
+            "strong.price.output_usd_per_mtok=2",
+            "columns.label=human",
+        ],
+    )
+    assert config.route.fraction == Decimal("0.2")
+    assert config.strong.price is not None and config.strong.price.output_usd_per_mtok == 2
+    assert config.columns == {"label": "human"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("route.fraction", "key=value"),
+        ("route.fracton=1", "did you mean route.fraction?"),
+        ("input.deep=1", "input is a value"),
+        ("strong.max_cost_usd=[", "not a YAML value"),
+        ("strong.max_cost_usd=lots", "strong.max_cost_usd"),
+    ],
+)
+def test_a_bad_override_is_named(tmp_path: Path, override: str, said: str) -> None:
+    path = written(tmp_path, yaml.safe_dump(document()))
+    with pytest.raises(ConfigError) as caught:
+        load(path, [override])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "not a YAML file"),
+        ("- 1\n- 2\n", "not a mapping"),
+        ("", "not a mapping"),
+        ("a: !!python/object/apply:os.getcwd []", "not a YAML file"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert said in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(tmp_path)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        load(tmp_path / "b.yaml")
+
+
+# -- the key and the price ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, "", " ", "\t\n", "sk-a b", "sk-a\n", "clé"])
+def test_a_missing_or_spoilt_key_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MY_KEY", value)
+    strong = parse(document(strong__api_key_env="MY_KEY")).strong
+    with pytest.raises(ConfigError) as caught:
+        api_key(strong)
+    assert "MY_KEY" in str(caught.value) and caught.value.exit_code == 2
+    assert not (value or "").strip() or value not in str(caught.value)
+
+
+def test_a_good_key_and_a_server_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-good")
+    assert api_key(parse(document(strong__api_key_env="MY_KEY")).strong) == "sk-good"
+    assert api_key(parse(document(strong__api_key_env=None)).strong)
+
+
+def test_a_cap_on_a_model_without_a_price_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    with pytest.raises(ConfigError, match="no price is known"):
+        check_strong(parse(document(strong__model="somebody/llama-9")))
+    price = {"input_usd_per_mtok": 1, "output_usd_per_mtok": "2.5"}
+    check_strong(parse(document(strong__model="somebody/llama-9", strong__price=price)))
+
+
+def test_a_zero_cap_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    check_strong(parse(document(strong__max_cost_usd=0)))
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
+        check_strong(parse(document(strong__max_cost_usd="0.01")))
+
+
+# -- what may change in a run that goes on -----------------------------------------------------
+
+
+def changed(**changes: Any) -> list[str]:
+    return differences(parse(document()).document(), parse(document(**changes)).document())
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"route__fraction": 0.4}, "route.fraction"),
+        ({"strong__model": "gpt-4o"}, "strong.model"),
+        ({"strong__swap": True}, "strong.swap"),
+        ({"judge__prob_columns": {"A": "p_b", "B": "p_a"}}, "judge.prob_columns.A"),
+        ({"judge__confidence": "margin"}, "judge.confidence"),
+        ({"columns": {"label": "human"}}, "columns.label"),
+        ({"input": "elsewhere"}, "input"),
+        ({"chunk_rows": 10}, "chunk_rows"),
+        ({"strong__max_cost_usd": "0.99"}, "strong.max_cost_usd"),
+    ],
+)
+def test_what_could_change_a_verdict_is_named(changes: dict[str, Any], key: str) -> None:
+    assert any(line.startswith(f"{key}:") for line in changed(**changes))
+
+
+OPERATIONAL_CHANGES = {
+    "output": "x",
+    "judge__replicas": 2,
+    "judge__gpus_per_replica": 0,
+    "judge__cpus_per_replica": 0.1,
+    "judge__engine_options": {"max_num_seqs": 8},
+    "strong__base_url": "http://127.0.0.1:1/v1",
+    "strong__api_key_env": "OTHER",
+    "strong__concurrency": 1,
+    "strong__requests_per_minute": 1,
+    "strong__tokens_per_minute": 1,
+    "strong__timeout_s": 1,
+    "strong__max_cost_usd": 2,
+    "strong__max_cost_usd_per_month": 3,
+    "strong__give_up_after_s": 1,
+    "strong__price": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1},
+    "strong__batch": {"wait_s": 0},
+}
+
+
+def test_operational_keys_may_change_and_leave_the_digest_alone() -> None:
+    assert {path.replace("__", ".") for path in OPERATIONAL_CHANGES} == set(OPERATIONAL)
+    before = parse(document())
+    for path, value in OPERATIONAL_CHANGES.items():
+        now = parse(document(**{path: value}))
+        assert now != before
+        assert differences(before.document(), now.document()) == []
+        assert now.digest() == before.digest()
+
+
+def test_the_digest_follows_every_other_key() -> None:
+    before = parse(document()).digest()
+    assert parse(document(strong__temperature=0)).digest() != before
+    assert parse(document(route__fraction=0.31)).digest() != before
+    assert parse(document()).digest() == before
+
+
+def test_alternatives() -> None:
+    assert parse(document()).alternatives() == ("A", "B", "tie")
+    pointwise = {
+        **document(),
+        "task": "pointwise",
+        "judge": {"engine": "vllm", "model": "m", "scores": [0, 3]},
+    }
+    assert RunConfig.model_validate(pointwise).alternatives() == ("0", "1", "2", "3")

@@ -1,0 +1,156 @@
+"""The demo's synthetic pairs are right by construction, balanced, and split as promised."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from ray_judge.demo import tasks
+from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, make_pairs
+from ray_judge.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
+from ray_judge.demo.unanswerable import BANK, unanswerable
+from ray_judge.judges.demo import ALTERNATIVES, TEMPLATE
+
+ALL = (*IN_DOMAIN, *OUT_OF_DOMAIN)
+MODEL = Path(tasks.__file__).parent / "model"
+
+
+def render(pair: Pair) -> str:
+    return TEMPLATE.format(
+        instruction=pair.instruction, response_a=pair.response_a, response_b=pair.response_b
+    )
+
+
+def solve(pair: Pair) -> str:
+    """The right answer, worked out anew from the instruction's text alone."""
+    text = pair.instruction.rpartition(": ")[2]
+    numbers = [int(number) for number in re.findall(r"\d+", pair.instruction)]
+    parts = text.split()
+    if pair.kind == "append":
+        stem = re.search(r"(?:Put|Append|Add) (.) ", pair.instruction)
+        assert stem is not None
+        return text + stem[1]
+    if pair.kind == "subtract":
+        return str(max(numbers) - min(numbers))
+    if pair.kind == "shift":
+        return text.translate(str.maketrans(tasks.LOWER, tasks.LOWER[1:] + "a"))
+    answers = {
+        "copy": text,
+        "upper": text.upper(),
+        "first_word": parts[0],
+        "last_word": parts[-1],
+        "hyphens": text.replace(" ", "-"),
+        "spell": " ".join(text),
+        "twice": f"{text} {text}",
+        "behead": text[1:],
+        "swap_case": text.swapcase(),
+        "remove_vowels": re.sub("[aeiou]", "", text),
+        "double_letters": re.sub("(.)", r"\1\1", text),
+        "every_second": text[1::2],
+        "longest_word": max(parts, key=len),
+        "sort_letters": "".join(sorted(text)),
+    }
+    return answers[pair.kind]
+
+
+def test_the_same_arguments_give_the_same_pairs() -> None:
+    first = make_pairs(200, seed=3, kinds=ALL)
+    assert first == make_pairs(200, seed=3, kinds=ALL)
+    assert first[:50] == make_pairs(50, seed=3, kinds=ALL)
+    assert [p.instruction for p in first] != [
+        p.instruction for p in make_pairs(200, seed=4, kinds=ALL)
+    ]
+    assert len({pair.id for pair in first}) == 200
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_labels_are_right(kind: str) -> None:
+    for pair in make_pairs(300, seed=11, kinds=[kind]):
+        assert pair.response_a != pair.response_b
+        assert pair.right == solve(pair), pair
+        assert pair.wrong != solve(pair), pair
+        assert pair.domain == ("in" if kind in IN_DOMAIN else "out")
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_neither_position_nor_length_gives_the_label_away(kind: str) -> None:
+    pairs = make_pairs(2000, seed=5, kinds=[kind])
+    assert 0.45 < sum(pair.label == "A" for pair in pairs) / len(pairs) < 0.55
+    shorter = sum(len(pair.wrong) < len(pair.right) for pair in pairs)
+    longer = sum(len(pair.wrong) > len(pair.right) for pair in pairs)
+    # A judge that always took the longer answer (or always the shorter), guessing at a tie.
+    assert abs(longer - shorter) / (2 * len(pairs)) < 0.25
+
+
+def test_the_domains_share_no_kind_and_no_instruction() -> None:
+    assert len(IN_DOMAIN) >= 4
+    assert len(OUT_OF_DOMAIN) >= 4
+    assert not set(IN_DOMAIN) & set(OUT_OF_DOMAIN)
+    assert not _phrases(IN_DOMAIN) & _phrases(OUT_OF_DOMAIN)
+
+
+def _phrases(kinds: tuple[str, ...]) -> set[str]:
+    """What instructions say before the text they are about ("subtract" has no colon)."""
+    pairs = make_pairs(300 * len(kinds), seed=2, kinds=kinds)
+    found = {re.sub(r"\d+", "#", pair.instruction.rpartition(":")[0]) for pair in pairs}
+    return {phrase for phrase in found if phrase}
+
+
+def test_training_never_sees_an_out_of_domain_phrase() -> None:
+    rng = random.Random(1)
+    seen = {unanswerable(rng)[0].partition(":")[0].lower() for _ in range(20_000)}
+    assert not seen & {phrase.lower() for phrase in _phrases(OUT_OF_DOMAIN)}
+    telling = (
+        "swap case upper lower remove vowels take shift each next alphabet subtract minus "
+        "double doubled every second keep longest sort order"
+    )
+    assert not set(BANK) & set(telling.split())
+
+
+def test_demo_and_training_pairs_are_apart() -> None:
+    demo = {render(pair) for pair in make_pairs(3000, seed=0, kinds=IN_DOMAIN)}
+    train = {render(pair) for pair in make_pairs(3000, seed=0, kinds=IN_DOMAIN, split="train")}
+    assert not demo & train
+
+
+def test_prompts_are_short() -> None:
+    lengths = [len(render(pair)) for pair in make_pairs(3000, seed=9, kinds=ALL)]
+    assert max(lengths) <= 120
+    assert min(lengths) >= 20
+
+
+def test_an_unknown_kind_is_named() -> None:
+    with pytest.raises(ValueError, match="'juggle'"):
+        make_pairs(1, seed=0, kinds=["juggle"])
+    with pytest.raises(ValueError, match="at least one kind"):
+        make_pairs(1, seed=0, kinds=[])
+    assert make_pairs(0, seed=0, kinds=[]) == []
+
+
+def test_the_shipped_model_is_small_and_whole() -> None:
+    files = [path for path in MODEL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8_000_000
+    for name in ("judge", "base"):
+        weights = (MODEL / name / "model.safetensors").read_bytes()
+        (size,) = struct.unpack("<Q", weights[:8])
+        tensors = json.loads(weights[8 : 8 + size])
+        assert tensors["model.embed_tokens.weight"]["shape"][0] == VOCAB_SIZE
+        config = json.loads((MODEL / name / "config.json").read_text())
+        assert config["architectures"] == ["LlamaForCausalLM"]
+        assert config["max_position_embeddings"] >= 4096
+        assert config["vocab_size"] == VOCAB_SIZE
+
+
+@pytest.mark.parametrize("name", ["judge", "base"])
+def test_the_shipped_tokenizer_has_one_token_a_byte(name: str) -> None:
+    tokenizer = json.loads((MODEL / name / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    assert tokenizer["model"]["merges"] == []
+    assert sorted(vocab.values()) == list(range(VOCAB_SIZE))
+    assert [vocab[verdict] for verdict in ALTERNATIVES] == [ord(v) for v in ALTERNATIVES]
+    assert [vocab[special] for special in ("<s>", "</s>", "<pad>")] == [BOS, EOS, PAD]

@@ -1,0 +1,421 @@
+"""The input as found: real Parquet files, good and bad, and how slices of them are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_judge.config import RunConfig, parse
+from ray_judge.errors import ConfigError, InputChangedError, InputError
+from ray_judge.inputs import (
+    Columns,
+    check_unchanged,
+    find_shards,
+    plan_input,
+    read_examples,
+    read_rows,
+    read_slices,
+    row_keys,
+)
+from ray_judge.records import VERDICT_COLUMNS, Example
+from ray_judge.storage import open_storage
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def config(path: Path | str, **changes: Any) -> RunConfig:
+    return parse(
+        {
+            "input": str(path),
+            "output": "out",
+            "judge": {"format": "demo", "model": "m"},
+            "route": {"fraction": 0.5},
+            "strong": {"model": "gpt-4.1", "max_cost_usd": 0},
+            **changes,
+        }
+    )
+
+
+def pairs(rows: int = 3, **columns: Any) -> pa.Table:
+    """Pairs, with columns added, replaced, or (None) taken away."""
+    data: dict[str, Any] = {
+        "instruction": [f"instruction {n}" for n in range(rows)],
+        "response_a": [f"a {n}" for n in range(rows)],
+        "response_b": [f"b {n}" for n in range(rows)],
+        **columns,
+    }
+    return pa.table({name: values for name, values in data.items() if values is not None})
+
+
+def shard(folder: Path, name: str, table: pa.Table, **options: Any) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+    return path
+
+
+def refusal(path: Path | str, extra: tuple[str, ...] = (), **changes: Any) -> InputError:
+    with pytest.raises(InputError) as caught:
+        plan_input(config(path, **changes), extra)
+    assert caught.value.exit_code == 3
+    return caught.value
+
+
+# -- finding ---------------------------------------------------------------------------------------
+
+
+def test_a_file_a_folder_and_a_glob(tmp_path: Path) -> None:
+    for name in ("b.parquet", "a.parquet", "sub/c.parquet", "_tmp.parquet", ".d.parquet", "e.txt"):
+        shard(tmp_path, name, pairs())
+    names = [name for _, name in find_shards(str(tmp_path))]
+    assert names == ["a.parquet", "b.parquet", "sub/c.parquet"]
+    assert find_shards(str(tmp_path / "b.parquet")) == [(str(tmp_path), "b.parquet")]
+    assert [n for _, n in find_shards(f"{tmp_path}/[ab].parquet")] == ["a.parquet", "b.parquet"]
+    assert [n for _, n in find_shards(f"{tmp_path}/*/c.parquet")] == ["sub/c.parquet"]
+    assert find_shards(str(tmp_path / "e.txt")) == [(str(tmp_path), "e.txt")]
+
+
+def test_a_star_does_not_cross_folders(tmp_path: Path) -> None:
+    shard(tmp_path, "a.parquet", pairs())
+    shard(tmp_path, "sub/c.parquet", pairs())
+    assert [name for _, name in find_shards(f"{tmp_path}/*.parquet")] == ["a.parquet"]
+    found = [name for _, name in find_shards(f"{tmp_path}/**/*.parquet")]
+    assert found == ["a.parquet", "sub/c.parquet"]
+
+
+def test_a_file_is_found_whatever_its_name(tmp_path: Path) -> None:
+    for name in ("_hidden.parquet", "odd [1].parquet", "a b*.parquet"):
+        shard(tmp_path, name, pairs())
+        assert find_shards(str(tmp_path / name)) == [(str(tmp_path), name)]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert "no such file" in str(refusal(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    error = refusal(tmp_path / "empty")
+    assert "no Parquet shards" in str(error) and str(tmp_path / "empty") in str(error)
+    assert "no Parquet shards" in str(refusal(f"{tmp_path}/*.parquet"))
+
+
+# -- refusing --------------------------------------------------------------------------------------
+
+
+def test_a_missing_column_names_file_column_and_the_nearest(tmp_path: Path) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(response_b=None, respose_b=["x"] * 3))
+    error = refusal(tmp_path)
+    assert error.where == {"file": str(path), "column": "response_b"}
+    assert "did you mean respose_b?" in str(error)
+
+
+def test_a_missing_mapped_column_names_role_and_column(tmp_path: Path) -> None:
+    path = shard(tmp_path, "a.parquet", pairs())
+    error = refusal(tmp_path, columns={"response_a": "answer_1"})
+    assert error.where == {"file": str(path), "column": "answer_1"} and "response_a" in str(error)
+    error = refusal(tmp_path, columns={"label": "humann"})
+    assert error.where["column"] == "humann" and "label" in str(error)
+
+
+def test_a_role_that_is_needed_cannot_be_mapped_away(tmp_path: Path) -> None:
+    shard(tmp_path, "a.parquet", pairs())
+    with pytest.raises(ConfigError, match=r"columns\.instruction"):
+        plan_input(config(tmp_path, columns={"instruction": None}), ())
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("instruction", pa.array([1, 2, 3])),
+        ("response_a", pa.array([1.5, 2.0, None])),
+        ("response_b", pa.array([["x"], ["y"], ["z"]])),
+        ("response_b", pa.nulls(3)),
+        ("reference", pa.array([{"text": "x"}] * 3)),
+        ("id", pa.array([1.0, 2.0, 3.0])),
+        ("id", pa.array([True, False, True])),
+    ],
+)
+def test_a_wrong_type_names_file_column_and_type(
+    tmp_path: Path, column: str, values: pa.Array
+) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(**{column: values}))
+    error = refusal(tmp_path)
+    assert error.where == {"file": str(path), "column": column}
+
+
+def test_probability_columns_must_be_numbers_that_are_there(tmp_path: Path) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(p_a=["0.5"] * 3, p_b=[0.5] * 3))
+    error = refusal(tmp_path, ("p_a", "p_b"))
+    assert error.where == {"file": str(path), "column": "p_a"}
+    assert "did you mean p_b?" in str(refusal(tmp_path, ("p_bb", "p_b")))
+
+
+def test_a_label_that_no_verdict_can_equal_is_refused(tmp_path: Path) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(label=[0, 1, 0], good=["A", "B", None]))
+    assert refusal(tmp_path).where == {"file": str(path), "column": "label"}
+    assert plan_input(config(tmp_path, columns={"label": "good"}), ())[1].label == "good"
+    assert plan_input(config(tmp_path, columns={"label": None}), ())[1].label is None
+
+
+@pytest.mark.parametrize("column", VERDICT_COLUMNS)
+def test_a_column_that_collides_with_the_output(tmp_path: Path, column: str) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(**{column: [1, 2, 3]}))
+    assert refusal(tmp_path).where == {"file": str(path), "column": column}
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pairs()
+    path = shard(tmp_path, "a.parquet", table.append_column("response_a", table["response_b"]))
+    assert refusal(tmp_path).where == {"file": str(path), "column": "response_a"}
+
+
+def test_schemas_that_differ_name_both_files_and_the_column(tmp_path: Path) -> None:
+    first = shard(tmp_path, "a.parquet", pairs(score=[1, 2, 3]))
+    second = shard(tmp_path, "b.parquet", pairs(score=["1", "2", "3"]))
+    error = refusal(tmp_path)
+    assert error.where == {"file": str(second), "column": "score"}
+    assert str(first) in str(error) and "int64" in str(error) and "string" in str(error)
+
+
+def test_a_column_that_only_one_shard_has(tmp_path: Path) -> None:
+    shard(tmp_path, "a.parquet", pairs(score=[1, 2, 3]))
+    second = shard(tmp_path, "b.parquet", pairs())
+    error = refusal(tmp_path)
+    assert error.where == {"file": str(second), "column": "score"} and "missing" in str(error)
+
+
+def test_a_shard_without_rows(tmp_path: Path) -> None:
+    shard(tmp_path, "a.parquet", pairs())
+    empty = shard(tmp_path, "b.parquet", pairs().slice(0, 0))
+    error = refusal(tmp_path)
+    assert error.where == {"file": str(empty)} and "allow_empty_shards" in str(error)
+    shards, _ = plan_input(config(tmp_path, allow_empty_shards=True), ())
+    assert [one.rows for one in shards] == [3, 0]
+
+
+def test_nothing_but_empty_shards(tmp_path: Path) -> None:
+    shard(tmp_path, "a.parquet", pairs().slice(0, 0))
+    assert "nothing to judge" in str(refusal(tmp_path, allow_empty_shards=True))
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "footer", "json"])
+def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
+    shard(tmp_path, "a.parquet", pairs())
+    path = shard(tmp_path, "b.parquet", pairs(500))
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "text": b"not parquet at all, only text" * 10,
+            "empty": b"",
+            "truncated": whole[: len(whole) * 2 // 3],
+            "footer": whole[:-40] + b"\xff" * 32 + whole[-8:],
+            "json": b'{"instruction": "x"}\n',
+        }[damage]
+    )
+    error = refusal(tmp_path)
+    assert error.where["file"] == str(path) and "not a readable Parquet file" in str(error)
+
+
+def test_a_folder_that_is_named_like_a_shard(tmp_path: Path) -> None:
+    shard(tmp_path, "a.parquet/part-0.parquet", pairs())
+    shards, _ = plan_input(config(tmp_path), ())
+    assert [one.name for one in shards] == ["a.parquet/part-0.parquet"]
+
+
+# -- ids -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array(["x", "y", "x"]),
+        pa.array([7, 8, 7]),
+        pa.array([b"\xff", b"y", b"\xff"]),
+        pa.array(["x", "y", "x"]).dictionary_encode(),
+        pa.array(["x", "y", "x"], pa.large_string()),
+    ],
+    ids=["string", "int", "binary", "dictionary", "large"],
+)
+def test_duplicate_ids_name_both_rows(tmp_path: Path, ids: pa.Array) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(id=ids))
+    error = refusal(tmp_path)
+    assert error.where == {"file": str(path), "column": "id", "row": 2}
+    assert f"{path} row 0 and {path} row 2" in str(error)
+
+
+def test_duplicate_ids_in_two_shards_name_both(tmp_path: Path) -> None:
+    first = shard(tmp_path, "a.parquet", pairs(id=["x", "y", "z"]))
+    second = shard(tmp_path, "b.parquet", pairs(2, key=None, id=["v", "y"]))
+    error = refusal(tmp_path)
+    assert f"{first} row 1 and {second} row 1" in str(error)
+    assert error.where == {"file": str(second), "column": "id", "row": 1}
+
+
+def test_a_null_id_names_its_row(tmp_path: Path) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(key=["x", "y", None]))
+    error = refusal(tmp_path, columns={"id": "key"})
+    assert error.where == {"file": str(path), "column": "key", "row": 2}
+
+
+def test_ids_that_are_not_utf8_are_ids(tmp_path: Path) -> None:
+    shard(tmp_path, "a.parquet", pairs(id=[b"\xff", b"ab", b"\xfe"]))
+    _, columns = plan_input(config(tmp_path), ())
+    table = read_rows(str(tmp_path / "a.parquet"), 0, 3, columns.needed())
+    keys = row_keys(table, columns, "a.parquet", 0)
+    assert len(set(keys)) == 3 and "ab" in keys
+
+
+def test_row_keys_sort_as_their_rows_or_ids_do() -> None:
+    table = pa.table({"n": pa.array([-10, -9, 0, 5, 10, 2**62], pa.int64())})
+    assert row_keys(table, Columns({}, "n"), "s", 0) == sorted(
+        row_keys(table, Columns({}, "n"), "s", 0)
+    )
+    keys = row_keys(table, Columns({}), "s", 999_998)
+    assert keys == sorted(keys)
+
+
+# -- slices ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [1, 3, 7, 100])
+def test_every_slice_over_any_row_groups(tmp_path: Path, group: int) -> None:
+    table = pairs(20)
+    path = str(shard(tmp_path, "a.parquet", table, row_group_size=group))
+    for start in range(20):
+        for rows in (1, 2, 5, 20 - start):
+            got = read_rows(path, start, min(rows, 20 - start))
+            assert got.equals(table.slice(start, min(rows, 20 - start)))
+    assert read_rows(path, 20, 5).num_rows == 0
+    assert read_rows(path, 3, 4, ["response_a"]).column_names == ["response_a"]
+
+
+def test_a_slice_beyond_one_batch(tmp_path: Path) -> None:
+    table = pairs(10_000)
+    path = str(shard(tmp_path, "a.parquet", table))
+    assert read_rows(path, 4000, 5000).equals(table.slice(4000, 5000))
+
+
+@pytest.mark.parametrize("sizes", [[20], [7, 7, 6], [1] * 20, [19, 1], [5, 0, 15]])
+def test_a_shard_in_slices(tmp_path: Path, sizes: list[int]) -> None:
+    table = pairs(20)
+    path = str(shard(tmp_path, "a.parquet", table, row_group_size=6))
+    slices = list(read_slices(path, sizes))
+    assert [len(one) for one in slices] == sizes
+    assert pa.concat_tables(slices).equals(table)
+    assert [len(one) for one in read_slices(path, [15, 15, 15])] == [15, 5, 0]
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+ROLES = {"instruction": "instruction", "response_a": "response_a", "response_b": "response_b"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "good"),
+    [
+        (pa.string(), "naïve 漢字"),
+        (pa.large_string(), "naïve"),
+        (pa.string_view(), "naïve and long enough not to be inlined"),
+        (pa.binary(), "naïve".encode()),
+        (pa.large_binary(), "naïve".encode()),
+        (pa.dictionary(pa.int32(), pa.string()), "naïve"),
+    ],
+)
+def test_text_of_every_type(kind: pa.DataType, good: Any) -> None:
+    table = pairs(
+        1,
+        response_a=pa.array([good]).cast(kind)
+        if not pa.types.is_dictionary(kind)
+        else pa.array([good]).dictionary_encode(),
+    )
+    (example,) = read_examples(table, Columns(ROLES))
+    assert isinstance(example, Example)
+    assert example.responses[0] == (good if isinstance(good, str) else good.decode())
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(None, "null"), ("", "empty"), (" \n\t ", "empty"), (b"\xff\xfe", "not UTF-8")],
+)
+@pytest.mark.parametrize("role", ["instruction", "response_a", "response_b"])
+def test_a_misfortune_is_its_rows_error(role: str, value: Any, said: str) -> None:
+    good = b"fine" if isinstance(value, bytes) else "fine"
+    table = pairs(3, **{role: [good, value, good]})
+    before, error, after = read_examples(table, Columns(ROLES))
+    assert isinstance(before, Example) and isinstance(after, Example)
+    assert isinstance(error, str) and role in error and said in error
+
+
+def test_invalid_utf8_in_a_string_column() -> None:
+    broken = pa.Array.from_buffers(
+        pa.string(),
+        2,
+        [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ok\xc3\x28")],
+    )
+    first, second = read_examples(pairs(2, response_b=broken), Columns(ROLES))
+    assert isinstance(first, Example)
+    assert second == "input: response_b is not UTF-8 text"
+
+
+def test_optional_text_that_is_missing_is_left_out() -> None:
+    roles = {**ROLES, "reference": "reference", "rubric": "rubric", "input": "input"}
+    table = pairs(2, reference=["r", None], rubric=[None, "strict"], input=["", "x"])
+    first, second = read_examples(table, Columns(roles))
+    assert isinstance(first, Example) and isinstance(second, Example)
+    assert (first.reference, first.rubric, first.input) == ("r", None, None)
+    assert (second.reference, second.rubric, second.input) == (None, "strict", "x")
+
+
+# -- fingerprints ----------------------------------------------------------------------------------
+
+
+def test_an_input_that_changed_or_went_is_named(tmp_path: Path) -> None:
+    path = shard(tmp_path, "a.parquet", pairs())
+    (planned,), _ = plan_input(config(tmp_path), ())
+    check_unchanged(planned)
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1  # the same size, one bit elsewhere
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputChangedError, match="changed") as caught:
+        check_unchanged(planned)
+    assert caught.value.where == {"file": str(path)} and caught.value.exit_code == 3
+    path.unlink()
+    with pytest.raises(InputChangedError, match="gone"):
+        check_unchanged(planned)
+
+
+# -- object stores ---------------------------------------------------------------------------------
+
+
+def test_shards_on_an_object_store(s3_root: str, tmp_path: Path) -> None:
+    """The same on S3, by its real protocol: found, planned, read, and seen to change."""
+    storage = open_storage(f"{s3_root}/{tmp_path.name}")
+    table = pairs(20, id=[f"k{n}" for n in range(20)])
+    for name in ("day/a.parquet", "day/b.parquet", "day/_tmp.parquet", "other/c.parquet"):
+        rows = table if name != "day/b.parquet" else pairs(2, id=["x", "y"])
+        with storage.write_stream(name) as sink:
+            pq.write_table(rows, sink, row_group_size=6)
+    uri = storage.uri
+    assert [n for _, n in find_shards(f"{uri}/day")] == ["a.parquet", "b.parquet"]
+    assert find_shards(f"{uri}/day/a.parquet") == [(f"{uri}/day", "a.parquet")]
+    assert [n for _, n in find_shards(f"{uri}/*/?.parquet")] == [
+        "day/a.parquet", "day/b.parquet", "other/c.parquet",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="no Parquet shards"):
+        find_shards(f"{uri}/nothing")
+
+    (first, second), columns = plan_input(config(f"{uri}/day"), ())
+    assert (first.rows, second.rows, columns.id) == (20, 2, "id")
+    assert read_rows(first.path, 5, 9).equals(table.slice(5, 9))
+    assert pa.concat_tables(read_slices(first.path, [7, 13])).equals(table)
+    check_unchanged(first)
+    with storage.write_stream("day/a.parquet") as sink:
+        pq.write_table(table.slice(1), sink)
+    with pytest.raises(InputChangedError):
+        check_unchanged(first)
+    storage.write("day/b.parquet", b"PAR1 and no more")
+    with pytest.raises(InputError, match="not a readable Parquet file") as caught:
+        plan_input(config(f"{uri}/day"), ())
+    assert caught.value.where["file"] == second.path

@@ -1,0 +1,263 @@
+"""The limiter against simulated providers, in simulated time."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from ray_judge.errors import ConfigError
+from ray_judge.escalation.limiter import (
+    Circuit,
+    Feedback,
+    Limiter,
+    Signal,
+    duration_s,
+    retry_after_s,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+START = 1_795_000_000.0
+
+
+class Bucket:
+    """A token bucket as a provider keeps it."""
+
+    def __init__(self, per_minute: float, burst_s: float) -> None:
+        self.rate = per_minute / 60
+        self.size = self.level = self.rate * burst_s
+        self.at = START
+
+    def fill(self, now: float) -> None:
+        self.level = min(self.size, self.level + (now - self.at) * self.rate)
+        self.at = now
+
+
+class Provider:
+    """Takes a request when both buckets hold enough, else answers 429."""
+
+    def __init__(self, rpm: float, tpm: float, burst_s: float, *, headers: bool = False) -> None:
+        self.requests, self.tokens = Bucket(rpm, burst_s), Bucket(tpm, burst_s)
+        self.rpm, self.tpm = rpm, tpm
+        self.taken = self.refused = self.taken_tokens = 0
+        self.headers = headers
+
+    def answer(self, tokens: int, now: float) -> Feedback:
+        self.requests.fill(now)
+        self.tokens.fill(now)
+        if self.requests.level < 1 or self.tokens.level < tokens:
+            self.refused += 1
+            return Feedback(Signal.RATE_LIMITED)
+        self.requests.level -= 1
+        self.tokens.level -= tokens
+        self.taken += 1
+        self.taken_tokens += tokens
+        if not self.headers:
+            return Feedback(Signal.OK)
+        return Feedback(
+            Signal.OK,
+            {
+                "x-ratelimit-limit-requests": str(int(self.rpm)),
+                "x-ratelimit-limit-tokens": str(int(self.tpm)),
+                "X-RateLimit-Remaining-Requests": str(int(self.requests.level)),
+                "x-ratelimit-reset-requests": "120ms",
+            },
+        )
+
+
+def drive(
+    limiter: Limiter,
+    provider: Callable[[int, float], Feedback],
+    seconds: float,
+    *,
+    tokens: Callable[[random.Random], int] = lambda rng: 200,
+    latency_s: Callable[[random.Random], float] = lambda rng: rng.uniform(0.2, 1.5),
+    jitter_s: float = 0.05,
+    horizon_s: float = 0.25,
+    seed: int = 0,
+) -> None:
+    """Ask as fast as the limiter lets for `seconds`; requests arrive late by up to `jitter_s`."""
+    rng = random.Random(seed)
+    events: list[tuple[float, int, str, int, Feedback | None]] = [(START, 0, "ask", 0, None)]
+    count = 0
+    while events:
+        now, _, kind, size, feedback = heapq.heappop(events)
+        if now > START + seconds:
+            return
+        count += 1
+        if kind == "ask":
+            while True:
+                size = tokens(rng)
+                at = limiter.reserve(size, now, horizon_s)
+                if at is None:
+                    break
+                count += 1
+                arrival = at + rng.uniform(0, jitter_s)
+                heapq.heappush(events, (arrival, count, "arrive", size, None))
+            wait_s = limiter.wait_s(now)
+            pause = min(0.05, wait_s) if math.isfinite(wait_s) else 0.05
+            heapq.heappush(events, (now + max(0.01, pause), count, "ask", 0, None))
+        elif kind == "arrive":
+            told = provider(size, now)
+            slow = latency_s(rng) if told.signal is Signal.OK else 0.05
+            heapq.heappush(events, (now + slow, count, "answer", size, told))
+        else:
+            assert feedback is not None
+            limiter.done(feedback, now)
+
+
+@pytest.mark.parametrize("headers", [False, True])
+@pytest.mark.parametrize("burst_s", [0.2, 1.0, 60.0])
+def test_the_allowed_request_rate_is_used_and_not_exceeded(burst_s: float, headers: bool) -> None:
+    provider = Provider(5000, 10_000_000, burst_s, headers=headers)
+    limiter = Limiter(requests_per_minute=5000, tokens_per_minute=10_000_000, concurrency=512)
+    drive(limiter, provider.answer, 120)
+    assert provider.taken >= 0.98 * 10_000
+    assert provider.refused <= 0.001 * provider.taken
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_allowed_token_rate_is_used_and_not_exceeded(seed: int) -> None:
+    provider = Provider(100_000, 1_000_000, 0.5)
+    limiter = Limiter(requests_per_minute=100_000, tokens_per_minute=1_000_000, concurrency=512)
+    sizes: Callable[[random.Random], int] = lambda rng: rng.randint(50, 900)
+    drive(limiter, provider.answer, 120, tokens=sizes, seed=seed)
+    assert provider.taken_tokens >= 0.98 * 2_000_000
+    assert provider.refused <= 0.001 * provider.taken
+
+
+def test_a_lower_limit_is_learned_from_the_headers() -> None:
+    provider = Provider(600, 10_000_000, 3.0, headers=True)
+    limiter = Limiter(requests_per_minute=5000, tokens_per_minute=10_000_000, concurrency=64)
+    drive(limiter, provider.answer, 120)
+    assert limiter.state(START + 120)["requests_per_minute"] == 600
+    assert provider.taken >= 0.9 * 1200
+    assert provider.refused <= 0.1 * provider.taken
+
+
+def test_a_lower_limit_without_headers_is_lived_with() -> None:
+    provider = Provider(1000, 10_000_000, 1.0)
+    limiter = Limiter(requests_per_minute=5000, tokens_per_minute=10_000_000, concurrency=64)
+    drive(limiter, provider.answer, 120)
+    assert provider.taken >= 0.5 * 2000
+
+
+def test_429_halves_once_per_wave_and_climbs_back_step_by_step() -> None:
+    limiter = Limiter(requests_per_minute=600, tokens_per_minute=1e9, concurrency=100)
+    for _ in range(10):
+        assert limiter.reserve(1, START, horizon_s=60) is not None
+    for _ in range(10):
+        limiter.done(Feedback(Signal.RATE_LIMITED, sent_at=START - 1), START)
+    rates = [limiter.state(START + s)["requests_per_minute"] for s in range(7)]
+    assert rates == pytest.approx([300, 360, 420, 480, 540, 600, 600])
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "Thu, 18 Nov 2026 12:26:50 GMT"}, 10),
+        ({"retry-after": "Thu, 18 Nov 2020 12:26:50 GMT"}, 0),
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "1e12"}, 3600),
+        ({"retry-after": "-3"}, 0),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float) -> None:
+    now = 1_795_004_800.0  # 2026-11-18 12:26:40 GMT
+    limiter = Limiter(requests_per_minute=6000, tokens_per_minute=1e9, concurrency=8)
+    assert limiter.reserve(1, now) is not None
+    limiter.done(Feedback(Signal.RATE_LIMITED, headers), now)
+    assert limiter.wait_s(now) == pytest.approx(seconds, abs=0.05)
+    if seconds > 1:
+        assert limiter.reserve(1, now + seconds - 0.1) is None
+    assert limiter.reserve(1, now + seconds + 0.1) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1s", 1), ("6m0s", 360), ("120ms", 0.12), ("1h2m3.5s", 3723.5), ("0s", 0), ("2", 2),
+        ("", None), ("soon", None), ("1x", None), ("nan", None), (None, None),
+    ],
+)  # fmt: skip
+def test_durations(text: str | None, seconds: float | None) -> None:
+    assert duration_s(text) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_unreadable_retry_after_is_none() -> None:
+    assert retry_after_s({"retry-after": "soon"}, 0) is None
+    assert retry_after_s({}, 0) is None
+
+
+def test_concurrency_is_bounded_and_adapts() -> None:
+    limiter = Limiter(requests_per_minute=1e6, tokens_per_minute=1e9, concurrency=8)
+    taken = [limiter.reserve(1, START, 10) for _ in range(20)]
+    assert sum(at is not None for at in taken) == 8
+    assert limiter.wait_s(START) == math.inf
+    for _ in range(8):
+        limiter.done(Feedback(Signal.RATE_LIMITED), START)
+    assert limiter.state(START)["concurrency"] == 4
+    for second in range(100):
+        if limiter.reserve(1, START + second, 10) is not None:
+            limiter.done(Feedback(Signal.OK), START + second)
+    assert limiter.state(START)["concurrency"] == 8
+
+
+def test_unused_places_come_back() -> None:
+    limiter = Limiter(requests_per_minute=6000, tokens_per_minute=1e9, concurrency=1)
+    assert limiter.reserve(1, START) is not None
+    assert limiter.reserve(1, START + 1) is None
+    limiter.undo()
+    assert limiter.reserve(1, START + 1) is not None
+
+
+def test_a_provider_that_is_down_gets_probes_not_a_storm() -> None:
+    asked: list[float] = []
+
+    def down(tokens: int, now: float) -> Feedback:
+        asked.append(now)
+        up = now > START + 60
+        return Feedback(Signal.OK if up else Signal.UNAVAILABLE)
+
+    limiter = Limiter(requests_per_minute=6000, tokens_per_minute=1e9, concurrency=32)
+    drive(limiter, down, 180)
+    in_outage = [at for at in asked if START + 2 < at <= START + 60]
+    assert len(in_outage) <= 8
+    assert sum(at > START + 130 for at in asked) > 1000
+    assert limiter.down_s(START + 180) == 0
+
+
+def test_the_circuit_by_itself() -> None:
+    circuit = Circuit(failures_to_open=2)
+    circuit.failed(0)
+    circuit.succeeded()
+    circuit.failed(1)
+    assert circuit.admits(1)
+    circuit.failed(2)
+    assert not circuit.admits(2.5)
+    assert circuit.name(2.5) == "open"
+    assert circuit.admits(3)
+    circuit.sent()
+    assert not circuit.admits(3)
+    circuit.failed(3)
+    assert not circuit.admits(4.9)
+    assert circuit.admits(5)
+    circuit.sent()
+    circuit.unsent()
+    assert circuit.admits(5)
+    circuit.succeeded()
+    assert circuit.name(5) == "closed"
+
+
+@pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])
+def test_rates_that_are_none_are_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match=r"strong\.requests_per_minute"):
+        Limiter(requests_per_minute=rate, tokens_per_minute=1, concurrency=1)
+    with pytest.raises(ConfigError, match=r"strong\.tokens_per_minute"):
+        Limiter(requests_per_minute=1, tokens_per_minute=rate, concurrency=1)

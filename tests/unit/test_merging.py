@@ -1,0 +1,268 @@
+"""What becomes of a row: every outcome, its columns, and who carries the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from ray_judge.config import parse
+from ray_judge.engines.columns import ColumnsEngine
+from ray_judge.escalation.question import StrongQuestion
+from ray_judge.inputs import Columns
+from ray_judge.judging import judge_rows
+from ray_judge.merging import payers, verdict_columns
+from ray_judge.records import (
+    PAIRWISE_ALTERNATIVES,
+    VERDICT_COLUMNS,
+    Answer,
+    Outcome,
+    judged_schema,
+    verdict_schema,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+SCHEMA = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
+
+
+def answer(outcome: Outcome, verdict: str | None = None, **changes: Any) -> Answer:
+    fields: dict[str, Any] = {
+        "key": "k", "outcome": outcome, "verdict": verdict, "cost_usd": Decimal("0.01"),
+        "usage": None, "model": "gpt-4.1", "response_id": "r", "lease": "l-1", "slot": 0,
+        "at": 1.0, "error": None if outcome is Outcome.RESOLVED else "because",
+    }  # fmt: skip
+    return Answer(**{**fields, **changes})
+
+
+def judged(*rows: dict[str, Any]) -> pa.Table:
+    """Judged rows with defaults: a verdict A at .9."""
+    good = {
+        "judge_verdict": "A", "judge_probs": {"A": 0.9, "B": 0.1, "tie": None}, "judge_mass": 1.0,
+        "judge_confidence": 0.9, "judge_model": "m", "error": None, "question_keys": ["k"],
+    }  # fmt: skip
+    full = [{**good, **row, "row": n, "row_key": str(n)} for n, row in enumerate(rows)]
+    return pa.Table.from_pylist(full, schema=judged_schema("pairwise", PAIRWISE_ALTERNATIVES))
+
+
+UNJUDGED = {"judge_verdict": None, "judge_probs": None, "judge_mass": None,
+            "judge_confidence": None, "error": "judge: too long"}  # fmt: skip
+UNREAD = {**UNJUDGED, "error": "input: response_a is null", "question_keys": None}
+
+
+def one(
+    row: dict[str, Any], route: str, asked: Sequence[tuple[str, bool]] = (), **answers: Any
+) -> Any:
+    """The verdict columns of one row."""
+    table = verdict_columns(judged(row), {0: route}, {0: asked} if asked else {}, answers, SCHEMA)
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    return table.to_pylist()[0]
+
+
+def picked(row: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("outcome", "strong_verdict", "strong_model", "strong_cost_usd", "final_verdict",
+             "final_source", "error")  # fmt: skip
+    return tuple(row[name] for name in names)
+
+
+CENT = Decimal("0.01")
+RESOLVED = answer(Outcome.RESOLVED, "B")
+
+
+def test_an_accepted_row() -> None:
+    row = one({}, "accept")
+    assert picked(row) == ("not_needed", None, None, None, "A", "judge", None)
+    assert row["judge_probs"] == {"A": 0.9, "B": 0.1, "tie": None}
+    assert (row["judge_verdict"], row["judge_confidence"], row["judge_model"]) == ("A", 0.9, "m")
+
+
+def test_an_accepted_row_does_not_take_the_answer_of_its_twin() -> None:
+    assert picked(one({}, "accept", [], k=(RESOLVED, CENT)))[:5] == (
+        "not_needed", None, None, None, "A",
+    )  # fmt: skip
+
+
+def test_a_resolved_row_keeps_its_local_verdict_beside_the_final_one() -> None:
+    row = one({}, "escalate", [("k", True)], k=(RESOLVED, CENT))
+    assert picked(row) == ("resolved", "B", "gpt-4.1", CENT, "B", "strong", None)
+    assert row["judge_verdict"] == "A"
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.UNPARSEABLE, Outcome.FAILED])
+def test_a_strong_judge_that_fails_leaves_the_local_verdict(outcome: Outcome) -> None:
+    row = one({}, "escalate", [("k", True)], k=(answer(outcome), CENT))
+    assert picked(row) == (
+        outcome.value, None, "gpt-4.1", CENT, "A", "judge", "strong: because",
+    )  # fmt: skip
+
+
+def test_denied_by_the_cap() -> None:
+    row = one({}, "escalate", [("k", True)])
+    assert picked(row) == ("denied_budget", None, None, None, "A", "judge", None)
+
+
+def test_denied_by_the_cap_after_an_attempt_that_was_paid_for() -> None:
+    row = one({}, "escalate", [("k", True)], k=(None, CENT))
+    assert picked(row) == ("denied_budget", None, None, CENT, "A", "judge", None)
+
+
+def test_a_row_that_could_not_be_judged() -> None:
+    assert picked(one(UNJUDGED, "accept")) == (
+        "failed", None, None, None, None, "none", "judge: too long",
+    )  # fmt: skip
+    assert picked(one(UNJUDGED, "escalate", [("k", True)], k=(RESOLVED, CENT))) == (
+        "resolved", "B", "gpt-4.1", CENT, "B", "strong", "judge: too long",
+    )  # fmt: skip
+    row = one(UNJUDGED, "escalate", [("k", True)], k=(answer(Outcome.REFUSED), CENT))
+    assert picked(row)[4:] == (None, "none", "judge: too long; strong: because")
+    assert picked(one(UNJUDGED, "escalate", [("k", True)]))[4:6] == (None, "none")
+
+
+def test_a_row_without_text() -> None:
+    assert picked(one(UNREAD, "accept")) == (
+        "failed", None, None, None, None, "none", "input: response_a is null",
+    )  # fmt: skip
+
+
+def test_the_twin_that_does_not_pay_costs_nothing() -> None:
+    row = one({}, "escalate", [("k", False)], k=(RESOLVED, CENT))
+    assert row["strong_cost_usd"] == 0 and row["strong_verdict"] == "B"
+
+
+BOTH = [("k", True), ("l", True)]
+
+
+def test_both_orders() -> None:
+    agree = {"k": (answer(Outcome.RESOLVED, "B"), CENT), "l": (answer(Outcome.RESOLVED, "A"), CENT)}
+    assert picked(one({}, "escalate", BOTH, **agree))[:4] == ("resolved", "B", "gpt-4.1", 2 * CENT)
+    torn = {"k": (answer(Outcome.RESOLVED, "B"), CENT), "l": (answer(Outcome.RESOLVED, "B"), CENT)}
+    assert picked(one({}, "escalate", BOTH, **torn))[:2] == ("resolved", "tie")
+
+
+def test_half_of_both_orders_is_no_verdict() -> None:
+    half = {"k": (RESOLVED, CENT)}
+    assert picked(one({}, "escalate", BOTH, **half)) == (
+        "denied_budget", None, "gpt-4.1", CENT, "A", "judge", None,
+    )  # fmt: skip
+    bad = {"k": (RESOLVED, CENT), "l": (answer(Outcome.REFUSED), CENT)}
+    assert picked(one({}, "escalate", BOTH, **bad))[:4] == ("refused", None, "gpt-4.1", 2 * CENT)
+
+
+def test_the_schema_does_not_follow_the_values() -> None:
+    """All null, or all there: readers of many shards must not find two types."""
+    nothing = verdict_columns(judged(UNREAD, UNREAD), {0: "accept", 1: "accept"}, {}, {}, SCHEMA)
+    paid: Any = {"k": (RESOLVED, CENT)}
+    everything = verdict_columns(judged({}), {0: "escalate"}, {0: [("k", True)]}, paid, SCHEMA)
+    assert nothing.schema.equals(everything.schema, check_metadata=True)
+    assert nothing.column_names == list(VERDICT_COLUMNS)
+
+
+def test_scores_are_numbers() -> None:
+    schema = verdict_schema("pointwise", ("1", "2"))
+    rows = pa.Table.from_pylist(
+        [{"row": 0, "row_key": "0", "judge_verdict": 2.0, "judge_probs": {"1": 0.1, "2": 0.9}}],
+        schema=judged_schema("pointwise", ("1", "2")),
+    )
+    paid: Any = {"k": (answer(Outcome.RESOLVED, 7.5), CENT)}  # type: ignore[arg-type]
+    table = verdict_columns(rows, {0: "escalate"}, {0: [("k", True)]}, paid, schema)
+    assert table.column("final_verdict").to_pylist() == [7.5]
+
+
+# -- who pays --------------------------------------------------------------------------------------
+
+
+def test_the_first_of_identical_rows_pays_in_input_order() -> None:
+    routed = pl.DataFrame(
+        {
+            "chunk": ["00001-00000", "00000-00001", "00000-00000", "00000-00000"],
+            "row": [0, 1000, 4, 5],
+            "route": ["escalate", "escalate", "accept", "escalate"],
+            "question_keys": [["k", "l"], ["k", "l"], ["k", "l"], ["m", "m"]],
+        }
+    )
+    assert payers(routed).rows() == [
+        ("00000-00000", 5, "m", True), ("00000-00000", 5, "m", False),
+        ("00000-00001", 1000, "k", True), ("00000-00001", 1000, "l", True),
+        ("00001-00000", 0, "k", False), ("00001-00000", 0, "l", False),
+    ]  # fmt: skip
+
+
+# -- judged files ----------------------------------------------------------------------------------
+
+
+def test_judged_rows_have_one_schema_whatever_is_null() -> None:
+    config = parse(
+        {
+            "input": "i",
+            "output": "o",
+            "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
+            "route": {"fraction": 0.5},
+            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
+        }
+    )
+    roles = {name: name for name in ("instruction", "response_a", "response_b")}
+    columns, engine = Columns(roles, extra=("p_a", "p_b")), ColumnsEngine(config)
+
+    def judge(text: str | None, p_a: float | None) -> pa.Table:
+        block = pa.table(
+            {name: pa.array([text, text], pa.string()) for name in roles}
+            | {"p_a": pa.array([p_a, p_a], pa.float64()), "p_b": pa.array([0.4, 0.4])}
+            | {"__chunk": ["c", "c"], "__shard": ["s", "s"], "__row": [7, 8]}
+        )
+        return judge_rows(block, engine, config, columns, StrongQuestion(config))
+
+    tables = [judge("x", 0.6), judge(None, 0.6), judge("x", None), judge(None, None)]
+    assert {table.schema.to_string() for table in tables} == {tables[0].schema.to_string()}
+    assert tables[0].schema.equals(judged_schema("pairwise", PAIRWISE_ALTERNATIVES))
+    both, no_text, no_number, nothing = (table.to_pylist()[1] for table in tables)
+    assert (both["row"], both["judge_verdict"], both["error"]) == (8, "A", None)
+    # The verdict of a judge that has run stands, but nobody can be asked about a row without text.
+    assert (no_text["judge_verdict"], no_text["question_keys"]) == ("A", None)
+    assert no_text["error"] == "input: instruction is null"
+    assert (no_number["judge_verdict"], no_number["judge_confidence"]) == (None, None)
+    assert "p_a" in no_number["error"] and len(no_number["question_keys"]) == 1
+    assert (nothing["judge_verdict"], nothing["question_keys"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("p_a", "p_b", "verdict", "confidence"),
+    [(0.4, 0.6, "B", 0.6), (0.5, 0.5, "A", 0.5), (0.0, 1.0, "B", 1.0), (0.2, 0.3, "B", 0.3),
+     (0.5005, 0.5, "A", 0.5005), (1, 0, "A", 1.0)],
+)  # fmt: skip
+def test_columns_take_probabilities_as_they_are(
+    p_a: float, p_b: float, verdict: str, confidence: float
+) -> None:
+    (result,) = columns_engine().judge([], pa.table({"p_a": [p_a], "p_b": [p_b]}))
+    assert (result.verdict, result.confidence) == (verdict, confidence)
+    assert result.probs == {"A": p_a, "B": p_b}
+
+
+@pytest.mark.parametrize(
+    ("p_a", "p_b"),
+    [(None, 0.5), (float("nan"), 0.5), (float("inf"), 0.5), (-0.1, 0.5), (1.2, 0.1), (0.9, 0.9),
+     (0.0, 0.0), (50.0, 50.0)],
+)  # fmt: skip
+def test_columns_that_hold_no_probability_are_that_rows_error(p_a: Any, p_b: float) -> None:
+    rows = pa.table({"p_a": pa.array([p_a, 0.9]), "p_b": pa.array([p_b, 0.1])})
+    bad, good = columns_engine().judge([], rows)
+    assert (bad.verdict, bad.probs, bad.confidence) == (None, None, None)
+    assert bad.error is not None and bad.error.startswith("judge: column") and "p_a" in bad.error
+    assert good.verdict == "A" and good.error is None
+
+
+def columns_engine() -> ColumnsEngine:
+    return ColumnsEngine(
+        parse(
+            {
+                "input": "i",
+                "output": "o",
+                "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
+                "route": {"fraction": 0.5},
+                "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
+            }
+        )
+    )
