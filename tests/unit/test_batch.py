@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,23 @@ def server(process: RunningServer, monkeypatch: pytest.MonkeyPatch) -> RunningSe
 
 def fault(kind: str, **more: Any) -> dict[str, Any]:
     return {"kind": kind, "scope": "batch", **more}
+
+
+def complete(server: RunningServer, batch: str) -> None:
+    """Let a batch come to its end, where the test's hand is its clock."""
+    while server.advance_batch(batch)["status"] != "completed":
+        pass
+
+
+def until_ended(server: RunningServer, batches: int) -> Callable[[str], None]:
+    """A checkpoint: behind the last submission, wait until so many batches have ended."""
+
+    def wait(step: str) -> None:
+        if step == "submitted" and len(server.batches()) == batches:
+            while any(batch["status"] != "completed" for batch in server.batches()):
+                time.sleep(0.005)
+
+    return wait
 
 
 # --- the ordinary day -----------------------------------------------------------------------------
@@ -376,12 +394,36 @@ def test_no_quota_for_a_batch(tmp_path: Path, server: RunningServer) -> None:
 
 
 def test_the_quota_ends_within_a_batch(tmp_path: Path, server: RunningServer) -> None:
+    """Batches that have ended are all read before the run pauses."""
     server.configure(faults=[fault("insufficient_quota", requests=[4, 5, 6])])
     night = Night(tmp_path, server)
     with pytest.raises(PausedError, match="wants money first"):
-        night.run()
+        night.run(until_ended(server, 2))
     assert len(night.journal().answers) == 6, "both batches were read"
     server.configure(faults=[])
+    night.run()
+    night.check()
+    assert server.stats()["billed"] == 12
+
+
+def test_the_quota_ends_while_another_batch_is_pending(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    """The run pauses at once; what the other batch answers is read by the next one."""
+    server.configure(
+        batches={"manual": True}, faults=[fault("insufficient_quota", requests=[4, 5, 6])]
+    )
+    night = Night(tmp_path, server)
+
+    def end_the_first(step: str) -> None:
+        if step == "submitted" and len(server.batches()) == 2:
+            complete(server, server.batches()[0]["id"])
+
+    with pytest.raises(PausedError, match="wants money first"):
+        night.run(end_the_first)
+    assert len(night.journal().answers) == 3
+    server.configure(batches={"manual": False}, faults=[])
+    complete(server, server.batches()[1]["id"])
     night.run()
     night.check()
     assert server.stats()["billed"] == 12
