@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -43,7 +44,13 @@ OPERATIONAL = (
     "judge.replicas",
     "judge.gpus_per_replica",
     "judge.cpus_per_replica",
+    "judge.share_gpu",
     "judge.engine_options",
+    "judge.templates",
+    "judge.http.base_url",
+    "judge.http.api_key_env",
+    "judge.http.concurrency",
+    "judge.http.timeout_s",
     "strong.base_url",
     "strong.api_key_env",
     "strong.concurrency",
@@ -66,57 +73,6 @@ class Tree(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class JudgeConfig(Tree):
-    """The local judge: format + model + engine."""
-
-    format: Literal["generic", "demo"] = "generic"
-    engine: Literal["vllm", "columns"] = "vllm"
-    model: str | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    chat: bool | None = None
-    """Use the tokenizer's chat template; null means: when it has one."""
-    rubric: str | None = None
-    """The user's own criteria, put into the `generic` prompt."""
-    ties: bool = True
-    """Whether `generic` offers a tie."""
-    scores: tuple[int, int] = (1, 5)
-    """Lowest and highest score of a pointwise `generic` judge (single digits)."""
-    swap: bool = False
-    replicas: Positive = 1
-    gpus_per_replica: float | None = Field(default=None, ge=0)
-    """Null: one when the cluster has GPUs, else none."""
-    cpus_per_replica: float | None = Field(default=None, gt=0)
-    """Null: one with a GPU, else a fraction that leaves the machine room to read and write."""
-    confidence: Literal["probability", "margin"] = "probability"
-    min_mass: float = Field(default=0.5, ge=0, le=1)
-    """Below this share of probability on all alternatives a row counts as unconfident."""
-    max_model_len: Positive | None = None
-    engine_options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to vLLM's engine as they are (`gpu_memory_utilization`, `tensor_parallel_size`)."""
-    prob_columns: dict[Literal["A", "B", "tie"], str] | None = None
-
-    @field_validator("scores")
-    @classmethod
-    def _single_digits(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not 0 <= value[0] < value[1] <= 9:
-            raise ValueError("scores are two single digits, the lower first, such as [1, 5]")
-        return value
-
-    @model_validator(mode="after")
-    def _whole(self) -> JudgeConfig:
-        if self.engine == "columns":
-            if not self.prob_columns or not {"A", "B"} <= set(self.prob_columns):
-                raise ValueError("engine: columns needs prob_columns: {A: ..., B: ...}")
-            if self.swap:
-                raise ValueError("engine: columns cannot swap: its judge has already run")
-        elif self.prob_columns:
-            raise ValueError("prob_columns goes with engine: columns")
-        elif not self.model:
-            raise ValueError(f"engine: {self.engine} needs a model")
-        return self
-
-
 class RouteConfig(Tree):
     """Which rows the strong judge is asked about."""
 
@@ -132,6 +88,151 @@ class RouteConfig(Tree):
                 raise ValueError(f"{policy} goes with policy: {policy}, not {self.policy}")
             if not given and policy == self.policy:
                 raise ValueError(f"policy: {policy} needs the key {policy}")
+        return self
+
+
+FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
+    "judgelm": (1, 10),
+    "pandalm": (1, 5),
+    "auto-j": (1, 10),
+    "prometheus": (1, 5),
+    "prometheus-2": (1, 5),
+}
+"""Lowest and highest score that each judge was trained to give (their templates say so)."""
+CONFIDENCES = Literal["probability", "margin", "entropy", "calibrated_entropy"]
+
+
+class CustomFormat(Tree):
+    """`format: custom`: how the user's own judge is asked and answers (docs/custom-judge.md)."""
+
+    template: str
+    """The prompt. `{instruction}`, `{response_a}`, `{response_b}` (or `{response}`), `{input}`,
+    `{reference}` and `{rubric}` stand for the row's texts; other braces are themselves."""
+    system: str | None = None
+    """The system message, for models with a chat template."""
+    choices: dict[str, tuple[str, ...]]
+    """Alternative (`A`, `B`, `tie`; or a score) → the texts that mean it, as the judge writes
+    them where its verdict sits, leading space included."""
+    opening: str = ""
+    """decode: verdict: the beginning of the answer, up to where the verdict sits."""
+    verdict: str | None = None
+    """decode: full: a regular expression that finds the verdict in a whole answer. Its group
+    `verdict` matches one of the choices (white space around it does not count)."""
+    stop: tuple[str, ...] = ()
+    max_output_tokens: Positive = 512
+
+
+class HttpConfig(Tree):
+    """`engine: http`: a server of OpenAI's API that returns log-probabilities."""
+
+    base_url: str
+    api: Literal["completions", "chat"] = "completions"
+    """completions: the prompt is sent as one text. chat: as messages, the server's template."""
+    api_key_env: str | None = None
+    top_logprobs: Annotated[int, Field(ge=1, le=100)] = 20
+    """How many of the likeliest tokens the server shows; what is not among them is bounded."""
+    concurrency: Positive = 64
+    timeout_s: float = Field(default=120, gt=0)
+
+
+class JudgeConfig(Tree):
+    """The local judge: format + model + engine."""
+
+    format: Literal[
+        "generic", "demo", "judgelm", "pandalm", "auto-j", "prometheus", "prometheus-2", "custom"
+    ] = "generic"
+    engine: Literal["vllm", "transformers", "http", "columns"] = "vllm"
+    model: str | None = None
+    revision: str | None = None
+    base_model: str | None = None
+    """calibrated_entropy: what the judge was tuned from; null: what its authors name."""
+    base_revision: str | None = None
+    adapter: str | None = None
+    """A LoRA adapter (path or hub name) on `model`."""
+    dtype: str = "auto"
+    quantization: str | None = None
+    decode: Literal["verdict", "full"] = "verdict"
+    """verdict: stop as soon as the verdict is known; full: the critique is written, too."""
+    chat: bool | None = None
+    """Use the tokenizer's chat template; null means: when it has one."""
+    rubric: str | None = None
+    """The user's own criteria, put into the prompts that have a place for them."""
+    ties: bool = True
+    """Whether `generic` offers a tie."""
+    scores: tuple[int, int] | None = None
+    """Lowest and highest score of a pointwise `generic` or `custom` judge; null: [1, 5]."""
+    score: Literal["mode", "mean"] = "mode"
+    """Which score is the verdict: the likeliest, or the expected one."""
+    by_scores: bool = False
+    """Judge a pair by scoring both responses, with a judge that can do both."""
+    swap: bool = False
+    overlong: Literal["error", "cut"] = "error"
+    """A prompt beyond the context: that row's error, or the longer response cut in its middle."""
+    max_output_tokens: Positive | None = None
+    """decode: full: the most tokens of one answer; null: what the format needs."""
+    templates: str | None = None
+    """A file or folder in which the judge's own template is found, for machines without a
+    network; null: the cache, else its repository."""
+    custom: CustomFormat | None = None
+    http: HttpConfig | None = None
+    replicas: Positive = 1
+    gpus_per_replica: float | None = Field(default=None, ge=0)
+    """Null: as many as the engine needs when the cluster has GPUs, else none."""
+    cpus_per_replica: float | None = Field(default=None, gt=0)
+    """Null: one with a GPU, else a fraction that leaves the machine room to read and write."""
+    share_gpu: bool | None = None
+    """calibrated_entropy: judge and base model on one GPU; null: when their weights fit."""
+    confidence: CONFIDENCES = "probability"
+    min_mass: float = Field(default=0.5, ge=0, le=1)
+    """Below this share of probability on all alternatives a row counts as unconfident."""
+    max_model_len: Positive | None = None
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to vLLM's engine as they are (`gpu_memory_utilization`, `tensor_parallel_size`)."""
+    prob_columns: dict[Literal["A", "B", "tie"], str] | None = None
+    route: RouteConfig | None = None
+    """In a list of `judges`: which rows go on to the next one; null: the run's `route`."""
+
+    @field_validator("scores")
+    @classmethod
+    def _rising(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("scores are two whole numbers, the lower first, such as [1, 5]")
+        return value
+
+    def score_range(self) -> tuple[int, int]:
+        """Lowest and highest score that this judge gives."""
+        return self.scores or FORMAT_SCORES.get(self.format, (1, 5))
+
+    @model_validator(mode="after")
+    def _whole(self) -> JudgeConfig:
+        if self.scores and self.format in FORMAT_SCORES:
+            low, high = FORMAT_SCORES[self.format]
+            raise ValueError(f"format: {self.format} gives scores from {low} to {high}")
+        if (self.format == "custom") != (self.custom is not None):
+            raise ValueError("format: custom goes with the key custom (docs/custom-judge.md)")
+        if (self.engine == "http") != (self.http is not None):
+            raise ValueError("engine: http goes with the key http: {base_url: ...}")
+        if self.confidence in ("entropy", "calibrated_entropy") and self.engine not in (
+            "vllm",
+            "transformers",
+        ):
+            raise ValueError(
+                f"confidence: {self.confidence} needs the whole vocabulary's probabilities: "
+                "engine: vllm or transformers"
+            )
+        if self.base_model and self.confidence != "calibrated_entropy":
+            raise ValueError("base_model goes with confidence: calibrated_entropy")
+        if self.decode == "full" and self.format == "demo":
+            raise ValueError("format: demo answers with its verdict alone: decode: verdict")
+        if self.engine == "columns":
+            if not self.prob_columns or not {"A", "B"} <= set(self.prob_columns):
+                raise ValueError("engine: columns needs prob_columns: {A: ..., B: ...}")
+            if self.swap:
+                raise ValueError("engine: columns cannot swap: its judge has already run")
+        elif self.prob_columns:
+            raise ValueError("prob_columns goes with engine: columns")
+        elif not self.model:
+            raise ValueError(f"engine: {self.engine} needs a model")
         return self
 
 
@@ -217,6 +318,9 @@ class RunConfig(Tree):
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Role → column, where they differ; null: the data has none, whatever its name."""
     judge: JudgeConfig
+    judges: tuple[JudgeConfig, ...] = ()
+    """Several local judges, asked one after the other, in place of `judge`: a row stops at the
+    first one that is sure."""
     route: RouteConfig
     strong: StrongConfig
     chunk_rows: Positive = 1000
@@ -230,17 +334,55 @@ class RunConfig(Tree):
                 raise ValueError(f"no such column role: {role}{nearest(role, COLUMN_ROLES)}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, given: Any) -> Any:
+        """`judges: [...]` is `judge: ...` for several; the first one is `judge`, too."""
+        if isinstance(given, dict) and given.get("judges"):
+            if "judge" in given:
+                raise ValueError("judge and judges exclude each other: name one judge or a list")
+            return {**given, "judge": given["judges"][0]}
+        return given
+
     @model_validator(mode="after")
     def _fits_task(self) -> RunConfig:
-        if self.task == "pointwise" and (self.judge.format == "demo" or self.judge.swap):
-            raise ValueError("task: pointwise goes with format: generic and without swap")
-        if self.task == "pointwise" and (self.judge.engine == "columns" or self.strong.swap):
-            raise ValueError("engine: columns and swap are for task: pairwise")
+        for judge in self.judges or (self.judge,):
+            if self.task == "pairwise":
+                continue
+            if judge.format == "demo" or judge.swap or self.strong.swap:
+                raise ValueError("task: pointwise goes without format: demo and without swap")
+            if judge.engine == "columns" or judge.by_scores:
+                raise ValueError("engine: columns and by_scores are for task: pairwise")
+            if judge.score_range() != self.judge.score_range():
+                raise ValueError("all judges of a run must score on the same range")
+        for judge in self.judges[:-1]:
+            if judge.route is None:
+                raise ValueError("each of several judges but the last needs its own route")
         return self
+
+    def tiers(self) -> tuple[RunConfig, ...]:
+        """One configuration per local judge, in order: its `judge`, and the `route` behind it."""
+        if not self.judges:
+            return (self,)
+        rubric = self.strong.rubric or next((j.rubric for j in self.judges if j.rubric), None)
+        strong = self.strong.model_copy(update={"rubric": rubric})
+        return tuple(
+            self.model_copy(
+                update={
+                    "judge": judge,
+                    "judges": (),
+                    "route": judge.route or self.route,
+                    "strong": strong,
+                }
+            )
+            for judge in self.judges
+        )
 
     def document(self) -> dict[str, Any]:
         """Give the tree as plain JSON values; money as strings."""
         document: dict[str, Any] = self.model_dump(mode="json")
+        if self.judges:
+            del document["judge"]  # it is the first of them
         return document
 
     def digest(self) -> str:
@@ -252,7 +394,7 @@ class RunConfig(Tree):
         """Give the names in `judge_probs`, in order: `A, B, tie`, or the scores."""
         if self.task == "pairwise":
             return ("A", "B", "tie")
-        low, high = self.judge.scores
+        low, high = self.judge.score_range()
         return tuple(str(score) for score in range(low, high + 1))
 
 
@@ -365,7 +507,9 @@ def _known_keys(tree: type[BaseModel], prefix: str = "") -> list[str]:
 def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            flat |= _flatten({str(n): item for n, item in enumerate(value)}, f"{prefix}{key}.")
+        elif isinstance(value, Mapping) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
@@ -373,4 +517,5 @@ def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _operational(key: str) -> bool:
+    key = re.sub(r"\Ajudges\.\d+\.", "judge.", key)
     return any(key == name or key.startswith(name + ".") for name in OPERATIONAL)
