@@ -2,7 +2,7 @@
 
 from ray_judge.config import JudgeConfig
 from ray_judge.judges.demo import DemoFormat
-from ray_judge.judges.format import Format, Question
+from ray_judge.judges.format import Format, Parsed, Question
 from ray_judge.judges.generic import GenericFormat
 from ray_judge.records import Task
 
@@ -14,4 +14,9 @@ def format_for(judge: JudgeConfig, task: Task) -> Format:
     return GenericFormat(judge, task)
 
 
-__all__ = ["Format", "Question", "format_for"]
+def base_model_of(judge: JudgeConfig) -> str | None:
+    """The model that a known judge was tuned from."""
+    return None
+
+
+__all__ = ["Format", "Parsed", "Question", "base_model_of", "format_for"]
