@@ -35,6 +35,8 @@ def download(path: str) -> bytes:
                     raise ConfigError("the file is far larger than a file of templates", url=url)
                 if time.monotonic() > until:
                     raise ConfigError(f"the file did not arrive within {TOTAL_S:g} s", url=url)
+            if answer.length:  # what it promised and did not send
+                raise ConfigError("the connection ended before the file did", url=url)
     except urllib.error.HTTPError as error:
         raise ConfigError(f"the server answered {error.code} {error.reason}", url=url) from None
     except urllib.error.URLError as error:

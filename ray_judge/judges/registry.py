@@ -7,6 +7,7 @@ pin names one string literal in one file of one commit, by the SHA-256 of its te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray_judge.errors import ConfigError
@@ -130,7 +131,7 @@ def pin_for(judge: str, mode: Task) -> Pin:
     raise ConfigError(f"there is no template for judge.format {judge}, task {mode}")
 
 
-def pins_of(names: tuple[str, ...] | list[str]) -> tuple[Pin, ...]:
+def pins_of(names: Sequence[str]) -> tuple[Pin, ...]:
     """Choose pins by judge (`judgelm`) or by judge and mode (`judgelm-pairwise`); none: all."""
     for name in names:
         if not any(name in (pin.judge, pin.name) for pin in PINS):

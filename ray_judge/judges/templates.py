@@ -11,14 +11,14 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from ray_judge.errors import ConfigError, StorageError
 from ray_judge.judges.download import download
 from ray_judge.judges.literals import NotReadable, files_in, texts_of
-from ray_judge.judges.registry import Pin
+from ray_judge.judges.registry import PINS, Pin
 
 State = Literal["cached", "missing", "changed"]
 OFFLINE = (
@@ -112,7 +112,7 @@ def read_cache(pin: Pin) -> str | None:
     """
     try:
         content = cache_path(pin).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ConfigError(
@@ -144,13 +144,8 @@ def cache_path(pin: Pin) -> Path:
 
 
 def _match(pins: Sequence[Pin], texts: Iterable[str]) -> dict[Pin, str]:
-    wanted: Mapping[str, Pin] = {pin.literal_sha256: pin for pin in pins}
-    found: dict[Pin, str] = {}
-    for text in texts:
-        pin = wanted.get(_sha256(text))
-        if pin is not None:
-            found[pin] = text
-    return found
+    by_hash = {_sha256(text): text for text in texts}
+    return {pin: by_hash[pin.literal_sha256] for pin in pins if pin.literal_sha256 in by_hash}
 
 
 def _changed_copy(pin: Pin, texts: Iterable[str]) -> bool:
@@ -158,8 +153,6 @@ def _changed_copy(pin: Pin, texts: Iterable[str]) -> bool:
 
     That is: nearly its length, at least half of its placeholders, and itself no template.
     """
-    from ray_judge.judges.registry import PINS
-
     known = {other.literal_sha256 for other in PINS}
     for text in texts:
         if abs(len(text) - pin.characters) > pin.characters // 20:
