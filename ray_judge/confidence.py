@@ -1,8 +1,14 @@
 """From the probabilities at the verdict's position to a verdict and how sure it is. Pure.
 
-DESIGN: P(v) is the summed probability of every spelling of v, normalised over the alternatives;
-`mass` is what they had together before that. Methods as in CascadedEval (arXiv 2403.02839v3, §5)
-and "Trust or Escalate" (arXiv 2407.18370, §3): `probability` = max P(v), `margin` = first − second.
+P(v) is the summed probability of every spelling of v, normalised over the alternatives; `mass` is
+what they had together before that. The methods (DESIGN: higher is surer, for all of them):
+
+    probability          max P(v)                 CascadedEval (arXiv 2403.02839v3), §5;
+    margin               first − second P(v)      "Trust or Escalate" (arXiv 2407.18370), §3
+    entropy              mean over the generated tokens of Σ p ln p   (CascadedEval, its indicator;
+                         the sign is kept, so 0 is certain)
+    calibrated_entropy   the same minus the same under the base model, on the same tokens
+                         (CascadedEval, its calibration)
 """
 
 from __future__ import annotations
@@ -13,7 +19,9 @@ from typing import Literal
 
 from ray_judge.records import Judgment, Task, Verdict
 
-Method = Literal["probability", "margin"]
+Method = Literal["probability", "margin", "entropy", "calibrated_entropy"]
+Read = tuple[Mapping[str, float], float]
+"""(P, mass) of one prompt."""
 
 
 def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> tuple[dict[str, float], float]:
@@ -21,7 +29,7 @@ def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> tuple[dict[str, fl
 
     `logprobs`: alternative → natural logs of the unmasked probabilities of its spellings, one
     each. Returns (P, mass): P sums to 1, mass in [0, 1]. The normalisation is done in log space,
-    so that a mass that underflows a double still gives the right P.
+    so that a mass that underflows a double still gives the right P. Raises ValueError.
     """
     totals = {name: _logsumexp(values) for name, values in logprobs.items()}
     mass_log = _logsumexp(list(totals.values()))
@@ -34,7 +42,7 @@ def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> tuple[dict[str, fl
 
 
 def confidence(probs: Mapping[str, float], method: Method) -> float:
-    """How sure a verdict is, in [0, 1]; higher is surer."""
+    """How sure a verdict is by its probabilities alone, in [0, 1]; higher is surer."""
     first, *rest = sorted(probs.values(), reverse=True)
     if method == "margin":
         return first - (rest[0] if rest else 0.0)
@@ -42,30 +50,52 @@ def confidence(probs: Mapping[str, float], method: Method) -> float:
 
 
 def judgment(
-    probs: Mapping[str, float], mass: float, *, task: Task, method: Method, min_mass: float
+    probs: Mapping[str, float],
+    mass: float,
+    *,
+    task: Task,
+    method: Method,
+    min_mass: float,
+    entropy: float | None = None,
+    score: Literal["mode", "mean"] = "mode",
+    unseen: float = 0.0,
 ) -> Judgment:
-    """The verdict with the highest probability, and its confidence.
+    """The verdict with the highest probability (or the expected score), and its confidence.
 
     Equal probabilities go to the alternative that is named first. A row whose mass is below
-    `min_mass` keeps its verdict but is unconfident (0.0) and says why.
+    `min_mass`, or whose verdict hangs on tokens that a server did not show (`unseen`: the most
+    probability that they can have), keeps its verdict, is as unsure as can be (0 for a
+    probability, null for an entropy) and says why. `entropy`: mean Σ p ln p, for that method.
     """
     best = max(probs, key=lambda name: probs[name])
     verdict: Verdict = best if task == "pairwise" else float(best)
-    if mass >= min_mass:
-        return Judgment(verdict, probs, mass, confidence(probs, method))
-    return Judgment(
-        verdict,
-        probs,
-        mass,
-        0.0,
-        f"judge: the alternatives have only {mass:.2g} of the probability together "
-        f"(judge.min_mass is {min_mass:g}): the prompt does not fit this model",
-    )
+    if task == "pointwise" and score == "mean":
+        verdict = expected_score(probs)
+    by_entropy = method in ("entropy", "calibrated_entropy")
+    sure = entropy if by_entropy else confidence(probs, method)
+    off = unseen / (mass + unseen) if unseen else 0.0
+    error = None
+    if mass < min_mass:
+        error = (
+            f"judge: the alternatives have only {mass:.2g} of the probability together "
+            f"(judge.min_mass is {min_mass:g}): the prompt does not fit this model"
+        )
+    elif off and confidence(probs, "margin") <= 2 * off:
+        error = (
+            f"judge: what the server does not show may have {unseen:.2g} of the probability: "
+            "the verdict hangs on it"
+        )
+    if error:
+        sure = None if by_entropy else 0.0
+    return Judgment(verdict, probs, mass, sure, error, unseen=off if unseen else None)
 
 
-def both_orders(
-    straight: tuple[Mapping[str, float], float], swapped: tuple[Mapping[str, float], float]
-) -> tuple[dict[str, float], float]:
+def expected_score(probs: Mapping[str, float]) -> float:
+    """Σ v · P(v) over the scores."""
+    return math.fsum(float(name) * p for name, p in probs.items())
+
+
+def both_orders(straight: Read, swapped: Read) -> tuple[dict[str, float], float]:
     """Average two readings (P, mass) of one pair in its own orientation.
 
     `swapped` was read with the responses exchanged: its A is the pair's B. This removes the
@@ -75,6 +105,32 @@ def both_orders(
     (here, mass_here), (there, mass_there) = straight, swapped
     probs = {name: (p + there[flip.get(name, name)]) / 2 for name, p in here.items()}
     return probs, (mass_here + mass_there) / 2
+
+
+def by_scores(first: Read, second: Read) -> tuple[dict[str, float], float]:
+    """Judge a pair from the score distributions of its two responses, taken as independent.
+
+    P(A) = Σ_{i>j} P_A(i) P_B(j), P(tie) = Σ_i P_A(i) P_B(i), P(B) = the rest.
+    """
+    probs = {"A": 0.0, "B": 0.0, "tie": 0.0}
+    for here, p in first[0].items():
+        for there, q in second[0].items():
+            i, j = float(here), float(there)
+            probs["A" if i > j else "B" if j > i else "tie"] += p * q
+    return probs, min(first[1], second[1])
+
+
+def calibrated(own: Sequence[float], base: Sequence[Sequence[float]]) -> float:
+    """Mean over prompts of: the judge's mean Σ p ln p, minus the base model's on the same tokens.
+
+    `own`: one mean per prompt; `base`: one list of entropies per prompt.
+    """
+    return mean([here - mean(there) for here, there in zip(own, base, strict=True)])
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return math.fsum(values) / len(values)
 
 
 def _logsumexp(values: Sequence[float]) -> float:

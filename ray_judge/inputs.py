@@ -400,10 +400,10 @@ def _bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.large_binary())
 
 
-def row_keys(table: pa.Table, columns: Columns, shard: str, start: int) -> list[str]:
+def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[int]) -> list[str]:
     """Name each row: its id, else its shard and position (both sort as they should)."""
     if not columns.id:
-        return [f"{shard}#{start + n:012d}" for n in range(len(table))]
+        return [f"{shard}#{position:012d}" for position in positions]
     ids = _decode(table.column(columns.id)) if _is_text(table.column(columns.id).type) else None
     if ids is not None:
         return [key.hex() if isinstance(key, bytes) else str(key) for key in ids]

@@ -8,8 +8,8 @@ chunk; the verdicts are already on disk by then.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,15 +18,19 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError, RayTaskError
 
-from ray_judge.config import RunConfig
-from ray_judge.engines.engine import Engine, make_engine
+from ray_judge.confidence import mean
+from ray_judge.config import JudgeConfig, RunConfig
+from ray_judge.engines.engine import Engine, LanguageModel, check_engine, make_engine, make_model
 from ray_judge.errors import EngineError, RayJudgeError
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.inputs import Columns, read_examples, read_rows, row_keys
-from ray_judge.records import Chunk, Example, Judgment, judged_schema
+from ray_judge.judges import Format
+from ray_judge.records import Chunk, Example, Judgment, Scored, judged_schema
 from ray_judge.run_directory import RunDirectory
 from ray_judge.workers import our_error
 
+Rows = Mapping[str, Sequence[int]]
+"""Chunk → rows of its shard that are judged."""
 CHUNKS_PER_ACTOR = 3
 """In flight at once: one being judged, one being read and tokenised, one being committed."""
 STUCK_AFTER_S = 1800
@@ -38,11 +42,12 @@ log = logging.getLogger(__name__)
 class ChunkSource(Datasource):
     """A Ray Data source whose read tasks are exactly the chunks that are still to be judged."""
 
-    def __init__(self, chunks: Sequence[Chunk], columns: Columns) -> None:
-        """Hold the work; nothing is read here."""
+    def __init__(self, chunks: Sequence[Chunk], columns: Columns, rows: Rows | None) -> None:
+        """Hold the work; nothing is read here. `rows`: those of each chunk, None for all."""
         super().__init__()
         self._chunks = list(chunks)
         self._columns = columns
+        self._rows = rows
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown before reading."""
@@ -52,21 +57,26 @@ class ChunkSource(Datasource):
         """One task per chunk, whatever parallelism Ray Data would like."""
         return [
             ReadTask(
-                _Reader(chunk, self._columns),
+                _Reader(chunk, self._columns, rows),
                 BlockMetadata(
-                    num_rows=chunk.rows, size_bytes=None, input_files=None, exec_stats=None
+                    num_rows=chunk.rows if rows is None else len(rows),
+                    size_bytes=None,
+                    input_files=None,
+                    exec_stats=None,
                 ),
             )
             for chunk in self._chunks
+            for rows in (None if self._rows is None else self._rows[chunk.name],)
         ]
 
 
 class _Reader:
     """Reads one chunk; its block carries the chunk's name in the schema's metadata."""
 
-    def __init__(self, chunk: Chunk, columns: Columns) -> None:
+    def __init__(self, chunk: Chunk, columns: Columns, rows: Sequence[int] | None) -> None:
         self.chunk = chunk
         self.columns = columns
+        self.rows = rows
 
     def __call__(self) -> list[pa.Table]:
         chunk = self.chunk
@@ -76,6 +86,8 @@ class _Reader:
         shard = pa.array([chunk.shard_name] * len(table), pa.string())
         for column, values in ((CHUNK, name), (SHARD, shard), (ROW, rows)):
             table = table.append_column(column, values)
+        if self.rows is not None:
+            table = table.take([row - chunk.start for row in self.rows])
         return [table]
 
 
@@ -85,7 +97,9 @@ CHUNK, SHARD, ROW = "__chunk", "__shard", "__row"
 class JudgeActor:
     """One engine and the chunks that pass through it."""
 
-    def __init__(self, config: RunConfig, columns: Columns, run: RunDirectory) -> None:
+    def __init__(
+        self, config: RunConfig, columns: Columns, run: RunDirectory, format_: Format | None
+    ) -> None:
         """Start the engine. A failure is kept for the first call, which can carry it home."""
         self._columns = columns
         self._run = run
@@ -94,19 +108,85 @@ class JudgeActor:
         self._failure: RayJudgeError | None = None
         self._engine: Engine | None = None
         try:
-            self._engine = make_engine(config)
+            self._engine = make_engine(config, format_)
         except RayJudgeError as error:
             self._failure = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Judge one chunk, commit it, and give its receipt."""
+        """Judge one chunk, commit it, and give its receipt.
+
+        Where the base model has its say yet (calibrated_entropy), the judged chunk goes on to it.
+        """
         if self._engine is None:
             raise self._failure or EngineError("the engine did not start")
         chunk = block.column(CHUNK)[0].as_py()
-        judged = judge_rows(block, self._engine, self._config, self._columns, self._question)
-        self._run.commit_judged(chunk, judged)
-        failed = judged.column("judge_verdict").null_count
-        return pa.table({"chunk": [chunk], "rows": [len(judged)], "failed": [failed]})
+        judged, scored = judge_rows(
+            block, self._engine, self._config, self._columns, self._question
+        )
+        if self._config.judge.confidence == "calibrated_entropy":
+            return for_the_base(judged, scored, chunk)
+        return commit(self._run, self._config, chunk, judged)
+
+
+class BaseActor:
+    """The model that the judge was tuned from, and the chunks whose confidence it calibrates."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
+        """Load the base model; a failure is kept for the first call."""
+        self._config = config
+        self._run = run
+        self._failure: RayJudgeError | None = None
+        self._model: LanguageModel | None = None
+        try:
+            self._model = make_model(config, base=True)
+        except RayJudgeError as error:
+            self._failure = error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Subtract the base model's entropies, commit the chunk, and give its receipt."""
+        if self._model is None:
+            raise self._failure or EngineError("the base model did not start")
+        chunk = block.column(CHUNK)[0].as_py()
+        return commit(self._run, self._config, chunk, calibrate_rows(block, self._model))
+
+
+def commit(run: RunDirectory, config: RunConfig, chunk: str, judged: pa.Table) -> pa.Table:
+    """Make a judged chunk durable; gives its receipt, which is all that goes on."""
+    judged = judged.select(judged_schema(config.task, config.alternatives()).names)
+    run.commit_judged(chunk, judged)
+    failed = judged.column("judge_verdict").null_count
+    return pa.table({"chunk": [chunk], "rows": [len(judged)], "failed": [failed]})
+
+
+SCORED_PROMPTS, SCORED_ANSWERS = "__prompts", "__answers"
+TOKENS = pa.list_(pa.list_(pa.int32()))
+
+
+def for_the_base(judged: pa.Table, scored: Sequence[Sequence[Scored]], chunk: str) -> pa.Table:
+    """Put beside each judged row the tokens that the base model is asked about."""
+    prompts = [[list(item.prompt) for item in row] for row in scored]
+    answers = [[list(item.answer) for item in row] for row in scored]
+    table = judged.append_column(SCORED_PROMPTS, pa.array(prompts, TOKENS))
+    table = table.append_column(SCORED_ANSWERS, pa.array(answers, TOKENS))
+    return table.append_column(CHUNK, pa.array([chunk] * len(judged), pa.string()))
+
+
+def calibrate_rows(block: pa.Table, model: LanguageModel) -> pa.Table:
+    """The same rows with `judge_confidence`: the judge's mean entropy minus the base model's."""
+    prompts = block.column(SCORED_PROMPTS).to_pylist()
+    answers = block.column(SCORED_ANSWERS).to_pylist()
+    own = block.column("judge_confidence").to_pylist()
+    asked = [
+        [Scored(tuple(p), tuple(a)) for p, a in zip(*row, strict=True)] if known is not None else []
+        for *row, known in zip(prompts, answers, own, strict=True)
+    ]
+    found = iter(model.entropies([item for row in asked for item in row]))
+    values = [
+        None if known is None else known - mean([mean(next(found)) for _ in row])
+        for known, row in zip(own, asked, strict=True)
+    ]
+    place = block.schema.get_field_index("judge_confidence")
+    return block.set_column(place, block.schema.field(place), pa.array(values, pa.float64()))
 
 
 def judge_rows(
@@ -115,8 +195,11 @@ def judge_rows(
     config: RunConfig,
     columns: Columns,
     question: StrongQuestion,
-) -> pa.Table:
-    """Judge the rows of one chunk: one judged row per input row, in order, whatever befalls it."""
+) -> tuple[pa.Table, list[Sequence[Scored]]]:
+    """Judge the rows of one chunk: one judged row per input row, in order, whatever befalls it.
+
+    Gives the judged rows and, for each, what the base model is to be asked.
+    """
     examples = read_examples(block, columns)
     judgments = [_unread(example) for example in examples]
     keys = [None if isinstance(example, str) else question.keys(example) for example in examples]
@@ -127,21 +210,22 @@ def judge_rows(
         texts = [example for n in readable if not isinstance(example := examples[n], str)]
         for n, result in zip(readable, engine.judge(texts, block.take(readable)), strict=True):
             judgments[n] = replace(result, error=result.error or judgments[n].error)
-    first = block.column(ROW)[0].as_py()
+    positions = block.column(ROW).to_pylist()
     names = config.alternatives()
     columns_out = {
         "row": block.column(ROW),
-        "row_key": row_keys(block, columns, block.column(SHARD)[0].as_py(), first),
+        "row_key": row_keys(block, columns, block.column(SHARD)[0].as_py(), positions),
         "judge_verdict": [judgment.verdict for judgment in judgments],
         "judge_probs": [_struct(judgment, names) for judgment in judgments],
         "judge_mass": [judgment.mass for judgment in judgments],
+        "judge_unseen": [judgment.unseen for judgment in judgments],
         "judge_confidence": [judgment.confidence for judgment in judgments],
         "judge_model": [engine.model] * len(judgments),
         "error": [judgment.error for judgment in judgments],
         "question_keys": keys,
     }
     schema = judged_schema(config.task, names)
-    return pa.table(
+    judged = pa.table(
         {
             field.name: pa.chunked_array(columns_out[field.name].chunks, field.type)
             if isinstance(columns_out[field.name], pa.ChunkedArray)
@@ -150,6 +234,7 @@ def judge_rows(
         },
         schema=schema,
     )
+    return judged, [judgment.scored for judgment in judgments]
 
 
 def _unread(example: Example | str) -> Judgment:
@@ -163,26 +248,40 @@ def _struct(judgment: Judgment, names: Sequence[str]) -> dict[str, float | None]
 
 
 def judge_chunks(
-    config: RunConfig, chunks: Sequence[Chunk], columns: Columns, run: RunDirectory
+    config: RunConfig,
+    chunks: Sequence[Chunk],
+    columns: Columns,
+    run: RunDirectory,
+    rows: Rows | None = None,
 ) -> Iterator[str]:
-    """Judge the chunks and give each one's name once it is committed (in any order)."""
+    """Judge the chunks and give each one's name once it is committed (in any order).
+
+    `rows`: which rows of each chunk; None for all of them.
+    """
     if not chunks:
         return
+    format_ = check_engine(config)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = STUCK_AFTER_S
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.read_datasource(
-        ChunkSource(chunks, columns), override_num_blocks=len(chunks)
-    ).map_batches(
-        JudgeActor,
-        fn_constructor_args=(config, columns, run),
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        **_pool(config, len(chunks)),
+        ChunkSource(chunks, columns, rows), override_num_blocks=len(chunks)
     )
+    pools = pool_sizes(config.judge, ray.cluster_resources(), len(chunks))
+    stages: list[tuple[Any, tuple[Any, ...]]] = [(JudgeActor, (config, columns, run, format_))]
+    if config.judge.confidence == "calibrated_entropy":
+        stages.append((BaseActor, (config, run)))
+    for (actor, arguments), pool in zip(stages, pools, strict=True):
+        dataset = dataset.map_batches(
+            actor,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            **_strategy(pool),
+        )
     try:
         for receipt in dataset.iter_rows():
             yield receipt["chunk"]
@@ -192,28 +291,44 @@ def judge_chunks(
         raise EngineError(f"the judge's actors died: {error}") from None
 
 
-def _pool(config: RunConfig, chunks: int) -> dict[str, Any]:
-    """Size the actor pool: GPUs where there are any, else a part of the CPUs.
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Actors of one model: how many, and what each one holds."""
 
-    Ray hangs silently when actors hold every CPU and the read tasks find none, so the CPU pool
-    takes at most half of what the cluster has.
+    replicas: int
+    gpus: float
+    cpus: float
+
+
+def pool_sizes(judge: JudgeConfig, cluster: Mapping[str, float], chunks: int) -> tuple[Pool, ...]:
+    """Size the actor pools (judge; with calibrated_entropy its base model, too).
+
+    GPUs where there are any: one per engine and tensor-parallel rank, or half of one where judge
+    and base model share it. Else a part of the CPUs: Ray hangs silently when actors hold every
+    CPU and the read tasks find none, so all pools together take at most half of what there is.
     """
-    judge = config.judge
     replicas = min(judge.replicas, chunks)
-    cluster = ray.cluster_resources()
+    models = 2 if judge.confidence == "calibrated_entropy" else 1
     gpus = judge.gpus_per_replica
     if gpus is None:
-        gpus = 1.0 if cluster.get("GPU") and judge.engine != "columns" else 0.0
+        here = bool(cluster.get("GPU")) and judge.engine in ("vllm", "transformers")
+        ranks = float(judge.engine_options.get("tensor_parallel_size", 1))
+        shared = models == 2 and ranks == 1 and judge.share_gpu
+        gpus = (0.5 if shared else ranks) if here else 0.0
     cpus = judge.cpus_per_replica
     if cpus is None:
-        cpus = 1.0 if gpus else min(1.0, cluster.get("CPU", 1.0) / 2 / replicas)
+        cpus = 1.0 if gpus else min(1.0, cluster.get("CPU", 1.0) / 2 / (replicas * models))
+    return (Pool(replicas, gpus, cpus),) * models
+
+
+def _strategy(pool: Pool) -> dict[str, Any]:
     return {
         "compute": ray.data.ActorPoolStrategy(
-            size=replicas,
+            size=pool.replicas,
             max_concurrent_calls_per_actor=CHUNKS_PER_ACTOR,
             max_tasks_in_flight_per_actor=CHUNKS_PER_ACTOR + 1,
             enable_true_multi_threading=True,
         ),
-        "num_gpus": gpus or None,
-        "num_cpus": cpus,
+        "num_gpus": pool.gpus or None,
+        "num_cpus": pool.cpus,
     }

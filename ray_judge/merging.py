@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from ray_judge.cascade import read_judged
 from ray_judge.config import RunConfig
 from ray_judge.errors import InputChangedError, RayJudgeError
 from ray_judge.escalation.question import combine
@@ -105,7 +106,7 @@ def _merge_shard(
                 bills.filter(chunk=chunk.name).select("row", "key", "pays").rows()
             ):
                 asked.setdefault(row, []).append((key, pays))
-            judged = run.read_judged(chunk.name)
+            judged, _ = read_judged(run, len(config.tiers()), chunk.name)
             columns = verdict_columns(judged, routed, asked, answers, added)
             table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))

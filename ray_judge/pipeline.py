@@ -14,14 +14,15 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
+from ray_judge.cascade import Rows, judged_frame, passed_on
 from ray_judge.config import RunConfig
 from ray_judge.engines.engine import check_engine, extra_columns
 from ray_judge.escalation.escalate import Answers, check_strong, escalate
 from ray_judge.inputs import check_unchanged, plan_input
 from ray_judge.judging import judge_chunks
 from ray_judge.merging import merge
+from ray_judge.records import Route
 from ray_judge.report.page import write_page
 from ray_judge.report.summary import summarise
 from ray_judge.routing import needs_every_row, route
@@ -42,7 +43,8 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
     if summary := finished(config, run):
         return summary
     check_strong(config)
-    check_engine(config)
+    for tier in config.tiers():
+        check_engine(tier)
     seconds: dict[str, float] = {}
     with run.locked():
         with timed("plan", seconds):
@@ -99,19 +101,44 @@ def planned(config: RunConfig, run: RunDirectory) -> Plan:
 def judge(
     config: RunConfig, plan: Plan, run: RunDirectory, seconds: dict[str, float], watch: Watch
 ) -> Generator[str, None, None]:
-    """Phase A. Give the name of every chunk once its verdicts are on disk: old ones, then new."""
+    """Phase A. Give the name of every chunk once the last judge's verdicts are on disk.
+
+    With several local judges each but the last one judges all its chunks first: what its policy
+    passes on is what the next one judges.
+    """
+    tiers = config.tiers()
+    rows: Rows | None = None
+    for number, tier in enumerate(tiers):
+        names = judge_tier(tier, plan, run.tier(number), rows, seconds, watch)
+        if number == len(tiers) - 1:
+            yield from names
+        else:
+            rows = passed_on(run, config, number, list(names))
+
+
+def judge_tier(
+    config: RunConfig,
+    plan: Plan,
+    run: RunDirectory,
+    rows: Rows | None,
+    seconds: dict[str, float],
+    watch: Watch,
+) -> Generator[str, None, None]:
+    """One local judge. Chunks that are on disk come first, and those with no row for it."""
     committed = run.judged()
     chunks = list(plan.chunks())
-    done, rows = 0, {chunk.name: chunk.rows for chunk in chunks}
+    counts = {c.name: c.rows if rows is None else len(rows.get(c.name, ())) for c in chunks}
+    todo = [chunk for chunk in chunks if counts[chunk.name] and chunk.name not in committed]
+    waiting = {chunk.name for chunk in todo}
+    done, whole = 0, sum(counts.values())
     for chunk in chunks:
-        if chunk.name in committed:
-            done += chunk.rows
+        if chunk.name not in waiting:
+            done += counts[chunk.name]
             yield chunk.name
-    todo = [chunk for chunk in chunks if chunk.name not in committed]
     with timed("judge", seconds):
-        for name in judge_chunks(config, todo, plan.columns, run):
-            done += rows[name]
-            watch("judge", {"done": done, "rows": plan.rows})
+        for name in judge_chunks(config, todo, plan.columns, run, rows):
+            done += counts[name]
+            watch("judge", {"done": done, "rows": whole})
             yield name
 
 
@@ -126,45 +153,45 @@ class Routed:
         self, config: RunConfig, run: RunDirectory, judged: Generator[str, None, None]
     ) -> None:
         """Take chunks as they are committed."""
-        self._config = config
+        tiers = config.tiers()
+        self._tiers, self._policy = len(tiers), tiers[-1].route
         self._run = run
         self._judged = judged
         self._frames: list[pl.DataFrame] = []
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """Give each frame as soon as the policy can decide it."""
-        policy = self._config.route
-        if needs_every_row(policy):
-            judged = [judged_frame(self._run, name) for name in sorted(self._judged)]
-            self._frames = [route(pl.concat(judged), policy)]
+        if needs_every_row(self._policy):
+            judged = [self._frame(name) for name in sorted(self._judged)]
+            self._frames = [self._route(pl.concat(judged))]
             yield self._frames[0]
             return
         with closing(self._judged):  # whoever stops asking for frames stops the judging
             for name in self._judged:
-                self._frames.append(route(judged_frame(self._run, name), policy))
+                self._frames.append(self._route(self._frame(name)))
                 yield self._frames[-1]
 
     def frame(self) -> pl.DataFrame:
         """All routed rows, in the order of the input."""
         return pl.concat(self._frames).sort("chunk", "row")
 
+    def _frame(self, chunk: str) -> pl.DataFrame:
+        return judged_frame(self._run, self._tiers, chunk)
+
+    def _route(self, judged: pl.DataFrame) -> pl.DataFrame:
+        """The last policy decides on the rows that came to its judge; the others are accepted."""
+        last = pl.col("tier") == self._tiers - 1
+        decided = route(judged.filter(last), self._policy)
+        stopped = judged.filter(~last).with_columns(route=pl.lit(Route.ACCEPT.value))
+        return pl.concat([decided, stopped.select(decided.columns)])
+
     def threshold(self) -> float | None:
         """The confidence below which rows were escalated: given, or as it came out."""
-        if self._config.route.threshold is not None:
-            return self._config.route.threshold
-        accepted = self.frame().filter(route="accept")["judge_confidence"].min()
-        return None if accepted is None else float(str(accepted))
-
-
-def judged_frame(run: RunDirectory, chunk: str) -> pl.DataFrame:
-    """What routing and asking need of a judged chunk."""
-    table: pa.Table = run.read_judged(chunk)
-    frame = pl.DataFrame(
-        pl.from_arrow(table.select(["row", "row_key", "judge_confidence", "question_keys"]))
-    )
-    return frame.with_columns(
-        pl.lit(chunk).alias("chunk"), pl.col("question_keys").is_not_null().alias("askable")
-    )
+        if self._policy.threshold is not None:
+            return self._policy.threshold
+        accepted = self.frame().filter(route="accept", tier=self._tiers - 1)
+        least = accepted["judge_confidence"].min()
+        return None if least is None else float(str(least))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ verdict. Money is `Decimal` US dollars (Arrow `decimal128(18, 9)`, nano-dollars)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from typing import Literal
@@ -62,9 +62,19 @@ class Example:
 
     def swapped(self) -> Example:
         """The same pair with its responses in the other order."""
-        return Example(
-            self.instruction, self.responses[::-1], self.input, self.reference, self.rubric
-        )
+        return replace(self, responses=self.responses[::-1])
+
+    def single(self, response: str) -> Example:
+        """The same instruction with one of its responses."""
+        return replace(self, responses=(response,))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An answer's tokens behind their prompt, to be scored by the base model."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,9 @@ class Judgment:
 
     `probs`: alternative → normalised probability, in the input's orientation.
     `mass`: total probability that the model gave to all alternatives together, in [0, 1].
+    `confidence`: null is as unsure as can be.
+    `unseen`: how far the probabilities may be off, where a server showed only its likeliest
+    tokens. `scored`: what the base model is still to be asked (calibrated_entropy), one per prompt.
     """
 
     verdict: Verdict | None
@@ -80,6 +93,8 @@ class Judgment:
     mass: float | None
     confidence: float | None
     error: str | None = None
+    unseen: float | None = None
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +160,7 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
             pa.field("judge_verdict", verdict_type(task)),
             pa.field("judge_probs", probs_type(alternatives)),
             pa.field("judge_mass", pa.float64()),
+            pa.field("judge_unseen", pa.float64()),
             pa.field("judge_confidence", pa.float64()),
             pa.field("judge_model", pa.string()),
             pa.field("error", pa.string()),

@@ -3,6 +3,7 @@
     <output>/run.json               what was asked, of which inputs; written once, never changed
     <output>/lock                   who works here now (on an object store: lock/<number>)
     <output>/judged/<chunk>.parquet local verdicts: the file's existence is the commit
+    <output>/judged-2/ ...          the same of the second of several local judges, and so on
     <output>/ledger/  journal/      the money (escalation/)
     <output>/scored/<shard name>    input columns + verdict columns
     <output>/report.html            for people
@@ -88,14 +89,19 @@ class Plan:
 class RunDirectory:
     """One run's place in storage. Cheap to pickle: workers open it again by its URI."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, folder: str = "judged") -> None:
         """Name the place; nothing is touched until something is read or written."""
         self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         self.storage: Storage = open_storage(self.uri)
+        self._folder = folder
 
-    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str]]:
+    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str, str]]:
         """Pickle by URI."""
-        return (RunDirectory, (self.uri,))
+        return (RunDirectory, (self.uri, self._folder))
+
+    def tier(self, number: int) -> RunDirectory:
+        """The same run as a tier's judge sees it (0 is the first): its own judged chunks."""
+        return RunDirectory(self.uri, f"judged-{number + 1}" if number else "judged")
 
     # -- run.json ------------------------------------------------------------------------------
 
@@ -150,19 +156,23 @@ class RunDirectory:
         """Make a chunk's local verdicts durable under their final name, all at once."""
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        self.storage.write(f"judged/{chunk}.parquet", sink.getvalue())
+        self.storage.write(f"{self._folder}/{chunk}.parquet", sink.getvalue())
 
     def judged(self) -> set[str]:
         """Names of the chunks that are committed."""
         return {
             Path(name).name.removesuffix(".parquet")
-            for name in self.storage.list("judged")
+            for name in self.storage.list(self._folder)
             if name.endswith(".parquet")
         }
 
+    def has_judged(self, chunk: str) -> bool:
+        """Whether a chunk is committed."""
+        return self.storage.exists(f"{self._folder}/{chunk}.parquet")
+
     def read_judged(self, chunk: str) -> pa.Table:
         """One chunk's local verdicts. Raises CorruptedError when the file is damaged."""
-        path = f"judged/{chunk}.parquet"
+        path = f"{self._folder}/{chunk}.parquet"
         try:
             return pq.read_table(io.BytesIO(self.storage.read(path)))
         except pa.ArrowException as error:

@@ -1,1 +1,1 @@
-"""What runs a local judge: one module per engine, behind one narrow seam."""
+"""What runs a local judge: one module per engine, behind narrow seams (`engine.py`)."""

@@ -1,0 +1,71 @@
+"""Several local judges, one after the other: what each was asked, and what they say together.
+
+Tier 0 judges every row; each later one judges the rows that its predecessor's policy passed on.
+A row's local verdict is that of the last tier that gave one, and `judge_model` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from ray_judge.config import RunConfig
+from ray_judge.records import Route
+from ray_judge.routing import route
+from ray_judge.run_directory import RunDirectory
+
+Rows = Mapping[str, Sequence[int]]
+"""Chunk → rows of its shard, rising: what a tier judges."""
+VERDICT = ("judge_verdict", "judge_probs", "judge_mass", "judge_unseen", "judge_confidence",
+           "judge_model")  # fmt: skip
+
+
+def read_judged(run: RunDirectory, tiers: int, chunk: str) -> tuple[pa.Table, list[int]]:
+    """A chunk's judged rows, all tiers together, and the last tier that each row reached."""
+    table = run.tier(0).read_judged(chunk)
+    if tiers == 1:
+        return table, [0] * len(table)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    place = {row["row"]: n for n, row in enumerate(rows)}
+    reached = [0] * len(rows)
+    for tier in range(1, tiers):
+        here = run.tier(tier)
+        if not here.has_judged(chunk):
+            break
+        for later in here.read_judged(chunk).to_pylist():
+            n = place[later["row"]]
+            rows[n], reached[n] = _together(rows[n], later), tier
+    return pa.Table.from_pylist(rows, schema=table.schema), reached
+
+
+def _together(before: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The later tier's verdict; without one the earlier verdict stands, as unsure as can be."""
+    if later["judge_verdict"] is not None:
+        return {**before, **{name: later[name] for name in VERDICT}, "error": later["error"]}
+    errors = [error for error in (before["error"], later["error"]) if error]
+    return {**before, "judge_confidence": None, "error": "; ".join(errors) or None}
+
+
+def judged_frame(run: RunDirectory, tiers: int, chunk: str) -> pl.DataFrame:
+    """What routing and asking need of a judged chunk; `tier` is the last one a row reached."""
+    table, reached = read_judged(run, tiers, chunk)
+    table = table.select(["row", "row_key", "judge_confidence", "question_keys"])
+    return pl.DataFrame(pl.from_arrow(table)).with_columns(
+        pl.lit(chunk).alias("chunk"),
+        pl.col("question_keys").is_not_null().alias("askable"),
+        pl.Series("tier", reached, pl.Int32),
+    )
+
+
+def passed_on(run: RunDirectory, config: RunConfig, tier: int, chunks: Sequence[str]) -> Rows:
+    """The rows that a tier's policy sends to the next one."""
+    frames = [judged_frame(run, tier + 1, chunk) for chunk in sorted(chunks)]
+    here = pl.concat(frames).filter(pl.col("tier") == tier)
+    chosen = route(here, config.tiers()[tier].route).filter(pl.col("route") != Route.ACCEPT.value)
+    rows: dict[str, list[int]] = {}
+    for chunk, row in chosen.sort("chunk", "row").select("chunk", "row").rows():
+        rows.setdefault(chunk, []).append(row)
+    return rows

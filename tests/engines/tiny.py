@@ -1,0 +1,144 @@
+"""Tiny models of Llama's architecture with random weights, and formats that read them.
+
+Random weights say nothing about language, but everything about arithmetic: what vLLM gives must be
+what a whole-vocabulary softmax in float32 gives, whatever the weights are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_judge.config import JudgeConfig
+from ray_judge.judges import Parsed, Question
+from ray_judge.records import Example, Task
+
+CONTEXT = 2048
+WORDS = (
+    "the answer response is better because it reads well and gives more detail than question "
+    "score rating final decision tie Response 1 Response 2 8 7 10 9 A B"
+).split()
+
+
+def make_tokenizer(*, split_digits: bool) -> Any:
+    """A byte-level BPE tokenizer; `10` is two tokens, or one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    steps = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = [" ".join(random.Random(n).choices(WORDS, k=200)) for n in range(20)]
+    tokenizer.train_from_iterator([*text, "10 10 10\n10\n8 10\n"] * 5, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def make_model(folder: Path, seed: int, *, split_digits: bool = True) -> Path:
+    """Save a model and its tokenizer. Its head is scaled up, so that it has opinions."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(split_digits=split_digits)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(12)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class TinyFormat:
+    """A format whose answers a random model does give: any answer has a verdict somewhere."""
+
+    task: Task
+    spellings: Mapping[str, tuple[str, ...]]
+    opening: str = ""
+    chat: bool | None = False
+    stop: tuple[str, ...] = ()
+    max_output_tokens: int = 12
+    at: int | None = None
+    """decode: full: the verdict is taken to stand behind so many characters."""
+
+    def render(self, example: Example) -> Question:
+        body = "\n".join((example.instruction, *example.responses))
+        return Question(f"{body}\nVerdict:", opening=self.opening)
+
+    def parse(self, answer: str) -> Parsed:
+        if self.at is None or len(answer) < self.at:
+            return Parsed(None, reason="the answer is too short")
+        return Parsed(next(iter(self.spellings)), start=self.at)
+
+
+def letters(**changes: Any) -> TinyFormat:
+    return TinyFormat("pairwise", {"A": ("A", " A"), "B": ("B", " B")}, **changes)
+
+
+def phrases(**changes: Any) -> TinyFormat:
+    """Alternatives of several tokens that begin alike."""
+    spellings = {"A": (" Response 1",), "B": (" Response 2",), "tie": (" Tie", " tie")}
+    return TinyFormat("pairwise", spellings, opening=" So, the decision is", **changes)
+
+
+def scores(**changes: Any) -> TinyFormat:
+    """1 to 10, where the one begins the other."""
+    spellings = {str(n): (f"{n}", f" {n}") for n in range(1, 11)}
+    return TinyFormat("pointwise", spellings, **changes)
+
+
+def two_scores(**changes: Any) -> TinyFormat:
+    """JudgeLM's way: 100 spellings of A, B and tie."""
+    found: dict[str, list[str]] = {"A": [], "B": [], "tie": []}
+    for first in range(1, 11):
+        for second in range(1, 11):
+            name = "A" if first > second else "B" if second > first else "tie"
+            found[name] += [f"{first} {second}", f" {first} {second}"]
+    return TinyFormat("pairwise", {k: tuple(v) for k, v in found.items()}, **changes)
+
+
+def examples(count: int, task: Task, seed: int = 0, longest: int = 1400) -> list[Example]:
+    """Random texts, so that prompts have 20 to some 1,500 tokens."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        size = int(2 ** rng.uniform(3, 10.3))
+        words = [rng.choice(WORDS) for _ in range(min(size, longest))]
+        text = " ".join(words)
+        third = len(text) // 3
+        parts = (text[:third] or "x", text[third : 2 * third] or "y", text[2 * third :] or "z")
+        made.append(Example(parts[0], parts[1:] if task == "pairwise" else (parts[2],)))
+    return made
+
+
+def judge(model: Path, **changes: Any) -> JudgeConfig:
+    return JudgeConfig(model=str(model), dtype="float32", **changes)
