@@ -1,7 +1,7 @@
 """Auto-J (Li et al., arXiv 2310.05470): a critique, then a decision, or a rating from 1 to 10.
 
-Its prompt asks it to conclude with the decision, so whatever follows the decision may not name
-another alternative: a judge that goes on to weigh both has not decided.
+The decision is a sentence of its own, and reasons often follow it. What follows may weigh both
+responses, but not decide again: not name the other one as the better, nor take the decision back.
 """
 
 from __future__ import annotations
@@ -24,12 +24,20 @@ FAMILY = Family(
     },
 )
 
+ANOTHER_DECISION = r"(?:\A|[.!?\n])\s*(response\s+\w+|tied?)\s*(?=[.!?\n]|\Z)"
+ANOTHER_IS_BETTER = (
+    r"\b(response\s+[12])\s+(?:is|was)\s+(?:\w+\s+){0,2}(?:better|preferred|superior|best)"
+    r"(?=\s*(?:[.!?,;\n]|\Z|overall\b|because\b|since\b|as\b|than\b))"
+)
+RETRACTION = r"(?:\A|[.!?\n])\s*(?:no|wait|actually|correction|sorry|scratch\s+that|on\s+second)\b"
+
 DECISION = Conclusion(
     marker="So, the final decision is",
     like=r"final\s+decision\s+is:?",
     verdicts={"Response 1": "A", "Response 2": "B", "Tie": "tie", "tie": "tie"},
-    goes_on=r"\s*\Z|[.!](?:\s|\Z)|\s*\n|[,;:]\s|\s(?:because|since|as|due\sto)\s",
-    others=r"\b(response\s+[12ab]|tied?)\b",
+    before=r"(?:\A|[.!?)\]\"”]|[^\s:]\s*\n)[\s*#]*\Z",
+    goes_on=r"\s*\Z|[.!](?:\s|\Z)|[ \t]*\n|[,;:]?\s+(?:because|since|as|given|due\s+to)\s",
+    takes_back=(ANOTHER_DECISION, ANOTHER_IS_BETTER, RETRACTION),
 )
 RATING = Conclusion(
     marker="Rating: [[",

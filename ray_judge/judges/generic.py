@@ -93,6 +93,6 @@ def make(judge: JudgeConfig, task: Task) -> GenericFormat:
         form = "A, B or C, where C means that neither is better" if judge.ties else "A or B"
         alone = f"Reply with one letter: {form}."
     full = judge.decode == "full"
-    ask = f"{ask} {EXPLAIN}({form})" if full else f"{ask} {alone}"
-    opening = "\n\n" if full else f"\n\n{MARKER}"
+    ask = f"{ask} {EXPLAIN}({form})\n" if full else f"{ask} {alone}"
+    opening = "" if full else f"\n\n{MARKER}"
     return GenericFormat(task, verdicts, ask, opening, judge.rubric, judge.chat)

@@ -12,6 +12,8 @@ from ray_judge.judges.slots import Slots
 from ray_judge.records import Example, Task
 
 LEADS = ("", " ")
+NEAR = 200
+"""Characters in front of a marker that say whose words it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Place:
     exact: bool
     """The marker is written as the judge was trained to write it."""
     quoted: bool
+    """The judge reports somebody else's words."""
     verdict: str | None
     begin: int = 0
     end: int = 0
@@ -41,9 +44,12 @@ class Conclusion:
     """What closes the verdict, such as `]]`."""
     goes_on: str = r"\.?\s*\Z"
     """A regular expression for all that may follow."""
-    others: str | None = None
-    """A regular expression for alternatives named in the text that follows (group 1): none but
-    the verdict's own may be."""
+    before: str = r"\Z"
+    """A regular expression for how the text in front of the marker ends; otherwise the words are
+    somebody's that the judge reports."""
+    takes_back: tuple[str, ...] = ()
+    """Regular expressions for what may not be in the text that follows. Where one has a group, it
+    is an alternative's text, and the verdict's own may be."""
     skip: str = BLANK
     """Characters that may stand between marker and verdict, and do not count."""
 
@@ -55,7 +61,7 @@ class Conclusion:
         own = [place for place in places if place.exact and not place.quoted]
         if not own:
             some = any(place.exact for place in places)
-            where = "only inside a quotation" if some else "nowhere"
+            where = "only in a quotation" if some else "nowhere"
             return none(f"the answer says {shown(self.marker)} {where}")
         for place in own:
             if place.verdict is None:
@@ -65,14 +71,14 @@ class Conclusion:
             return none("the answer concludes several times, differently")
         last = own[-1]
         rest = answer[last.end :]
-        if not re.match(self.goes_on, rest) or self._names_another(rest, last.verdict):
+        if not re.match(self.goes_on, rest) or self._taken_back(rest, last.verdict):
             return none(f"the answer goes on after its verdict: {shown(rest)}")
         return Parsed(last.verdict, spelling_start(answer, last.begin, LEADS))
 
     def _places(self, answer: str) -> Iterator[Place]:
         texts = "|".join(re.escape(text) for text in sorted(self.verdicts, key=len, reverse=True))
-        # Not a part of something longer: 4.5, 8/10, 4-5, 45, 4th.
-        whole = rf"(?P<text>{texts}){re.escape(self.closing)}(?!\w|[.,]\d|[/%–—-])"
+        # Not a part of something longer: 4.5, 8/10, 4-5, 45, 4th, Response 1 / Response 2.
+        whole = rf"(?P<text>{texts}){re.escape(self.closing)}(?!\w|[.,]\d|\s*[/|%]|[–—-])"
         verdict = re.compile(whole)
         for found in re.finditer(self.like, answer, re.IGNORECASE):
             exact = answer.endswith(self.marker, 0, found.end())
@@ -83,14 +89,19 @@ class Conclusion:
             read = verdict.match(answer, begin)
             name = self.verdicts[read["text"]] if read else None
             end = read.end() if read else begin
-            yield Place(exact, quoted(answer, start), name, begin, end)
+            foreign = quoted(answer, start) or not re.search(
+                self.before, answer[max(0, start - NEAR) : start]
+            )
+            yield Place(exact, foreign, name, begin, end)
 
-    def _names_another(self, rest: str, verdict: str | None) -> bool:
-        if self.others is None:
-            return False
+    def _taken_back(self, rest: str, verdict: str | None) -> bool:
         known = {text.casefold(): name for text, name in self.verdicts.items()}
-        named = (found[1] for found in re.finditer(self.others, rest, re.IGNORECASE))
-        return any(known.get(" ".join(text.split()).casefold()) != verdict for text in named)
+        for pattern in self.takes_back:
+            for found in re.finditer(pattern, rest, re.IGNORECASE):
+                named = " ".join(found[1].split()).casefold() if found.re.groups else ""
+                if known.get(named) != verdict:
+                    return True
+        return False
 
 
 @dataclass(frozen=True)
