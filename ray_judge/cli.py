@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ray_judge import __version__
 from ray_judge.errors import ConfigError, InputError, RayJudgeError
@@ -59,6 +60,23 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("output")
     report.set_defaults(command=_report)
 
+    judges = commands.add_parser("judges", help="the judges' own prompts: list, pull, check")
+    actions = judges.add_subparsers(required=True, metavar="list|pull|check")
+    actions.add_parser("list", help="what there is, and what is cached").set_defaults(
+        command=_judges_list
+    )
+    pull = actions.add_parser("pull", help="get the prompts from where they are pinned")
+    pull.add_argument(
+        "--from", dest="source", metavar="PATH", help="a file or folder that has them"
+    )
+    pull.add_argument("names", nargs="*", metavar="NAME", help="such as judgelm (all unless given)")
+    pull.set_defaults(command=_judges_pull)
+    check = actions.add_parser(
+        "check", help="verify the cached prompts; exit 1 unless all are right"
+    )
+    check.add_argument("names", nargs="*", metavar="NAME")
+    check.set_defaults(command=_judges_check)
+
     demo = commands.add_parser("demo", help="a real cascade on this machine, in minutes")
     demo.add_argument("--output", default="demo-run")
     demo.add_argument("--pairs", type=int, default=6000)
@@ -101,6 +119,28 @@ def _report(options: argparse.Namespace) -> int:
     print(json.dumps(summary, indent=1))
     print(f"{run.uri}/report.html", file=sys.stderr)
     return 0
+
+
+def _judges_list(_: argparse.Namespace) -> int:
+    from ray_judge.judges.listing import overview
+
+    print("\n".join(overview()))
+    return 0
+
+
+def _judges_pull(options: argparse.Namespace) -> int:
+    from ray_judge.judges.listing import pull
+
+    print("\n".join(pull(options.names, Path(options.source) if options.source else None)))
+    return 0
+
+
+def _judges_check(options: argparse.Namespace) -> int:
+    from ray_judge.judges.listing import check
+
+    lines, right = check(options.names)
+    print("\n".join(lines))
+    return 0 if right else 1
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -102,6 +102,12 @@ FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
 CONFIDENCES = Literal["probability", "margin", "entropy", "calibrated_entropy"]
 
 
+CUSTOM_RESPONSES: Mapping[Task, tuple[str, ...]] = {
+    "pairwise": ("response_a", "response_b"),
+    "pointwise": ("response",),
+}
+
+
 class CustomFormat(Tree):
     """`format: custom`: how the user's own judge is asked and answers (docs/custom-judge.md)."""
 
@@ -120,6 +126,65 @@ class CustomFormat(Tree):
     `verdict` matches one of the choices (white space around it does not count)."""
     stop: tuple[str, ...] = ()
     max_output_tokens: Positive = 512
+
+    def task(self) -> Task:
+        """Say what it judges: choices `A` and `B` compare a pair, numbers score one response."""
+        return "pairwise" if "A" in self.choices else "pointwise"
+
+    def placeholders(self, task: Task) -> tuple[str, ...]:
+        """Name what its template may stand for; the responses and the instruction it must."""
+        return (*CUSTOM_RESPONSES[task], "instruction", "input", "reference", "rubric")
+
+    @field_validator("choices")
+    @classmethod
+    def _plain_choices(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        names = set(value)
+        if not ({"A", "B"} <= names <= {"A", "B", "tie"}) and not (
+            len(names) > 1 and all(re.fullmatch("0|[1-9][0-9]{0,2}", name) for name in names)
+        ):
+            raise ValueError(
+                "choices are A and B, with or without tie, to compare a pair; or whole scores, "
+                "such as 1 to 5, to score one response"
+            )
+        texts: dict[str, str] = {}
+        for name, spellings in value.items():
+            if not spellings or not all(text.strip() for text in spellings):
+                raise ValueError(f"choice {name} needs texts that are not blank")
+            for text in spellings:
+                if texts.setdefault(text.strip(), name) != name:
+                    raise ValueError(
+                        f"choices {texts[text.strip()]} and {name} have the same text "
+                        f"{text.strip()!r}"
+                    )
+        return value
+
+    @field_validator("verdict")
+    @classmethod
+    def _finds_a_verdict(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                groups = re.compile(value).groupindex
+            except re.error as error:
+                raise ValueError(f"verdict is not a regular expression: {error}") from None
+            if "verdict" not in groups:
+                raise ValueError("verdict needs a group of this name: (?P<verdict>...)")
+        return value
+
+    @model_validator(mode="after")
+    def _asks_about_all(self) -> CustomFormat:
+        task = self.task()
+        other = CUSTOM_RESPONSES["pointwise" if task == "pairwise" else "pairwise"]
+        needed = (*CUSTOM_RESPONSES[task], "instruction")
+        missing = [name for name in needed if f"{{{name}}}" not in self.template]
+        if missing:
+            names = ", ".join(f"{{{name}}}" for name in missing)
+            raise ValueError(f"template has no place for {names}")
+        foreign = [name for name in other if f"{{{name}}}" in self.template]
+        if foreign:
+            raise ValueError(
+                f"template has {{{foreign[0]}}}, but its choices are those of a {task} judge"
+            )
+        return self
 
 
 class HttpConfig(Tree):
@@ -210,6 +275,8 @@ class JudgeConfig(Tree):
             raise ValueError(f"format: {self.format} gives scores from {low} to {high}")
         if (self.format == "custom") != (self.custom is not None):
             raise ValueError("format: custom goes with the key custom (docs/custom-judge.md)")
+        if self.custom is not None:
+            self._check_custom(self.custom)
         if (self.engine == "http") != (self.http is not None):
             raise ValueError("engine: http goes with the key http: {base_url: ...}")
         if self.confidence in ("entropy", "calibrated_entropy") and self.engine not in (
@@ -234,6 +301,19 @@ class JudgeConfig(Tree):
         elif not self.model:
             raise ValueError(f"engine: {self.engine} needs a model")
         return self
+
+    def _check_custom(self, custom: CustomFormat) -> None:
+        if self.decode == "full" and custom.verdict is None:
+            raise ValueError("decode: full needs custom.verdict, which finds it in the answer")
+        low, high = self.score_range()
+        if custom.task() == "pairwise":
+            if self.scores:
+                raise ValueError("scores goes with custom.choices that are scores")
+        elif sorted(custom.choices, key=int) != [str(score) for score in range(low, high + 1)]:
+            raise ValueError(
+                f"custom.choices are not the scores from {low} to {high}: set scores to their "
+                "lowest and highest, and name each one between"
+            )
 
 
 class PriceConfig(Tree):

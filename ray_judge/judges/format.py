@@ -47,20 +47,36 @@ class Parsed:
 class Format(Protocol):
     """How one family of judges is asked, and where its verdict sits."""
 
-    task: Task
-    """What it judges by nature. A pointwise format judges a pair by scoring both responses."""
-    chat: bool | None
-    """True: always by chat template; False: never; None: when the tokenizer has one."""
-    spellings: Mapping[str, tuple[str, ...]]
-    """Alternative → the texts that mean it, where the verdict sits: right behind the prompt's
-    `opening` (decode: verdict), or at `Parsed.start` (decode: full). Texts may have several
-    tokens and one may begin another (`1`, `10`). Alternatives are named as in `judge_probs`:
-    `A`, `B`, `tie`, or a whole number. Two scores for a pair (JudgeLM) are spellings of the
-    alternative that they decide for."""
-    stop: tuple[str, ...]
-    """decode: full: texts that end an answer, besides the model's own end."""
-    max_output_tokens: int
-    """decode: full: the most tokens of an answer."""
+    @property
+    def task(self) -> Task:
+        """What it judges by nature. A pointwise format judges a pair by scoring both responses."""
+        ...
+
+    @property
+    def chat(self) -> bool | None:
+        """True: always by chat template; False: never; None: when the tokenizer has one."""
+        ...
+
+    @property
+    def spellings(self) -> Mapping[str, tuple[str, ...]]:
+        """Alternative → the texts that mean it, where the verdict sits.
+
+        That is right behind the prompt's `opening` (decode: verdict), or at `Parsed.start`
+        (decode: full). Texts may have several tokens and one may begin another (`1`, `10`).
+        Alternatives are named as in `judge_probs`: `A`, `B`, `tie`, or a whole number. Two scores
+        for a pair (JudgeLM) are spellings of the alternative that they decide for.
+        """
+        ...
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """decode: full: texts that end an answer, besides the model's own end."""
+        ...
+
+    @property
+    def max_output_tokens(self) -> int:
+        """decode: full: the most tokens of an answer."""
+        ...
 
     def render(self, example: Example) -> Question:
         """Turn an example into what the judge is asked."""

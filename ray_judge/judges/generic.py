@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judges.format import Question
+from ray_judge.judges.answers import BLANK, spelled
+from ray_judge.judges.family import Family
+from ray_judge.judges.format import Parsed, Question
+from ray_judge.judges.marked import LEADS, Conclusion
 from ray_judge.records import Example, Task
 
+FAMILY = Family("generic", modes=("pairwise", "pointwise"))
 PAIRWISE_SYSTEM = "You compare two answers to one instruction and decide which of them is better."
 POINTWISE_SYSTEM = "You grade one answer to an instruction."
 DEFAULT_RUBRIC = (
     "Prefer the answer that does what the instruction asks, correctly and completely. "
     "Neither length, style nor the order of the answers counts."
+)
+MARKER = "Verdict:"
+EXPLAIN = (
+    "First explain your judgement in a few sentences. Then end with one last line of exactly "
+    f"this form, and write nothing behind it:\n{MARKER} "
 )
 
 
@@ -29,31 +39,60 @@ def describe(example: Example, rubric: str | None) -> str:
     return "\n\n".join(f"[{heading}]\n{text}" for heading, text in parts)
 
 
+@dataclass(frozen=True)
 class GenericFormat:
-    """Pairwise: one letter, `C` meaning a tie. Pointwise: one digit."""
+    """Pairwise: one letter, `C` meaning a tie. Pointwise: one number.
 
-    def __init__(self, judge: JudgeConfig, task: Task) -> None:
-        """Prepare the closing sentence and the spellings for the task."""
-        self.chat = judge.chat
-        self._rubric = judge.rubric
-        self.spellings: Mapping[str, tuple[str, ...]]
-        if task == "pointwise":
-            low, high = judge.scores
-            self._system = POINTWISE_SYSTEM
-            self._ask = (
-                f"How good is the answer by the criteria, from {low} (worst) to {high} (best)? "
-                "Reply with the digit alone."
-            )
-            self.spellings = {str(n): (str(n), f" {n}") for n in range(low, high + 1)}
-        else:
-            self._system = PAIRWISE_SYSTEM
-            letters = "A, B or C, where C means that neither is better" if judge.ties else "A or B"
-            self._ask = f"Which answer is better by the criteria? Reply with one letter: {letters}."
-            self.spellings = {"A": ("A", " A"), "B": ("B", " B")}
-            if judge.ties:
-                self.spellings = {**self.spellings, "tie": ("C", " C")}
+    `decode: verdict` asks for the verdict alone; `full` for an explanation and, in the last line,
+    the verdict.
+    """
+
+    task: Task
+    verdicts: Mapping[str, str]
+    """What the judge may say → the alternative that it means."""
+    ask: str
+    opening: str
+    rubric: str | None
+    chat: bool | None
+    stop: tuple[str, ...] = ()
+    max_output_tokens: int = 512
+
+    @property
+    def spellings(self) -> Mapping[str, tuple[str, ...]]:
+        """Every verdict, with and without the space before it."""
+        return spelled(self.verdicts, LEADS)
 
     def render(self, example: Example) -> Question:
-        """Ask for the verdict alone."""
-        body = describe(example, self._rubric)
-        return Question(system=self._system, user=f"{body}\n\n{self._ask}", opening="\n\nVerdict:")
+        """Lay out the example and ask."""
+        system = POINTWISE_SYSTEM if self.task == "pointwise" else PAIRWISE_SYSTEM
+        user = f"{describe(example, self.rubric)}\n\n{self.ask}"
+        return Question(system=system, user=user, opening=self.opening)
+
+    def parse(self, answer: str) -> Parsed:
+        """Read the last line; emphasis as in `**Verdict: A**` does not count."""
+        conclusion = Conclusion(
+            MARKER,
+            like=r"\bverdict\W{0,4}:",
+            verdicts=self.verdicts,
+            goes_on=r"[*.]{0,4}\s*\Z",
+            skip=BLANK + "*",
+        )
+        return conclusion.read(answer)
+
+
+def make(judge: JudgeConfig, task: Task) -> GenericFormat:
+    """Prepare the question's end and the verdicts for a task."""
+    low, high = judge.score_range()
+    if task == "pointwise":
+        verdicts = {str(score): str(score) for score in range(low, high + 1)}
+        ask = f"How good is the answer by the criteria, from {low} (worst) to {high} (best)?"
+        form, alone = f"a number from {low} to {high}", "Reply with the number alone."
+    else:
+        verdicts = {"A": "A", "B": "B"} | ({"C": "tie"} if judge.ties else {})
+        ask = "Which answer is better by the criteria?"
+        form = "A, B or C, where C means that neither is better" if judge.ties else "A or B"
+        alone = f"Reply with one letter: {form}."
+    full = judge.decode == "full"
+    ask = f"{ask} {EXPLAIN}({form})\n" if full else f"{ask} {alone}"
+    opening = "" if full else f"\n\n{MARKER}"
+    return GenericFormat(task, verdicts, ask, opening, judge.rubric, judge.chat)

@@ -1,21 +1,29 @@
-"""Formats: what the local judge is asked, and which tokens may answer."""
+"""Formats: what the local judge is asked, which texts may answer, and from what it was tuned."""
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ray_judge.config import JudgeConfig
-from ray_judge.engines.vllm import check_model, verdict_tokens
+from ray_judge.engines.checkpoint import check_model
 from ray_judge.errors import ConfigError
-from ray_judge.judges import format_for
+from ray_judge.judges import Format, base_model_of, format_for
+from ray_judge.judges.demo import DemoFormat
 from ray_judge.judges.generic import DEFAULT_RUBRIC
-from ray_judge.records import Example
+from ray_judge.judges.slots import Slots
+from ray_judge.records import Example, Task
 
 pytestmark = pytest.mark.timeout(30)
 
 PAIR = Example("do", ("one", "two"))
+SINGLE = Example("do", ("one",))
 
 
 def judge(**changes: Any) -> JudgeConfig:
@@ -26,7 +34,10 @@ def test_demo_is_exactly_what_its_model_was_trained_on() -> None:
     shown = format_for(judge(format="demo"), "pairwise")
     assert shown.render(PAIR).plain() == "do\nA: one\nB: two\nBest: "
     assert shown.spellings == {"A": ("A",), "B": ("B",)}
-    assert shown.chat is False
+    assert shown.chat is False and shown.task == "pairwise"
+    assert [shown.parse(text).verdict for text in ("A", "B", " A", "AB", "", "a")] == [
+        "A", "B", None, None, None, None,
+    ]  # fmt: skip
 
 
 def test_braces_in_the_data_are_data() -> None:
@@ -36,24 +47,45 @@ def test_braces_in_the_data_are_data() -> None:
         assert "{instruction} {0}" in text
 
 
+@given(st.lists(st.text("{}rubicsponea_ \n", max_size=30), min_size=4, max_size=4))
+def test_nothing_inside_a_text_is_ever_filled_in(texts: list[str]) -> None:
+    slots = Slots.split("<{instruction}|{response_a}|{rubric}|{x}|{response_b}>",
+                        ("instruction", "response_a", "response_b", "rubric"))  # fmt: skip
+    instruction, one, two, rubric = texts
+    filled = slots.fill(Example(instruction, (one, two)), rubric)
+    assert filled == f"<{instruction}|{one}|{rubric}|{{x}}|{two}>"
+
+
+def test_the_input_goes_behind_the_instruction_unless_it_has_its_own_place() -> None:
+    example = Example("do", ("one",), input="in", reference="ref", rubric="own")
+    behind = Slots.split("{instruction}/{response}/{rubric}", ("instruction", "response", "rubric"))
+    assert behind.fill(example, "other") == "do\nin/one/own"
+    placed = Slots.split("{input}{reference}{instruction}", ("input", "reference", "instruction"))
+    assert placed.fill(example, "") == "inrefdo"
+
+
 @pytest.mark.parametrize(
     ("ties", "names", "words"),
     [(True, ["A", "B", "tie"], "A, B or C"), (False, ["A", "B"], "A or B")],
 )
-def test_generic_pairs(ties: bool, names: list[str], words: str) -> None:
-    shown = format_for(judge(ties=ties), "pairwise")
+@pytest.mark.parametrize("decode", ["verdict", "full"])
+def test_generic_pairs(ties: bool, names: list[str], words: str, decode: str) -> None:
+    shown = format_for(judge(ties=ties, decode=decode), "pairwise")
     assert list(shown.spellings) == names
+    assert shown.spellings["A"] == ("A", " A")
     question = shown.render(PAIR)
     assert words in question.user and "[Answer A]\none" in question.user
-    assert question.plain().endswith("Verdict:")
+    assert question.plain().endswith("Verdict:" if decode == "verdict" else ")\n")
     assert question.plain().startswith(str(question.system))
+    assert ("explain" in question.user) == (decode == "full")
 
 
 def test_generic_scores() -> None:
     shown = format_for(judge(scores=(0, 3)), "pointwise")
     assert list(shown.spellings) == ["0", "1", "2", "3"]
-    text = shown.render(Example("do", ("one",))).user
+    text = shown.render(SINGLE).user
     assert "from 0 (worst) to 3 (best)" in text and "[Answer]\none" in text
+    assert list(format_for(judge(scores=(1, 12)), "pointwise").spellings)[-1] == "12"
 
 
 def test_the_rubric_of_the_row_wins_over_the_configurations_over_ours() -> None:
@@ -72,37 +104,150 @@ def test_swapping_exchanges_only_the_responses() -> None:
     assert here.replace("uno", "*").replace("due", "uno").replace("*", "due") == there
 
 
-class Words:
-    """A tokenizer with a given vocabulary; every other text is two tokens."""
-
-    def __init__(self, **ids: int) -> None:
-        self.ids = {name.replace("_", " "): n for name, n in ids.items()}
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        assert not add_special_tokens
-        return [self.ids[text]] if text in self.ids else [1, 2]
+# --- the judges that have a prompt of their own ---
 
 
-def test_only_whole_tokens_spell_a_verdict() -> None:
-    spellings = {"A": ("A", " A"), "B": ("B", " B")}
-    assert verdict_tokens(Words(A=5, _A=6, B=7), spellings) == {"A": (5, 6), "B": (7,)}
-    assert verdict_tokens(Words(A=5, _A=5, B=7), spellings) == {"A": (5,), "B": (7,)}
-    with pytest.raises(ConfigError, match="'B'"):
-        verdict_tokens(Words(A=5), spellings)
-    with pytest.raises(ConfigError, match="same token"):
-        verdict_tokens(Words(A=5, B=5), spellings)
+@pytest.fixture
+def upstream(data: Path) -> Any:
+    def make(name: str, task: Task, **changes: Any) -> Format:
+        templates = str(data / "judge_templates.json")
+        return format_for(judge(format=name, templates=templates, **changes), task)
+
+    return make
+
+
+MODES: list[tuple[str, Task, Task]] = [
+    ("judgelm", "pairwise", "pairwise"),
+    ("judgelm", "pointwise", "pointwise"),
+    ("pandalm", "pairwise", "pairwise"),
+    ("pandalm", "pointwise", "pointwise"),
+    ("auto-j", "pairwise", "pairwise"),
+    ("auto-j", "pointwise", "pointwise"),
+    ("prometheus", "pairwise", "pointwise"),
+    ("prometheus", "pointwise", "pointwise"),
+    ("prometheus-2", "pairwise", "pairwise"),
+    ("prometheus-2", "pointwise", "pointwise"),
+]
+
+
+@pytest.mark.parametrize(("name", "task", "mode"), MODES)
+@pytest.mark.parametrize("decode", ["verdict", "full"])
+def test_each_judge_asks_with_its_own_prompt(
+    name: str, task: Task, mode: Task, decode: str, upstream: Any, data: Path
+) -> None:
+    import json
+
+    entries = json.loads((data / "judge_templates.json").read_text())
+    (text,) = (e["text"] for e in entries if (e["judge"], e["mode"]) == (name, mode))
+    shown = upstream(name, task, decode=decode)
+    assert shown.task == mode
+    example = Example(
+        "ask {rubric}", ("uno {question_body}", "due")[: 2 if mode == "pairwise" else 1],
+        rubric="good {response}", reference="never shown",
+    )  # fmt: skip
+    question = shown.render(example)
+    values = {
+        "question_body": "ask {rubric}", "instruction": "ask {rubric}", "rubric": "good {response}",
+        "answer1_body": "uno {question_body}", "answer_body": "uno {question_body}",
+        "response_A": "uno {question_body}", "response": "uno {question_body}",
+        "answer2_body": "due", "response_B": "due",
+    }  # fmt: skip
+    assert question.user == text.format_map(values)  # upstream's own way of filling it in
+    assert question.system is None
+    assert (question.opening == "") == (decode == "full" or name in ("judgelm", "pandalm"))
+    assert pickle.loads(pickle.dumps(shown)) == shown
+    with pytest.raises(FrozenInstanceError):
+        shown.task = "pairwise"
+    assert shown.chat is (None if name == "prometheus-2" else False)
+
+
+@pytest.mark.parametrize(("name", "task", "mode"), MODES)
+def test_every_spelling_behind_its_opening_reads_as_what_it_means(
+    name: str, task: Task, mode: Task, upstream: Any
+) -> None:
+    """The two ways to decode agree: what `verdict` asks for is what `full` would have read."""
+    forced, full = upstream(name, task), upstream(name, task, decode="full")
+    assert forced.spellings == full.spellings
+    closing = "]]" if (name, mode) == ("auto-j", "pointwise") else ""
+    for alternative, texts in forced.spellings.items():
+        for text in texts:
+            opening = forced.render(PAIR if mode == "pairwise" else SINGLE).opening
+            parsed = full.parse(f"{opening}{text}{closing}")
+            assert parsed.verdict == alternative, (text, parsed)
+            behind = f"{opening}{text}"[parsed.start :]
+            assert behind in texts and text.endswith(behind.lstrip())
+
+
+def test_scores_and_their_meaning(upstream: Any) -> None:
+    pairs = upstream("judgelm", "pairwise").spellings
+    assert "8 7" in pairs["A"] and " 8 7" in pairs["A"] and "\n8 7" in pairs["A"]
+    assert "9 10" in pairs["B"] and "10 10" in pairs["tie"]
+    assert [len(texts) for texts in pairs.values()] == [30, 135, 135]
+    assert list(upstream("judgelm", "pointwise").spellings) == [str(n) for n in range(1, 11)]
+    assert list(upstream("auto-j", "pointwise").spellings) == [str(n) for n in range(1, 11)]
+    assert list(upstream("pandalm", "pointwise").spellings) == list("12345")
+    assert list(upstream("prometheus", "pointwise").spellings) == list("12345")
+    assert list(upstream("prometheus-2", "pairwise").spellings) == ["A", "B"]
+
+
+def test_prometheus_has_criteria_of_its_own_form(upstream: Any) -> None:
+    text = upstream("prometheus", "pointwise").render(SINGLE).user
+    assert all(f"\nScore {n}: " in text for n in range(1, 6))
+    assert "Score 1" not in upstream("prometheus-2", "pairwise").render(PAIR).user
+    own = upstream("prometheus-2", "pointwise", rubric="[own]\nScore 1: x").render(SINGLE).user
+    assert "[own]\nScore 1: x" in own and "Score 5: it" not in own
+
+
+def test_pairs_by_scores(upstream: Any) -> None:
+    for name in ("judgelm", "pandalm", "auto-j", "prometheus", "prometheus-2", "generic"):
+        shown = upstream(name, "pairwise", by_scores=True)
+        assert shown.task == "pointwise"
+        assert shown == upstream(name, "pointwise")
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "said"),
+    [
+        ({"format": "demo"}, "pointwise", "demo gives no scores"),
+        ({"format": "demo", "by_scores": True}, "pairwise", "by_scores needs them"),
+        ({"format": "judgelm", "chat": True}, "pairwise", "chat cannot be true"),
+    ],
+)
+def test_what_a_format_cannot_do(changes: dict[str, Any], task: Task, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        format_for(judge(**changes), task)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "base"),
+    [
+        ("BAAI/JudgeLM-7B-v1.0", {}, "lmsys/vicuna-7b-v1.3"),
+        ("WeOpenML/PandaLM-7B-v1", {}, "huggyllama/llama-7b"),
+        ("GAIR/autoj-13b", {}, "meta-llama/Llama-2-13b-chat-hf"),
+        ("prometheus-eval/prometheus-7b-v2.0", {}, "mistralai/Mistral-7B-Instruct-v0.2"),
+        ("my/judge", {}, None),
+        ("my/base", {"adapter": "my/lora"}, "my/base"),
+        ("my/judge", {"base_model": "x/y", "confidence": "calibrated_entropy"}, "x/y"),
+    ],
+)
+def test_what_a_judge_was_tuned_from(model: str, changes: Any, base: str | None) -> None:
+    assert base_model_of(JudgeConfig(model=model, **changes)) == base
+
+
+def test_the_demo_format_is_a_value() -> None:
+    assert DemoFormat() == pickle.loads(pickle.dumps(DemoFormat()))
 
 
 @pytest.mark.parametrize("model", ["/nowhere/model", "./nowhere", "~/nowhere", "a/b/c", "nowhere"])
 def test_a_model_path_that_leads_nowhere(model: str) -> None:
     with pytest.raises(ConfigError, match="no such path") as caught:
-        check_model(model)
+        check_model("judge.model", model)
     assert caught.value.exit_code == 2
 
 
-def test_a_folder_that_is_no_model(tmp_path: Any) -> None:
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
-        check_model(str(tmp_path))
+        check_model("judge.model", str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    check_model(str(tmp_path))
-    check_model("org/model")  # the hub's to say
+    check_model("judge.model", str(tmp_path))
+    check_model("judge.model", "org/model")  # the hub's to say

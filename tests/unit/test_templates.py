@@ -1,0 +1,420 @@
+"""The judges' own prompts: found by hash in any form of literal, refused when one byte differs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from ray_judge.cli import main
+from ray_judge.config import JudgeConfig
+from ray_judge.errors import ConfigError
+from ray_judge.judges import format_for
+from ray_judge.judges.download import MIRROR_ENV
+from ray_judge.judges.literals import NotReadable, texts_of
+from ray_judge.judges.registry import PINS, Pin, pin_for
+from ray_judge.judges.templates import cache_path, find, keep, read_cache, state, template
+from ray_judge.records import Example
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a server that refuses every connection in place of GitHub."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv(MIRROR_ENV, f"http://127.0.0.1:{port}")
+    return tmp_path / "cache" / "ray_judge" / "templates"
+
+
+@pytest.fixture
+def entries(data: Path) -> list[dict[str, Any]]:
+    return json.loads((data / "judge_templates.json").read_text())
+
+
+@pytest.fixture
+def texts(entries: list[dict[str, Any]]) -> dict[str, str]:
+    return {f"{entry['judge']}-{entry['mode']}": entry["text"] for entry in entries}
+
+
+def plain(text: str) -> str:
+    return repr(text)
+
+
+def triple(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    escaped = escaped[:-1] + '\\"' if escaped.endswith('"') else escaped
+    return f'"""{escaped}"""'
+
+
+def side_by_side(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    return "(\n" + "\n".join(f"        {line!r}" for line in lines) + "\n    )"
+
+
+def added(text: str) -> str:
+    third = len(text) // 3
+    return " + ".join(repr(part) for part in (text[:third], text[third:-third], text[-third:]))
+
+
+def f_string(text: str) -> str:
+    return "f" + repr(text)
+
+
+def mixed(text: str) -> str:
+    """A plain part beside an f-string part, cut between two placeholders."""
+    cut = text.index("}") + 1
+    return f"({text[:cut]!r}\n        f{text[cut:]!r})"
+
+
+FORMS: tuple[Callable[[str], str], ...] = (plain, triple, side_by_side, added, f_string, mixed)
+
+
+def source(literals: list[str]) -> str:
+    """A module among whose literals those are, and that must never run."""
+    body = "\n".join(
+        f"    if kind == {n}:\n        instruction = {literal}\n    other_{n} = 'not {n}'"
+        for n, literal in enumerate(literals)
+    )
+    return (
+        '"""Prompts."""\nimport a_module_that_is_nowhere\nprint("executed", flush=True)\n'
+        f"raise SystemExit(99)\n\n\ndef create(kind):\n{body}\n    return b'bytes', 3\n"
+    )
+
+
+def test_the_pins_are_those_of_the_list(entries: list[dict[str, Any]]) -> None:
+    fields = ("judge", "mode", "repository", "commit", "path", "literal_sha256")
+    listed = {tuple(entry[field] for field in fields): entry for entry in entries}
+    assert len(PINS) == len(entries) == 9
+    for pin in PINS:
+        entry = listed[tuple(getattr(pin, field) for field in fields)]
+        assert sorted(pin.placeholders) == sorted(entry["placeholders"])
+        assert pin.characters == len(entry["text"])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_every_template_is_found_byte_for_byte(
+    form: Callable[[str], str], texts: dict[str, str], tmp_path: Path, capfd: Any
+) -> None:
+    path = tmp_path / "prompts.py"
+    path.write_text(source([form(text) for text in texts.values()]))
+    assert main(["judges", "pull", "--from", str(path)]) == 0
+    out, err = capfd.readouterr()
+    assert "executed" not in out + err and "a_module_that_is_nowhere" not in sys.modules
+    for pin in PINS:
+        assert cache_path(pin).read_bytes() == texts[pin.name].encode()
+        assert template(pin) == texts[pin.name]
+    assert main(["judges", "check"]) == 0
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.77, 0.999])
+def test_one_changed_byte_is_refused(
+    form: Callable[[str], str], where: float, texts: dict[str, str], tmp_path: Path, capsys: Any
+) -> None:
+    for name, text in texts.items():
+        place = int(where * len(text))
+        while text[place] in "{}\n":
+            place -= 1
+        changed = text[:place] + ("x" if text[place] != "x" else "y") + text[place + 1 :]
+        path = tmp_path / "prompts.py"
+        path.write_text(source([form(t if n != name else changed) for n, t in texts.items()]))
+        assert main(["judges", "pull", "--from", str(path)]) == 2, name
+        said = capsys.readouterr().err
+        assert name in said and "changed copy" in said and str(path) in said
+        assert main(["judges", "pull", name, "--from", str(path)]) == 2
+        assert state(pin_named(name)) == "missing"
+        for other in PINS:
+            if other.name != name:
+                assert find([other], path) == {other: texts[other.name]}
+
+
+def pin_named(name: str) -> Pin:
+    return next(pin for pin in PINS if pin.name == name)
+
+
+def test_a_file_with_one_template_gives_that_one(
+    texts: dict[str, str], tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "prompts.py"
+    path.write_text(source([triple(texts["pandalm-pairwise"])]))
+    assert main(["judges", "pull", "--from", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "pandalm-pairwise: kept as" in said and f"judgelm-pairwise: not in {path}" in said
+    assert main(["judges", "check", "pandalm-pairwise"]) == 0
+    assert main(["judges", "check"]) == 1
+    assert main(["judges", "pull", "judgelm", "--from", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert pin_for("judgelm", "pairwise").literal_sha256 in said
+
+
+def test_a_folder_is_searched_whatever_else_lies_in_it(
+    data: Path, texts: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "src"
+    (folder / "deep" / "er").mkdir(parents=True)
+    names = list(texts)
+    (folder / "broken.py").write_text("def (:\n")
+    (folder / "broken.json").write_text("{")
+    (folder / "latin.py").write_bytes(b"x = '\xe9'\n")
+    (folder / "image.png").write_bytes(b"\x89PNG")
+    (folder / "deep" / "a.py").write_text(source([plain(texts[name]) for name in names[:4]]))
+    (folder / "deep" / "er" / "b.json").write_text(
+        json.dumps({"list": [1, None, {"text": [texts[name] for name in names[4:8]]}]})
+    )
+    (folder / "c.txt").write_text(texts[names[8]])
+    assert {pin.name: text for pin, text in find(PINS, folder).items()} == texts
+    assert find(PINS, data / "judge_templates.json").keys() == set(PINS)
+
+
+def test_the_cache_of_another_machine_is_a_source(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["judges", "pull", "--from", str(data / "judge_templates.json")]) == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    assert main(["judges", "check"]) == 1
+    assert main(["judges", "pull", "--from", str(cache)]) == 0
+    assert main(["judges", "check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.py", b"def (:\n", "SyntaxError"),
+        ("a.py", b"x = '\xff'\n", "UnicodeDecodeError"),
+        ("a.json", b"{", "JSONDecodeError"),
+        ("a.py", b"(" * 5000, "not readable"),
+        ("a.py", b"", "no text has this SHA-256"),
+        ("a.json", b"[" * 100_000, "not readable"),
+    ],
+)
+def test_a_source_that_holds_nothing(
+    name: str, content: bytes, said: str, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert main(["judges", "pull", "--from", str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_source_that_is_not_there(tmp_path: Path, capsys: Any) -> None:
+    assert main(["judges", "pull", "--from", str(tmp_path / "nowhere.py")]) == 2
+    assert "nowhere.py" in capsys.readouterr().err
+    assert main(["judges", "pull", "jugdelm", "--from", str(tmp_path)]) == 2
+    assert "no judge jugdelm" in capsys.readouterr().err
+
+
+def test_literals_of_every_kind() -> None:
+    module = (
+        "a = 'x' 'y'\nb = f'{a}-{a.b[0]!r:>{a}}{{}}'\nc = 'p' + 'q' + ('r' 's')\nd = b'z' + a\n"
+    )
+    assert {"xy", "{a}-{a.b[0]!r:>{a}}{}", "pqrs"} <= set(texts_of("m.py", module.encode()))
+    assert texts_of("m.json", b'{"k": ["v", {"w": "x"}], "n": 1}') != []
+    assert texts_of("m.txt", "é".encode()) == ["é"]
+    with pytest.raises(NotReadable, match="MiB"):
+        texts_of("m.py", b" " * (9 << 20))
+
+
+def test_a_changed_cache_is_refused_and_mended(
+    data: Path, texts: dict[str, str], capsys: Any
+) -> None:
+    listed = str(data / "judge_templates.json")
+    assert main(["judges", "pull", "--from", listed]) == 0
+    pin = pin_for("auto-j", "pairwise")
+    path = cache_path(pin)
+    path.write_bytes(path.read_bytes().replace(b"tied", b"TIED", 1))
+    assert main(["judges", "check"]) == 1
+    said = capsys.readouterr().out
+    assert f"{pin.name}: changed ({path})" in said and said.count("cached") == 8
+    with pytest.raises(ConfigError, match="was changed") as caught:
+        format_for(JudgeConfig(model="m", format="auto-j"), "pairwise")
+    assert str(path) in str(caught.value) and "judges pull auto-j-pairwise" in str(caught.value)
+    assert main(["judges", "list"]) == 0
+    assert main(["judges", "pull", "--from", listed]) == 0
+    assert main(["judges", "check"]) == 0 and read_cache(pin) == texts[pin.name]
+
+
+def test_listing_says_what_there_is(data: Path, capsys: Any) -> None:
+    main(["judges", "pull", "auto-j", "--from", str(data / "judge_templates.json")])
+    capsys.readouterr()
+    assert main(["judges", "list"]) == 0
+    said = capsys.readouterr().out
+    for word in (
+        "BAAI/JudgeLM-7B-v1.0, tuned from lmsys/vicuna-7b-v1.3", "scores from 1 to 10",
+        "prometheus-2", "generic", "custom", "HuihuiChyan/UnlimitedJudge@f7d6167dd244",
+    ):  # fmt: skip
+        assert word in said
+    assert said.count(": cached") == 2 and said.count(": missing") == 7
+
+
+def test_no_network_says_what_to_do(capsys: Any, cache: Path) -> None:
+    assert main(["judges", "pull", "judgelm"]) == 2
+    said = capsys.readouterr().err
+    for word in ("judges pull --from PATH", "build_prompt_judge.py", "no connection", "127.0.0.1"):
+        assert word in said
+    with pytest.raises(ConfigError, match="judges pull --from PATH"):
+        format_for(JudgeConfig(model="m", format="prometheus-2"), "pairwise")
+    assert not cache.exists()
+
+
+def test_the_templates_of_the_configuration_need_no_network(data: Path, cache: Path) -> None:
+    judge = JudgeConfig(model="m", format="judgelm", templates=str(data / "judge_templates.json"))
+    text = format_for(judge, "pairwise").render(Example("q", ("one", "two"))).plain()
+    assert "one" in text and not cache.exists()
+    with pytest.raises(ConfigError, match="no such file"):
+        format_for(judge.model_copy(update={"templates": "/nowhere"}), "pairwise")
+
+
+def test_a_home_that_cannot_be_written(
+    texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    path = tmp_path / "prompts.py"
+    path.write_text(source([plain(text) for text in texts.values()]))
+    assert main(["judges", "pull", "--from", str(path)]) == 1
+    assert "cannot be kept" in capsys.readouterr().err
+
+
+def test_a_file_in_the_cache_is_whole_or_absent(cache: Path) -> None:
+    pin = PINS[0]
+    keep(pin, "first")
+    keep(pin, "second")
+    assert [path.name for path in cache.iterdir()] == [cache_path(pin).name]
+    assert cache_path(pin).read_text() == "second"
+    assert stat.S_ISREG(cache_path(pin).stat().st_mode)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: Any) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def mirror(
+    texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A server with the pinned files at their paths; gives the folder it serves."""
+    root = tmp_path / "mirror"
+    for place in {(pin.repository, pin.commit, pin.path) for pin in PINS}:
+        path = root.joinpath(*place)
+        path.parent.mkdir(parents=True)
+        here = [p for p in PINS if (p.repository, p.commit, p.path) == place]
+        path.write_text(source([triple(texts[pin.name]) for pin in here]))
+    with serving(partial(Quiet, directory=str(root))) as url:
+        monkeypatch.setenv(MIRROR_ENV, url)
+        yield root
+
+
+def test_pulling_over_http(mirror: Path, texts: dict[str, str]) -> None:
+    assert main(["judges", "pull"]) == 0
+    assert main(["judges", "check"]) == 0
+    assert {pin.name: read_cache(pin) for pin in PINS} == texts
+
+
+def test_the_first_use_pulls_by_itself_and_the_second_needs_no_network(
+    mirror: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = JudgeConfig(model="m", format="pandalm")
+    first = format_for(judge, "pairwise")
+    assert [path.name for path in cache.iterdir()] == [
+        cache_path(pin_for("pandalm", "pairwise")).name
+    ]
+    monkeypatch.setenv(MIRROR_ENV, "http://127.0.0.1:9")
+    assert format_for(judge, "pairwise") == first == pickle.loads(pickle.dumps(first))
+
+
+def test_the_first_use_works_without_a_writable_home(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert format_for(JudgeConfig(model="m", format="pandalm"), "pairwise").task == "pairwise"
+
+
+def test_a_repository_that_changed_is_refused(mirror: Path, capsys: Any, cache: Path) -> None:
+    pin = pin_for("prometheus-2", "pairwise")
+    path = mirror / pin.repository / pin.commit / pin.path
+    path.write_text(path.read_text().replace("Feedback", "feedback"))
+    assert main(["judges", "pull", "prometheus-2"]) == 2
+    said = capsys.readouterr().err
+    assert pin.literal_sha256 in said and pin.path in said
+    path.unlink()
+    assert main(["judges", "pull", "prometheus-2"]) == 2
+    assert "404" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+class Cut(BaseHTTPRequestHandler):
+    """Promises more than it sends."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        self.wfile.write(b"x = 1\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Endless(Cut):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"#" * 65536)
+        except OSError:
+            pass
+
+
+class Silent(Cut):
+    def do_GET(self) -> None:
+        self.rfile.read(1)  # until the other side gives up
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [(Cut, "ended before the file did"), (Endless, "larger"), (Silent, "nothing for")],
+)
+def test_servers_that_fail(
+    handler: type[Cut], said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_judge.judges.download.SILENCE_S", 0.3)
+    with serving(handler) as url:
+        monkeypatch.setenv(MIRROR_ENV, url)
+        assert main(["judges", "pull", "judgelm"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_mirror_that_is_no_address(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv(MIRROR_ENV, "file:///etc")
+    assert main(["judges", "pull", "judgelm"]) == 2
+    assert MIRROR_ENV in capsys.readouterr().err
