@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]
     return float(lower_bound(count, total, tail)), float(upper_bound(count, total, tail))
 
 
+@cache
 def most_errors(rows: int, alpha: float, delta: float) -> Counts:
     """For n = 0 … `rows`: the most errors k with `upper_bound(k, n, delta)` ≤ `alpha`.
 
@@ -43,4 +45,6 @@ def most_errors(rows: int, alpha: float, delta: float) -> Counts:
     """
     n = np.arange(rows + 1)
     found = stats.binom.ppf(delta, n, alpha).astype(np.int64)  # smallest k with P(≤ k) ≥ δ
-    return np.asarray(np.where(stats.binom.cdf(found, n, alpha) <= delta, found, found - 1))
+    most = np.where(stats.binom.cdf(found, n, alpha) <= delta, found, found - 1)
+    most.flags.writeable = False  # one array for all who ask
+    return most

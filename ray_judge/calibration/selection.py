@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,7 @@ def check_levels(alpha: float, delta: float) -> None:
             raise ConfigError(f"{name} must lie between 0 and 1, not {value:g}")
 
 
+@cache
 def start_size(alpha: float, delta: float) -> int:
     """Smallest n at which a judge whose true error is α/2 passes with probability `POWER`."""
     check_levels(alpha, delta)
