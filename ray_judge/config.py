@@ -268,6 +268,14 @@ class RunConfig(Tree):
         document: dict[str, Any] = self.model_dump(mode="json")
         return document
 
+    def within_budget(self) -> RunConfig:
+        """Lower the cap to the policy's budget: what is planned may be dearer than expected."""
+        budget = self.route.budget_usd
+        if budget is None or budget >= self.strong.max_cost_usd:
+            return self
+        strong = self.strong.model_copy(update={"max_cost_usd": budget})
+        return self.model_copy(update={"strong": strong})
+
     def digest(self) -> str:
         """SHA-256 (hex) over every key that can change a verdict."""
         flat = {k: v for k, v in _flatten(self.document()).items() if not _operational(k)}

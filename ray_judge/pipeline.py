@@ -8,6 +8,8 @@ continuing after a crash, and running a finished run again are the same call.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,8 +18,12 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from ray_judge.calibrated import calibration_of, pin_calibration
+from ray_judge.calibration.document import Calibration
 from ray_judge.config import RunConfig
+from ray_judge.costing import count_tokens, row_costs
 from ray_judge.engines.engine import check_engine, extra_columns
+from ray_judge.errors import PromiseBroken
 from ray_judge.escalation.escalate import Answers, check_strong, escalate
 from ray_judge.inputs import check_unchanged, plan_input
 from ray_judge.judging import judge_chunks
@@ -37,30 +43,43 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
 
     Raises the errors of `errors.py`; whatever was finished by then stays finished.
     """
+    config = config.within_budget()
     run = RunDirectory(config.output)
     run.check_config(config)
     if summary := finished(config, run):
-        return summary
+        return kept_promise(summary)
     check_strong(config)
     check_engine(config)
+    calibration = calibration_of(config)
     seconds: dict[str, float] = {}
     with run.locked():
         with timed("plan", seconds):
             plan = planned(config, run)
+            pin_calibration(run, calibration)
         watch("plan", {"rows": plan.rows, "shards": len(plan.shards)})
 
         with connected():
             judged = judge(config, plan, run, seconds, watch)
-            routed = Routed(config, run, judged)
+            routed = Routed(config, plan, run, judged, calibration)
             with timed("escalate", seconds):
                 answers = escalate(config, plan, routed, lambda state: watch("escalate", state))
             with timed("merge", seconds):
                 merge(config, plan, run, routed.frame(), answers.paid())
-            summary, rows = summarise(config, plan, run, answers, routed.threshold(), seconds)
+            summary, rows = summarise(
+                config, plan, run, answers, routed.threshold(), calibration, seconds
+            )
 
-        write_page(run, config, summary, rows)
+        write_page(run, config.output, summary, rows)
         run.finish(summary)
     watch("done", summary)
+    return kept_promise(summary)
+
+
+def kept_promise(summary: dict[str, Any]) -> dict[str, Any]:
+    """Give the summary, or raise PromiseBroken where its audit contradicts the guarantee."""
+    promise = summary.get("promise")
+    if promise and promise["kept"] is False:
+        raise PromiseBroken(promise["said"])
     return summary
 
 
@@ -123,25 +142,36 @@ class Routed:
     """
 
     def __init__(
-        self, config: RunConfig, run: RunDirectory, judged: Generator[str, None, None]
+        self,
+        config: RunConfig,
+        plan: Plan,
+        run: RunDirectory,
+        judged: Generator[str, None, None],
+        calibration: Calibration | None = None,
     ) -> None:
         """Take chunks as they are committed."""
         self._config = config
+        self._plan = plan
         self._run = run
         self._judged = judged
+        self._tier = calibration.tiers[0] if calibration else None
+        self._seed = run_seed(config, plan)
         self._frames: list[pl.DataFrame] = []
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """Give each frame as soon as the policy can decide it."""
         policy = self._config.route
         if needs_every_row(policy):
-            judged = [judged_frame(self._run, name) for name in sorted(self._judged)]
-            self._frames = [route(pl.concat(judged), policy)]
+            judged = pl.concat([judged_frame(self._run, name) for name in sorted(self._judged)])
+            if policy.policy == "budget":
+                judged = with_costs(self._config, self._plan, judged)
+            self._frames = [route(judged, policy, self._tier, self._seed)]
             yield self._frames[0]
             return
         with closing(self._judged):  # whoever stops asking for frames stops the judging
             for name in self._judged:
-                self._frames.append(route(judged_frame(self._run, name), policy))
+                frame = judged_frame(self._run, name)
+                self._frames.append(route(frame, policy, self._tier, self._seed))
                 yield self._frames[-1]
 
     def frame(self) -> pl.DataFrame:
@@ -149,11 +179,36 @@ class Routed:
         return pl.concat(self._frames).sort("chunk", "row")
 
     def threshold(self) -> float | None:
-        """The confidence below which rows were escalated: given, or as it came out."""
-        if self._config.route.threshold is not None:
-            return self._config.route.threshold
-        accepted = self.frame().filter(route="accept")["judge_confidence"].min()
+        """The confidence below which rows were escalated: given, or as it came out.
+
+        None for `budget`, which does not route by confidence alone, and where nothing is accepted.
+        """
+        policy = self._config.route
+        if policy.threshold is not None:
+            return policy.threshold
+        if policy.policy == "guarantee" and self._tier is not None:
+            return self._tier.threshold if math.isfinite(self._tier.threshold) else None
+        if policy.policy == "budget":
+            return None
+        accepted = self.frame().filter(pl.col("route") != "escalate")["judge_confidence"].min()
         return None if accepted is None else float(str(accepted))
+
+
+def run_seed(config: RunConfig, plan: Plan) -> str:
+    """What a run's draws stand on: its configuration and its input, so that no two nights match."""
+    prints = [shard.fingerprint for shard in plan.shards]
+    return hashlib.sha256("\n".join([config.digest(), *prints]).encode()).hexdigest()
+
+
+def with_costs(config: RunConfig, plan: Plan, judged: pl.DataFrame) -> pl.DataFrame:
+    """Add what each row's questions are expected to cost (`cost_nano_usd`)."""
+    costs = row_costs(config, count_tokens(config, plan.columns, list(plan.chunks())))
+    return judged.join(
+        costs.select("chunk", "row", "cost_nano_usd"),
+        on=["chunk", "row"],
+        how="left",
+        maintain_order="left",
+    )
 
 
 def judged_frame(run: RunDirectory, chunk: str) -> pl.DataFrame:

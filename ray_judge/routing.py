@@ -167,8 +167,13 @@ def _greedy(order: npt.NDArray[np.uint32], cost: npt.NDArray[np.int64], left: in
 
 
 def in_asking_order(routed: pl.DataFrame) -> pl.DataFrame:
-    """Keep the rows that are asked, the least sure first: a cap that binds drops the surest."""
-    return routed.filter(pl.col("route") != Route.ACCEPT.value).sort(SURENESS, nulls_last=False)
+    """Keep the rows that are asked, the least sure first: a cap that binds drops the surest.
+
+    Audited rows come before all others: were they dropped where they are surest, what is left
+    would no longer be a random sample.
+    """
+    asked = routed.filter(pl.col("route") != Route.ACCEPT.value)
+    return asked.sort(pl.col("route") != Route.AUDIT.value, *SURENESS, nulls_last=False)
 
 
 def _threshold(policy: RouteConfig, tier: Tier | None) -> float:

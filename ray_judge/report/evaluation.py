@@ -115,13 +115,34 @@ def cascade_curve(rows: pl.DataFrame, steps: int = STEPS) -> Curve | None:
     )
 
 
+def curve_so_far(rows: pl.DataFrame, steps: int = STEPS) -> dict[str, Any] | None:
+    """Accuracy over all labelled rows, for the fractions whose rows were all answered."""
+    known = rows.filter(pl.col("label").is_not_null()).sort(
+        "judge_confidence", "row_key", nulls_last=False
+    )
+    n = known.height
+    local = (known["judge_verdict"] == known["label"]).fill_null(value=False).to_numpy()
+    strong = (known["strong_verdict"] == known["label"]).fill_null(value=False).to_numpy()
+    missing = np.flatnonzero(known["strong_verdict"].is_null().to_numpy())
+    reach = int(missing[0]) if len(missing) else n
+    asked = np.arange(steps) * n // (steps - 1)
+    asked = asked[asked <= reach]
+    if len(asked) < 2:
+        return None
+    gain = _cumulative(strong.astype(np.int64) - local.astype(np.int64))
+    fraction = np.arange(len(asked)) / (steps - 1)
+    cascade = (int(local.sum()) + gain[asked]) / n
+    return {"fraction": _floats(fraction), "cascade": _floats(cascade)}
+
+
 def evaluate(rows: pl.DataFrame) -> dict[str, Any]:
-    """Everything above as one document: `judges`, `curve`, and `break_even` in words.
+    """Everything above as one document: `judges`, `curve`, `so_far`, and `break_even` in words.
 
     The strong judge is scored on the rows that it answered. Where it answered only the rows that
-    the policy chose, the curve is of these rows alone, and `break_even` says so.
+    the policy chose, the curve is of these rows alone, `break_even` says so, and `so_far` has the
+    cascade over all labelled rows up to the fraction that was asked.
     """
-    found: dict[str, Any] = {"judges": {}, "curve": None, "break_even": None}
+    found: dict[str, Any] = {"judges": {}, "curve": None, "so_far": None, "break_even": None}
     answered = rows.filter(pl.col("strong_verdict").is_not_null())
     for name, frame, column in (
         ("local judge", rows, "judge_verdict"),
@@ -136,6 +157,8 @@ def evaluate(rows: pl.DataFrame) -> dict[str, Any]:
         found["curve"] = asdict(curve)
         labelled = rows.filter(pl.col("label").is_not_null()).height
         found["break_even"] = break_even(curve, labelled)
+        if curve.rows[-1] < labelled:
+            found["so_far"] = curve_so_far(rows)
     return found
 
 
