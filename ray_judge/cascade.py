@@ -6,16 +6,18 @@ A row's local verdict is that of the last tier that gave one, and `judge_model` 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
+from ray_judge.calibration.document import Calibration
 from ray_judge.config import RunConfig
 from ray_judge.records import Route
 from ray_judge.routing import route
-from ray_judge.run_directory import RunDirectory
+from ray_judge.run_directory import Plan, RunDirectory
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard, rising: what a tier judges."""
@@ -60,12 +62,27 @@ def judged_frame(run: RunDirectory, tiers: int, chunk: str) -> pl.DataFrame:
     )
 
 
-def passed_on(run: RunDirectory, config: RunConfig, tier: int, chunks: Sequence[str]) -> Rows:
-    """The rows that a tier's policy sends to the next one."""
-    frames = [judged_frame(run, tier + 1, chunk) for chunk in sorted(chunks)]
+def passed_on(
+    run: RunDirectory,
+    config: RunConfig,
+    plan: Plan,
+    tier: int,
+    calibration: Calibration | None,
+) -> Rows:
+    """The rows that a tier's policy sends to the next one, once all its chunks are judged."""
+    frames = [judged_frame(run, tier + 1, chunk.name) for chunk in plan.chunks()]
     here = pl.concat(frames).filter(pl.col("tier") == tier)
-    chosen = route(here, config.tiers()[tier].route).filter(pl.col("route") != Route.ACCEPT.value)
+    policy = config.tiers()[tier].route
+    calibrated = calibration.tiers[tier] if calibration else None
+    decided = route(here, policy, calibrated, run_seed(config, plan))
     rows: dict[str, list[int]] = {}
-    for chunk, row in chosen.sort("chunk", "row").select("chunk", "row").rows():
+    chosen = decided.filter(route=Route.ESCALATE.value).sort("chunk", "row")
+    for chunk, row in chosen.select("chunk", "row").rows():
         rows.setdefault(chunk, []).append(row)
     return rows
+
+
+def run_seed(config: RunConfig, plan: Plan) -> str:
+    """What a run's draws stand on: its configuration and its input, so that no two nights match."""
+    prints = [shard.fingerprint for shard in plan.shards]
+    return hashlib.sha256("\n".join([config.digest(), *prints]).encode()).hexdigest()

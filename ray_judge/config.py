@@ -73,21 +73,46 @@ class Tree(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Share = Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
 class RouteConfig(Tree):
     """Which rows the strong judge is asked about."""
 
-    policy: Literal["threshold", "fraction"] = "fraction"
-    fraction: Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    policy: Literal["threshold", "fraction", "budget", "guarantee"] = "fraction"
+    fraction: Share | None = None
     threshold: float | None = Field(default=None, allow_inf_nan=False)
+    budget_usd: Usd | None = None
+    """policy: budget: dollars that are spent at most, on the rows where they buy most."""
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """policy: guarantee: accepted verdicts agree in at least 1 − alpha ..."""
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    """... with probability 1 − delta. Null: as the calibration says; else they must agree."""
+    calibration: str | None = None
+    """Path or URI of a calibration.json. `guarantee` needs it, `budget` ranks by it, and every
+    policy reports how far tonight's confidences have moved from it."""
+    audit: Share = Decimal(0)
+    """Share of the accepted rows that the strong judge is asked about all the same."""
+    audit_by: str | None = None
+    """An input column: the audit's agreement is also told for each of its values."""
 
     @model_validator(mode="after")
     def _own_key(self) -> RouteConfig:
-        for policy in ("threshold", "fraction"):
-            given = getattr(self, policy) is not None
+        keys = {"threshold": "threshold", "fraction": "fraction", "budget": "budget_usd"}
+        for policy, key in keys.items():
+            given = getattr(self, key) is not None
             if given and policy != self.policy:
-                raise ValueError(f"{policy} goes with policy: {policy}, not {self.policy}")
+                raise ValueError(f"{key} goes with policy: {policy}, not {self.policy}")
             if not given and policy == self.policy:
-                raise ValueError(f"policy: {policy} needs the key {policy}")
+                raise ValueError(f"policy: {policy} needs the key {key}")
+        if self.policy == "guarantee" and self.calibration is None:
+            raise ValueError(
+                "policy: guarantee needs the key calibration (ray-judge calibrate makes the file)"
+            )
+        if self.policy != "guarantee" and (self.alpha is not None or self.delta is not None):
+            raise ValueError(f"alpha and delta go with policy: guarantee, not {self.policy}")
+        if self.audit_by is not None and not self.audit:
+            raise ValueError("audit_by goes with audit: a share above 0")
         return self
 
 
@@ -438,6 +463,12 @@ class RunConfig(Tree):
         for judge in self.judges[:-1]:
             if judge.route is None:
                 raise ValueError("each of several judges but the last needs its own route")
+            if judge.route.policy == "budget":
+                raise ValueError(
+                    "policy: budget weighs what the strong judge costs: last judge only"
+                )
+            if judge.route.policy == "guarantee" and self.route.calibration is None:
+                raise ValueError("policy: guarantee needs route.calibration, made for all judges")
         return self
 
     def tiers(self) -> tuple[RunConfig, ...]:
@@ -464,6 +495,14 @@ class RunConfig(Tree):
         if self.judges:
             del document["judge"]  # it is the first of them
         return document
+
+    def within_budget(self) -> RunConfig:
+        """Lower the cap to the policy's budget: what is planned may be dearer than expected."""
+        budget = self.route.budget_usd
+        if budget is None or budget >= self.strong.max_cost_usd:
+            return self
+        strong = self.strong.model_copy(update={"max_cost_usd": budget})
+        return self.model_copy(update={"strong": strong})
 
     def digest(self) -> str:
         """SHA-256 (hex) over every key that can change a verdict."""

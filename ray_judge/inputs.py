@@ -59,6 +59,9 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> tuple[list[Shard], Co
             found, pool.map(_inspect, [path for path, _ in found]), strict=True
         ):
             columns = resolve_columns(config, schema, extra, path)
+            by = config.route.audit_by
+            if by is not None and by not in schema.names:
+                raise _missing(schema, "route.audit_by", by, path)
             first = first or (path, schema)
             _same_schema(first, (path, schema))
             if rows == 0 and not config.allow_empty_shards:

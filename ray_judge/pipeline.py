@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-import polars as pl
-
-from ray_judge.cascade import Rows, judged_frame, passed_on
+from ray_judge.calibrated import calibration_of, pin_calibration
+from ray_judge.calibration.document import Calibration
+from ray_judge.cascade import Rows, passed_on
 from ray_judge.config import RunConfig
 from ray_judge.engines.engine import check_engine, extra_columns
+from ray_judge.errors import PromiseBroken
 from ray_judge.escalation.escalate import Answers, check_strong, escalate
 from ray_judge.inputs import check_unchanged, plan_input
 from ray_judge.judging import judge_chunks
 from ray_judge.merging import merge
-from ray_judge.records import Route
 from ray_judge.report.page import write_page
 from ray_judge.report.summary import summarise
-from ray_judge.routing import needs_every_row, route
+from ray_judge.routed import Routed
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.workers import connected
 
@@ -38,31 +38,44 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
 
     Raises the errors of `errors.py`; whatever was finished by then stays finished.
     """
+    config = config.within_budget()
     run = RunDirectory(config.output)
     run.check_config(config)
     if summary := finished(config, run):
-        return summary
+        return kept_promise(summary)
     check_strong(config)
     for tier in config.tiers():
         check_engine(tier)
+    calibration = calibration_of(config)
     seconds: dict[str, float] = {}
     with run.locked():
         with timed("plan", seconds):
             plan = planned(config, run)
+            pin_calibration(run, calibration)
         watch("plan", {"rows": plan.rows, "shards": len(plan.shards)})
 
         with connected():
-            judged = judge(config, plan, run, seconds, watch)
-            routed = Routed(config, run, judged)
+            judged = judge(config, plan, run, calibration, seconds, watch)
+            routed = Routed(config, plan, run, judged, calibration)
             with timed("escalate", seconds):
                 answers = escalate(config, plan, routed, lambda state: watch("escalate", state))
             with timed("merge", seconds):
                 merge(config, plan, run, routed.frame(), answers.paid())
-            summary, rows = summarise(config, plan, run, answers, routed.threshold(), seconds)
+            summary, rows = summarise(
+                config, plan, run, answers, routed.threshold(), calibration, seconds
+            )
 
-        write_page(run, config, summary, rows)
+        write_page(run, config.output, summary, rows)
         run.finish(summary)
     watch("done", summary)
+    return kept_promise(summary)
+
+
+def kept_promise(summary: dict[str, Any]) -> dict[str, Any]:
+    """Give the summary, or raise PromiseBroken where its audit contradicts the guarantee."""
+    promise = summary.get("promise")
+    if promise and promise["kept"] is False:
+        raise PromiseBroken(promise["said"])
     return summary
 
 
@@ -99,7 +112,12 @@ def planned(config: RunConfig, run: RunDirectory) -> Plan:
 
 
 def judge(
-    config: RunConfig, plan: Plan, run: RunDirectory, seconds: dict[str, float], watch: Watch
+    config: RunConfig,
+    plan: Plan,
+    run: RunDirectory,
+    calibration: Calibration | None,
+    seconds: dict[str, float],
+    watch: Watch,
 ) -> Generator[str, None, None]:
     """Phase A. Give the name of every chunk once the last judge's verdicts are on disk.
 
@@ -113,7 +131,9 @@ def judge(
         if number == len(tiers) - 1:
             yield from names
         else:
-            rows = passed_on(run, config, number, list(names))
+            for _ in names:
+                pass
+            rows = passed_on(run, config, plan, number, calibration)
 
 
 def judge_tier(
@@ -140,58 +160,6 @@ def judge_tier(
             done += counts[name]
             watch("judge", {"done": done, "rows": whole})
             yield name
-
-
-class Routed:
-    """The routed rows of a run, in frames: one per chunk as it is committed, or all at the end.
-
-    Routing is a pure function of the judged files, so it is never stored: a run that continues
-    routes again and comes to the same.
-    """
-
-    def __init__(
-        self, config: RunConfig, run: RunDirectory, judged: Generator[str, None, None]
-    ) -> None:
-        """Take chunks as they are committed."""
-        tiers = config.tiers()
-        self._tiers, self._policy = len(tiers), tiers[-1].route
-        self._run = run
-        self._judged = judged
-        self._frames: list[pl.DataFrame] = []
-
-    def __iter__(self) -> Iterator[pl.DataFrame]:
-        """Give each frame as soon as the policy can decide it."""
-        if needs_every_row(self._policy):
-            judged = [self._frame(name) for name in sorted(self._judged)]
-            self._frames = [self._route(pl.concat(judged))]
-            yield self._frames[0]
-            return
-        with closing(self._judged):  # whoever stops asking for frames stops the judging
-            for name in self._judged:
-                self._frames.append(self._route(self._frame(name)))
-                yield self._frames[-1]
-
-    def frame(self) -> pl.DataFrame:
-        """All routed rows, in the order of the input."""
-        return pl.concat(self._frames).sort("chunk", "row")
-
-    def _frame(self, chunk: str) -> pl.DataFrame:
-        return judged_frame(self._run, self._tiers, chunk)
-
-    def _route(self, judged: pl.DataFrame) -> pl.DataFrame:
-        """The last policy decides on the rows that came to its judge; the others are accepted."""
-        last = pl.col("tier") == self._tiers - 1
-        decided = route(judged.filter(last), self._policy)
-        stopped = judged.filter(~last).with_columns(route=pl.lit(Route.ACCEPT.value))
-        return pl.concat([decided, stopped.select(decided.columns)])
-
-    def threshold(self) -> float | None:
-        """The confidence below which rows were escalated: given, or as it came out."""
-        if self._policy.threshold is not None:
-            return self._policy.threshold
-        accepted = self.frame().filter(route="accept", tier=self._tiers - 1)
-        least = accepted["judge_confidence"].min()
-        return None if least is None else float(str(least))
 
 
 @contextmanager

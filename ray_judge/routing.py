@@ -1,48 +1,94 @@
 """Which rows the strong judge is asked about: a pure function of the judged rows and a policy.
 
 A frame of judged rows has `chunk`, `row` (position in its shard), `row_key`, `judge_confidence`
-(null when the judge gave no verdict) and `askable` (the row has text to ask about).
+(null when the judge gave no verdict) and `askable` (the row has text to ask about). The policy
+`budget` also needs `cost_nano_usd`: what asking about the row is expected to cost, in
+billionths of a dollar, so that sums are exact.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
+import math
+from collections.abc import Sequence
+from decimal import ROUND_FLOOR, Decimal
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
+from ray_judge.calibration.audit import drawn
+from ray_judge.calibration.bounds import Floats
+from ray_judge.calibration.document import Tier
 from ray_judge.config import RouteConfig
+from ray_judge.errors import ConfigError
 from ray_judge.records import Route
 
 SURENESS = ["judge_confidence", "row_key"]
 """Least sure first; rows without a local verdict before all others; ties by row key."""
+Flags = npt.NDArray[np.bool_]
 
 
 def needs_every_row(policy: RouteConfig) -> bool:
     """Say whether the policy has to see the whole run before it can route its first row."""
-    return policy.policy == "fraction"
+    return policy.policy in ("fraction", "budget")
 
 
-def route(judged: pl.DataFrame, policy: RouteConfig) -> pl.DataFrame:
+def route(
+    judged: pl.DataFrame, policy: RouteConfig, tier: Tier | None = None, seed: str = ""
+) -> pl.DataFrame:
     """Give the frame with a `route` column, in the order it came.
 
     `threshold`: confidence < τ escalates. `fraction`: exactly ⌊f·n⌋ of the n rows of the frame,
     the least confident, ties broken by row key (fewer only where fewer rows can be asked).
+    `budget`: see `within_budget`. `guarantee`: confidence < λ̂ of the calibration escalates.
     A row without a local verdict is as unsure as can be; one without text is never asked.
+
+    `tier`: the calibration of this judge; `guarantee` needs it, `budget` uses it. `seed`: the
+    run's own; `policy.audit` of the accepted rows, drawn by it, get the route `audit`.
+    Raises ConfigError where the policy lacks what it needs.
     """
-    if policy.policy == "threshold":
-        unsure = pl.col("judge_confidence").is_null() | (
-            pl.col("judge_confidence") < policy.threshold
-        )
-        return _routed(judged, pl.col("askable") & unsure)
-    count = fraction_count(judged.height, policy.fraction or Decimal(0))
-    chosen = (
-        judged.with_row_index("_position")
-        .filter(pl.col("askable"))
-        .sort(SURENESS, nulls_last=False)
-        .head(count)["_position"]
-    )
-    position = pl.int_range(pl.len(), dtype=pl.UInt32)
-    return _routed(judged, position.is_in(chosen.implode()))
+    audited = _drawn(judged, policy, seed)
+    if policy.policy == "fraction":
+        escalate = _least_sure(judged, fraction_count(judged.height, policy.fraction or Decimal(0)))
+    elif policy.policy == "budget":
+        gain = expected_gain(judged["judge_confidence"], tier)
+        escalate = within_budget(judged, gain, policy.budget_usd or Decimal(0), audited)
+    else:
+        escalate = _unsure(judged, _threshold(policy, tier))
+    return _routed(judged, escalate, audited)
+
+
+def accepted(judged: pl.DataFrame, policy: RouteConfig, seed: str = "") -> pl.DataFrame:
+    """Give the frame with a `route` column: rows of an earlier judge, accepted or audited."""
+    return _routed(judged, np.zeros(judged.height, dtype=bool), _drawn(judged, policy, seed))
+
+
+def route_in_turn(
+    judged: Sequence[pl.DataFrame],
+    policies: Sequence[RouteConfig],
+    tiers: Sequence[Tier | None],
+    seed: str = "",
+) -> pl.DataFrame:
+    """Route rows through several local judges, each asked about what none before it accepts.
+
+    All frames have the same rows in the same order: a judge's own `judge_confidence` (null where
+    it was not asked). Gives the last frame with `route`, and `tier`: the number of the judge that
+    accepts the row, from 0 (null for rows that the strong judge is asked about).
+    """
+    accepted_by: list[int | None] = [None] * judged[0].height
+    left = pl.Series(range(judged[0].height), dtype=pl.UInt32)
+    audits = np.zeros(judged[0].height, dtype=bool)
+    for number, (frame, policy, tier) in enumerate(zip(judged, policies, tiers, strict=True)):
+        routed = route(frame[left], policy, tier, seed)["route"]
+        for place, decided in zip(left, routed, strict=True):
+            if decided != Route.ESCALATE.value:
+                accepted_by[place] = number
+                audits[place] = decided == Route.AUDIT.value
+        left = left.filter(routed == Route.ESCALATE.value)
+    escalate = np.zeros(judged[0].height, dtype=bool)
+    escalate[left.to_numpy()] = True
+    tier_of = pl.Series("tier", accepted_by, dtype=pl.Int32)
+    return _routed(judged[-1], escalate, audits).with_columns(tier_of)
 
 
 def fraction_count(rows: int, fraction: Decimal) -> int:
@@ -50,15 +96,127 @@ def fraction_count(rows: int, fraction: Decimal) -> int:
     return int(fraction * rows)
 
 
+def expected_gain(confidence: pl.Series, tier: Tier | None) -> Floats:
+    """P(strong right) − P(local right) per row, shape (n,).
+
+    By the calibration where there is one; else a confidence that is a probability is taken for
+    P(local right), and the strong judge for right. Without a local verdict nothing is right.
+    Raises ConfigError for a confidence that is no probability.
+    """
+    values = confidence.cast(pl.Float64).fill_null(math.nan).to_numpy()
+    if tier is not None:
+        local = tier.correct(values)
+        strong = tier.strong(values) if tier.strong else np.ones(len(values))
+        none = float(np.mean(tier.strong.probability)) if tier.strong else 1.0
+        return np.where(np.isnan(values), none, strong - local)
+    known = values[~np.isnan(values)]
+    if len(known) and not (known.min() >= 0 and known.max() <= 1):
+        raise ConfigError(
+            "policy: budget weighs P(correct) against dollars, and this judge's confidence is not "
+            f"a probability (it runs from {known.min():.3g} to {known.max():.3g}): name a "
+            "calibration in route.calibration"
+        )
+    return np.where(np.isnan(values), 1.0, 1.0 - values)
+
+
+def within_budget(
+    judged: pl.DataFrame, gain: Floats, budget_usd: Decimal, audited: Flags | None = None
+) -> Flags:
+    """Choose rows greedily by expected gain per dollar, never planning over the budget.
+
+    Ties go by row key; a row that no longer fits is passed over for cheaper ones behind it. A row
+    without expected gain is not asked. Audited rows are paid for first, whatever their gain: they
+    are asked in any case, and escalated rather than audited where their gain has its place.
+    Raises ConfigError where the audit alone costs more than the budget.
+    """
+    if "cost_nano_usd" not in judged.columns:
+        raise ConfigError("policy: budget needs to know what each row's question costs")
+    cost = judged["cost_nano_usd"].fill_null(0).cast(pl.Int64).to_numpy()
+    left = int((budget_usd * 10**9).to_integral_value(ROUND_FLOOR))
+    audited = np.zeros(judged.height, dtype=bool) if audited is None else audited
+    reserved = int(cost[audited].sum())
+    if reserved > left:
+        raise ConfigError(
+            f"the audit alone is expected to cost ${reserved / 1e9:.4f}, more than the budget of "
+            f"${budget_usd}: lower route.audit or raise route.budget_usd"
+        )
+    with np.errstate(divide="ignore"):
+        worth = np.where(cost > 0, gain / np.maximum(cost, 1), np.inf)
+    candidates = judged["askable"].to_numpy() & (gain > 0)
+    ranking = pl.DataFrame({"worth": -worth, "row_key": judged["row_key"]})
+    order = ranking.with_row_index("place").sort("worth", "row_key")["place"].to_numpy()
+    order = order[candidates[order]]
+    free = np.where(audited, 0, cost)
+    escalate = np.zeros(judged.height, dtype=bool)
+    escalate[_greedy(order, free, left - reserved)] = True
+    # an audited row costs nothing more, so only its rank says whether it belongs to the chosen
+    paid = order[escalate[order] & ~audited[order]]
+    least = worth[paid].min() if len(paid) else np.inf
+    escalate[audited & (worth < least)] = False
+    return escalate
+
+
+def _greedy(order: npt.NDArray[np.uint32], cost: npt.NDArray[np.int64], left: int) -> list[int]:
+    """Take rows in this order while they fit, passing over those that do not."""
+    taken: list[int] = []
+    while len(order):
+        order = order[cost[order] <= left]
+        sums = np.cumsum(cost[order])
+        count = int(np.searchsorted(sums, left, side="right"))
+        if not count:
+            break
+        taken += order[:count].tolist()
+        left -= int(sums[count - 1])
+        order = order[count:]
+    return taken
+
+
 def in_asking_order(routed: pl.DataFrame) -> pl.DataFrame:
-    """Keep the rows that are asked, the least sure first: a cap that binds drops the surest."""
-    return routed.filter(pl.col("route") != Route.ACCEPT.value).sort(SURENESS, nulls_last=False)
+    """Keep the rows that are asked, the least sure first: a cap that binds drops the surest.
+
+    Audited rows come before all others: were they dropped where they are surest, what is left
+    would no longer be a random sample.
+    """
+    asked = routed.filter(pl.col("route") != Route.ACCEPT.value)
+    return asked.sort(pl.col("route") != Route.AUDIT.value, *SURENESS, nulls_last=False)
 
 
-def _routed(judged: pl.DataFrame, escalate: pl.Expr) -> pl.DataFrame:
-    return judged.with_columns(
-        pl.when(escalate)
-        .then(pl.lit(Route.ESCALATE.value))
-        .otherwise(pl.lit(Route.ACCEPT.value))
-        .alias("route")
+def _threshold(policy: RouteConfig, tier: Tier | None) -> float:
+    if policy.policy == "threshold":
+        return float(policy.threshold or 0.0)
+    if tier is None:
+        raise ConfigError("policy: guarantee needs the calibration of this judge")
+    return tier.threshold
+
+
+def _unsure(judged: pl.DataFrame, threshold: float) -> Flags:
+    confidence = pl.col("judge_confidence")
+    unsure = confidence.is_null() | confidence.is_nan() | (confidence < threshold)
+    return np.asarray(judged.select(pl.col("askable") & unsure).to_series().to_numpy())
+
+
+def _least_sure(judged: pl.DataFrame, count: int) -> Flags:
+    chosen = (
+        judged.with_row_index("_position")
+        .filter(pl.col("askable"))
+        .sort(SURENESS, nulls_last=False)
+        .head(count)["_position"]
     )
+    escalate = np.zeros(judged.height, dtype=bool)
+    escalate[chosen.to_numpy()] = True
+    return escalate
+
+
+def _drawn(judged: pl.DataFrame, policy: RouteConfig, seed: str) -> Flags:
+    """Rows that are audited if they are accepted: drawn among those with a verdict and text."""
+    if not policy.audit:
+        return np.zeros(judged.height, dtype=bool)
+    able = judged["askable"].to_numpy() & judged["judge_confidence"].is_not_null().to_numpy()
+    return np.asarray(able & drawn(judged["row_key"], seed, float(policy.audit)).to_numpy())
+
+
+def _routed(judged: pl.DataFrame, escalate: Flags, audited: Flags) -> pl.DataFrame:
+    names = np.where(
+        escalate, Route.ESCALATE.value, np.where(audited, Route.AUDIT.value, Route.ACCEPT.value)
+    )
+    return judged.with_columns(pl.Series("route", names.astype(object), dtype=pl.String))

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge import __version__
-from ray_judge.config import RunConfig, differences
+from ray_judge.config import RunConfig, differences, parse
 from ray_judge.errors import (
     AlreadyExists,
     CorruptedError,
@@ -135,6 +135,11 @@ class RunDirectory:
             self.storage.create("run.json", json.dumps(document, indent=1).encode())
         except AlreadyExists:
             raise RunLockedError("another process began this run just now", run=self.uri) from None
+
+    def config(self) -> RunConfig | None:
+        """The configuration that the run began with, or None where no run has begun."""
+        document = self._document("run.json")
+        return None if document is None else parse(document["config"], file=f"{self.uri}/run.json")
 
     def check_config(self, config: RunConfig) -> None:
         """Refuse another configuration than the one the run began with, naming every key."""

@@ -90,6 +90,11 @@ class StrongQuestion:
             body["temperature"] = strong.temperature
         return body
 
+    def answer_texts(self) -> list[str]:
+        """The answers that the schema allows, as a terse model writes them (scores: the ends)."""
+        values = self._verdicts if self._pairwise else [self._low, self._high]
+        return [json.dumps({self._field: value}, separators=(",", ":")) for value in values]
+
     def read(self, text: str | None) -> Verdict:
         """Read the verdict out of an answer's text. Raises Unparseable, never guesses."""
         if not text or not text.strip():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
-from ray_judge.config import RunConfig
+from ray_judge.report.drawing import figure, pyplot, svg, table
+from ray_judge.report.sections import evaluation_section, promise_section
 from ray_judge.run_directory import RunDirectory
 
 STYLE = """
@@ -24,22 +24,24 @@ COLOURS = {"accept": "#2f6f4f", "escalate": "#c2571a", "audit": "#5b4b9a"}
 
 
 def write_page(
-    run: RunDirectory, config: RunConfig, summary: Mapping[str, Any], rows: pl.DataFrame
+    run: RunDirectory,
+    output: str,
+    summary: Mapping[str, Any],
+    rows: pl.DataFrame,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write report.html from the summary and the counted columns of all rows."""
-    figures = [
-        ("How sure the local judge was, by what was done with the row", confidence_plot(rows))
-    ]
-    if "label" in rows.columns:
-        figures.append(
-            ("Agreement with the labels, by the local judge's confidence", label_plot(rows))
-        )
-    figure_html = "".join(
-        f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, svg in figures
-        if svg
+    """Write report.html from the summary and the counted columns of all rows.
+
+    `evaluation`: of `report/evaluation.py`, where the run was evaluated against labels.
+    """
+    figures = figure(
+        "How sure the local judge was, by what was done with the row", confidence_plot(rows)
     )
-    title = f"ray_judge: {config.output}"
+    if "label" in rows.columns:
+        figures += figure(
+            "Agreement with the labels, by the local judge's confidence", label_plot(rows)
+        )
+    title = f"ray_judge: {output}"
     run.storage.write(
         "report.html",
         f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
@@ -47,11 +49,13 @@ def write_page(
 <title>{html.escape(title)}</title><style>{STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1>
 <p>{html.escape(headline(summary))}</p>
-{_table("The run", overview(summary))}
-{_table("Rows by route", summary["routes"])}
-{_table("Rows by outcome of the escalation", summary["outcomes"])}
-<h2>Confidence</h2>{figure_html}
-{_table("Seconds by phase", summary["seconds"])}
+{table("The run", overview(summary))}
+{table("Rows by route", summary["routes"])}
+{table("Rows by outcome of the escalation", summary["outcomes"])}
+<h2>Confidence</h2>{figures}
+{promise_section(summary)}
+{evaluation_section(evaluation) if evaluation else ""}
+{table("Seconds by phase", summary["seconds"])}
 </body></html>
 """.encode(),
     )
@@ -69,7 +73,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 def overview(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that an operator looks at first."""
-    table = {
+    shown = {
         "rows": summary["rows"],
         "rows with an error": summary["errors"],
         "API requests on file": summary["api_requests"],
@@ -81,8 +85,8 @@ def overview(summary: Mapping[str, Any]) -> dict[str, Any]:
         "strong judge": summary["strong_model"],
     }
     for name, value in (summary.get("label_accuracy") or {}).items():
-        table[f"agreement with the labels, {name}"] = None if value is None else f"{value:.4f}"
-    return table
+        shown[f"agreement with the labels, {name}"] = None if value is None else f"{value:.4f}"
+    return shown
 
 
 def confidence_plot(rows: pl.DataFrame) -> str:
@@ -90,8 +94,8 @@ def confidence_plot(rows: pl.DataFrame) -> str:
     known = rows.filter(pl.col("judge_confidence").is_not_null())
     if not known.height:
         return ""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(8, 3))
+    plt = pyplot()
+    drawing, axes = plt.subplots(figsize=(8, 3))
     routes = [route for route in COLOURS if known.filter(route=route).height]
     axes.hist(
         [known.filter(route=route)["judge_confidence"].to_numpy() for route in routes],
@@ -102,7 +106,7 @@ def confidence_plot(rows: pl.DataFrame) -> str:
     )
     axes.set(xlabel="confidence", ylabel="rows")
     axes.legend(frameon=False)
-    return _svg(plt, figure)
+    return svg(plt, drawing)
 
 
 def label_plot(rows: pl.DataFrame) -> str:
@@ -118,48 +122,12 @@ def label_plot(rows: pl.DataFrame) -> str:
         for column in ("judge_verdict", "final_verdict")
     ]
     shares = known.with_columns(tenth).group_by("tenth").agg(right).sort("tenth")
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(8, 3))
+    plt = pyplot()
+    drawing, axes = plt.subplots(figsize=(8, 3))
     x = [n + 1 for n in shares["tenth"].to_list()]
     axes.plot(x, shares["judge_verdict"], marker="o", color="#57606a", label="local judge alone")
     axes.plot(x, shares["final_verdict"], marker="o", color="#2f6f4f", label="cascade")
     axes.set(xlabel="tenth of the rows, by confidence (1 = least sure)", ylabel="agreement")
     axes.set(ylim=(0, 1.02))
     axes.legend(frameon=False)
-    return _svg(plt, figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _svg(plt: Any, figure: Any) -> str:
-    for side in ("top", "right"):
-        figure.axes[0].spines[side].set_visible(False)
-    figure.tight_layout()
-    sink = io.StringIO()
-    figure.savefig(sink, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    text = sink.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _table(title: str, values: Mapping[str, Any]) -> str:
-    lines = "".join(
-        f'<tr><th>{html.escape(str(name))}</th><td class="n">{_cell(value)}</td></tr>'
-        for name, value in values.items()
-    )
-    return f"<h2>{html.escape(title)}</h2><table>{lines}</table>"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return html.escape(f"{value:g}" if isinstance(value, float) else str(value))
+    return svg(plt, drawing)

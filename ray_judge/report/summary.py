@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -10,13 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from ray_judge.calibration.audit import audit, check_promise
+from ray_judge.calibration.document import Calibration
+from ray_judge.calibration.drift import drift
 from ray_judge.config import RunConfig
-from ray_judge.errors import CorruptedError, RayJudgeError
+from ray_judge.errors import CorruptedError, PromiseBroken, RayJudgeError
 from ray_judge.escalation.escalate import Answers
 from ray_judge.records import Outcome, Route, Source
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.workers import results
 
+AUDIT_GROUP = "audit_group"
+"""The column `route.audit_by` under a name that no output has."""
 COUNTED = (
     "route",
     "outcome",
@@ -35,10 +41,12 @@ def summarise(
     run: RunDirectory,
     answers: Answers,
     threshold: float | None,
+    calibration: Calibration | None,
     seconds: Mapping[str, float],
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Give the summary's document and the frame of counted columns that it was made from."""
-    calls = [(run, shard.name, plan.columns.label) for shard in plan.shards]
+    by = config.route.audit_by
+    calls = [(run, shard.name, plan.columns.label, by) for shard in plan.shards]
     parts = [pl.from_arrow(part) for part in results(read_scored, calls)]
     rows = pl.concat([part for part in parts if isinstance(part, pl.DataFrame)])
     document: dict[str, Any] = {
@@ -58,12 +66,48 @@ def summarise(
         "strong_model": config.strong.model,
         "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
     }
+    document |= audited(config, rows, calibration)
     if plan.columns.label:
         document["label_accuracy"] = {
             "judge": accuracy(rows, "judge_verdict"),
             "final": accuracy(rows, "final_verdict"),
         }
     return document, rows
+
+
+def audited(
+    config: RunConfig, rows: pl.DataFrame, calibration: Calibration | None
+) -> dict[str, Any]:
+    """What the audit showed, how far the night has drifted, and what that makes of the promise."""
+    found: dict[str, Any] = {"audit": None, "drift": None, "promise": None}
+    seen = audit(rows, AUDIT_GROUP if config.route.audit_by else None)
+    if config.route.audit:
+        found["audit"] = seen.document()
+    if calibration is None:
+        return found
+    tier = calibration.tiers[0]
+    moved = drift(tier.reference, rows["judge_confidence"].drop_nulls().to_numpy())
+    if moved is not None:
+        escalated = rows.filter(route=Route.ESCALATE.value).height / max(1, rows.height)
+        found["drift"] = {**asdict(moved), "escalated": escalated, "escalated_then": None}
+        if config.route.policy == "guarantee":
+            then = 1 - tier.selection.accepted / max(1, tier.selection.rows)
+            found["drift"]["escalated_then"] = then
+    if config.route.policy != "guarantee":
+        return found
+    kept: bool | None = None
+    if not calibration.attainable:
+        said = "the guarantee is not attainable with these labels: every row is escalated"
+    elif not config.route.audit:
+        said = f"promised, and not audited: {calibration.promise()}"
+    else:
+        try:
+            said = check_promise(calibration, seen)
+            kept = True if seen.overall.n else None
+        except PromiseBroken as broken:
+            said, kept = broken.message, False
+    found["promise"] = {"kept": kept, "said": said}
+    return found
 
 
 def accuracy(rows: pl.DataFrame, column: str) -> float | None:
@@ -81,21 +125,37 @@ def _counts(rows: pl.DataFrame, column: str, names: list[str]) -> dict[str, int]
 
 
 @ray.remote(num_cpus=0.5, max_retries=3)
-def read_scored(run: RunDirectory, name: str, label: str | None) -> pa.Table | RayJudgeError:
-    """Read the counted columns of one scored shard, and its labels as `label`."""
-    wanted = [*COUNTED, *([label] if label else [])]
+def read_scored(
+    run: RunDirectory, name: str, label: str | None, by: str | None
+) -> pa.Table | RayJudgeError:
+    """See `scored_table`; an error comes back as a value."""
     try:
-        with run.storage.open_input(f"scored/{name}") as file:
-            table = pq.read_table(file, columns=list(wanted))
+        return scored_table(run, name, label, by)
     except RayJudgeError as error:
         return error
+
+
+def scored_table(
+    run: RunDirectory, name: str, label: str | None, by: str | None = None, more: Sequence[str] = ()
+) -> pa.Table:
+    """Read the counted columns of one scored shard, its labels as `label`, `by` as text."""
+    names = [*COUNTED, *more]
+    given = {"label": label, AUDIT_GROUP: by}
+    wanted = list(dict.fromkeys([*names, *(column for column in given.values() if column)]))
+    try:
+        with run.storage.open_input(f"scored/{name}") as file:
+            read = pq.read_table(file, columns=wanted)
+        table = read.select(names)
+        for role, column in given.items():
+            if column:
+                kind = read.schema.field("judge_verdict").type if role == "label" else pa.string()
+                table = table.append_column(role, _plain(read.column(column)).cast(kind))
     except pa.ArrowException as error:
-        return CorruptedError(f"a scored shard is damaged: {error}", file=f"scored/{name}")
-    if label:
-        kind = table.schema.field("judge_verdict").type
-        table = table.rename_columns([*COUNTED, "label"])
-        values = table.column("label")
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        table = table.set_column(len(COUNTED), "label", values.cast(kind))
+        raise CorruptedError(f"a scored shard is damaged: {error}", file=f"scored/{name}") from None
     return table
+
+
+def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(values.type):
+        return values.cast(values.type.value_type)
+    return values

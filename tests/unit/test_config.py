@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -124,14 +125,15 @@ def test_policies_and_their_keys(changes: dict[str, Any], said: str) -> None:
         ({"judge__swap": True}, "cannot swap"),
         ({"judge__replicas": 0}, "judge.replicas"),
         ({"judge__scores": [5, 1]}, "scores"),
-        ({"judge__scores": [1, 10]}, "single digits"),
+        ({"judge__scores": [5, 5]}, "the lower first"),
+        ({"judge__scores": [-1, 5]}, "whole numbers"),
         ({"judge__min_mass": 1.5}, "judge.min_mass"),
         ({"strong__concurrency": 0}, "strong.concurrency"),
         ({"strong__requests_per_minute": -1}, "strong.requests_per_minute"),
         ({"strong__timeout_s": 0}, "strong.timeout_s"),
         ({"chunk_rows": 0}, "chunk_rows"),
         ({"task": "tripwise"}, "task"),
-        ({"task": "pointwise"}, "columns and swap are for task: pairwise"),
+        ({"task": "pointwise"}, "columns and by_scores are for task: pairwise"),
         ({"columns": {"response_c": "x"}}, "response_c (did you mean response"),
         ({"input": ...}, "missing key input"),
         ({"output": ...}, "missing key output"),
@@ -284,6 +286,12 @@ OPERATIONAL_CHANGES = {
     "judge__gpus_per_replica": 0,
     "judge__cpus_per_replica": 0.1,
     "judge__engine_options": {"max_num_seqs": 8},
+    "judge__share_gpu": True,
+    "judge__templates": "/templates",
+    "judge__http__base_url": "http://127.0.0.1:1/v1",
+    "judge__http__api_key_env": "OTHER",
+    "judge__http__concurrency": 1,
+    "judge__http__timeout_s": 1,
     "strong__base_url": "http://127.0.0.1:1/v1",
     "strong__api_key_env": "OTHER",
     "strong__concurrency": 1,
@@ -300,12 +308,57 @@ OPERATIONAL_CHANGES = {
 
 def test_operational_keys_may_change_and_leave_the_digest_alone() -> None:
     assert {path.replace("__", ".") for path in OPERATIONAL_CHANGES} == set(OPERATIONAL)
-    before = parse(document())
+    served = {"engine": "http", "model": "m", "http": {"base_url": "http://127.0.0.1:2/v1"}}
     for path, value in OPERATIONAL_CHANGES.items():
-        now = parse(document(**{path: value}))
+        base = {"judge": served} if path.startswith("judge__http") else {}
+        before = parse(document(**copy.deepcopy(base)))
+        now = parse(document(**copy.deepcopy(base), **{path: value}))
         assert now != before
         assert differences(before.document(), now.document()) == []
         assert now.digest() == before.digest()
+
+
+def test_a_key_of_one_of_several_judges() -> None:
+    """Named by its place; operational there, too."""
+    judges = [
+        {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
+        {"model": "b", "replicas": 1},
+    ]
+
+    def made(**changes: Any) -> RunConfig:
+        second = {**judges[1], **changes}
+        return parse(document(judge=..., judges=[judges[0], second]))
+
+    before = made()
+    assert [tier.judge.model for tier in before.tiers()] == ["a", "b"]
+    assert [tier.route.policy for tier in before.tiers()] == ["threshold", "fraction"]
+    assert differences(before.document(), made(replicas=4).document()) == []
+    assert made(replicas=4).digest() == before.digest()
+    assert differences(before.document(), made(model="c").document()) == [
+        "judges.1.model: 'b' → 'c'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("judges", "said"),
+    [
+        ([{"model": "a"}, {"model": "b"}], "needs its own route"),
+        (
+            [
+                {"model": "a", "route": {"policy": "guarantee", "calibration": "c.json"}},
+                {"model": "b"},
+            ],
+            "route.calibration",
+        ),
+        (
+            [{"model": "a", "route": {"policy": "budget", "budget_usd": 1}}, {"model": "b"}],
+            "last judge only",
+        ),
+        ([{"modle": "a"}, {"model": "b"}], "judges.model"),
+    ],
+)
+def test_several_judges_that_do_not_go_together(judges: list[Any], said: str) -> None:
+    assert said in refusal(judge=..., judges=judges)
 
 
 def test_the_digest_follows_every_other_key() -> None:

@@ -14,9 +14,10 @@ import pytest
 from ray_judge.config import parse
 from ray_judge.errors import InputError, RayJudgeError
 from ray_judge.escalation.escalate import PER_UNIT, Answers, _Feed, units
-from ray_judge.pipeline import Routed
+from ray_judge.inputs import Columns
 from ray_judge.records import Chunk, judged_schema
-from ray_judge.run_directory import RunDirectory
+from ray_judge.routed import Routed
+from ray_judge.run_directory import Plan, RunDirectory
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -124,7 +125,7 @@ def test_routing_that_is_left_stops_the_judging(tmp_path: Path) -> None:
         finally:
             made.append("closed")  # type: ignore[arg-type]
 
-    routed = Routed(config, run, judged())
+    routed = Routed(config, Plan((), Columns({}), 1), run, judged())
     for part in routed:
         assert part["route"].to_list() == ["escalate"]
         break

@@ -5,14 +5,31 @@ from __future__ import annotations
 import random
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_judge.calibration.audit import drawn
+from ray_judge.calibration.correctness import CorrectnessMap
+from ray_judge.calibration.document import Tier
+from ray_judge.calibration.drift import reference
+from ray_judge.calibration.selection import Selection, select_in_turn
 from ray_judge.config import RouteConfig
-from ray_judge.routing import fraction_count, in_asking_order, needs_every_row, route
+from ray_judge.errors import ConfigError
+from ray_judge.routing import (
+    expected_gain,
+    fraction_count,
+    in_asking_order,
+    needs_every_row,
+    route,
+    route_in_turn,
+)
+
+from .test_calibration import JUDGES, replay
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -41,6 +58,15 @@ def fraction(value: str) -> RouteConfig:
 
 def threshold(value: float) -> RouteConfig:
     return RouteConfig(policy="threshold", threshold=value)
+
+
+GUARANTEE = RouteConfig(policy="guarantee", calibration="c.json")
+
+
+def tier(threshold: float, selection: Selection | None = None) -> Tier:
+    chosen = selection or Selection(threshold, 100, 50, 49, 0.08, 30, 0.1)
+    correct = CorrectnessMap("isotonic", (0.0, 1.0), (0.0, 1.0))
+    return Tier({}, chosen, correct, reference(np.linspace(0.5, 1, 100)))
 
 
 def escalated(routed: pl.DataFrame) -> list[int]:
@@ -84,6 +110,8 @@ def test_the_threshold_is_strict() -> None:
 def test_which_policies_wait_for_the_whole_run() -> None:
     assert needs_every_row(fraction("0.5"))
     assert not needs_every_row(threshold(0.5))
+    assert needs_every_row(RouteConfig(policy="budget", budget_usd=Decimal(1)))
+    assert not needs_every_row(GUARANTEE)
 
 
 def test_nothing_to_route() -> None:
@@ -127,3 +155,173 @@ def test_asking_order() -> None:
     rows: list[tuple[float | None, bool]] = [(0.9, True), (0.5, True), (None, True), (0.5, True)]
     routed = route(frame(rows), fraction("0.75"))
     assert in_asking_order(routed)["row"].to_list() == [2, 1, 3]
+
+
+# -- guarantee -------------------------------------------------------------------------------------
+
+
+def test_guarantee_accepts_from_its_threshold_on() -> None:
+    rows: list[tuple[float | None, bool]] = [(0.8, True), (0.8 - 1e-12, True), (None, True)]
+    assert escalated(route(frame(rows), GUARANTEE, tier(0.8))) == [1, 2]
+    assert escalated(route(frame(rows), GUARANTEE, tier(float("inf")))) == [0, 1, 2]
+    with pytest.raises(ConfigError, match="needs the calibration"):
+        route(frame(rows), GUARANTEE)
+
+
+@pytest.fixture(scope="module")
+def arena(data: Path) -> pl.DataFrame:
+    return pl.read_parquet(data / "arena_replay.parquet")
+
+
+def arena_frame(arena: pl.DataFrame, judge: str) -> pl.DataFrame:
+    confidence = np.maximum(arena[f"{judge}_p_a"].to_numpy(), arena[f"{judge}_p_b"].to_numpy())
+    return frame([(float(value), True) for value in confidence])
+
+
+def test_three_real_judges_in_turn(arena: pl.DataFrame, data: Path) -> None:
+    frames = [arena_frame(arena, judge) for judge in JUDGES]
+    found = select_in_turn(replay(data), alpha=0.2, delta=0.3, start=30)
+    tiers = [tier(one.threshold) for one in found]
+    routed = route_in_turn(frames, [GUARANTEE] * 3, tiers)
+    assert routed["tier"].value_counts().sort("tier").rows() == [(None, 136), (1, 364)]
+    assert routed.filter(pl.col("tier").is_null())["route"].unique().to_list() == ["escalate"]
+
+
+@pytest.mark.parametrize(
+    ("percent", "accuracy"), [(10, 0.776), (20, 0.780), (30, 0.792), (40, 0.788), (50, 0.790)]
+)
+def test_fraction_on_real_judges(arena: pl.DataFrame, percent: int, accuracy: float) -> None:
+    routed = route(arena_frame(arena, JUDGES[0]), fraction(str(Decimal(percent) / 100)))
+    ask = (routed["route"] == "escalate").to_numpy()
+    assert ask.sum() == 5 * percent
+    says = {j: (arena[f"{j}_p_a"] >= arena[f"{j}_p_b"]).to_numpy() for j in JUDGES}
+    final = np.where(ask, says["gpt_4_turbo"], says["mistral_7b_instruct"])
+    assert np.mean(final == (arena["human"] == "A").to_numpy()) == pytest.approx(accuracy)
+
+
+# -- budget ----------------------------------------------------------------------------------------
+
+
+def budget(dollars: str, **keys: object) -> RouteConfig:
+    return RouteConfig.model_validate({"policy": "budget", "budget_usd": dollars, **keys})
+
+
+def priced(rows: list[tuple[float | None, bool]], nano: list[int]) -> pl.DataFrame:
+    return frame(rows).with_columns(cost_nano_usd=pl.Series(nano, dtype=pl.Int64))
+
+
+def test_budget_takes_what_buys_most() -> None:
+    rows: list[tuple[float | None, bool]] = [(0.5, True), (0.9, True), (0.6, True), (None, False)]
+    costs = [10_000, 100, 1_000, 1]
+    # gain per nano-dollar: .00005, .001, .0004
+    assert escalated(route(priced(rows, costs), budget("0.0000001"))) == [1]
+    assert escalated(route(priced(rows, costs), budget("0.0000011"))) == [1, 2]
+    assert escalated(route(priced(rows, costs), budget("0.000011099"))) == [1, 2]
+    assert escalated(route(priced(rows, costs), budget("0.0000111"))) == [0, 1, 2]
+    assert escalated(route(priced(rows, costs), budget("0"))) == []
+
+
+def test_budget_passes_over_what_no_longer_fits_and_over_certainty() -> None:
+    rows: list[tuple[float | None, bool]] = [(0.1, True), (0.2, True), (0.3, True), (1.0, True)]
+    costs = [50, 60, 40, 1]
+    assert escalated(route(priced(rows, costs), budget("0.00000009"))) == [0, 2]
+
+
+def test_budget_ties_go_by_row_key() -> None:
+    rows: list[tuple[float | None, bool]] = [(0.5, True)] * 9
+    assert escalated(route(priced(rows, [7] * 9), budget("0.000000030"))) == [0, 1, 2, 3]
+
+
+def test_budget_needs_costs_and_a_probability() -> None:
+    with pytest.raises(ConfigError, match="what each row's question costs"):
+        route(frame([(0.5, True)]), budget("1"))
+    rows: list[tuple[float | None, bool]] = [(-1.5, True), (-0.2, True)]
+    with pytest.raises(ConfigError, match=r"not a probability .*name a calibration"):
+        route(priced(rows, [1, 1]), budget("1"))
+    assert expected_gain(pl.Series([-1.5, None]), tier(0.5)).tolist() == [1.0, 1.0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(ROW, st.integers(0, 1000)), max_size=40),
+    st.integers(0, 9000),
+    st.sampled_from(["0", "0.3"]),
+    st.randoms(use_true_random=False),
+)
+def test_budget_is_never_exceeded_and_blind_to_order(
+    rows: list[tuple[tuple[float | None, bool], int]],
+    nano: int,
+    audit: str,
+    rng: random.Random,
+) -> None:
+    whole = priced([row for row, _ in rows], [cost for _, cost in rows])
+    policy = budget(str(Decimal(nano) / 10**9), audit=audit)
+    try:
+        routed = route(whole, policy, seed="s")
+    except ConfigError:  # the audit alone is dearer
+        drawn_keys = drawn(whole["row_key"], "s", float(audit))
+        assert whole.filter(drawn_keys & pl.col("askable"))["cost_nano_usd"].sum() > nano
+        return
+    asked = routed.filter(pl.col("route") != "accept")
+    assert asked["cost_nano_usd"].sum() <= nano
+    assert asked["askable"].all()
+    order = list(range(len(rows)))
+    rng.shuffle(order)
+    again = route(whole[order] if rows else whole, policy, seed="s")
+    assert again.sort("row")["route"].to_list() == routed["route"].to_list()
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_budget_buys_more_than_confidence_alone(calibrated: bool) -> None:
+    """Rows whose costs differ 100-fold: the same dollars, more right verdicts."""
+    rng = np.random.default_rng(21)
+    wins = []
+    for _ in range(50):
+        n = 2000
+        confidence = 0.5 + rng.random(n) / 2
+        right = rng.random(n) < confidence
+        nano = np.exp(rng.uniform(np.log(1e5), np.log(1e7), n)).astype(int)
+        judged = priced([(float(c), True) for c in confidence], [int(c) for c in nano])
+        dollars = Decimal(int(nano.sum()) // 5) / 10**9
+        routed = route(judged, budget(str(dollars)), tier(0.5) if calibrated else None)
+        ask = (routed["route"] == "escalate").to_numpy()
+        assert nano[ask].sum() <= dollars * 10**9
+        order = np.argsort(confidence, kind="stable")
+        alone = order[np.cumsum(nano[order]) <= float(dollars) * 1e9]
+        by_confidence = right.copy()
+        by_confidence[alone] = True
+        wins.append(np.mean(right | ask) - by_confidence.mean())
+    assert min(wins) >= 0 and np.mean(wins) > 0.02
+
+
+# -- audit -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"policy": "fraction", "fraction": "0.3"},
+        {"policy": "threshold", "threshold": 0.7},
+        {"policy": "budget", "budget_usd": "0.00001"},
+        {"policy": "guarantee", "calibration": "c.json"},
+    ],
+)
+def test_audited_rows_are_accepted_ones_drawn_at_random(policy: dict[str, object]) -> None:
+    rng = np.random.default_rng(22)
+    rows: list[tuple[float | None, bool]] = [
+        (None if k % 50 == 0 else float(c), k % 7 != 0) for k, c in enumerate(rng.random(4000))
+    ]
+    judged = priced(rows, [10] * 4000)
+    plain = route(judged, RouteConfig.model_validate(policy), tier(0.7), "night")
+    audited = route(judged, RouteConfig.model_validate({**policy, "audit": "0.05"}), tier(0.7), "n")
+    chosen = audited.filter(route="audit")
+    assert chosen["askable"].all() and chosen["judge_confidence"].is_not_null().all()
+    accepted = audited.filter(pl.col("route") != "escalate").filter(
+        pl.col("askable") & pl.col("judge_confidence").is_not_null()
+    )
+    assert 0.035 < chosen.height / accepted.height < 0.065
+    if policy["policy"] != "budget":  # there the audit is paid out of the same budget
+        assert escalated(audited) == escalated(plain)
+    assert chosen["judge_confidence"].mean() == pytest.approx(
+        accepted["judge_confidence"].mean(), abs=0.06
+    )

@@ -1,0 +1,1 @@
+"""What labelled rows teach about a judge: when it is right, and from which confidence on. Pure."""

@@ -1,0 +1,166 @@
+"""The audit: a random share of the accepted rows is asked, too, and says how right they were.
+
+Which rows are audited is a pure function of row key and the run's seed: it neither depends on the
+order in which rows come nor on anything that the judge said, so the audited rows are a random
+sample of the accepted ones, and what they show is unbiased.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ray_judge.calibration.bounds import interval
+from ray_judge.calibration.document import Calibration
+from ray_judge.errors import PromiseBroken
+from ray_judge.records import Outcome, Route
+
+LEVEL = 0.95
+TENTHS = 10
+
+
+def drawn(row_keys: pl.Series, seed: str, rate: float) -> pl.Series:
+    """Say which rows are drawn: each with probability `rate` (2⁻⁶⁴ apart), independently."""
+    below = int(rate * 2**64)
+    start = hashlib.blake2b(seed.encode(), digest_size=8)
+
+    def number(key: str) -> int:
+        digest = start.copy()
+        digest.update(b"\x00" + key.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(digest.digest(), "big")
+
+    return pl.Series([number(key) < below for key in row_keys], dtype=pl.Boolean)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How many audited rows agree with the strong judge; exact 95 % interval."""
+
+    group: str
+    n: int
+    agreed: int
+    low: float
+    high: float
+
+    @property
+    def agreement(self) -> float | None:
+        """Share that agrees; None where nothing was audited."""
+        return self.agreed / self.n if self.n else None
+
+
+def agreement(rows: pl.DataFrame, group: str = "all") -> Agreement:
+    """Count agreement among rows with `judge_verdict` and `strong_verdict`."""
+    agreed = int((rows["judge_verdict"] == rows["strong_verdict"]).sum())
+    return Agreement(group, rows.height, agreed, *interval(agreed, rows.height, LEVEL))
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the audit of a run showed. `unanswered`: audited rows without a strong verdict."""
+
+    overall: Agreement
+    by_confidence: tuple[Agreement, ...]
+    by_column: tuple[Agreement, ...]
+    unanswered: int
+
+    def document(self) -> dict[str, Any]:
+        """For summary.json; fractions in [0, 1]."""
+        return {
+            **_entry(self.overall),
+            "unanswered": self.unanswered,
+            "by_confidence": [{"group": a.group, **_entry(a)} for a in self.by_confidence],
+            "by_column": [{"group": a.group, **_entry(a)} for a in self.by_column],
+        }
+
+
+def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
+    """Sum up the audited rows of a run's scored rows.
+
+    `rows`: `route`, `outcome`, `judge_verdict`, `judge_confidence`, `strong_verdict`, and the
+    column `by`. Groups by tenths of the audited confidences, and by the values of `by`.
+    """
+    audited = rows.filter(pl.col("route") == Route.AUDIT.value)
+    known = audited.filter(
+        (pl.col("outcome") == Outcome.RESOLVED.value) & pl.col("judge_verdict").is_not_null()
+    )
+    values = sorted(known[by].cast(pl.String).fill_null("(null)").unique()) if by else []
+    return Audit(
+        agreement(known),
+        tuple(_by_confidence(known)),
+        tuple(
+            agreement(known.filter(pl.col(by or "").cast(pl.String).fill_null("(null)") == value),
+                      value)
+            for value in values
+        ),
+        audited.height - known.height,
+    )  # fmt: skip
+
+
+def _by_confidence(known: pl.DataFrame) -> Sequence[Agreement]:
+    """By tenths of the audited rows; rows of one confidence stay together."""
+    if not known.height:
+        return []
+    confidence = known["judge_confidence"].to_numpy()
+    edges = np.unique(np.quantile(confidence, np.arange(1, TENTHS) / TENTHS, method="lower"))
+    tenth = pl.Series(np.searchsorted(edges, confidence, side="right"))
+    found = []
+    for number in sorted(tenth.unique()):
+        part = known.filter(tenth == number)
+        inside = part["judge_confidence"].to_numpy()
+        found.append(agreement(part, f"{inside.min():.4g} to {inside.max():.4g}"))
+    return found
+
+
+def promised(calibration: Calibration) -> float:
+    """The least agreement *with the strong judge* that the promise implies.
+
+    Against the strong judge's labels that is 1 − α. A promise about human labels says less about
+    the strong judge, which errs, too: a row where local and strong verdict differ is an error of
+    one of them, so the promise implies 1 − α − (strong error). Where that error is not known,
+    the strong judge is taken to err at most as often as is promised of the local one.
+    """
+    if calibration.label_kind == "strong":
+        return 1 - calibration.alpha
+    error = calibration.strong_error
+    return max(0.0, 1 - calibration.alpha - (calibration.alpha if error is None else error))
+
+
+def check_promise(calibration: Calibration, found: Audit) -> str:
+    """Say what the audit makes of the guarantee. Raises PromiseBroken where it contradicts it.
+
+    Contradicted: the interval's upper end lies below what is promised, so that agreement would
+    look like this with probability ≤ 2.5 % if the promise held.
+    """
+    least, overall = promised(calibration), found.overall
+    if not overall.n:
+        return "the audit has no answered row: it says nothing about the guarantee"
+    said = (
+        f"{overall.agreed} of {overall.n} audited rows agree with the strong judge "
+        f"({overall.agreed / overall.n:.4f}, 95 % interval {overall.low:.4f} to {overall.high:.4f})"
+    )
+    if overall.high < least:
+        raise PromiseBroken(
+            f"the audit contradicts the guarantee: {said}, and the promise ("
+            f"{calibration.promise()}) implies at least {least:.4f}. The rows, the judge or the "
+            "strong judge are no longer what they were: calibrate again"
+        )
+    if overall.low >= least:
+        return f"the audit confirms the guarantee: {said}, at least {least:.4f} is implied"
+    return f"the audit does not contradict the guarantee: {said}, {least:.4f} is implied"
+
+
+def _entry(found: Agreement) -> dict[str, Any]:
+    return {
+        "n": found.n,
+        "agreement": found.agreement,
+        "low": found.low,
+        "high": found.high,
+    }
+
+
+__all__ = ["Agreement", "Audit", "agreement", "audit", "check_promise", "drawn", "promised"]

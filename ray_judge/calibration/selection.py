@@ -1,0 +1,139 @@
+"""From which confidence on a judge may be trusted: fixed-sequence testing, for one or more judges.
+
+"Trust or Escalate" (Jung et al., arXiv 2407.18370v1, §3.1 and Theorem 1). From the surest labelled
+rows downwards, R⁺(λ) is the Clopper–Pearson upper bound, at level δ, on the error among the rows
+with confidence ≥ λ; λ̂ is the last λ before the first R⁺ > α. Three things differ from the code
+published with it: λ̂ = ∞ where nothing passes (that code accepts its strictest λ there, which
+voids the guarantee); rows of one confidence are taken together; and the sequence starts at a size
+chosen without a look at the labels, where the test has power.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from ray_judge.calibration.bounds import Floats, most_errors, upper_bound
+from ray_judge.errors import ConfigError, InputError
+
+POWER = 0.8
+"""The sequence starts where a judge whose true error is α/2 passes with this probability."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the test found for one judge.
+
+    `threshold`: λ̂; ∞ when nothing passes. `accepted`: labelled rows with confidence ≥ λ̂, `right`
+    of which are right. `rows`: labelled rows that reached this judge. `upper`: R⁺(λ̂), or None.
+    """
+
+    threshold: float
+    rows: int
+    accepted: int
+    right: int
+    upper: float | None
+    start: int
+    delta: float
+
+
+def check_levels(alpha: float, delta: float) -> None:
+    """Raise ConfigError unless both lie strictly between 0 and 1."""
+    for name, value in (("alpha", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            raise ConfigError(f"{name} must lie between 0 and 1, not {value:g}")
+
+
+@cache
+def start_size(alpha: float, delta: float) -> int:
+    """Smallest n at which a judge whose true error is α/2 passes with probability `POWER`."""
+    check_levels(alpha, delta)
+    size = 256
+    while True:
+        allowed = most_errors(size, alpha, delta)
+        power = stats.binom.cdf(allowed, np.arange(size + 1), alpha / 2)
+        power[allowed < 0] = 0.0
+        enough = np.flatnonzero(power[1:] >= POWER)
+        if len(enough):
+            return int(enough[0]) + 1
+        size *= 4
+
+
+def last_passed(
+    confidence: Floats, wrong: npt.NDArray[np.bool_], alpha: float, delta: float, start: int
+) -> Floats:
+    """λ̂ for each of many label sets at once: shapes (..., n) and (..., n) → (...).
+
+    Confidences are finite. A λ is tested only where a block of equal confidences ends: the rows
+    that λ accepts are whole blocks.
+    """
+    n = confidence.shape[-1]
+    if n == 0:
+        return np.full(confidence.shape[:-1], math.inf)
+    order = np.argsort(-confidence, axis=-1, kind="stable")
+    surest = np.take_along_axis(confidence, order, axis=-1)
+    errors = np.cumsum(np.take_along_axis(wrong, order, axis=-1), axis=-1)
+    size = np.arange(1, n + 1)
+    ends = np.ones(surest.shape, dtype=bool)
+    ends[..., :-1] = surest[..., 1:] != surest[..., :-1]
+    tested = ends & (size >= start)
+    failed = tested & (errors > most_errors(n, alpha, delta)[1:])
+    # passed: tested, and no failure so far; λ̂ is the last of these
+    passed = tested & (np.cumsum(failed, axis=-1) == 0)
+    last = n - 1 - np.argmax(passed[..., ::-1], axis=-1)
+    found = np.take_along_axis(surest, last[..., None], axis=-1)[..., 0]
+    return np.where(passed.any(axis=-1), found, math.inf)
+
+
+def select(
+    confidence: Floats,
+    right: npt.NDArray[np.bool_],
+    *,
+    alpha: float,
+    delta: float,
+    start: int | None = None,
+) -> Selection:
+    """Choose the threshold of one judge from its labelled rows, shapes (n,) and (n,).
+
+    Raises ConfigError for levels outside (0, 1), InputError for a confidence that is no number.
+    """
+    check_levels(alpha, delta)
+    confidence = np.asarray(confidence, dtype=np.float64)
+    if not np.isfinite(confidence).all():
+        raise InputError("a labelled row has a confidence that is not a number")
+    start = start_size(alpha, delta) if start is None else start
+    threshold = float(last_passed(confidence, ~right, alpha, delta, start))
+    accepted = confidence >= threshold
+    count, good = int(accepted.sum()), int(right[accepted].sum())
+    upper = float(upper_bound(count - good, count, delta)) if count else None
+    return Selection(threshold, len(confidence), count, good, upper, start, delta)
+
+
+def select_in_turn(
+    judges: Sequence[tuple[Floats, npt.NDArray[np.bool_]]],
+    *,
+    alpha: float,
+    delta: float,
+    start: int | None = None,
+) -> list[Selection]:
+    """Choose the thresholds of several judges: each on the rows that none before it accepts.
+
+    `judges`: (confidence, right) on the same n rows. Each gets δ / number of judges, so that all
+    promises hold together with probability ≥ 1 − δ. A confidence of NaN stands for no verdict:
+    such a row is never accepted and says nothing about that judge.
+    """
+    share = delta / max(1, len(judges))
+    left = np.ones(len(judges[0][0]), dtype=bool) if judges else np.zeros(0, dtype=bool)
+    found = []
+    for confidence, right in judges:
+        seen = left & ~np.isnan(confidence)
+        chosen = select(confidence[seen], right[seen], alpha=alpha, delta=share, start=start)
+        found.append(chosen)
+        left &= ~(confidence >= chosen.threshold)
+    return found

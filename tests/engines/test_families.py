@@ -1,0 +1,149 @@
+"""Every family of judges through a real engine, both ways of decoding, pairs and single answers.
+
+The models have random weights, so what is checked is that each family's prompts, openings and
+trees of verdicts fit together: probabilities that are a distribution, or a reason why not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_judge.config import FORMAT_SCORES, RunConfig, parse
+from ray_judge.engines.engine import LanguageModel, Reading
+from ray_judge.engines.local import ModelEngine
+from ray_judge.engines.tokens import CUT, TokenReader
+from ray_judge.judges import format_for
+from ray_judge.records import Example, Task
+
+from . import tiny
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+FAMILIES = ["judgelm", "pandalm", "auto-j", "prometheus", "prometheus-2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    from ray_judge.engines.vllm import VllmModel
+
+    folder = tiny.make_model(tmp_path_factory.mktemp("family") / "m", 5, chat=True)
+    options = {"kv_cache_memory_bytes": 128 << 20}
+    return VllmModel(tiny.judge(folder, confidence="entropy", engine_options=options))
+
+
+@pytest.fixture(scope="module")
+def templates(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The families' own templates, as literals of a Python file."""
+    texts = [entry["text"] for entry in json.loads((data / "judge_templates.json").read_text())]
+    path = tmp_path_factory.mktemp("templates") / "prompts.py"
+    path.write_text("".join(f"prompt_{n} = {text!r}\n" for n, text in enumerate(texts)))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def config(model: LanguageModel, task: Task, **judge: Any) -> RunConfig:
+    wish = {"model": model.name, "min_mass": 0.0, "confidence": "entropy", **judge}
+    return parse(
+        {
+            "input": "i", "output": "o", "task": task, "judge": wish,
+            "route": {"fraction": 0.5}, "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("decode", ["verdict", "full"])
+@pytest.mark.parametrize("task", ["pairwise", "pointwise"])
+@pytest.mark.parametrize("family", [*FAMILIES, "generic"])
+def test_a_family(
+    model: LanguageModel, templates: str, family: str, task: Task, decode: str
+) -> None:
+    wish: dict[str, Any] = {"format": family, "decode": decode, "templates": templates}
+    if decode == "full":
+        wish["max_output_tokens"] = 40
+    whole = config(model, task, **wish)
+    format_ = format_for(whole.judge, task)
+    engine = ModelEngine(whole, format_, TokenReader(whole.judge, format_, model))
+    asked = tiny.examples(4, task, seed=2, longest=40)
+    for judgment in engine.judge(asked, None):  # type: ignore[arg-type]
+        if decode == "full":  # a random model writes nothing that is a verdict
+            assert judgment.verdict is None
+            assert judgment.error is not None and judgment.error.startswith("judge: ")
+            continue
+        assert judgment.probs is not None and judgment.confidence is not None
+        assert sum(judgment.probs.values()) == pytest.approx(1)
+        assert judgment.confidence <= 0
+        assert 0 <= (judgment.mass or 0) <= 1
+        if task == "pairwise":
+            assert judgment.verdict in ("A", "B", "tie")
+            assert set(judgment.probs) <= {"A", "B", "tie"}
+        else:
+            low, high = FORMAT_SCORES.get(family, (1, 5))
+            assert list(judgment.probs) == [str(n) for n in range(low, high + 1)]
+            assert judgment.verdict in range(low, high + 1)
+
+
+def test_a_pair_by_scores(model: LanguageModel, templates: str) -> None:
+    """P(A), P(tie), P(B) from two score distributions; the order makes no difference."""
+    whole = config(
+        model, "pairwise", format="auto-j", by_scores=True, templates=templates,
+        confidence="probability",
+    )  # fmt: skip
+    format_ = format_for(whole.judge, "pairwise")
+    reader = TokenReader(whole.judge, format_, model)
+    pair = Example("Say it.", ("one answer", "another answer, longer"))
+    (found,) = ModelEngine(whole, format_, reader).judge([pair], None)  # type: ignore[arg-type]
+    (other,) = ModelEngine(whole, format_, reader).judge([pair.swapped()], None)  # type: ignore[arg-type]
+    assert found.probs is not None and other.probs is not None
+    assert found.probs["A"] == pytest.approx(other.probs["B"], abs=1e-5)
+    singles = [pair.single(response) for response in pair.responses]
+    scores = config(model, "pointwise", format="auto-j", templates=templates, score="mean")
+    engine = ModelEngine(scores, format_, TokenReader(scores.judge, format_, model))
+    first, second = (j.probs or {} for j in engine.judge(singles, None))  # type: ignore[arg-type]
+    wins = sum(p * q for i, p in first.items() for j, q in second.items() if int(i) > int(j))
+    assert found.probs["A"] == pytest.approx(wins, abs=1e-5)
+    expected = engine.judge(singles, None)[0].verdict  # type: ignore[arg-type]
+    assert expected == pytest.approx(sum(int(n) * p for n, p in first.items()), abs=1e-4)
+
+
+def test_a_prompt_beyond_the_context(model: LanguageModel, templates: str) -> None:
+    """That row's error; or the longer response loses its middle, and the row says so."""
+    long = Example("Say it.", ("short", "begin " + "word " * 4000 + "end"))
+    wish: dict[str, Any] = {"format": "pandalm", "templates": templates}
+    for overlong in ("error", "cut"):
+        whole = config(model, "pairwise", overlong=overlong, **wish)
+        format_ = format_for(whole.judge, "pairwise")
+        reader = TokenReader(whole.judge, format_, model)
+        (reading,) = reader.read([long])
+        (judgment,) = ModelEngine(whole, format_, reader).judge([long], None)  # type: ignore[arg-type]
+        if overlong == "error":
+            assert isinstance(reading, str) and "context takes" in reading
+            assert judgment.verdict is None and judgment.confidence is None
+            continue
+        assert isinstance(reading, Reading) and reading.scored is not None
+        text = model.tokenizer.decode(reading.scored.prompt)
+        assert len(reading.scored.prompt) <= model.context
+        assert CUT in text and "begin word" in text and "word end" in text and "short" in text
+        assert judgment.verdict is not None
+        assert judgment.error is not None and "characters were cut" in judgment.error
+
+
+def test_rows_that_do_not_fit_leave_the_others_alone(model: LanguageModel, templates: str) -> None:
+    whole = config(model, "pairwise", format="judgelm", templates=templates)
+    format_ = format_for(whole.judge, "pairwise")
+    reader = TokenReader(whole.judge, format_, model)
+    (pair,) = tiny.examples(1, "pairwise", longest=9)
+    one, bad, other = reader.read([pair, Example("x", ("word " * 4000, "b")), pair])
+    assert isinstance(bad, str) and isinstance(one, Reading) and isinstance(other, Reading)
+    assert one.scored == other.scored
+    assert one.entropy == pytest.approx(other.entropy, abs=1e-4)

@@ -1,0 +1,110 @@
+"""The audit: who is drawn, what is concluded, and that its intervals hold what they say."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ray_judge.calibration.audit import audit, check_promise, drawn, promised
+from ray_judge.calibration.bounds import interval
+from ray_judge.errors import PromiseBroken
+
+from .test_calibration import calibration
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def keys(n: int) -> pl.Series:
+    return pl.Series([f"part-000.parquet#{k:012d}" for k in range(n)])
+
+
+def test_who_is_drawn_depends_on_key_and_seed_alone() -> None:
+    names = keys(3000)
+    chosen = set(names.filter(drawn(names, "night", 0.1)))
+    shuffled = names.to_list()
+    random.Random(1).shuffle(shuffled)
+    again = pl.Series(shuffled)
+    assert set(again.filter(drawn(again, "night", 0.1))) == chosen
+    assert set(names[1000:].filter(drawn(names[1000:], "night", 0.1))) <= chosen
+    other = set(names.filter(drawn(names, "another night", 0.1)))
+    assert other != chosen and len(other & chosen) < 100
+    assert interval(len(chosen), 3000, 0.9999)[0] < 0.1 < interval(len(chosen), 3000, 0.9999)[1]
+
+
+def test_a_higher_share_only_adds_rows() -> None:
+    names = keys(500)
+    few, more = drawn(names, "s", 0.05), drawn(names, "s", 0.3)
+    assert (few & ~more).sum() == 0
+    assert drawn(names, "s", 0.0).sum() == 0 and drawn(names, "s", 1.0).sum() == 500
+
+
+def night(agreed: int, n: int, *, unanswered: int = 0, accepted: int = 0) -> pl.DataFrame:
+    count = n + unanswered
+    rows = range(count + accepted)
+    outcomes = ["resolved"] * n + ["denied_budget"] * unanswered + ["not_needed"] * accepted
+    strong = ["A"] * agreed + ["B"] * (n - agreed) + [None] * (unanswered + accepted)
+    return pl.DataFrame(
+        {
+            "route": ["audit"] * count + ["accept"] * accepted,
+            "outcome": outcomes,
+            "judge_verdict": ["A"] * len(rows),
+            "judge_confidence": [0.5 + k / (3 * len(rows)) for k in rows],
+            "strong_verdict": strong,
+            "scenario": [("maths", "poems", None)[k % 3] for k in rows],
+        }
+    )  # fmt: skip
+
+
+def test_the_audit_counts_what_was_answered() -> None:
+    found = audit(night(90, 100, unanswered=3, accepted=50), by="scenario")
+    assert (found.overall.n, found.overall.agreement, found.unanswered) == (100, 0.9, 3)
+    assert (found.overall.low, found.overall.high) == interval(90, 100)
+    assert sum(part.n for part in found.by_confidence) == 100 and len(found.by_confidence) == 10
+    assert [part.group for part in found.by_column] == ["(null)", "maths", "poems"]
+    assert sum(part.n for part in found.by_column) == 100
+    assert found.document()["agreement"] == 0.9
+
+
+def test_nothing_audited() -> None:
+    found = audit(night(0, 0, accepted=5), by="scenario")
+    assert found.overall.agreement is None and not found.by_confidence and not found.by_column
+    assert "says nothing" in check_promise(calibration(label_kind="strong"), found)
+
+
+def test_a_constant_confidence_is_one_group() -> None:
+    rows = night(9, 10).with_columns(judge_confidence=pl.lit(0.7))
+    assert [part.n for part in audit(rows).by_confidence] == [10]
+
+
+def test_the_promise_is_broken_only_where_the_interval_says_so() -> None:
+    strong = calibration(label_kind="strong", strong_model="gpt-4.1")
+    assert "confirms" in check_promise(strong, audit(night(980, 1000)))
+    assert "does not contradict" in check_promise(strong, audit(night(85, 100)))
+    with pytest.raises(PromiseBroken, match=r"800 of 1000.*gpt-4.1's verdicts.*calibrate again"):
+        check_promise(strong, audit(night(800, 1000)))
+
+
+def test_a_promise_about_human_labels_allows_for_the_strong_judges_own_errors() -> None:
+    assert promised(calibration(label_kind="strong")) == pytest.approx(0.9)
+    assert promised(calibration(strong_error=0.05)) == pytest.approx(0.85)
+    assert promised(calibration()) == pytest.approx(0.8)
+    check_promise(calibration(), audit(night(850, 1000)))
+    with pytest.raises(PromiseBroken):
+        check_promise(calibration(), audit(night(750, 1000)))
+
+
+def test_intervals_cover_the_truth_in_95_percent_of_nights() -> None:
+    rng = np.random.default_rng(14)
+    names, covered, false_alarms = keys(1000), 0, 0
+    strong = calibration(label_kind="strong", strong_model="gpt-4.1")
+    agreeing = np.arange(1000) % 10 != 0  # .9 of the accepted rows: exactly what is promised
+    for number in range(1000):
+        chosen = rng.permutation(agreeing)[drawn(names, f"night {number}", 0.2).to_numpy()]
+        found = audit(night(int(chosen.sum()), len(chosen)))
+        covered += found.overall.low <= 0.9 <= found.overall.high
+        false_alarms += found.overall.high < promised(strong)
+    assert covered >= 950
+    assert false_alarms <= 40  # 2.5 % of the nights, at most, and their chance

@@ -1,0 +1,393 @@
+"""Bounds, thresholds, maps and the document, against reference values and plain definitions."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+from scipy.stats import binomtest
+
+from ray_judge.calibration.bounds import interval, lower_bound, most_errors, upper_bound
+from ray_judge.calibration.correctness import CorrectnessMap, fit, fit_kind
+from ray_judge.calibration.document import Calibration, Tier, check, dumps, loads
+from ray_judge.calibration.drift import drift, reference
+from ray_judge.calibration.labels import check_enough, labelled
+from ray_judge.calibration.selection import (
+    POWER,
+    Selection,
+    last_passed,
+    select,
+    select_in_turn,
+    start_size,
+)
+from ray_judge.errors import ConfigError, InputError
+
+pytestmark = pytest.mark.timeout(60)
+
+JUDGES = ("mistral_7b_instruct", "gpt_3_5_turbo", "gpt_4_turbo")
+
+
+@pytest.fixture(scope="module")
+def arena(data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(confidence, right) of three real judges on 500 pairs with human labels."""
+    return replay(data)
+
+
+def replay(data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    rows = pl.read_parquet(data / "arena_replay.parquet")
+    human = (rows["human"] == "A").to_numpy()
+    judges = []
+    for name in JUDGES:
+        p_a, p_b = rows[f"{name}_p_a"].to_numpy(), rows[f"{name}_p_b"].to_numpy()
+        judges.append((np.maximum(p_a, p_b), (p_a >= p_b) == human))
+    return judges
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 30), (3, 30), (15, 30), (29, 30), (30, 30)])
+def test_intervals_are_those_of_clopper_and_pearson(k: int, n: int) -> None:
+    exact = binomtest(k, n).proportion_ci(0.95, method="exact")
+    assert interval(k, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+def test_nothing_seen_bounds_nothing() -> None:
+    assert interval(0, 0) == (0.0, 1.0)
+    assert upper_bound([0, 0, 5], [0, 10, 5], 0.1)[[0, 2]].tolist() == [1.0, 1.0]
+    assert lower_bound(0, 7, 0.1) == 0.0
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 0.15, 0.5])
+@pytest.mark.parametrize("delta", [0.1, 0.1 / 3, 0.001])
+def test_most_errors_is_the_bound_without_roots(alpha: float, delta: float) -> None:
+    n = np.arange(1, 400)
+    most = most_errors(399, alpha, delta)[1:]
+    assert (upper_bound(np.maximum(most, 0), n, delta)[most >= 0] <= alpha).all()
+    assert (upper_bound(most + 1, n, delta) > alpha).all()
+
+
+@pytest.mark.parametrize(
+    ("alpha", "delta"), [(0.15, 0.1), (0.15, 0.1 / 3), (0.1, 0.1), (0.03, 0.05)]
+)
+def test_start_size_is_the_smallest_with_power(alpha: float, delta: float) -> None:
+    def power(n: int) -> float:
+        passing = np.flatnonzero(upper_bound(np.arange(n), n, delta) <= alpha)
+        return float(stats.binom.cdf(passing.max(), n, alpha / 2)) if len(passing) else 0.0
+
+    n = start_size(alpha, delta)
+    assert power(n) >= POWER
+    assert all(power(smaller) < POWER for smaller in range(1, n))
+
+
+# -- thresholds ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alpha", "delta", "thresholds", "accepted", "right"),
+    [
+        (0.15, 0.1, (math.inf, 0.79292, math.inf), 275, 0.880),
+        (0.20, 0.1, (math.inf, 0.65471, math.inf), 364, 0.8297),
+        (0.20, 0.1 / 3, (math.inf, 0.68025, math.inf), 343, 0.8426),
+        (0.15, 0.1 / 3, (math.inf, math.inf, math.inf), 0, None),
+    ],
+)
+def test_reference_values_on_arena(
+    arena: list[Any],
+    alpha: float,
+    delta: float,
+    thresholds: tuple[float, ...],
+    accepted: int,
+    right: float | None,
+) -> None:
+    found = select_in_turn(arena, alpha=alpha, delta=3 * delta, start=30)
+    assert [one.threshold for one in found] == pytest.approx(thresholds, abs=1e-4)
+    count = sum(one.accepted for one in found)
+    assert count == accepted
+    if right is not None:
+        assert round(sum(one.right for one in found) / count, 4) == right
+
+
+def test_the_default_start_has_power_on_arena(arena: list[Any]) -> None:
+    found = select_in_turn(arena, alpha=0.15, delta=0.1)
+    assert sum(one.accepted for one in found) / 500 > 0.4  # a start fixed at 30 accepts nothing
+    assert all(one.upper is None or one.upper <= 0.15 for one in found)
+
+
+def test_thresholds_follow_the_definition_step_by_step() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        n = int(rng.integers(1, 120))
+        confidence = rng.choice([0.5, 0.6, 0.6001, 0.9, *rng.random(20)], n)  # many ties
+        right = rng.random(n) < 0.5 + confidence / 2
+        expected = math.inf
+        for value in sorted(set(confidence), reverse=True):
+            accepted = confidence >= value
+            if accepted.sum() < 10:
+                continue
+            if upper_bound((~right[accepted]).sum(), accepted.sum(), 0.2) > 0.25:
+                break
+            expected = value
+        assert select(confidence, right, alpha=0.25, delta=0.2, start=10).threshold == expected
+
+
+def test_many_at_once_is_one_after_the_other() -> None:
+    rng = np.random.default_rng(6)
+    confidence = np.round(rng.random((50, 80)), 2)
+    wrong = rng.random((50, 80)) > 0.5 + confidence / 2
+    together = last_passed(confidence, wrong, 0.2, 0.1, 12)
+    for row in range(50):
+        alone = select(confidence[row], ~wrong[row], alpha=0.2, delta=0.1, start=12)
+        assert alone.threshold == together[row]
+
+
+def test_nothing_passes_and_all_pass() -> None:
+    confidence = np.linspace(0.5, 1, 300)
+    assert select(confidence, np.zeros(300, bool), alpha=0.1, delta=0.1).threshold == math.inf
+    everything = select(confidence, np.ones(300, bool), alpha=0.1, delta=0.1)
+    assert (everything.threshold, everything.accepted) == (0.5, 300)
+    few = select(confidence[:20], np.ones(20, bool), alpha=0.1, delta=0.1)
+    assert few.threshold == math.inf and few.start == start_size(0.1, 0.1)
+
+
+def test_one_confidence_for_all_is_accepted_or_refused_as_a_whole() -> None:
+    same = np.full(200, 0.7)
+    right = np.arange(200) % 20 != 0  # 95 %, the wrong ones spread
+    assert select(same, right, alpha=0.1, delta=0.1).accepted == 200
+    assert select(same, right, alpha=0.05, delta=0.1).accepted == 0
+
+
+def test_a_judge_is_calibrated_on_what_is_left() -> None:
+    confidence = np.linspace(0, 1, 400)
+    right = confidence > 0.5
+    silent = np.where(confidence > 0.9, np.nan, 1 - confidence)
+    first, second = select_in_turn(
+        [(confidence, right), (silent, ~right)], alpha=0.1, delta=0.2, start=30
+    )
+    assert first.delta == second.delta == 0.1
+    left = confidence < first.threshold
+    assert second.rows == int((left & ~np.isnan(silent)).sum())
+    assert second.accepted and first.accepted
+
+
+@pytest.mark.parametrize(("alpha", "delta"), [(0, 0.1), (1, 0.1), (0.1, 0), (0.1, 1.5)])
+def test_impossible_levels(alpha: float, delta: float) -> None:
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        select(np.ones(3), np.ones(3, bool), alpha=alpha, delta=delta)
+
+
+def test_a_confidence_that_is_no_number() -> None:
+    with pytest.raises(InputError, match="not a number"):
+        select(np.array([0.5, np.nan]), np.ones(2, bool), alpha=0.1, delta=0.1)
+
+
+# -- the map from confidence to P(correct) ---------------------------------------------------------
+
+
+def test_a_sigmoid_is_found_by_platt_and_a_step_by_isotonic() -> None:
+    rng = np.random.default_rng(7)
+    confidence = rng.random(4000)
+    smooth = 1 / (1 + np.exp(4 - 8 * confidence))
+    found = fit(confidence, rng.random(4000) < smooth)
+    assert found.map.kind == "platt"
+    assert np.abs(found.map(confidence) - smooth).max() < 0.05
+    step = np.where(confidence < 0.6, 0.55, 0.95)
+    found = fit(confidence, rng.random(4000) < step)
+    assert found.map.kind == "isotonic"
+    assert np.abs(found.map(confidence) - step).mean() < 0.03
+    assert found.brier["isotonic"] < found.brier["platt"]
+
+
+def test_the_points_are_the_model() -> None:
+    from sklearn.isotonic import IsotonicRegression
+
+    rng = np.random.default_rng(8)
+    confidence = np.round(rng.random(500), 2)
+    right = rng.random(500) < confidence
+    model = IsotonicRegression(out_of_bounds="clip", y_min=0, y_max=1).fit(confidence, right)
+    grid = np.linspace(-0.5, 1.5, 999)
+    points = fit_kind("isotonic", confidence, right)
+    assert np.allclose(points(grid), model.predict(grid), atol=1e-12)
+    assert np.isnan(points(np.array([np.nan]))).all()
+
+
+def test_the_fit_is_the_same_every_time() -> None:
+    rng = np.random.default_rng(9)
+    confidence, right = rng.random(200), rng.random(200) < 0.7
+    assert fit(confidence, right, 3).map == fit(confidence, right, 3).map
+
+
+# -- labels: what cannot be used is refused by name ------------------------------------------------
+
+
+def judged(labels: list[Any], verdicts: list[Any], confidence: list[Any]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"label": labels, "judge_verdict": verdicts, "judge_confidence": confidence}
+    )
+
+
+def test_right_is_equality_and_no_verdict_is_not_right() -> None:
+    rows = labelled(
+        judged(["A", None, "tie", "B"], ["A", "A", "A", None], [0.9, 0.8, 0.7, None]), "pairwise"
+    )
+    assert rows["right"].to_list() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["A", "C", "c"], "'C', not one of A, B, tie .and 1 more.*row=1"),
+        (["A", "B", "nan"], "'nan', not one of"),
+        (["A", "B", ""], "'', not one of"),
+        ([math.nan, math.nan, math.nan], "NaN: a missing label is null.*row=0"),
+        ([1, 2, 3], "must be A, B or tie, not Int64"),
+    ],
+)
+def test_strange_labels_of_pairs(labels: list[Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        labelled(judged(labels, ["A"] * 3, [0.5] * 3), "pairwise", "human")
+
+
+def test_strange_labels_of_scores() -> None:
+    with pytest.raises(InputError, match=r"nan, not a score.*column=human, row=1"):
+        labelled(judged([1.0, math.nan], [1.0, 2.0], [0.5, 0.6]), "pointwise", "human")
+    with pytest.raises(InputError, match="must be numbers"):
+        labelled(judged(["A", "B"], [1.0, 2.0], [0.5, 0.6]), "pointwise", "human")
+
+
+def enough(**changes: list[Any]) -> pl.DataFrame:
+    n = 60
+    columns: dict[str, list[Any]] = {
+        "labels": ["A", "B"] * (n // 2),
+        "verdicts": ["A", "B", "B", "A"] * (n // 4),
+        "confidence": [0.5 + k / 200 for k in range(n)],
+        **changes,
+    }
+    return labelled(judged(**columns), "pairwise")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": ["A"] * 10 + [None] * 49 + ["B"]}, "11 rows have both a label and a verdict"),
+        ({"labels": ["tie"] * 60}, "all 60 labels are tie"),
+        ({"confidence": [0.7] * 60}, "confidence is 0.7 on every labelled row"),
+        ({"confidence": [math.nan] * 60}, "confidence is NaN"),
+        ({"verdicts": ["A", "B"] * 30}, "right on all 60"),
+        ({"verdicts": ["tie"] * 60}, "wrong on all 60"),
+        ({"verdicts": [None] * 60, "confidence": [None] * 60}, "^0 rows have both"),
+    ],
+)
+def test_rows_that_nothing_can_be_learnt_from(changes: dict[str, list[Any]], said: str) -> None:
+    check_enough(enough())
+    with pytest.raises(InputError, match=said):
+        check_enough(enough(**changes))
+
+
+# -- the document ----------------------------------------------------------------------------------
+
+WHO = {
+    "format": "generic",
+    "model": "Qwen/Qwen2.5-7B-Instruct",
+    "revision": None,
+    "template": "ab" * 32,
+    "confidence": "probability",
+    "task": "pairwise",
+}
+
+
+def calibration(threshold: float = 0.8, **changes: Any) -> Calibration:
+    tier = Tier(
+        WHO,
+        Selection(threshold, 500, 200, 190, 0.08, 128, 0.1),
+        CorrectnessMap("isotonic", (0.5, 0.8, 1.0), (0.5, 0.9, 0.99)),
+        reference(np.linspace(0.5, 1, 500)),
+    )
+    values: dict[str, Any] = {
+        "alpha": 0.1,
+        "delta": 0.1,
+        "label_kind": "human",
+        "labels": 500,
+        "rows": 600,
+        "data": "cd" * 32,
+        "tiers": (tier,),
+        **changes,
+    }
+    return Calibration(**values)
+
+
+@pytest.mark.parametrize("threshold", [0.8, math.inf])
+def test_a_calibration_comes_back_as_it_was(threshold: float) -> None:
+    before = calibration(threshold, warnings=("few labels",), strong_error=0.05)
+    text = dumps(before)
+    assert loads(text, "c.json") == before
+    assert before.attainable == math.isfinite(threshold)
+    json.loads(text, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "not JSON"),
+        (b"[1]", "no calibration of ray_judge"),
+        (b'{"layout": 2}', "layout 2"),
+        (b'{"layout": 1}', "lacks label_kind"),
+        (dumps(calibration())[:-30], "not JSON"),
+        (dumps(calibration()).replace(b'"revision": null,', b""), "lacks judge.revision"),
+        (dumps(calibration()).replace(b"0.99", b"1.99"), "no probability"),
+        (dumps(calibration()).replace(b'"alpha": 0.1', b'"alpha": 7'), "between 0 and 1"),
+        (dumps(calibration()).replace(b'"human"', b'"dog"'), "label_kind is 'dog'"),
+        (dumps(calibration()).replace(b'"threshold": 0.8', b'"threshold": "x"'), "damaged"),
+    ],
+)
+def test_a_damaged_calibration(text: bytes, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"{said}.*file=c.json"):
+        loads(text, "c.json")
+
+
+def test_a_calibration_for_another_judge_names_the_keys() -> None:
+    check(calibration(), [dict(WHO)])
+    other = {**WHO, "model": "another", "confidence": "margin", "swap": True}
+    with pytest.raises(ConfigError) as caught:
+        check(calibration(), [other])
+    for word in ("confidence: 'probability'", "model: 'Qwen", "'another' in the run", "swap: None"):
+        assert word in str(caught.value)
+    assert "template" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"for 1 local judge\(s\), the run has 2"):
+        check(calibration(), [WHO, WHO])
+
+
+# -- drift -----------------------------------------------------------------------------------------
+
+
+def test_the_same_distribution_is_stable_and_another_has_shifted() -> None:
+    rng = np.random.default_rng(10)
+    known = reference(rng.beta(5, 2, 3000))
+    same = drift(known, rng.beta(5, 2, 3000))
+    other = drift(known, rng.beta(2, 5, 3000))
+    assert same is not None and same.verdict == "stable" and same.psi < 0.05
+    assert other is not None and other.verdict == "shifted" and other.ks_p < 1e-6
+    assert drift(known, np.array([])) is None
+
+
+def test_ks_is_the_exact_distance() -> None:
+    rng = np.random.default_rng(11)
+    before, now = np.round(rng.random(300), 2), np.round(rng.random(200) ** 1.3, 2)
+    found = drift(reference(before), now)
+    exact = stats.ks_2samp(before, now, method="asymp")
+    assert found is not None
+    assert found.ks == pytest.approx(exact.statistic, abs=1e-12)
+    assert found.ks_p == pytest.approx(exact.pvalue, abs=0.03)
+
+
+def test_drift_of_a_constant_confidence() -> None:
+    known = reference(np.full(100, 0.9))
+    same, other = drift(known, np.full(50, 0.9)), drift(known, np.full(50, 0.2))
+    assert same is not None and (same.ks, same.verdict) == (0.0, "stable")
+    assert other is not None and (other.ks, other.verdict) == (1.0, "shifted")
