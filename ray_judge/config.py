@@ -202,7 +202,7 @@ class HttpConfig(Tree):
     api: Literal["completions", "chat"] = "completions"
     """completions: the prompt is sent as one text. chat: as messages, the server's template."""
     api_key_env: str | None = None
-    top_logprobs: Annotated[int, Field(ge=1, le=100)] = 20
+    top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
     """How many of the likeliest tokens the server shows; what is not among them is bounded."""
     concurrency: Positive = 64
     timeout_s: float = Field(default=120, gt=0)

@@ -1,9 +1,10 @@
 """`http`: a judge behind a server of OpenAI's API (vLLM's, SGLang's, a hosted one).
 
 Such a server shows the likeliest tokens of a position as text, not the ones we would ask for. So
-the tree of verdicts is walked by text: a shown token that begins a spelling leads on, and what is
-not shown can have at most as much probability as the least likely token that is. That bound is
-carried into the judgment (`judge_unseen`); where the verdict hangs on it, the row says so.
+the tree of verdicts is walked by text: of the shown tokens that begin a spelling, the longest one
+leads on (as its tokenizer would have it), and what is not shown can have at most as much
+probability as the least likely token that is. That bound is carried into the judgment
+(`judge_unseen`); where the verdict hangs on it, the row says so.
 
 completions: the prompt is one text, and `opening` and the way walked so far are its end.
 chat: the server's own template; opening and way are the beginning of the assistant's message,
@@ -50,11 +51,37 @@ RETRY = tenacity.Retrying(
 class Shown:
     """One position: the texts of the likeliest tokens, each with its natural log-probability."""
 
-    tokens: Sequence[tuple[str, float]]
+    tokens: Mapping[str, float]
 
-    def least(self) -> float:
-        """Log-probability that no token which is not shown exceeds."""
-        return min(logprob for _, logprob in self.tokens)
+    def rest(self) -> tuple[float, float]:
+        """Most probability that one token which is not shown can have, and all of them."""
+        shown = math.fsum(map(math.exp, self.tokens.values()))
+        return math.exp(min(self.tokens.values())), max(0.0, 1.0 - shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where spellings go on from one position: token → the spellings that it leads to.
+
+    `hidden`: most probability of tokens that are not shown and might lead to spellings, too.
+    """
+
+    ways: Mapping[str, list[str]]
+    hidden: float
+
+
+def _next(way: str, spellings: Sequence[str], shown: Shown) -> Step:
+    """Send each spelling along the longest shown token that it begins with, behind `way`."""
+    ways: dict[str, list[str]] = {}
+    uncertain = 0
+    for text in spellings:
+        rest = text[len(way) :]
+        sizes = [n for n in range(len(rest), 0, -1) if rest[:n] in shown.tokens]
+        if sizes:
+            ways.setdefault(rest[: sizes[0]], []).append(text)
+        uncertain += not sizes or sizes[0] < len(rest)  # a longer one may be hidden
+    one, all_ = shown.rest()
+    return Step(ways, min(uncertain * one, all_))
 
 
 class HttpReader:
@@ -96,47 +123,33 @@ class HttpReader:
             return str(error)
 
     def _walk(self, question: Question) -> Reading:
-        """Follow every spelling that the server's tokens lead to."""
-        found: dict[str, list[float]] = {name: [] for name in self._format.spellings}
+        """Follow every spelling along the server's tokens."""
         spellings = {text: name for name, texts in self._format.spellings.items() for text in texts}
-        frontier, unseen, top = [("", 0.0)], 0.0, -math.inf
+        found: dict[str, list[float]] = {name: [] for name in self._format.spellings}
+        frontier: dict[str, tuple[float, list[str]]] = {"": (0.0, list(spellings))}
+        unseen, top = 0.0, -math.inf
         while frontier:
-            below: dict[str, float] = {}
-            for way, logprob in frontier:
+            below: dict[str, tuple[float, list[str]]] = {}
+            for way, (logprob, through) in frontier.items():
                 shown = self._position(question, way)
-                going = 0.0
-                for token, step in shown.tokens:
-                    text, here = way + token, logprob + step
-                    if not token or not any(known.startswith(text) for known in spellings):
-                        continue
-                    going += math.exp(step)
-                    if any(known.startswith(text) and known != text for known in spellings):
-                        below[text] = _add(below.get(text), here)
-                    else:
-                        found[spellings[text]].append(here)
+                step = _next(way, [text for text in through if text != way], shown)
+                unseen += math.exp(logprob) * step.hidden
+                for token, on in step.ways.items():
+                    here = logprob + shown.tokens[token]
+                    if on == [way + token]:
+                        found[spellings[on[0]]].append(here)
                         top = max(top, here)
-                if way in spellings:  # it ends here, as far as no longer spelling goes on
-                    rest = logprob + math.log(max(1.0 - going, 1e-300))
-                    found[spellings[way]].append(rest)
-                    top = max(top, rest)
-                unseen += self._hidden(way, shown, spellings) * math.exp(logprob)
-            top = max([top, *below.values()])
-            frontier = [(way, p) for way, p in below.items() if p >= top + PRUNE]
+                    else:
+                        below[way + token] = (here, on)
+                if way in through:  # it ends here, as far as no longer spelling goes on
+                    going = math.fsum(math.exp(shown.tokens[token]) for token in step.ways)
+                    here = logprob + math.log(max(1.0 - going, 1e-300))
+                    found[spellings[way]].append(here)
+                    top = max(top, here)
+            top = max([top, *(here for here, _ in below.values())])
+            frontier = {way: item for way, item in below.items() if item[0] >= top + PRUNE}
         logprobs = {name: values or [-math.inf] for name, values in found.items()}
         return Reading(logprobs, unseen=unseen)
-
-    def _hidden(self, way: str, shown: Shown, spellings: Mapping[str, str]) -> float:
-        """Most probability that first tokens of spellings which are not shown have together."""
-        seen = [way + token for token, _ in shown.tokens if token]
-        missing = [
-            known
-            for known in spellings
-            if known.startswith(way)
-            and known != way
-            and not any(known.startswith(text) for text in seen)
-        ]
-        all_shown = math.fsum(math.exp(logprob) for _, logprob in shown.tokens)
-        return min(len(missing) * math.exp(shown.least()), max(0.0, 1.0 - all_shown))
 
     # --- the two APIs ---
 
@@ -149,14 +162,18 @@ class HttpReader:
             pairs = (_field(choice, "logprobs", "top_logprobs") or [None])[0]
             if not isinstance(pairs, dict) or not pairs:
                 raise _no_logprobs()
-            return Shown([(str(token), float(value)) for token, value in pairs.items()])
+            return Shown({str(token): float(value) for token, value in pairs.items()})
         body = self._chat(question, question.opening.lstrip() + way)
         choice = self._ask("chat/completions", {**body, "max_tokens": 1, "logprobs": True,
                                                 "top_logprobs": top})  # fmt: skip
         entries = (_field(choice, "logprobs", "content") or [{}])[0].get("top_logprobs")
         if not entries:
             raise _no_logprobs()
-        return Shown([(str(one["token"]), float(one["logprob"])) for one in entries])
+        shown: dict[str, float] = {}
+        for one in entries:  # tokens that are no text of their own may look alike
+            token, value = str(one["token"]), float(one["logprob"])
+            shown[token] = max(value, shown.get(token, -math.inf))
+        return Shown(shown)
 
     def _write(self, question: Question) -> tuple[str, bool]:
         """A whole answer, and whether it ended by itself."""
@@ -261,11 +278,3 @@ def _reason(answer: httpx.Response) -> str:
         return answer.text[:200]
     error = document.get("error", document) if isinstance(document, dict) else document
     return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
-
-
-def _add(one: float | None, other: float) -> float:
-    """ln(e^one + e^other): two tokens may have the same text."""
-    if one is None:
-        return other
-    top = max(one, other)
-    return top + math.log(math.exp(one - top) + math.exp(other - top))

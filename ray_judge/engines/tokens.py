@@ -159,7 +159,9 @@ class TokenReader:
             answers = (word,) * (2 if self._format.task == "pairwise" else 1)
             texts.append(self._text(Example(word, answers, word, word, word)))
         one, other = texts
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other)))
+        same = takewhile(
+            lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False)
+        )
         tail = "".join(letter for letter, _ in same)[::-1]
         if not tail:
             raise ConfigError(

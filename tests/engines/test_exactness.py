@@ -143,7 +143,7 @@ class Models:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> Iterator[Models]:
-    yield Models(folder)
+    return Models(folder)
 
 
 @pytest.mark.parametrize("caching", [True, False], ids=["prefix caching", "no caching"])

@@ -50,12 +50,19 @@ def make_tokenizer(*, split_digits: bool) -> Any:
     )
 
 
-def make_model(folder: Path, seed: int, *, split_digits: bool = True) -> Path:
+CHAT = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def make_model(folder: Path, seed: int, *, split_digits: bool = True, chat: bool = False) -> Path:
     """Save a model and its tokenizer. Its head is scaled up, so that it has opinions."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer(split_digits=split_digits)
+    tokenizer.chat_template = CHAT if chat else None
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
