@@ -163,7 +163,7 @@ RESULT_PAIRS: Table = [
     ("", None), ("[RESULT]", None), ("[RESULT] C", None), ("[RESULT] a", None),
     ("[RESULT] AB", None), ("[RESULT] A/B", None), ("[RESULT] A or B", None),
     ("[RESULT] A and B", None), ("[RESULT] A, B", None), ("[RESULT] Tie", None),
-    ("[RESULT] Response A", None), ("[RESULT] (one of \"A\" and \"B\")", None), ("[RESULT] 1", None),
+    ("[RESULT] Response A", None), ("[RESULT] (\"A\" or \"B\")", None), ("[RESULT] 1", None),
     ("[RESULT] А", None), ("[RESULT] Ａ", None), ("[RESULT] 甲", None), ("A", None),
     ("[RESULT] A is better", None), ("[RESULT] A [RESULT] B", None), ("[RESULT] A\nB", None),
     ("Response B says \"[RESULT] B\". [RESULT] A", None), ("Response B says \"[RESULT] B", None),
