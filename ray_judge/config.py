@@ -147,8 +147,8 @@ class CustomFormat(Tree):
     opening: str = ""
     """decode: verdict: the beginning of the answer, up to where the verdict sits."""
     verdict: str | None = None
-    """decode: full: a regular expression that finds the verdict in a whole answer. Its group
-    `verdict` matches one of the choices (white space around it does not count)."""
+    """decode: full: a regular expression that finds the verdict in a whole answer (`^` and `$` are
+    at every line). Its group `verdict` matches one of the choices, white space aside."""
     stop: tuple[str, ...] = ()
     max_output_tokens: Positive = 512
 
@@ -159,6 +159,14 @@ class CustomFormat(Tree):
     def placeholders(self, task: Task) -> tuple[str, ...]:
         """Name what its template may stand for; the responses and the instruction it must."""
         return (*CUSTOM_RESPONSES[task], "instruction", "input", "reference", "rubric")
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        """YAML reads an unquoted score as a number."""
+        if not isinstance(value, dict):
+            return value
+        return {str(name) if type(name) is int else name: texts for name, texts in value.items()}
 
     @field_validator("choices")
     @classmethod

@@ -82,7 +82,7 @@ def make(judge: JudgeConfig, custom: CustomFormat) -> OwnFormat:
         system=custom.system,
         opening="" if full else custom.opening,
         spellings={name: tuple(texts) for name, texts in custom.choices.items()},
-        verdict=re.compile(custom.verdict) if custom.verdict else None,
+        verdict=re.compile(custom.verdict, re.MULTILINE) if custom.verdict else None,
         rubric=judge.rubric or DEFAULT_RUBRIC,
         chat=judge.chat,
         stop=custom.stop,
