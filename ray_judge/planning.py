@@ -121,8 +121,8 @@ class _Table:
         """One policy: rows asked, threshold, dollars, calls, hours, expected accuracy."""
         scale = self._total / self._rows.height
         if policy.budget_usd is not None:  # the sample's share of the budget
-            share = Decimal(self._rows.height) / self._total
-            policy = policy.model_copy(update={"budget_usd": Decimal(policy.budget_usd) * share})
+            share: Decimal = policy.budget_usd * self._rows.height / self._total
+            policy = policy.model_copy(update={"budget_usd": share})
         tier = self._calibration.tiers[0] if self._calibration else None
         routed = route(self._rows, policy, tier, "plan")
         asked = routed.filter(pl.col("route") != "accept")
@@ -130,7 +130,7 @@ class _Table:
         if policy.policy == "fraction" and not policy.audit:
             count = min(
                 fraction_count(self._total, policy.fraction or Decimal(0)),
-                round(self._rows["askable"].sum() * scale),
+                round(int(self._rows["askable"].sum()) * scale),
             )
         each = count / asked.height if asked.height else 0.0
         calls = count * (2 if self._config.strong.swap else 1)
