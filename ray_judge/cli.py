@@ -56,8 +56,41 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("output")
     status.set_defaults(command=_status)
 
+    plan = commands.add_parser("plan", help="what a run will cost and be worth; spends nothing")
+    plan.add_argument("config", metavar="RUN.yaml")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    plan.add_argument("--sample", type=_count, default=500, metavar="N", help="rows to judge (500)")
+    plan.add_argument("--json", action="store_true", help="for programs")
+    plan.add_argument("--quiet", action="store_true", help="no progress")
+    plan.set_defaults(command=_plan)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="learn how far the local judge can be trusted"
+    )
+    calibrate.add_argument("config", metavar="RUN.yaml")
+    calibrate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    calibrate.add_argument("--labels", metavar="COLUMN", help="the input column with the truth")
+    calibrate.add_argument("--against", choices=["strong"], help="buy the strong judge's verdicts")
+    calibrate.add_argument("--sample", type=_count, metavar="N", help="rows at most")
+    calibrate.add_argument(
+        "--alpha", type=float, help="agreement is to be at least 1 - alpha (0.1)"
+    )
+    calibrate.add_argument("--delta", type=float, help="with probability 1 - delta (0.1)")
+    calibrate.add_argument(
+        "--to", metavar="FILE", help="default: route.calibration, else the output"
+    )
+    calibrate.add_argument("--quiet", action="store_true", help="no progress")
+    calibrate.set_defaults(command=_calibrate)
+
     report = commands.add_parser("report", help="print the summary of a finished run")
     report.add_argument("output")
+    report.add_argument(
+        "--labels",
+        nargs="?",
+        const="",
+        metavar="COLUMN",
+        help="evaluate against labels (default: the run's own label column)",
+    )
     report.set_defaults(command=_report)
 
     judges = commands.add_parser("judges", help="the judges' own prompts: list, pull, check")
@@ -100,6 +133,42 @@ def _score(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from ray_judge.config import load
+    from ray_judge.planning import as_text, plan
+    from ray_judge.progress import Progress
+
+    found = plan(load(options.config, options.set), options.sample, Progress(quiet=options.quiet))
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from ray_judge.calibrating import as_text, calibrate
+    from ray_judge.config import load
+    from ray_judge.progress import Progress
+
+    made, place = calibrate(
+        load(options.config, options.set),
+        labels=options.labels,
+        against_strong=options.against == "strong",
+        sample=options.sample,
+        alpha=options.alpha,
+        delta=options.delta,
+        to=options.to,
+        watch=Progress(quiet=options.quiet),
+    )
+    print(as_text(made, place))
+    return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
 def _status(options: argparse.Namespace) -> int:
     from ray_judge.report.status import status
 
@@ -111,6 +180,12 @@ def _report(options: argparse.Namespace) -> int:
     from ray_judge.run_directory import RunDirectory
 
     run = RunDirectory(options.output)
+    if options.labels is not None:
+        from ray_judge.evaluating import as_text, evaluate_run
+
+        print(as_text(evaluate_run(options.output, options.labels or None)))
+        print(f"{run.uri}/report.html", file=sys.stderr)
+        return 0
     summary = run.summary()
     if summary is None:
         if run.plan() is None:

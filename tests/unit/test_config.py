@@ -108,6 +108,15 @@ def test_money_is_what_was_written_not_its_binary_value() -> None:
         ({"route": {"policy": "threshold", "threshold": float("nan")}}, "route.threshold"),
         ({"route": {"policy": "threshold", "threshold": float("inf")}}, "route.threshold"),
         ({"route__policy": "frction"}, "route.policy"),
+        ({"route": {"policy": "budget"}}, "policy: budget needs the key budget_usd"),
+        ({"route__budget_usd": 3}, "budget_usd goes with policy: budget"),
+        ({"route": {"policy": "budget", "budget_usd": -1}}, "route.budget_usd"),
+        ({"route": {"policy": "guarantee"}}, "policy: guarantee needs the key calibration"),
+        ({"route__alpha": 0.1}, "alpha and delta go with policy: guarantee"),
+        ({"route": {"policy": "guarantee", "calibration": "c", "alpha": 1}}, "route.alpha"),
+        ({"route__audit": 1.5}, "route.audit"),
+        ({"route__audit": -0.1}, "route.audit"),
+        ({"route__audit_by": "scenario"}, "audit_by goes with audit"),
     ],
 )
 def test_policies_and_their_keys(changes: dict[str, Any], said: str) -> None:
