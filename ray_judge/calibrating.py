@@ -32,6 +32,7 @@ from ray_judge.sampling import draw, labelled_rows, take, write_sample
 STRONG_SAMPLE = 500
 """Rows that the strong judge is asked about unless `--sample` says otherwise."""
 ALPHA = DELTA = 0.1
+PURPOSES = {"plan": "plan", "calibration": "calibrate"}
 Watch = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -94,6 +95,11 @@ def sample_run(
     `labels`: only rows with a label there. `ask`: the strong judge is asked about every row,
     else about none, and no money can be spent.
     """
+    if config.judges:
+        raise ConfigError(
+            f"{PURPOSES[purpose]} looks at one local judge: name it in judge, and the others in "
+            "runs of their own"
+        )
     columns: dict[str, str | None] = {**config.columns, "label": labels}
     route = RouteConfig(policy="fraction", fraction=Decimal(int(ask)))
     source = config.model_copy(update={"columns": columns, "route": route})

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ray_judge import __version__
 from ray_judge.errors import ConfigError, InputError, RayJudgeError
@@ -45,16 +46,19 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="command")
+    _add_runs(commands)
+    _add_results(commands)
+    _add_judges(commands)
+    return top
 
+
+def _add_runs(commands: Any) -> None:
+    """Commands that take a RUN.yaml."""
     score = commands.add_parser("score", help="run the cascade, or continue it")
     score.add_argument("config", metavar="RUN.yaml")
     score.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     score.add_argument("--quiet", action="store_true", help="no progress")
     score.set_defaults(command=_score)
-
-    status = commands.add_parser("status", help="how far a run is, and what it has spent")
-    status.add_argument("output")
-    status.set_defaults(command=_status)
 
     plan = commands.add_parser("plan", help="what a run will cost and be worth; spends nothing")
     plan.add_argument("config", metavar="RUN.yaml")
@@ -82,6 +86,13 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--quiet", action="store_true", help="no progress")
     calibrate.set_defaults(command=_calibrate)
 
+
+def _add_results(commands: Any) -> None:
+    """Commands that look at a run directory."""
+    status = commands.add_parser("status", help="how far a run is, and what it has spent")
+    status.add_argument("output")
+    status.set_defaults(command=_status)
+
     report = commands.add_parser("report", help="print the summary of a finished run")
     report.add_argument("output")
     report.add_argument(
@@ -93,6 +104,9 @@ def parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=_report)
 
+
+def _add_judges(commands: Any) -> None:
+    """The judges' prompts, and the demo."""
     judges = commands.add_parser("judges", help="the judges' own prompts: list, pull, check")
     actions = judges.add_subparsers(required=True, metavar="list|pull|check")
     actions.add_parser("list", help="what there is, and what is cached").set_defaults(
@@ -119,7 +133,6 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--model", default="gpt-4.1")
     demo.add_argument("--cap", default="5", help="dollars at most")
     demo.set_defaults(command=_demo)
-    return top
 
 
 def _score(options: argparse.Namespace) -> int:

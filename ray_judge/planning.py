@@ -17,6 +17,7 @@ import polars as pl
 from ray_judge.calibrated import calibration_of
 from ray_judge.calibrating import sample_run
 from ray_judge.calibration.document import Calibration
+from ray_judge.cascade import judged_frame
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.costing import (
     correction,
@@ -27,7 +28,7 @@ from ray_judge.costing import (
 )
 from ray_judge.engines.engine import extra_columns
 from ray_judge.inputs import plan_input, read_rows
-from ray_judge.pipeline import judged_frame, score
+from ray_judge.pipeline import score
 from ray_judge.routing import fraction_count, route
 from ray_judge.run_directory import RunDirectory
 
@@ -96,7 +97,7 @@ def _sampled(config: RunConfig, part: RunConfig) -> tuple[pl.DataFrame, Any]:
         )
         for chunk in chunks
     )
-    rows = pl.concat([judged_frame(run, chunk.name) for chunk in chunks])
+    rows = pl.concat([judged_frame(run, 1, chunk.name) for chunk in chunks])
     for mode in ("online", "flex", "batch"):
         costs = row_costs(config, counted, mode).rename({"cost_nano_usd": mode})
         if mode != "online":

@@ -213,7 +213,7 @@ def test_judged_rows_have_one_schema_whatever_is_null() -> None:
             | {"p_a": pa.array([p_a, p_a], pa.float64()), "p_b": pa.array([0.4, 0.4])}
             | {"__chunk": ["c", "c"], "__shard": ["s", "s"], "__row": [7, 8]}
         )
-        return judge_rows(block, engine, config, columns, StrongQuestion(config))
+        return judge_rows(block, engine, config, columns, StrongQuestion(config))[0]
 
     tables = [judge("x", 0.6), judge(None, 0.6), judge("x", None), judge(None, None)]
     assert {table.schema.to_string() for table in tables} == {tables[0].schema.to_string()}
