@@ -38,7 +38,9 @@ TRIES = 8
 """How often one question may fail in transit before its row is given up as `failed`."""
 LOST_TRIES = 3
 """How often its answer may be lost after it was sent: each of those counts as billed in full."""
-SIGNALS = {Kind.RATE_LIMIT: Signal.RATE_LIMITED, Kind.TRANSIENT: Signal.UNAVAILABLE}
+UNBILLED = {Kind.RATE_LIMIT: Signal.RATE_LIMITED, Kind.TRANSIENT: Signal.UNAVAILABLE}
+MAY_BE_BILLED = (Kind.BROKEN, Kind.AMBIGUOUS)
+"""Failures behind which there may be an answer that was computed: they count in full."""
 
 
 class Treasurer(Protocol):
@@ -201,7 +203,8 @@ class _Tries:
         A server that cannot be reached says nothing about the question: how long that is borne
         is for the governor (`strong.give_up_after_s`).
         """
-        self._transient += failure.kind is Kind.TRANSIENT and failure.status is not None
+        unreachable = failure.kind is Kind.TRANSIENT and failure.status is None
+        self._transient += failure.kind in (Kind.TRANSIENT, Kind.BROKEN) and not unreachable
         self._lost += failure.kind is Kind.AMBIGUOUS
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
@@ -210,7 +213,7 @@ class _Tries:
 
 
 def _again(failure: BaseException) -> bool:
-    kinds = (Kind.RATE_LIMIT, Kind.TRANSIENT, Kind.AMBIGUOUS, Kind.NO_SCHEMA)
+    kinds = (Kind.RATE_LIMIT, Kind.TRANSIENT, Kind.NO_SCHEMA, *MAY_BE_BILLED)
     return isinstance(failure, RequestFailed) and failure.kind in kinds
 
 
@@ -222,7 +225,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     failure = state.outcome.exception() if state.outcome else None
     backs_off = isinstance(failure, RequestFailed) and failure.kind in (
         Kind.TRANSIENT,
-        Kind.AMBIGUOUS,
+        *MAY_BE_BILLED,
     )
     return _BACKOFF(state) if backs_off else 0.0
 
@@ -337,13 +340,13 @@ class Asker:
 
         Raises where no other question can fare better: PausedError, EscalationError.
         """
-        lost = failure.kind is Kind.AMBIGUOUS
+        lost = failure.kind in MAY_BE_BILLED
         final = failure.kind in (Kind.ROW, Kind.REFUSED) or tries.enough()
         answer = Answer(
             key=key,
             outcome=Outcome.REFUSED if failure.kind is Kind.REFUSED else Outcome.FAILED,
             verdict=None,
-            # An answer lost after the request was sent may have been billed: it counts in full.
+            # What may have been computed may have been billed: it counts in full.
             cost_usd=slot.need.max_cost_usd if lost else Decimal(0),
             usage=None,
             model=None,
@@ -356,7 +359,7 @@ class Asker:
         )
         if lost or final:
             await self._keep(answer)
-        signal = SIGNALS.get(failure.kind, Signal.UNAVAILABLE if lost else Signal.OK)
+        signal = UNBILLED.get(failure.kind, Signal.UNAVAILABLE if lost else Signal.OK)
         self._purse.settle(slot, answer.cost_usd, Feedback(signal, failure.headers, sent_at))
         if failure.kind is Kind.BILLING:
             reason = f"the provider wants money first ({failure.reason}): mend it, run again"

@@ -139,9 +139,16 @@ def input_token_bound(messages: Sequence[Mapping[str, Any]], extra: Any = None) 
 
 
 def input_token_estimate(messages: Sequence[Mapping[str, Any]], extra: Any = None) -> int:
-    """About as many tokens as the provider will count: for rate limits, never for the cap."""
-    size = sum(_bytes(message) for message in messages)
-    return (size + (_bytes(extra) if extra is not None else 0)) // 4 + 4 * len(messages) + 3
+    """About as many tokens as the provider will count: for rate limits, never for the cap.
+
+    What is too high here is rate that is not used: the names of fields are no text, and the
+    schema counts as it is sent.
+    """
+    texts = [str(value) for message in messages for key, value in message.items() if key != "role"]
+    if extra is not None:
+        texts.append(json.dumps(extra, separators=(",", ":")))
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return size // 4 + 4 * len(messages) + 3
 
 
 def _bytes(value: Any) -> int:

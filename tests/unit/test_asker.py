@@ -216,16 +216,24 @@ def test_a_question_that_will_never_be_answered(
     assert next(iter(night.journal.answers.values())).outcome is wanted  # and it is not asked again
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "billed"),
+    [("unavailable", "503", False), ("server_error", "500", True),
+     ("server_error_billed", "500", True), ("request_timeout", "408", True)],
+)  # fmt: skip
 def test_a_server_that_keeps_failing_gives_up_the_row(
-    server: RunningServer, tmp_path: Path
+    server: RunningServer, tmp_path: Path, fault: str, status: str, billed: bool
 ) -> None:
-    server.configure(faults=[{"kind": "server_error", "contains": "bad", "max_times": 999}])
+    """A server that did not begin has not billed; one that failed at work may have."""
+    server.configure(faults=[{"kind": fault, "contains": "bad", "max_times": 999}])
     till = Till()
     night = ask_all(server, till, tmp_path, ["bad", "good"])
     assert night.outcomes == [Outcome.FAILED, Outcome.RESOLVED]
-    assert server.stats()["by_status"]["500"] == TRIES
+    assert server.stats()["by_status"][status] == TRIES
     assert [f.signal for f in till.told].count(Signal.UNAVAILABLE) == TRIES
-    assert sum(till.settled.values(), Decimal(0)) == Decimal(server.stats()["total_usd"])
+    spent, total = sum(till.settled.values(), Decimal(0)), Decimal(server.stats()["total_usd"])
+    assert spent > total if billed else spent == total
+    assert spent == sum((a.cost_usd for a in night.journal.rows), Decimal(0))
     assert len([s for s in night.slept if s > 0]) == TRIES - 1  # the waits grow: see below
     assert max(night.slept) <= 20
 
