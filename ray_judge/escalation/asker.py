@@ -260,16 +260,18 @@ class Asker:
         self._sleep = sleep
         self._journal_failed: StorageError | None = None
 
-    async def ask(self, key: str, body: Mapping[str, Any]) -> Outcome:
+    async def ask(self, key: str, body: Mapping[str, Any], unusable: int = 0) -> Outcome:
         """Ask one question to its end. The answer is in the journal when this returns.
 
+        `unusable`: how many of its re-asks earlier sessions have used up.
         Raises PausedError (everything kept, ask again later), EscalationError (no question of
         this run can be answered) and StorageError (no answer can be kept: nothing more is sent).
         """
         need = self._need(body)
-        for reask in range(self._strong.reasks + 1):
+        most = self._strong.reasks
+        for reask in range(min(unusable, most), most + 1):
             try:
-                answer = await self._attempt(key, body, need, reask == self._strong.reasks)
+                answer = await self._attempt(key, body, need, reask == most)
             except Denied:
                 return Outcome.DENIED_BUDGET
             if answer.final:

@@ -120,7 +120,7 @@ def _ask_all(config: RunConfig, plan: Plan, feed: _Feed, progress: Progress) -> 
         answered = len(journal.answers)
         barren = barren + 1 if answered == before else 0
         before = answered
-        session = _Session(config, plan, feed, set(journal.answers))
+        session = _Session(config, plan, feed, set(journal.answers), journal.unusable())
         try:
             session.run(progress)
         except (RayActorError, GovernorDied) as error:
@@ -220,6 +220,8 @@ class _Session:
     plan: Plan
     feed: _Feed
     answered: set[str]
+    unusable: Mapping[str, int]
+    """Key → how many of its re-asks earlier sessions have used up."""
     askers: list[Any] = field(default_factory=list)
     governor: Any = None
     denied: int = 0
@@ -295,7 +297,8 @@ class _Session:
         while waiting and min(load, default=2) < 2:
             number = load.index(min(load))
             unit = waiting.pop(0)
-            reference = self.askers[number].ask.remote(unit.chunk, unit.asks)
+            unusable = {k: self.unusable[k] for _, k, _ in unit.asks if k in self.unusable}
+            reference = self.askers[number].ask.remote(unit.chunk, unit.asks, unusable)
             running[reference] = number
             load[number] += 1
 

@@ -63,7 +63,8 @@ class Scored:
 
     folder: Path
     server: RunningServer
-    address: str
+    address: str | None
+    """Of a running Ray; None: the command starts one of its own."""
     max_cost_usd: str = "5"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,11 +98,12 @@ class Scored:
     def start(self) -> subprocess.Popen[str]:
         """Begin `ray-judge score` on the cluster at `address`."""
         code = "from ray_judge.cli import entry_point; entry_point()"
+        others = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         return subprocess.Popen(
             [sys.executable, "-c", code, "score", str(self.write()), "--quiet"],
             env={
-                **os.environ,
-                "RAY_ADDRESS": self.address,
+                **others,
+                **({"RAY_ADDRESS": self.address} if self.address else {}),
                 "OPENAI_API_KEY": self.server.api_key,
                 "PYTHONPATH": str(ROOT),
             },

@@ -86,6 +86,11 @@ class NearTreasurer:
         self._governor.pause(reason)
 
 
+async def nap(seconds: float) -> None:
+    """Between two tries of a question: long enough for the others, short enough for a test."""
+    await asyncio.sleep(min(seconds, 0.05))
+
+
 @dataclass
 class Night:
     """What became of the questions of one run, or of one part of it."""
@@ -122,7 +127,7 @@ async def _ask(
         concurrency=strong.concurrency,
     )
     governor = Governor(ledger, limiter, WallClock(), patience_s=strong.give_up_after_s)
-    question = StrongQuestion(config)
+    question, unusable = StrongQuestion(config), before.unusable()
     series = f"{ledger.epoch}"
     outcomes: list[Outcome | BaseException] = []
 
@@ -130,7 +135,7 @@ async def _ask(
         journal = JournalWriter(storage, writer_id=f"{series}-{number}")
         client = StrongClient(strong, server.api_key)
         purse = Purse(f"{series}-{number}", NearTreasurer(governor))
-        asker = Asker(strong, question, price_of(strong.model), client, purse, journal)
+        asker = Asker(strong, question, price_of(strong.model), client, purse, journal, sleep=nap)
         room = asyncio.Semaphore(max(1, strong.concurrency // actors))
 
         async def one(text: str) -> Outcome:
@@ -139,7 +144,7 @@ async def _ask(
             if key in before.answers:
                 return before.answers[key].outcome
             async with room:
-                return await asker.ask(key, question.body(example))
+                return await asker.ask(key, question.body(example), unusable.get(key, 0))
 
         outcomes.extend(
             await asyncio.gather(*map(one, texts[number::actors]), return_exceptions=True)

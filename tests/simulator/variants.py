@@ -349,6 +349,7 @@ VARIANTS: Mapping[str, Parts] = {
     "recovery forgets what was settled": Parts(ledger=ForgetsSettled),
     "month border forgotten": Parts(ledger=NoMonthBorder),
     "journal not consulted": Parts(answered=_nothing),
+    "re-asks begin anew": Parts(unusable=lambda journal: {}),
     "identical rows asked each": Parts(distinct=_all_rows),
     "settle before journal": Parts(asker=SettleBeforeJournal),
     "ambiguous time-out is free": Parts(asker=AmbiguousIsFree),
