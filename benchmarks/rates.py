@@ -1,6 +1,6 @@
 """The share of the allowed rate that a run uses, and how many of its requests are answered 429.
 
-    make bench                     or: .venv/bin/python benchmarks/rates.py --seconds 120
+    make bench                     or: .venv/bin/python benchmarks/rates.py --case requests
 
 `ray-judge score` with eight askers, as its command line runs it, against the simulated provider,
 which enforces 5,000 requests and 1,000,000 tokens a minute over every single second (it saves up

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ray_judge.config import RunConfig
 from ray_judge.engines.engine import check_engine, extra_columns
-from ray_judge.escalation.escalate import Answers, check_strong, escalate
+from ray_judge.escalation.escalate import Answers, check_books, check_strong, escalate
 from ray_judge.inputs import check_unchanged, plan_input
 from ray_judge.judging import judge_chunks
 from ray_judge.merging import merge
@@ -47,6 +47,7 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
     with run.locked():
         with timed("plan", seconds):
             plan = planned(config, run)
+            check_books(config)
         watch("plan", {"rows": plan.rows, "shards": len(plan.shards)})
 
         with connected():

@@ -7,6 +7,7 @@ So there is one way of recovering, and it is used every time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import secrets
@@ -21,7 +22,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from ray_judge.config import RunConfig, api_key
-from ray_judge.errors import EscalationError, RayJudgeError
+from ray_judge.errors import EscalationError, LedgerFenced, RayJudgeError
 from ray_judge.escalation.actors import (
     Ask,
     AskerActor,
@@ -40,6 +41,7 @@ from ray_judge.escalation.pricing import price_of
 from ray_judge.records import Answer, Chunk
 from ray_judge.routing import in_asking_order
 from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.storage import Missing
 from ray_judge.workers import our_error
 
 PER_UNIT = 256
@@ -88,6 +90,17 @@ def check_strong(config: RunConfig) -> None:
     price_of(strong.model, strong.price.model_dump(exclude_none=True) if strong.price else None)
     if strong.max_cost_usd > 0:
         api_key(strong)
+
+
+def check_books(config: RunConfig) -> None:
+    """Refuse a ledger or a journal that cannot be read, before the local judge begins its work.
+
+    Raises CorruptedError for what is damaged or was written by a newer version. What another run
+    that shares them tidies away meanwhile is no damage.
+    """
+    with contextlib.suppress(LedgerFenced, Missing):
+        recorded(*ledger_storage(config), run=ledger_name(config))
+        load_journal(*journal_storage(config))
 
 
 def escalate(

@@ -121,7 +121,9 @@ def bare(folder: Path, server: RunningServer, rows: int, cap: str, seed: int = 0
     """Without Ray: two askers in this process."""
     config = configuration(server, cap, **storm_settings(server, seed))
     texts = [f"Write down the number {n}." for n in range(rows)]
-    for starts in range(1, STARTS):
+    starts = 0
+    while starts < STARTS:
+        starts += 1
         night = ask(config, folder, server, texts)
         others = [error for error in night.errors if not isinstance(error, PausedError)]
         assert not others, others
@@ -134,7 +136,9 @@ def scored(folder: Path, server: RunningServer, rows: int, cap: str, address: st
     """With Ray: the command, as often as it takes."""
     write_pairs(folder / "in", rows)
     run = Scored(folder / "run", server, address, cap, storm_settings(server, seed=0))
-    for starts in range(1, STARTS):
+    starts = 0
+    while starts < STARTS:
+        starts += 1
         process = run.start()
         _, said = process.communicate(timeout=3600)
         if process.returncode == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -100,12 +101,16 @@ def test_a_server_that_knows_no_response_format(runs: Runs, server: RunningServe
 
 
 def test_an_empty_account_pauses_and_nothing_is_asked_twice(
-    runs: Runs, server: RunningServer, capsys: pytest.CaptureFixture[str]
+    runs: Runs, server: RunningServer, ray_session: str
 ) -> None:
+    """Exit 4 at once, as a process of its own: `python -m tests.fault.quota` measures more."""
     server.configure(quota_usd="0.01")
     run = runs(pairs(100), route__fraction=1, strong__concurrency=4)
-    assert run.score(capsys=capsys) == 4
-    assert "insufficient_quota" in run.said[-1]
+    process = run.start(ray_session)
+    said = process.communicate()[1]
+    ended = time.monotonic()
+    assert process.returncode == 4 and "insufficient_quota" in said
+    assert ended - server.stats()["quota_told_monotonic"] < 5
     assert not (run.output / "summary.json").exists()
     paid = server.stats()["billed"]
     assert 0 < paid < 100
