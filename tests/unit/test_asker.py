@@ -123,6 +123,7 @@ def ask_all(
     server: RunningServer, till: Till, folder: Path, texts: Sequence[str], **strong: Any
 ) -> Night:
     """Ask one question per text, all at once, without waiting between tries."""
+    unusable = strong.pop("unusable", 0)
     run, night = config(server, **strong), Night()
     question, storage = StrongQuestion(run), open_storage(str(folder))
 
@@ -136,7 +137,7 @@ def ask_all(
         asker = Asker(run.strong, question, price_of("gpt-4o"), client, purse, journal, sleep=sleep)
         bodies = [question.body(Example(text, ("x", "y"))) for text in texts]
         keys = [question.keys(Example(text, ("x", "y")))[0] for text in texts]
-        asked = [asker.ask(key, body) for key, body in zip(keys, bodies, strict=True)]
+        asked = [asker.ask(key, body, unusable) for key, body in zip(keys, bodies, strict=True)]
         night.outcomes = await asyncio.gather(*asked, return_exceptions=True)
         await purse.flush()
         journal.close()
@@ -198,6 +199,17 @@ def test_an_answer_that_stays_unusable(
     assert [a.final for a in night.journal.rows] == [False] * reasks + [True]
     assert all(a.verdict is None and a.error for a in night.journal.rows)
     assert server.stats()["billed"] == reasks + 1
+
+
+@pytest.mark.parametrize(("unusable", "asked"), [(0, 3), (1, 2), (2, 1), (9, 1)])
+def test_re_asks_that_an_earlier_session_used_up(
+    server: RunningServer, tmp_path: Path, unusable: int, asked: int
+) -> None:
+    server.configure(faults=[{"kind": "malformed_json", "max_times": 99}])
+    night = ask_all(server, Till(), tmp_path, ["q"], reasks=2, unusable=unusable)
+    assert night.outcomes == [Outcome.UNPARSEABLE]
+    assert server.stats()["billed"] == asked
+    assert [a.final for a in night.journal.rows] == [False] * (asked - 1) + [True]
 
 
 @pytest.mark.parametrize(
