@@ -19,7 +19,7 @@ from ray_judge.cascade import Rows, passed_on
 from ray_judge.config import RunConfig
 from ray_judge.engines.engine import check_engine, extra_columns
 from ray_judge.errors import PromiseBroken
-from ray_judge.escalation.escalate import Answers, check_strong, escalate
+from ray_judge.escalation.escalate import Answers, check_books, check_strong, escalate
 from ray_judge.inputs import check_unchanged, plan_input
 from ray_judge.judging import judge_chunks
 from ray_judge.merging import merge
@@ -52,6 +52,7 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
         with timed("plan", seconds):
             plan = planned(config, run)
             pin_calibration(run, calibration)
+            check_books(config)
         watch("plan", {"rows": plan.rows, "shards": len(plan.shards)})
 
         with connected():

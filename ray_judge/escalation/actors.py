@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -204,9 +204,12 @@ class AskerActor:
         self._columns = columns
         self._room = asyncio.Semaphore(in_flight)
 
-    async def ask(self, chunk: Chunk, asks: Sequence[Ask]) -> dict[str, str] | RayJudgeError:
+    async def ask(
+        self, chunk: Chunk, asks: Sequence[Ask], unusable: Mapping[str, int]
+    ) -> dict[str, str] | RayJudgeError:
         """Ask questions of one chunk, the first first; key → outcome.
 
+        `unusable`: key → how many answers of earlier sessions were no verdict.
         Errors come back as values: what was answered by then is in the journal.
         """
         try:
@@ -215,7 +218,7 @@ class AskerActor:
             return error
         tasks = []
         for (_, key, _), body in zip(asks, bodies, strict=True):
-            tasks.append(asyncio.ensure_future(self._one(key, body)))
+            tasks.append(asyncio.ensure_future(self._one(key, body, unusable.get(key, 0))))
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         try:
@@ -230,9 +233,9 @@ class AskerActor:
             return _gravest(ours)
         return {key: str(outcome) for (_, key, _), outcome in zip(asks, outcomes, strict=True)}
 
-    async def _one(self, key: str, body: dict[str, Any]) -> Outcome:
+    async def _one(self, key: str, body: dict[str, Any], unusable: int) -> Outcome:
         async with self._room:
-            return await self._asker.ask(key, body)
+            return await self._asker.ask(key, body, unusable)
 
     def _bodies(self, chunk: Chunk, asks: Sequence[Ask]) -> list[dict[str, Any]]:
         rows = sorted({row for row, _, _ in asks})

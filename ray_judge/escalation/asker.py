@@ -38,7 +38,9 @@ TRIES = 8
 """How often one question may fail in transit before its row is given up as `failed`."""
 LOST_TRIES = 3
 """How often its answer may be lost after it was sent: each of those counts as billed in full."""
-SIGNALS = {Kind.RATE_LIMIT: Signal.RATE_LIMITED, Kind.TRANSIENT: Signal.UNAVAILABLE}
+UNBILLED = {Kind.RATE_LIMIT: Signal.RATE_LIMITED, Kind.TRANSIENT: Signal.UNAVAILABLE}
+MAY_BE_BILLED = (Kind.BROKEN, Kind.AMBIGUOUS)
+"""Failures behind which there may be an answer that was computed: they count in full."""
 
 
 class Treasurer(Protocol):
@@ -201,7 +203,8 @@ class _Tries:
         A server that cannot be reached says nothing about the question: how long that is borne
         is for the governor (`strong.give_up_after_s`).
         """
-        self._transient += failure.kind is Kind.TRANSIENT and failure.status is not None
+        unreachable = failure.kind is Kind.TRANSIENT and failure.status is None
+        self._transient += failure.kind in (Kind.TRANSIENT, Kind.BROKEN) and not unreachable
         self._lost += failure.kind is Kind.AMBIGUOUS
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
@@ -210,7 +213,7 @@ class _Tries:
 
 
 def _again(failure: BaseException) -> bool:
-    kinds = (Kind.RATE_LIMIT, Kind.TRANSIENT, Kind.AMBIGUOUS, Kind.NO_SCHEMA)
+    kinds = (Kind.RATE_LIMIT, Kind.TRANSIENT, Kind.NO_SCHEMA, *MAY_BE_BILLED)
     return isinstance(failure, RequestFailed) and failure.kind in kinds
 
 
@@ -222,7 +225,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     failure = state.outcome.exception() if state.outcome else None
     backs_off = isinstance(failure, RequestFailed) and failure.kind in (
         Kind.TRANSIENT,
-        Kind.AMBIGUOUS,
+        *MAY_BE_BILLED,
     )
     return _BACKOFF(state) if backs_off else 0.0
 
@@ -257,16 +260,18 @@ class Asker:
         self._sleep = sleep
         self._journal_failed: StorageError | None = None
 
-    async def ask(self, key: str, body: Mapping[str, Any]) -> Outcome:
+    async def ask(self, key: str, body: Mapping[str, Any], unusable: int = 0) -> Outcome:
         """Ask one question to its end. The answer is in the journal when this returns.
 
+        `unusable`: how many of its re-asks earlier sessions have used up.
         Raises PausedError (everything kept, ask again later), EscalationError (no question of
         this run can be answered) and StorageError (no answer can be kept: nothing more is sent).
         """
         need = self._need(body)
-        for reask in range(self._strong.reasks + 1):
+        most = self._strong.reasks
+        for reask in range(min(unusable, most), most + 1):
             try:
-                answer = await self._attempt(key, body, need, reask == self._strong.reasks)
+                answer = await self._attempt(key, body, need, reask == most)
             except Denied:
                 return Outcome.DENIED_BUDGET
             if answer.final:
@@ -337,13 +342,13 @@ class Asker:
 
         Raises where no other question can fare better: PausedError, EscalationError.
         """
-        lost = failure.kind is Kind.AMBIGUOUS
+        lost = failure.kind in MAY_BE_BILLED
         final = failure.kind in (Kind.ROW, Kind.REFUSED) or tries.enough()
         answer = Answer(
             key=key,
             outcome=Outcome.REFUSED if failure.kind is Kind.REFUSED else Outcome.FAILED,
             verdict=None,
-            # An answer lost after the request was sent may have been billed: it counts in full.
+            # What may have been computed may have been billed: it counts in full.
             cost_usd=slot.need.max_cost_usd if lost else Decimal(0),
             usage=None,
             model=None,
@@ -356,7 +361,7 @@ class Asker:
         )
         if lost or final:
             await self._keep(answer)
-        signal = SIGNALS.get(failure.kind, Signal.UNAVAILABLE if lost else Signal.OK)
+        signal = UNBILLED.get(failure.kind, Signal.UNAVAILABLE if lost else Signal.OK)
         self._purse.settle(slot, answer.cost_usd, Feedback(signal, failure.headers, sent_at))
         if failure.kind is Kind.BILLING:
             reason = f"the provider wants money first ({failure.reason}): mend it, run again"

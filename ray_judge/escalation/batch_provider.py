@@ -33,7 +33,9 @@ CLOCKS_S = 86_400.0
 """More than the clocks of provider and client differ: where looking through the list ends."""
 ENDS = frozenset({"completed", "failed", "expired", "cancelled"})
 QUEUE_FULL = "token_limit_exceeded"
-PASSING = (Kind.RATE_LIMIT, Kind.TRANSIENT, Kind.AMBIGUOUS)
+PASSING = (Kind.RATE_LIMIT, Kind.TRANSIENT, Kind.BROKEN, Kind.AMBIGUOUS)
+UNCLEAR = (Kind.TRANSIENT, Kind.BROKEN, Kind.AMBIGUOUS)
+"""After these a batch may have been created."""
 
 _T = TypeVar("_T")
 
@@ -155,7 +157,7 @@ class Provider:
         try:
             return str(self._tried(once, _not_created)["id"])
         except RequestFailed as failure:
-            if failure.kind not in (Kind.TRANSIENT, Kind.AMBIGUOUS) or _not_created(failure):
+            if failure.kind not in UNCLEAR or _not_created(failure):
                 raise
             return None
 

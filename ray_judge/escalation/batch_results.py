@@ -68,6 +68,8 @@ def _result(document: Mapping[str, Any]) -> Result:
     told = told if isinstance(told, dict) else {}
     code, kind = told.get("code"), told.get("type")
     meaning = classify(status, code, kind, told.get("param")) if status >= 400 else Kind.TRANSIENT
+    if meaning is Kind.BROKEN:  # a line of the error file was not billed, whatever its status
+        meaning = Kind.TRANSIENT
     return Result(kind=meaning, reason=f"HTTP {status} {code or kind or ''}".strip())
 
 

@@ -7,6 +7,7 @@ So there is one way of recovering, and it is used every time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import secrets
@@ -21,7 +22,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from ray_judge.config import RunConfig, api_key
-from ray_judge.errors import EscalationError, RayJudgeError
+from ray_judge.errors import EscalationError, LedgerFenced, RayJudgeError
 from ray_judge.escalation.actors import (
     Ask,
     AskerActor,
@@ -40,6 +41,7 @@ from ray_judge.escalation.pricing import price_of
 from ray_judge.records import Answer, Chunk
 from ray_judge.routing import in_asking_order
 from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.storage import Missing
 from ray_judge.workers import our_error
 
 PER_UNIT = 256
@@ -90,6 +92,17 @@ def check_strong(config: RunConfig) -> None:
         api_key(strong)
 
 
+def check_books(config: RunConfig) -> None:
+    """Refuse a ledger or a journal that cannot be read, before the local judge begins its work.
+
+    Raises CorruptedError for what is damaged or was written by a newer version. What another run
+    that shares them tidies away meanwhile is no damage.
+    """
+    with contextlib.suppress(LedgerFenced, Missing):
+        recorded(*ledger_storage(config), run=ledger_name(config))
+        load_journal(*journal_storage(config))
+
+
 def escalate(
     config: RunConfig, plan: Plan, routed: Iterable[pl.DataFrame], progress: Progress
 ) -> Answers:
@@ -120,7 +133,7 @@ def _ask_all(config: RunConfig, plan: Plan, feed: _Feed, progress: Progress) -> 
         answered = len(journal.answers)
         barren = barren + 1 if answered == before else 0
         before = answered
-        session = _Session(config, plan, feed, set(journal.answers))
+        session = _Session(config, plan, feed, set(journal.answers), journal.unusable())
         try:
             session.run(progress)
         except (RayActorError, GovernorDied) as error:
@@ -220,6 +233,8 @@ class _Session:
     plan: Plan
     feed: _Feed
     answered: set[str]
+    unusable: Mapping[str, int]
+    """Key → how many of its re-asks earlier sessions have used up."""
     askers: list[Any] = field(default_factory=list)
     governor: Any = None
     denied: int = 0
@@ -295,7 +310,8 @@ class _Session:
         while waiting and min(load, default=2) < 2:
             number = load.index(min(load))
             unit = waiting.pop(0)
-            reference = self.askers[number].ask.remote(unit.chunk, unit.asks)
+            unusable = {k: self.unusable[k] for _, k, _ in unit.asks if k in self.unusable}
+            reference = self.askers[number].ask.remote(unit.chunk, unit.asks, unusable)
             running[reference] = number
             load[number] += 1
 

@@ -20,8 +20,9 @@ from typing import Any, Protocol
 from ray_judge.escalation.ledger import Lease, LeaseSlot, Ledger
 from ray_judge.escalation.limiter import Feedback, Limiter, Signal
 
-HORIZON_S = 0.25
-"""How far ahead permits are handed out: long enough to batch, short enough to react to a 429."""
+HORIZON_S = 0.5
+"""How far ahead permits are handed out: long enough to batch, and to bear a commit or a process
+that is half of it late without a gap in the rate; short enough to react to a 429."""
 
 TURN_SLOTS = 16
 """The most that one actor gets before the next one's turn."""

@@ -128,6 +128,15 @@ class Journal:
         """All attempts at one question, oldest first."""
         return [answer for answer in self.rows if answer.key == key]
 
+    def unusable(self) -> dict[str, int]:
+        """How often each question without a final answer got one that is no verdict."""
+        counts: dict[str, int] = {}
+        for answer in self.rows:
+            # A lost answer has no usage, and says nothing about the question.
+            if answer.usage is not None and not answer.final and answer.key not in self.answers:
+                counts[answer.key] = counts.get(answer.key, 0) + 1
+        return counts
+
     def frame(self) -> pl.DataFrame:
         """One row per attempt; columns as in `SCHEMA`."""
         import polars as pl

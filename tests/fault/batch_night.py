@@ -34,7 +34,11 @@ from ray_judge.run_directory import Plan
 from ray_judge.storage import open_storage
 
 GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
-QUICK = {"validating_s": 0.005, "in_progress_s": 0.01, "finalizing_s": 0.005}
+BY_HAND = {"validating_s": 86_400, "in_progress_s": 86_400, "finalizing_s": 86_400}
+"""By itself no batch comes to its end here: the clock of a night moves it (see `Clock`)."""
+BY_ITSELF = {"validating_s": 0.005, "in_progress_s": 0.01, "finalizing_s": 0.005}
+"""For a process of its own, whose clock is the real one."""
+ENDED = ("completed", "failed", "expired", "cancelled")
 
 
 class Crash(BaseException):
@@ -43,8 +47,13 @@ class Crash(BaseException):
 
 @dataclass
 class Clock:
-    """Seconds pass when somebody sleeps; really, only milliseconds do."""
+    """Seconds pass when somebody sleeps, and then every batch of the provider comes to its end.
 
+    So what happens between two looks does not depend on how busy this machine is. Batches that a
+    test moves with its own hand (`manual`), or that move by themselves, are left alone.
+    """
+
+    server: RunningServer
     now: float = field(default_factory=time.time)
     slept: float = 0.0
 
@@ -54,7 +63,11 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.slept += seconds
-        time.sleep(0.002)
+        settings = self.server.configure()["batches"]
+        if settings["manual"] or settings["in_progress_s"] < BY_HAND["in_progress_s"]:
+            time.sleep(0.002)
+        else:
+            end(self.server)
 
 
 class CrashAt:
@@ -77,11 +90,18 @@ def provider() -> Iterator[RunningServer]:
         yield server
 
 
+def end(server: RunningServer) -> None:
+    """Move all batches on together, status by status, until each has ended."""
+    while waiting := [one for one in server.batches() if one["status"] not in ENDED]:
+        for one in waiting:
+            server.advance_batch(one["id"])
+
+
 def clean(server: RunningServer, **batches: Any) -> RunningServer:
     """Empty books and default settings, but for some of the batches'."""
     settings = ServerConfig(prices=GPT_41).public()
     del settings["api_key"]
-    settings["batches"] |= QUICK | batches
+    settings["batches"] |= BY_HAND | batches
     server.configure(**settings)
     server.reset()
     return server
@@ -114,7 +134,7 @@ class Night:
                 "base_url": server.base_url, "batch": batch, **strong,
             },
         }  # fmt: skip
-        self.clock = Clock()
+        self.clock = Clock(server)
 
     @property
     def config(self) -> RunConfig:
@@ -216,7 +236,7 @@ def main(path: str) -> None:
     session.close()
 
 
-__all__ = ["Clock", "Crash", "CrashAt", "Night", "clean", "provider"]
+__all__ = ["BY_ITSELF", "Clock", "Crash", "CrashAt", "Night", "clean", "end", "provider"]
 
 if __name__ == "__main__":
     main(sys.argv[1])

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -31,9 +31,13 @@ import pyarrow.parquet as pq
 import yaml
 
 from ray_judge.demo.server import Latency, Prices, RunningServer, ServerConfig, running_server
+from ray_judge.escalation.journal import load_journal
+from ray_judge.storage import open_storage
 
-# A raylet on a busy machine is slow, not dead: read by Ray's processes when they start.
+# Read by Ray's processes when they start: a raylet on a busy machine is slow, not dead, and its
+# workers run at our own priority, where Ray would leave them what the machine does not need.
 os.environ.setdefault("RAY_health_check_failure_threshold", "30")
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 ROOT = Path(__file__).resolve().parents[2]
 GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
@@ -59,7 +63,8 @@ class Scored:
 
     folder: Path
     server: RunningServer
-    address: str
+    address: str | None
+    """Of a running Ray; None: the command starts one of its own."""
     max_cost_usd: str = "5"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,11 +98,12 @@ class Scored:
     def start(self) -> subprocess.Popen[str]:
         """Begin `ray-judge score` on the cluster at `address`."""
         code = "from ray_judge.cli import entry_point; entry_point()"
+        others = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         return subprocess.Popen(
             [sys.executable, "-c", code, "score", str(self.write()), "--quiet"],
             env={
-                **os.environ,
-                "RAY_ADDRESS": self.address,
+                **others,
+                **({"RAY_ADDRESS": self.address} if self.address else {}),
                 "OPENAI_API_KEY": self.server.api_key,
                 "PYTHONPATH": str(ROOT),
             },
@@ -148,15 +154,19 @@ def descendants(pid: int) -> Iterator[int]:
         waiting.extend(found)
 
 
-def actor_pid(kind: str) -> int | None:
-    """The process of an actor of this class, by the title that Ray gives it."""
+def actor_pids(kind: str) -> list[int]:
+    """The processes of actors of this class, by the title that Ray gives them, the newest last.
+
+    There may be several: those of a driver that was killed outlive it for some seconds.
+    """
+    found = []
     for pid in descendants(os.getpid()):
         try:
             if (Path("/proc") / str(pid) / "cmdline").read_bytes().startswith(ACTORS[kind]):
-                return pid
+                found.append(pid)
         except OSError:
             continue
-    return None
+    return sorted(found)
 
 
 def alive(pid: int) -> bool:
@@ -180,43 +190,57 @@ class Night:
     unexcused: int = 0
     allowed: int = 0
     """Questions in flight at a death, or answered in the 250 ms before."""
+    lag_s: float = 0.0
+    """The longest that an answer lay on its socket before its asker, starved, took it in."""
     usd: Decimal = Decimal(0)
     seconds: float = 0.0
 
 
-def run_killed(run: Scored, seed: int, rows: int) -> Night:
-    """Score `run` to its end through one to three kills."""
-    rng = random.Random(seed)
-    night = Night([rng.choice(VICTIMS) for _ in range(rng.choice((1, 1, 2, 3)))])
-    after = sorted(rng.randint(0, int(rows * 0.95)) for _ in night.victims)
-    plan = list(zip(night.victims, after, strict=True))
-    night.victims = []
+def draw(rng: random.Random, rows: int) -> list[tuple[str, int]]:
+    """One to three kills: of whom, and after how many bills."""
+    victims = [rng.choice(VICTIMS) for _ in range(rng.choice((1, 1, 2, 3)))]
+    after = sorted(rng.randint(0, int(rows * 0.95)) for _ in victims)
+    return list(zip(victims, after, strict=True))
+
+
+def run_killed(
+    run: Scored, seed: int, rows: int, kills: Sequence[tuple[str, int]] | None = None
+) -> Night:
+    """Score `run` to its end through the kills that the seed decides, or through these."""
+    rng, night = random.Random(seed), Night([])
+    plan = draw(rng, rows) if kills is None else list(kills)
     begun = time.monotonic()
-    watching: list[threading.Thread] = []
+    watching: dict[int, threading.Thread] = {}
     while True:
         night.starts += 1
         process = run.start()
         while plan and process.poll() is None:
             victim, bills = plan[0]
-            asker = actor_pid("asker") if run.server.stats()["billed"] >= bills else None
-            pid = process.pid if victim == "driver" else actor_pid(victim) if asker else None
-            if asker is None or pid is None:
+            askers = actor_pids("asker") if run.server.stats()["billed"] >= bills else []
+            actors = actor_pids(victim) if askers and victim in ACTORS else []
+            if not askers or not (actors or victim == "driver"):
                 time.sleep(0.005)  # not yet so far, or a session has just ended
                 continue
             time.sleep(rng.random() * 0.1)
-            watching.append(threading.Thread(target=_watch, args=(asker, night)))
-            watching[-1].start()
-            os.kill(pid, signal.SIGKILL)
+            for asker in {*askers} - {*watching}:
+                watching[asker] = threading.Thread(target=_watch, args=(asker, night))
+                watching[asker].start()
+            try:
+                os.kill(actors[-1] if actors else process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # its session ended by itself in the meantime
             night.victims.append(victim)
             plan.pop(0)
         _, said = process.communicate(timeout=300)
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, said
-    for thread in watching:
+    for thread in watching.values():
         thread.join()
     night.seconds = time.monotonic() - begun
-    _count(night, run.server.bills())
+    bills = run.server.bills()
+    night.lag_s = _lag_s(run, bills)
+    _count(night, bills)
     return night
 
 
@@ -226,25 +250,38 @@ def _watch(asker: int, night: Night) -> None:
     night.deaths.append(time.monotonic())
 
 
+def _lag_s(run: Scored, bills: list[dict[str, Any]]) -> float:
+    """How late the askers of this run took in an answer that lay on the socket, at worst.
+
+    The journal's 250 ms begin when an asker has the answer. Ray runs askers at a low priority:
+    on a busy machine an answer is on the socket for some time before.
+    """
+    answered = {bill["number"]: bill["answered_wall"] for bill in bills}
+    kept = load_journal(open_storage(str(run.output))).rows
+    read = {int(a.response_id.rpartition("-")[2]): a.at for a in kept if a.response_id}
+    return max(0.0, *(at - (answered[number] or at) for number, at in read.items()))
+
+
 def _count(night: Night, bills: list[dict[str, Any]]) -> None:
     """Which second bills a death explains: in flight then, or answered in the 250 ms before."""
     by_question: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for bill in bills:
         by_question[bill["canonical"]].append(bill)
         night.usd += Decimal(bill["usd"])
-        night.allowed += any(_explains(death, bill) for death in night.deaths)
+        night.allowed += any(_explains(death, bill, night.lag_s) for death in night.deaths)
     for times in by_question.values():
         night.twice += len(times) - 1
         night.unexcused += sum(
-            not any(_explains(death, bill) for death in night.deaths) for bill in times[:-1]
+            not any(_explains(death, bill, night.lag_s) for death in night.deaths)
+            for bill in times[:-1]
         )
 
 
-def _explains(death: float, bill: dict[str, Any]) -> bool:
+def _explains(death: float, bill: dict[str, Any], lag_s: float) -> bool:
     """Whether an asker that died then may not have kept this answer."""
     answered, longest_s = bill["answered_monotonic"], LATENCY_MS[1] / 1000
     sent_before = bill["billed_monotonic"] - longest_s < death + SLACK_S
-    return sent_before and (answered is None or answered > death - WINDOW_S - SLACK_S)
+    return sent_before and (answered is None or answered > death - lag_s - WINDOW_S - SLACK_S)
 
 
 # --- many ---
@@ -314,7 +351,8 @@ def _many(folder: Path, server: RunningServer, address: str, options: argparse.N
         allowed += night.allowed
         print(
             f"seed {seed}: {', '.join(night.victims)}; {night.starts} starts, {night.twice} billed "
-            f"twice of {night.allowed} explained, ${night.usd} of ${cap}, {night.seconds:.1f} s",
+            f"twice of {night.allowed} explained, ${night.usd} of ${cap}, read within "
+            f"{night.lag_s * 1000:.0f} ms, {night.seconds:.1f} s",
             flush=True,
         )
     print(f"{options.runs} runs, {kills} kills, {twice} billed twice of {allowed} explained")

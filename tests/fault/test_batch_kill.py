@@ -18,7 +18,7 @@ import yaml
 
 from ray_judge.demo.server import RunningServer
 
-from .batch_night import CrashAt, Night, clean, provider
+from .batch_night import BY_ITSELF, CrashAt, Night, clean, provider
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,6 +183,7 @@ def start(night: Night, folder: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("last", ["created", "journal"])
 def test_sigkill(tmp_path: Path, server: RunningServer, last: str) -> None:
     """A real process, killed between two steps; the next one goes on."""
+    server.configure(batches=BY_ITSELF)
     night = Night(tmp_path, server, batch={"poll_s": 0.01, "max_requests": 12})
     process = start(night, tmp_path)
     assert process.stdout is not None and process.stdin is not None

@@ -6,7 +6,7 @@ Kept as close to `escalate.py` as can be; read the two side by side.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_judge.errors import EscalationError, RayJudgeError
@@ -41,7 +41,8 @@ class Driver:
             answered = len(journal.answers)
             barren = barren + 1 if answered == before else 0
             before = answered
-            session = _Session(self, self.night.parts.answered(journal))
+            parts = self.night.parts
+            session = _Session(self, parts.answered(journal), parts.unusable(journal))
             try:
                 await session.run()
                 break
@@ -65,10 +66,11 @@ class Driver:
 class _Session:
     """One governor and its askers."""
 
-    def __init__(self, driver: Driver, answered: set[str]) -> None:
+    def __init__(self, driver: Driver, answered: set[str], unusable: Mapping[str, int]) -> None:
         self._night = driver.night
         self._driver = driver
         self._answered = answered
+        self._unusable = unusable
         self._governor: GovernorHost | None = None
         self._askers: list[AskerHost] = []
         self._failure: RayJudgeError | None = None
@@ -135,7 +137,8 @@ class _Session:
         while waiting and min(load, default=2) < 2:
             number = load.index(min(load))
             asker = self._askers[number]
-            running[call(self._night, asker.process, asker.ask, waiting.pop(0))] = number
+            unit, process = waiting.pop(0), asker.process
+            running[call(self._night, process, asker.ask, unit, self._unusable)] = number
             load[number] += 1
 
     async def _fail(self, failure: RayJudgeError) -> None:

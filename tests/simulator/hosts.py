@@ -284,9 +284,11 @@ class AskerHost:
             clock=night.wall,
         )
 
-    async def ask(self, questions: Sequence[Question]) -> dict[str, Outcome] | RayJudgeError:
+    async def ask(
+        self, questions: Sequence[Question], unusable: Mapping[str, int]
+    ) -> dict[str, Outcome] | RayJudgeError:
         """Ask questions; errors come back as values."""
-        tasks = [asyncio.ensure_future(self._one(question)) for question in questions]
+        tasks = [asyncio.ensure_future(self._one(q, unusable.get(q.key, 0))) for q in questions]
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         try:
@@ -301,9 +303,9 @@ class AskerHost:
         pairs = zip(questions, outcomes, strict=True)
         return {q.key: o for q, o in pairs if isinstance(o, Outcome)}
 
-    async def _one(self, question: Question) -> Outcome:
+    async def _one(self, question: Question, unusable: int) -> Outcome:
         async with self._room:
-            return await self._asker.ask(question.key, question.body)
+            return await self._asker.ask(question.key, question.body, unusable)
 
     async def close(self) -> None:
         """Mark this actor's log as ended."""

@@ -6,7 +6,7 @@ import contextvars
 import gc
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class Parts:
     asker: Any = RememberingAsker
     storage: Any = SimStorage
     answered: Callable[[Journal], set[str]] = lambda journal: set(journal.answers)
+    unusable: Callable[[Journal], Mapping[str, int]] = lambda journal: journal.unusable()
     distinct: Callable[[tuple[Question, ...]], list[Question]] = distinct
 
 

@@ -123,7 +123,7 @@ class Oracle:
                 if not self._excused(before):
                     self.fail(f"asked twice: {question.key[:6]} under {before.slot} and {slot}")
             unusable = [r for r in earlier if r.arrived_at is not None and not r.usable]
-            if sum(r.process.doomed_at is None for r in unusable) > self._plan.strong.reasks:
+            if sum(not self._unkept(r) for r in unusable) > self._plan.strong.reasks:
                 self.fail(f"re-asked more often than configured: {question.key[:6]}")
         earlier.append(request)
 
@@ -131,6 +131,10 @@ class Oracle:
         """Whether the same question may be asked again after this request."""
         if request.lost or (request.arrived_at is not None and not request.usable):
             return True
+        return self._unkept(request)
+
+    def _unkept(self, request: Request) -> bool:
+        """Whether a death may have cost what came of this request."""
         doomed_at = request.process.doomed_at
         if doomed_at is None:
             return False

@@ -190,6 +190,7 @@ def _faults(rng: random.Random) -> Faults:
         cut=some(),
         late=some(),
         refusal=some(),
-        malformed=some(),
+        # Sometimes a judge that hardly ever keeps to the schema: re-asks are used up.
+        malformed=0.7 if rng.random() < 0.15 else some(),
         no_usage=some(),
     )

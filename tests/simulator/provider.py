@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ray_judge.escalation.asker import MAY_BE_BILLED
 from ray_judge.escalation.client import Kind, Reply, RequestFailed
 from ray_judge.escalation.ledger import LeaseSlot
 from ray_judge.records import Usage
@@ -76,7 +77,7 @@ class Provider:
         try:
             reply = await answer
         except RequestFailed as failure:
-            request.lost = failure.kind is Kind.AMBIGUOUS
+            request.lost = failure.kind in MAY_BE_BILLED
             raise
         finally:
             timer.cancel()
@@ -127,7 +128,8 @@ class Provider:
         self._room -= 1.0
         draw = self._rng.random()
         for share, kind in (
-            (faults.server_error, Kind.TRANSIENT),
+            (faults.server_error / 2, Kind.TRANSIENT),
+            (faults.server_error / 2, Kind.BROKEN),
             (faults.reset_before, Kind.AMBIGUOUS),
             (faults.no_schema, Kind.NO_SCHEMA),
             (faults.row_refused, Kind.ROW),
@@ -156,7 +158,8 @@ class Provider:
         draw = rng.random()
         if draw < faults.reset_after + faults.cut:
             request.lost = True
-            self._tell(request, answer, RequestFailed(Kind.AMBIGUOUS, "simulated: lost"))
+            kind = Kind.BROKEN if draw < faults.reset_after / 2 else Kind.AMBIGUOUS
+            self._tell(request, answer, RequestFailed(kind, "simulated: lost"))
         else:
             self._tell(request, answer, reply)
 

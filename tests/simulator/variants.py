@@ -17,6 +17,7 @@ import ray_judge.escalation.ledger
 from ray_judge.errors import LedgerFenced
 from ray_judge.escalation.accounts import to_nanos
 from ray_judge.escalation.asker import Slot
+from ray_judge.escalation.client import Kind
 from ray_judge.escalation.governor import Governor, Need, Permit
 from ray_judge.escalation.journal import JournalWriter
 from ray_judge.escalation.ledger import Lease, Ledger
@@ -243,6 +244,15 @@ class AmbiguousIsFree(RememberingAsker):
         return await super()._failed(key, free, sent_at, failure, tries)
 
 
+class ServerErrorIsFree(RememberingAsker):
+    """A server that answers 500 has not billed, surely."""
+
+    async def _failed(self, key: str, slot: Slot, sent_at: float, failure: Any, tries: Any) -> Any:
+        if failure.kind is Kind.BROKEN:
+            slot = replace(slot, need=replace(slot.need, max_cost_usd=Decimal(0)))
+        return await super()._failed(key, slot, sent_at, failure, tries)
+
+
 class PaysOnWithoutJournal(RememberingAsker):
     """FOUND: a journal that cannot be written stopped nobody."""
 
@@ -339,9 +349,11 @@ VARIANTS: Mapping[str, Parts] = {
     "recovery forgets what was settled": Parts(ledger=ForgetsSettled),
     "month border forgotten": Parts(ledger=NoMonthBorder),
     "journal not consulted": Parts(answered=_nothing),
+    "re-asks begin anew": Parts(unusable=lambda journal: {}),
     "identical rows asked each": Parts(distinct=_all_rows),
     "settle before journal": Parts(asker=SettleBeforeJournal),
     "ambiguous time-out is free": Parts(asker=AmbiguousIsFree),
+    "server error is free": Parts(asker=ServerErrorIsFree),
     "release of a sent slot": Parts(purse=ReleasesSentSlots),
     "a slot used twice": Parts(purse=UsesSlotsTwice),
     "more sent than granted": Parts(purse=KeepsPermits),

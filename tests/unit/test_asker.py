@@ -123,6 +123,7 @@ def ask_all(
     server: RunningServer, till: Till, folder: Path, texts: Sequence[str], **strong: Any
 ) -> Night:
     """Ask one question per text, all at once, without waiting between tries."""
+    unusable = strong.pop("unusable", 0)
     run, night = config(server, **strong), Night()
     question, storage = StrongQuestion(run), open_storage(str(folder))
 
@@ -136,7 +137,7 @@ def ask_all(
         asker = Asker(run.strong, question, price_of("gpt-4o"), client, purse, journal, sleep=sleep)
         bodies = [question.body(Example(text, ("x", "y"))) for text in texts]
         keys = [question.keys(Example(text, ("x", "y")))[0] for text in texts]
-        asked = [asker.ask(key, body) for key, body in zip(keys, bodies, strict=True)]
+        asked = [asker.ask(key, body, unusable) for key, body in zip(keys, bodies, strict=True)]
         night.outcomes = await asyncio.gather(*asked, return_exceptions=True)
         await purse.flush()
         journal.close()
@@ -200,6 +201,17 @@ def test_an_answer_that_stays_unusable(
     assert server.stats()["billed"] == reasks + 1
 
 
+@pytest.mark.parametrize(("unusable", "asked"), [(0, 3), (1, 2), (2, 1), (9, 1)])
+def test_re_asks_that_an_earlier_session_used_up(
+    server: RunningServer, tmp_path: Path, unusable: int, asked: int
+) -> None:
+    server.configure(faults=[{"kind": "malformed_json", "max_times": 99}])
+    night = ask_all(server, Till(), tmp_path, ["q"], reasks=2, unusable=unusable)
+    assert night.outcomes == [Outcome.UNPARSEABLE]
+    assert server.stats()["billed"] == asked
+    assert [a.final for a in night.journal.rows] == [False] * (asked - 1) + [True]
+
+
 @pytest.mark.parametrize(
     "fault", ["content_filter_400", "context_length_exceeded", "invalid_request"]
 )
@@ -216,16 +228,24 @@ def test_a_question_that_will_never_be_answered(
     assert next(iter(night.journal.answers.values())).outcome is wanted  # and it is not asked again
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "billed"),
+    [("unavailable", "503", False), ("server_error", "500", True),
+     ("server_error_billed", "500", True), ("request_timeout", "408", True)],
+)  # fmt: skip
 def test_a_server_that_keeps_failing_gives_up_the_row(
-    server: RunningServer, tmp_path: Path
+    server: RunningServer, tmp_path: Path, fault: str, status: str, billed: bool
 ) -> None:
-    server.configure(faults=[{"kind": "server_error", "contains": "bad", "max_times": 999}])
+    """A server that did not begin has not billed; one that failed at work may have."""
+    server.configure(faults=[{"kind": fault, "contains": "bad", "max_times": 999}])
     till = Till()
     night = ask_all(server, till, tmp_path, ["bad", "good"])
     assert night.outcomes == [Outcome.FAILED, Outcome.RESOLVED]
-    assert server.stats()["by_status"]["500"] == TRIES
+    assert server.stats()["by_status"][status] == TRIES
     assert [f.signal for f in till.told].count(Signal.UNAVAILABLE) == TRIES
-    assert sum(till.settled.values(), Decimal(0)) == Decimal(server.stats()["total_usd"])
+    spent, total = sum(till.settled.values(), Decimal(0)), Decimal(server.stats()["total_usd"])
+    assert spent > total if billed else spent == total
+    assert spent == sum((a.cost_usd for a in night.journal.rows), Decimal(0))
     assert len([s for s in night.slept if s > 0]) == TRIES - 1  # the waits grow: see below
     assert max(night.slept) <= 20
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -31,7 +30,7 @@ from ray_judge.escalation.question import StrongQuestion
 from ray_judge.records import Example, Usage
 from ray_judge.storage import open_storage
 
-from ..fault.batch_night import Night, clean, provider  # noqa: TID252
+from ..fault.batch_night import BY_ITSELF, Night, clean, end, provider  # noqa: TID252
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -59,12 +58,11 @@ def complete(server: RunningServer, batch: str) -> None:
 
 
 def until_ended(server: RunningServer, batches: int) -> Callable[[str], None]:
-    """A checkpoint: behind the last submission, wait until so many batches have ended."""
+    """A checkpoint: behind the last submission, so many batches come to their end."""
 
     def wait(step: str) -> None:
         if step == "submitted" and len(server.batches()) == batches:
-            while any(batch["status"] != "completed" for batch in server.batches()):
-                time.sleep(0.005)
+            end(server)
 
     return wait
 
@@ -217,7 +215,8 @@ def test_an_expired_batch_re_asks_only_what_it_lacks(tmp_path: Path, server: Run
 
 def test_a_cancelled_batch_keeps_what_it_finished(tmp_path: Path, server: RunningServer) -> None:
     night = Night(tmp_path, server, batch={"max_requests": 12})
-    server.configure(batches={"in_progress_s": 1.5})
+    # A line each second, by itself: eleven are left when the first is done.
+    server.configure(batches={**BY_ITSELF, "in_progress_s": 12})
     client = BatchClient(night.config.strong, server.api_key)
 
     def cancel(step: str) -> None:
@@ -226,7 +225,7 @@ def test_a_cancelled_batch_keeps_what_it_finished(tmp_path: Path, server: Runnin
             while server.batches()[0]["request_counts"]["completed"] < 1:
                 pass
             client._client.batches.cancel(batch["id"])
-            server.configure(batches={"in_progress_s": 0.01})
+            server.configure(batches=BY_ITSELF)
 
     night.run(cancel)
     client.close()
@@ -371,9 +370,8 @@ def test_a_server_that_must_be_asked_in_words(tmp_path: Path, server: RunningSer
 
 
 def test_a_run_leaves_a_pending_batch_and_goes_on(tmp_path: Path, server: RunningServer) -> None:
-    server.configure(batches={"in_progress_s": 1.0})
     night = Night(tmp_path, server, batch={"wait_s": 0})
-    with pytest.raises(PausedError, match=r"batch pending: \d+ of 12 requests done") as caught:
+    with pytest.raises(PausedError, match=r"batch pending: 0 of 12 requests done") as caught:
         night.run()
     assert caught.value.exit_code == 4
     night.document["strong"]["batch"]["wait_s"] = 86_400

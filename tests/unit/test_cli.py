@@ -170,7 +170,7 @@ def test_an_unknown_key(case: Case) -> None:
     refused(case.score("strong.max_cost=1"), 2, "strong.max_cost ", "strong.max_cost_usd")
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", "sk a"])
+@pytest.mark.parametrize("value", [None, "", "  ", "sk a", "sk-a\n", "\tsk-a"])
 def test_no_key(case: Case, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     case.shard()
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -191,10 +191,29 @@ def test_an_unknown_price(case: Case) -> None:
     refused(case.score("strong.model=acme/judge-1"), 2, "acme/judge-1", "strong.price")
 
 
-@pytest.mark.parametrize("cap", [".nan", "-1", "null", ".inf", "lots"])
-def test_a_cap_that_is_no_amount(case: Case, cap: str) -> None:
+@pytest.mark.parametrize(
+    "price", ["{input_usd_per_mtok: -1, output_usd_per_mtok: 1}", "{input_usd_per_mtok: 1}",
+              "{input_usd_per_mtok: .nan, output_usd_per_mtok: 1}"]
+)  # fmt: skip
+def test_a_price_that_is_none(case: Case, price: str) -> None:
     case.shard()
-    refused(case.score(f"strong.max_cost_usd={cap}"), 2, "strong.max_cost_usd")
+    refused(case.score(f"strong.price={price}"), 2, "strong.price")
+
+
+@pytest.mark.parametrize("cap", [".nan", "-1", "null", ".inf", "lots"])
+@pytest.mark.parametrize("key", ["max_cost_usd", "max_cost_usd_per_month"])
+def test_a_cap_that_is_no_amount(case: Case, key: str, cap: str) -> None:
+    if key == "max_cost_usd_per_month" and cap == "null":
+        return  # no cap per month: the run's own is enough
+    case.shard()
+    refused(case.score(f"strong.{key}={cap}"), 2, f"strong.{key}")
+
+
+@pytest.mark.parametrize("key", ["requests_per_minute", "tokens_per_minute", "concurrency"])
+@pytest.mark.parametrize("rate", ["0", "-1", "null", ".nan", "2.5"])
+def test_a_rate_that_is_none(case: Case, key: str, rate: str) -> None:
+    case.shard()
+    refused(case.score(f"strong.{key}={rate}"), 2, f"strong.{key}")
 
 
 def test_no_cap(case: Case) -> None:
@@ -266,6 +285,23 @@ def test_a_second_process_on_the_same_directory(case: Case) -> None:
         second = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert second.returncode == 1
     assert f"another process works in this run directory (pid {os.getpid()}" in second.stderr
+
+
+@pytest.mark.parametrize("log", ["ledger/00000001.log", "journal/a-0.log"])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [(b"2 1 0 0123456789abcdef {}", "newer version"), (b"1 1 0 junk {}", "a damaged line")],
+)
+def test_a_ledger_or_journal_that_cannot_be_read(
+    case: Case, log: str, line: bytes, said: str
+) -> None:
+    """Written by a newer version, or damaged by hand: found before the local judge begins."""
+    run = begun(case)
+    path = case.folder / "out" / log
+    path.parent.mkdir()
+    path.write_bytes(line + b"\n")
+    refused(case.score(), 1, path, said)
+    assert run.judged() == set() and path.read_bytes() == line + b"\n"
 
 
 def test_a_damaged_run(case: Case) -> None:

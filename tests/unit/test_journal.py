@@ -82,6 +82,19 @@ def test_money_round_trips(nanos: int) -> None:
         assert load_journal(storage).frame()["cost_usd"].to_list() == [cost]
 
 
+def test_unusable_answers_of_open_questions_are_counted(storage: LocalStorage) -> None:
+    """Not the lost ones, which have no usage, nor those of a question that has its answer."""
+    writer = JournalWriter(storage, writer_id="a")
+    vain = {"outcome": Outcome.UNPARSEABLE, "verdict": None, "final": False}
+    for number, change in enumerate(
+        ({"key": "open"}, {"key": "open"}, {"key": "lost", "usage": None}, {"key": "closed"})
+    ):
+        writer.append(answer(number, **vain, **change))
+    writer.append(answer(9, key="closed"))
+    writer.sync()
+    assert load_journal(storage).unusable() == {"open": 2}
+
+
 def test_two_answers_to_one_question_leave_the_earlier(storage: LocalStorage) -> None:
     write(storage, "w1", answer(0, at=20.0, slot=5, response_id="late"))
     write(storage, "w2", answer(0, at=10.0, slot=6, response_id="early", final=False))

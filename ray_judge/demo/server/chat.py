@@ -119,6 +119,8 @@ class ChatRoutes:
         try:
             return await self._complete(request)
         except ApiFailure as failure:
+            if failure.error is INSUFFICIENT_QUOTA and sim.quota_told is None:
+                sim.quota_told = time.monotonic()
             return error_answer(failure.error, {**self._headers(), **failure.headers})
         finally:
             sim.in_flight -= 1

@@ -38,6 +38,7 @@ class Simulator:
         self.admitted = 0
         self.max_in_flight = self.in_flight
         self.policy.unknown = 0
+        self.quota_told: float | None = None
         self.started = time.monotonic()
 
     def reconfigure(self, patch: dict[str, Any]) -> None:
@@ -117,5 +118,6 @@ class Simulator:
             "max_in_flight": self.max_in_flight,
             "unknown_questions": self.policy.unknown,
             "quota_used_up": self.quota_used_up(),
+            "quota_told_monotonic": self.quota_told,
             "uptime_s": round(time.monotonic() - self.started, 3),
         }

@@ -1,0 +1,210 @@
+"""Every scripted fault at once, 5 % each, until the run is at its end.
+
+    python -m tests.fault.storm --rows 5000
+
+A run of `ray-judge score` (`--bare`: the same without Ray, in this process) against the simulated
+provider. The provider's books say what was billed, and which answers it lost on their way; the
+journal says what the asker saw. An account that is empty a few times pauses the run; the same
+command goes on. A refused key or an unknown model is not among the faults: they end a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from ray_judge.demo.server import RunningServer, ServerConfig, running_server
+from ray_judge.demo.server.fault_kinds import ALL_KINDS
+from ray_judge.errors import PausedError
+from ray_judge.escalation.journal import Journal, load_journal
+from ray_judge.escalation.ledger import recorded
+from ray_judge.storage import open_storage
+
+from .kill import Scored, write_pairs
+from .one_process import ask, clean, configuration
+
+SHARE = 0.05
+TIMEOUT_S = 0.5
+STARTS = 12
+"""More sessions than the quota is exhausted: each pause needs one more."""
+ENDS_THE_RUN = {"invalid_api_key", "permission_denied", "model_not_found"}
+PAUSES_THE_RUN = {"insufficient_quota", "billing_hard_limit"}
+LOST = {
+    "hang_billed", "reset_after", "truncated_body", "broken_body", "server_error_billed", "late",
+}  # fmt: skip
+"""Computed and billed, and then lost on the way (`late`: after the asker's patience)."""
+UNUSABLE = {
+    "refusal", "content_filter", "cut", "malformed_json", "wrong_verdict", "empty_content",
+    "fenced_json",
+}  # fmt: skip
+"""Whole answers that are no verdict (`fenced_json` has words around the fence)."""
+REASKS = 1
+
+
+def faults() -> list[dict[str, Any]]:
+    """All kinds that a chat request can meet, the quota's not more than twice in a run."""
+    kinds = sorted(ALL_KINDS - ENDS_THE_RUN - PAUSES_THE_RUN - {"flex_unavailable"})
+    quota = [{"kind": kind, "probability": SHARE, "max_times": 2} for kind in PAUSES_THE_RUN]
+    told = {"retry_after_s": 0.03, "retry_after_style": "ms", "extra_ms": 4 * TIMEOUT_S * 1000}
+    return [*quota, *({"kind": kind, "probability": SHARE, **told} for kind in kinds)]
+
+
+@dataclass
+class Storm:
+    """What became of it."""
+
+    rows: int
+    cap: Decimal
+    outcomes: Counter[str]
+    journal: Journal
+    booked: Decimal
+    """Settled, and promised to requests whose fate is not known."""
+    starts: int
+    bills: list[dict[str, Any]]
+    stats: dict[str, Any]
+
+    def check(self) -> None:
+        """The promises, by the provider's own books."""
+        kinds = {rule["kind"] for rule in faults()}
+        met = self.stats["faults_injected"]
+        assert self.rows < 200 or set(met) == kinds, f"never met: {kinds - set(met)}"
+        assert sum(self.outcomes.values()) == self.rows, "a row is lost"
+        assert "pending" not in self.outcomes
+        total = Decimal(self.stats["total_usd"])
+        assert total <= self.booked <= self.cap, f"billed {total}, booked {self.booked}"
+        rows = self.journal.rows
+        read = {int(row.response_id.rpartition("-")[2]) for row in rows if row.response_id}
+        given_up = Counter(row.key for row in rows if row.usage is None and row.cost_usd)
+        for question, bills in self._by_question().items():
+            # Lost by the provider's design, or because the machine was slow: then, too, the
+            # asker waited for it in vain, and wrote so down.
+            lost = sum(bill["fault"] in LOST or bill["number"] not in read for bill in bills)
+            assert lost <= given_up[question], f"{question}: {bills}"
+            asked_again = min(REASKS, sum(bill["fault"] in UNUSABLE for bill in bills))
+            assert len(bills) <= 1 + lost + asked_again, f"{question}: {bills}"
+
+    def _by_question(self) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for bill in self.bills:
+            found.setdefault(bill["canonical"], []).append(bill)
+        return found
+
+    def __str__(self) -> str:
+        """One line."""
+        twice = len(self.bills) - len(self._by_question())
+        return (
+            f"{self.rows} questions, {self.stats['chat_requests']} requests, "
+            f"{sum(self.stats['faults_injected'].values())} faults of "
+            f"{len(self.stats['faults_injected'])} kinds, {self.starts} starts; {len(self.bills)} "
+            f"bills, {twice} for questions billed before, all of them explained; billed "
+            f"${self.stats['total_usd']} ≤ booked ${self.booked} ≤ cap ${self.cap}; "
+            f"{dict(self.outcomes)}"
+        )
+
+
+def storm_settings(server: RunningServer, seed: int) -> dict[str, Any]:
+    """Set the provider; give what the run must know of it."""
+    clean(server, faults=faults(), fault_seed=seed)
+    return {"timeout_s": TIMEOUT_S, "reasks": REASKS, "concurrency": 64}
+
+
+def bare(folder: Path, server: RunningServer, rows: int, cap: str, seed: int = 0) -> Storm:
+    """Without Ray: two askers in this process."""
+    config = configuration(server, cap, **storm_settings(server, seed))
+    texts = [f"Write down the number {n}." for n in range(rows)]
+    starts = 0
+    while starts < STARTS:
+        starts += 1
+        night = ask(config, folder, server, texts)
+        others = [error for error in night.errors if not isinstance(error, PausedError)]
+        assert not others, others
+        if not night.errors:
+            break
+    return _storm(night.outcomes, folder, server, rows, cap, starts)
+
+
+def scored(folder: Path, server: RunningServer, rows: int, cap: str, address: str) -> Storm:
+    """With Ray: the command, as often as it takes."""
+    write_pairs(folder / "in", rows)
+    run = Scored(folder / "run", server, address, cap, storm_settings(server, seed=0))
+    starts = 0
+    while starts < STARTS:
+        starts += 1
+        process = run.start()
+        _, said = process.communicate(timeout=3600)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 4, said
+    outcomes = Counter(run.rows()["outcome"].to_list())
+    return _storm(outcomes, run.output, server, rows, cap, starts)
+
+
+def _storm(
+    outcomes: Counter[str], folder: Path, server: RunningServer, rows: int, cap: str, starts: int
+) -> Storm:
+    storage = open_storage(str(folder))
+    return Storm(
+        rows,
+        Decimal(cap),
+        outcomes,
+        load_journal(storage),
+        sum(recorded(storage), Decimal(0)),
+        starts,
+        server.bills(),
+        server.stats(),
+    )
+
+
+def on_ray(folder: Path, work: Callable[[str], int]) -> int:
+    """Do the work on a Ray of its own, whose address it is told."""
+    import ray
+
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=False, _temp_dir=str(folder / "ray"),
+        log_to_driver=False, logging_level="ERROR",
+    )  # fmt: skip
+    try:
+        return work(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()
+
+
+def main() -> int:
+    """Storm and check."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fault.storm", description=__doc__)
+    parser.add_argument("--rows", type=int, default=5000)
+    parser.add_argument("--cap", default="200", help="dollars")
+    parser.add_argument("--bare", action="store_true", help="without Ray")
+    options = parser.parse_args()
+    begun = time.monotonic()
+
+    def say(storm: Storm) -> int:
+        storm.check()
+        print(f"{storm}; {time.monotonic() - begun:.0f} s")
+        return 0
+
+    with (
+        tempfile.TemporaryDirectory(prefix="rj-", ignore_cleanup_errors=True) as name,
+        running_server(ServerConfig()) as server,
+    ):
+        folder = Path(name)
+        if options.bare:
+            return say(bare(folder, server, options.rows, options.cap))
+        return on_ray(
+            folder,
+            lambda address: say(scored(folder, server, options.rows, options.cap, address)),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Small storms; `python -m tests.fault.storm --rows 5000` is the whole of it, on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_judge.demo.server import RunningServer, running_server
+
+from .storm import bare
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_every_fault_at_once(tmp_path: Path, server: RunningServer) -> None:
+    """Each kind is met, and every bill for a question that was billed before is explained."""
+    storm = bare(tmp_path, server, 300, "200")
+    storm.check()
+    assert storm.starts > 1, "the account was empty in between"
+    assert storm.outcomes["resolved"] > 150
+
+
+def test_every_fault_under_a_cap_that_binds(tmp_path: Path, server: RunningServer) -> None:
+    """What was lost counts in full, so the cap ends the storm early, and holds."""
+    storm = bare(tmp_path, server, 100, "0.1", seed=1)
+    storm.check()
+    assert storm.outcomes["denied_budget"] > 0 and storm.outcomes["resolved"] > 0
