@@ -14,8 +14,9 @@ from .storm import bare
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[RunningServer]:
+    """One of its own for each storm: late answers of the last one would be billed in the next."""
     with running_server() as server:
         yield server
 
