@@ -60,7 +60,7 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
 
         with connected():
             judged = judge(config, plan, run, seconds, watch)
-            routed = Routed(config, plan, run, judged, calibration)
+            routed = Routed(config, run, judged, plan, calibration)
             with timed("escalate", seconds):
                 answers = escalate(config, plan, routed, lambda state: watch("escalate", state))
             with timed("merge", seconds):
@@ -144,18 +144,18 @@ class Routed:
     def __init__(
         self,
         config: RunConfig,
-        plan: Plan,
         run: RunDirectory,
         judged: Generator[str, None, None],
+        plan: Plan | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        """Take chunks as they are committed."""
+        """Take chunks as they are committed. Only audits and budgets need the plan."""
         self._config = config
         self._plan = plan
         self._run = run
         self._judged = judged
         self._tier = calibration.tiers[0] if calibration else None
-        self._seed = run_seed(config, plan)
+        self._seed = run_seed(config, plan) if plan else ""
         self._frames: list[pl.DataFrame] = []
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
@@ -163,7 +163,7 @@ class Routed:
         policy = self._config.route
         if needs_every_row(policy):
             judged = pl.concat([judged_frame(self._run, name) for name in sorted(self._judged)])
-            if policy.policy == "budget":
+            if policy.policy == "budget" and self._plan is not None:
                 judged = with_costs(self._config, self._plan, judged)
             self._frames = [route(judged, policy, self._tier, self._seed)]
             yield self._frames[0]
