@@ -46,10 +46,10 @@ def template_hash(config: RunConfig) -> str | None:
         return None
     instruction, first, second, *optional = PROBE
     responses = (first, second) if config.task == "pairwise" else (first,)
-    question = format_for(config.judge, config.task).render(
-        Example(instruction, responses, *optional)
-    )
-    text = json.dumps(asdict(question), sort_keys=True)
+    judge = format_for(config.judge, config.task)
+    # a row's own rubric replaces the configured one: the prompt is looked at with and without
+    examples = (Example(instruction, responses), Example(instruction, responses, *optional))
+    text = json.dumps([asdict(judge.render(example)) for example in examples], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

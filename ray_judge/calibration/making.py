@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -61,7 +62,7 @@ def make(
         strong_model,
         strong_error,
         tuple(_warnings(selection, alpha, delta)),
-        asdict(compare(confidence_methods(judged, str(judge["confidence"])), right)),
+        _plain(asdict(compare(confidence_methods(judged, str(judge["confidence"])), right))),
     )
 
 
@@ -94,6 +95,12 @@ def _strong(judged: pl.DataFrame, delta: float) -> tuple[CorrectnessMap | None, 
         share = float(right.mean())
         return CorrectnessMap("isotonic", (float(confidence[0]),), (share,)), bound
     return fit(confidence, right).map, bound
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will come back from JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def _warnings(selection: Selection, alpha: float, delta: float) -> list[str]:

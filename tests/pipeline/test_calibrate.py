@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from ray_judge.calibrated import read_calibration
 from ray_judge.cli import main
+from ray_judge.demo.command import write_pairs
 from ray_judge.demo.server import LookupAnswers, RunningServer
 
 from .conftest import Run, Runs
@@ -119,3 +122,30 @@ def test_plan_budget_and_evaluation(
     dollars = float(budget.summary()["spent_usd"])
     assert 0.09 < dollars <= 0.1
     assert budget.summary()["cap_usd"] == 0.1
+
+
+@pytest.mark.parametrize("source", ["llmbar", "demo"])
+def test_a_plans_dollars_are_the_ledgers(
+    runs: Runs,
+    server: RunningServer,
+    source: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Within 5 %. What the local judge says has no part in it, so its probabilities are drawn."""
+    if source == "llmbar":
+        rows = pl.read_parquet(request.getfixturevalue("data") / "llmbar.parquet")
+    else:
+        rows = write_pairs(tmp_path / "pairs", 1500, 2026)
+    rng = random.Random(1)
+    p_a = [0.5 + rng.random() / 2 for _ in range(rows.height)]
+    table: pa.Table = rows.with_columns(p_a=pl.Series(p_a), p_b=1 - pl.Series(p_a)).to_arrow()
+    run = runs(table, route__fraction=0.3, chunk_rows=1000, columns={"label": None})
+    assert main(["plan", str(run.yaml), "--quiet", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["policies"][-1]
+    assert server.stats()["requests"] == 0
+    assert run.score() == 0
+    summary = run.summary()
+    assert planned["rows"] == summary["routes"]["escalate"]
+    assert planned["dollars"]["online"] == pytest.approx(float(summary["spent_usd"]), rel=0.05)

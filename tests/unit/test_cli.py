@@ -226,11 +226,22 @@ def test_no_cap(case: Case) -> None:
     ("overrides", "said"),
     [(["route.fraction=1.01"], "route.fraction"), (["route.fraction=-1"], "route.fraction"),
      (["route.threshold=0.5"], "goes with policy: threshold"),
-     (["route.policy=threshold"], "route"), (["route.policy=best"], "route.policy")],
+     (["route.policy=threshold"], "route"), (["route.policy=best"], "route.policy"),
+     (["route={policy: guarantee}"], "needs the key calibration"),
+     (["route={policy: guarantee, calibration: /no/c.json}"], "there is no calibration here"),
+     (["route={policy: budget}"], "needs the key budget_usd")],
 )  # fmt: skip
 def test_policies(case: Case, overrides: list[str], said: str) -> None:
     case.shard()
     refused(case.score(*overrides), 2, said)
+
+
+def test_an_audit_by_a_column_that_is_missing(case: Case) -> None:
+    case.shard(scenario=["a"] * 3)
+    refused(
+        case.score("route.audit=0.1", "route.audit_by=scenaro"), 3,
+        "no such column for route.audit_by (did you mean scenario?)",
+    )  # fmt: skip
 
 
 def test_no_configuration(case: Case, tmp_path: Path) -> None:
