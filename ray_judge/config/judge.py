@@ -1,0 +1,244 @@
+"""`judge`: the local judge, format + model + engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ray_judge.config.tree import Positive, RouteConfig, Tree
+from ray_judge.records import Task
+
+FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
+    "judgelm": (1, 10),
+    "pandalm": (1, 5),
+    "auto-j": (1, 10),
+    "prometheus": (1, 5),
+    "prometheus-2": (1, 5),
+}
+"""Lowest and highest score that each judge was trained to give (their templates say so)."""
+CONFIDENCES = Literal["probability", "margin", "entropy", "calibrated_entropy"]
+
+
+CUSTOM_RESPONSES: Mapping[Task, tuple[str, ...]] = {
+    "pairwise": ("response_a", "response_b"),
+    "pointwise": ("response",),
+}
+
+
+class CustomFormat(Tree):
+    """`format: custom`: how the user's own judge is asked and answers (docs/custom-judge.md)."""
+
+    template: str
+    """The prompt. `{instruction}`, `{response_a}`, `{response_b}` (or `{response}`), `{input}`,
+    `{reference}` and `{rubric}` stand for the row's texts; other braces are themselves."""
+    system: str | None = None
+    """The system message, for models with a chat template."""
+    choices: dict[str, tuple[str, ...]]
+    """Alternative (`A`, `B`, `tie`; or a score) → the texts that mean it, as the judge writes
+    them where its verdict sits, leading space included."""
+    opening: str = ""
+    """decode: verdict: the beginning of the answer, up to where the verdict sits."""
+    verdict: str | None = None
+    """decode: full: a regular expression that finds the verdict in a whole answer (`^` and `$` are
+    at every line). Its group `verdict` matches one of the choices, white space aside."""
+    stop: tuple[str, ...] = ()
+    max_output_tokens: Positive = 512
+
+    def task(self) -> Task:
+        """Say what it judges: choices `A` and `B` compare a pair, numbers score one response."""
+        return "pairwise" if "A" in self.choices else "pointwise"
+
+    def placeholders(self, task: Task) -> tuple[str, ...]:
+        """Name what its template may stand for; the responses and the instruction it must."""
+        return (*CUSTOM_RESPONSES[task], "instruction", "input", "reference", "rubric")
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        """YAML reads an unquoted score as a number."""
+        if not isinstance(value, dict):
+            return value
+        return {str(name) if type(name) is int else name: texts for name, texts in value.items()}
+
+    @field_validator("choices")
+    @classmethod
+    def _plain_choices(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        names = set(value)
+        if not ({"A", "B"} <= names <= {"A", "B", "tie"}) and not (
+            len(names) > 1 and all(re.fullmatch("0|[1-9][0-9]{0,2}", name) for name in names)
+        ):
+            raise ValueError(
+                "choices are A and B, with or without tie, to compare a pair; or whole scores, "
+                "such as 1 to 5, to score one response"
+            )
+        texts: dict[str, str] = {}
+        for name, spellings in value.items():
+            if not spellings or not all(text.strip() for text in spellings):
+                raise ValueError(f"choice {name} needs texts that are not blank")
+            for text in spellings:
+                if texts.setdefault(text.strip(), name) != name:
+                    raise ValueError(
+                        f"choices {texts[text.strip()]} and {name} have the same text "
+                        f"{text.strip()!r}"
+                    )
+        return value
+
+    @field_validator("verdict")
+    @classmethod
+    def _finds_a_verdict(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                groups = re.compile(value).groupindex
+            except re.error as error:
+                raise ValueError(f"verdict is not a regular expression: {error}") from None
+            if "verdict" not in groups:
+                raise ValueError("verdict needs a group of this name: (?P<verdict>...)")
+        return value
+
+    @model_validator(mode="after")
+    def _asks_about_all(self) -> CustomFormat:
+        task = self.task()
+        other = CUSTOM_RESPONSES["pointwise" if task == "pairwise" else "pairwise"]
+        needed = (*CUSTOM_RESPONSES[task], "instruction")
+        missing = [name for name in needed if f"{{{name}}}" not in self.template]
+        if missing:
+            names = ", ".join(f"{{{name}}}" for name in missing)
+            raise ValueError(f"template has no place for {names}")
+        foreign = [name for name in other if f"{{{name}}}" in self.template]
+        if foreign:
+            raise ValueError(
+                f"template has {{{foreign[0]}}}, but its choices are those of a {task} judge"
+            )
+        return self
+
+
+class HttpConfig(Tree):
+    """`engine: http`: a server of OpenAI's API that returns log-probabilities."""
+
+    base_url: str
+    api: Literal["completions", "chat"] = "completions"
+    """completions: the prompt is sent as one text. chat: as messages, the server's template."""
+    api_key_env: str | None = None
+    top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
+    """How many of the likeliest tokens the server shows; what is not among them is bounded."""
+    concurrency: Positive = 64
+    timeout_s: float = Field(default=120, gt=0)
+
+
+class JudgeConfig(Tree):
+    """The local judge: format + model + engine."""
+
+    format: Literal[
+        "generic", "demo", "judgelm", "pandalm", "auto-j", "prometheus", "prometheus-2", "custom"
+    ] = "generic"
+    engine: Literal["vllm", "transformers", "http", "columns"] = "vllm"
+    model: str | None = None
+    revision: str | None = None
+    base_model: str | None = None
+    """calibrated_entropy: what the judge was tuned from; null: what its authors name."""
+    base_revision: str | None = None
+    adapter: str | None = None
+    """A LoRA adapter (path or hub name) on `model`."""
+    dtype: str = "auto"
+    quantization: str | None = None
+    decode: Literal["verdict", "full"] = "verdict"
+    """verdict: stop as soon as the verdict is known; full: the critique is written, too."""
+    chat: bool | None = None
+    """Use the tokenizer's chat template; null means: when it has one."""
+    rubric: str | None = None
+    """The user's own criteria, put into the prompts that have a place for them."""
+    ties: bool = True
+    """Whether `generic` offers a tie."""
+    scores: tuple[int, int] | None = None
+    """Lowest and highest score of a pointwise `generic` or `custom` judge; null: [1, 5]."""
+    score: Literal["mode", "mean"] = "mode"
+    """Which score is the verdict: the likeliest, or the expected one."""
+    by_scores: bool = False
+    """Judge a pair by scoring both responses, with a judge that can do both."""
+    swap: bool = False
+    overlong: Literal["error", "cut"] = "error"
+    """A prompt beyond the context: that row's error, or the longer response cut in its middle."""
+    max_output_tokens: Positive | None = None
+    """decode: full: the most tokens of one answer; null: what the format needs."""
+    templates: str | None = None
+    """A file or folder in which the judge's own template is found, for machines without a
+    network; null: the cache, else its repository."""
+    custom: CustomFormat | None = None
+    http: HttpConfig | None = None
+    replicas: Positive = 1
+    gpus_per_replica: float | None = Field(default=None, ge=0)
+    """Null: as many as the engine needs when the cluster has GPUs, else none."""
+    cpus_per_replica: float | None = Field(default=None, gt=0)
+    """Null: one with a GPU, else a fraction that leaves the machine room to read and write."""
+    share_gpu: bool | None = None
+    """calibrated_entropy: judge and base model on one GPU; null: when their weights fit."""
+    confidence: CONFIDENCES = "probability"
+    min_mass: float = Field(default=0.5, ge=0, le=1)
+    """Below this share of probability on all alternatives a row counts as unconfident."""
+    max_model_len: Positive | None = None
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to vLLM's engine as they are (`gpu_memory_utilization`, `tensor_parallel_size`)."""
+    prob_columns: dict[Literal["A", "B", "tie"], str] | None = None
+    route: RouteConfig | None = None
+    """In a list of `judges`: which rows go on to the next one; null: the run's `route`."""
+
+    @field_validator("scores")
+    @classmethod
+    def _rising(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("scores are two whole numbers, the lower first, such as [1, 5]")
+        return value
+
+    def score_range(self) -> tuple[int, int]:
+        """Lowest and highest score that this judge gives."""
+        return self.scores or FORMAT_SCORES.get(self.format, (1, 5))
+
+    @model_validator(mode="after")
+    def _whole(self) -> JudgeConfig:
+        if self.scores and self.format in FORMAT_SCORES:
+            low, high = FORMAT_SCORES[self.format]
+            raise ValueError(f"format: {self.format} gives scores from {low} to {high}")
+        if (self.format == "custom") != (self.custom is not None):
+            raise ValueError("format: custom goes with the key custom (docs/custom-judge.md)")
+        if self.custom is not None:
+            self._check_custom(self.custom)
+        if (self.engine == "http") != (self.http is not None):
+            raise ValueError("engine: http goes with the key http: {base_url: ...}")
+        if self.confidence in ("entropy", "calibrated_entropy") and self.engine not in (
+            "vllm",
+            "transformers",
+        ):
+            raise ValueError(
+                f"confidence: {self.confidence} needs the whole vocabulary's probabilities: "
+                "engine: vllm or transformers"
+            )
+        if self.base_model and self.confidence != "calibrated_entropy":
+            raise ValueError("base_model goes with confidence: calibrated_entropy")
+        if self.decode == "full" and self.format == "demo":
+            raise ValueError("format: demo answers with its verdict alone: decode: verdict")
+        if self.engine == "columns":
+            if not self.prob_columns or not {"A", "B"} <= set(self.prob_columns):
+                raise ValueError("engine: columns needs prob_columns: {A: ..., B: ...}")
+            if self.swap:
+                raise ValueError("engine: columns cannot swap: its judge has already run")
+        elif self.prob_columns:
+            raise ValueError("prob_columns goes with engine: columns")
+        elif not self.model:
+            raise ValueError(f"engine: {self.engine} needs a model")
+        return self
+
+    def _check_custom(self, custom: CustomFormat) -> None:
+        if self.decode == "full" and custom.verdict is None:
+            raise ValueError("decode: full needs custom.verdict, which finds it in the answer")
+        low, high = self.score_range()
+        if custom.task() == "pairwise":
+            if self.scores:
+                raise ValueError("scores goes with custom.choices that are scores")
+        elif sorted(custom.choices, key=int) != [str(score) for score in range(low, high + 1)]:
+            raise ValueError(
+                f"custom.choices are not the scores from {low} to {high}: set scores to their "
+                "lowest and highest, and name each one between"
+            )

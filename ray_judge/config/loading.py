@@ -1,0 +1,83 @@
+"""From a YAML file, or plain values, to the frozen tree; every problem is told by its key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ray_judge.config.nearest import nearest
+from ray_judge.config.run import RunConfig
+from ray_judge.config.tree import Tree
+from ray_judge.errors import ConfigError
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `key.sub=value` overrides (values are YAML).
+
+    Raises ConfigError naming the key, what is wrong with it, and the nearest known key.
+    """
+    file = Path(path)
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration: {error.strerror}", file=file) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not a YAML file: {error}", file=file) from None
+    if not isinstance(document, dict):
+        raise ConfigError("the configuration is not a mapping of keys to values", file=file)
+    for override in overrides:
+        _apply(document, override)
+    return parse(document, file=str(file))
+
+
+def parse(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
+    """Check a mapping of plain values and freeze it. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(_explain(problem) for problem in error.errors()), file=file
+        ) from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, found, text = override.partition("=")
+    if not found:
+        raise ConfigError(f"--set takes key=value, not {override!r}")
+    *parents, last = key.strip().split(".")
+    node = document
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a group of keys")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}{nearest(where, _known_keys(RunConfig))}"
+    if problem["type"] == "missing":
+        hint = ": there is no run without a cap" if where == "strong.max_cost_usd" else ""
+        return f"missing key {where}{hint}"
+    given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _known_keys(tree: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, info in tree.model_fields.items():
+        keys.append(prefix + name)
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Tree):
+                keys += _known_keys(kind, f"{prefix}{name}.")
+    return keys

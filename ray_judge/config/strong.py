@@ -1,0 +1,102 @@
+"""`strong`: the API judge, its limits, prices and cap."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ray_judge.config.tree import Positive, Tree, Usd
+from ray_judge.errors import ConfigError
+
+FLEX_TIMEOUT_S = 900.0
+"""A flex answer may take this long (developers.openai.com, "Flex processing", 2026-11)."""
+
+
+class PriceConfig(Tree):
+    """Prices for a model that the built-in table does not list, US dollars per million tokens."""
+
+    input_usd_per_mtok: Usd
+    output_usd_per_mtok: Usd
+    cached_input_usd_per_mtok: Usd | None = None
+    batch_factor: Usd | None = None
+    """What multiplies them in a batch, such as 0.5; null: a batch costs as much as any request."""
+    flex_factor: Usd | None = None
+    """The same for an answer that names the flex tier."""
+
+
+class BatchConfig(Tree):
+    """`mode: batch`: the provider's limits, and how long a run waits for it."""
+
+    max_requests: Annotated[int, Field(gt=0, le=50_000)] = 50_000
+    """Requests in one batch."""
+    max_bytes: Annotated[int, Field(gt=0, le=200_000_000)] = 200_000_000
+    """Bytes of one batch's input file."""
+    enqueued_tokens: Positive | None = None
+    """The account's limit on prompt tokens in batches that have not ended, for this model; null:
+    not known, the provider's refusals make batches smaller."""
+    poll_s: float = Field(default=30, gt=0, allow_inf_nan=False)
+    wait_s: float = Field(default=86_400, ge=0, allow_inf_nan=False)
+    """How long a run waits for its batches before it pauses (exit 4); 0: submit and leave."""
+    patience_s: float = Field(default=60, ge=0, allow_inf_nan=False)
+    """How long the provider's list must go on not showing a batch whose creation was not
+    answered, before its questions go into another."""
+
+
+class StrongConfig(Tree):
+    """The strong judge: any OpenAI-compatible chat API, under a cap."""
+
+    model: str
+    base_url: str | None = None
+    api_key_env: str | None = "OPENAI_API_KEY"
+    mode: Literal["online", "batch", "flex"] = "online"
+    """batch: within a day, at half the price; flex: at half the price when there is room."""
+    batch: BatchConfig = Field(default_factory=BatchConfig)
+    concurrency: Positive = 64
+    swap: bool = False
+    requests_per_minute: Positive = 5000
+    tokens_per_minute: Positive = 2_000_000
+    max_cost_usd: Usd
+    max_cost_usd_per_month: Usd | None = None
+    ledger: str | None = None
+    """URI of a ledger shared between runs; null keeps it in the run directory."""
+    journal: str | None = None
+    """URI of a journal shared between runs; null keeps it in the run directory."""
+    price: PriceConfig | None = None
+    rubric: str | None = None
+    """Criteria for the strong judge; null uses the judge's."""
+    ties: bool = True
+    scores: tuple[float, float] = (1, 10)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Not sent when null (reasoning models refuse it)."""
+    max_output_tokens: Positive = 300
+    max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    reasks: int = Field(default=1, ge=0, le=5)
+    """How often an answer that cannot be used is asked again, each time paid for."""
+    timeout_s: float = Field(default=120, gt=0)
+    """For one request; with mode: flex, 900 unless given (OpenAI's advice)."""
+    give_up_after_s: float = Field(default=1800, gt=0)
+    """How long the provider may be down before the run pauses (exit 4)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patient_with_flex(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("mode") == "flex":
+            return {"timeout_s": FLEX_TIMEOUT_S, **given}
+        return given
+
+
+def api_key(strong: StrongConfig) -> str:
+    """Read the key from the environment. Raises ConfigError when it is missing or unusable."""
+    if strong.api_key_env is None:
+        return "none"
+    key = os.environ.get(strong.api_key_env, "")
+    if not key:
+        raise ConfigError(
+            f"no API key: set the environment variable {strong.api_key_env}, or name another "
+            "one in strong.api_key_env (null for a server without keys)"
+        )
+    if key != "".join(key.split()) or not key.isascii():
+        raise ConfigError(f"the API key in {strong.api_key_env} has white space or other text")
+    return key

@@ -1,0 +1,58 @@
+"""What all parts of the configuration are made of, and how a policy is told."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Usd = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Tree(BaseModel):
+    """A frozen node of the configuration; extra keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RouteConfig(Tree):
+    """Which rows the strong judge is asked about."""
+
+    policy: Literal["threshold", "fraction", "budget", "guarantee"] = "fraction"
+    fraction: Share | None = None
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    budget_usd: Usd | None = None
+    """policy: budget: dollars that are spent at most, on the rows where they buy most."""
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """policy: guarantee: accepted verdicts agree in at least 1 − alpha ..."""
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    """... with probability 1 − delta. Null: as the calibration says; else they must agree."""
+    calibration: str | None = None
+    """Path or URI of a calibration.json. `guarantee` needs it, `budget` ranks by it, and every
+    policy reports how far tonight's confidences have moved from it."""
+    audit: Share = Decimal(0)
+    """Share of the accepted rows that the strong judge is asked about all the same."""
+    audit_by: str | None = None
+    """An input column: the audit's agreement is also told for each of its values."""
+
+    @model_validator(mode="after")
+    def _own_key(self) -> RouteConfig:
+        keys = {"threshold": "threshold", "fraction": "fraction", "budget": "budget_usd"}
+        for policy, key in keys.items():
+            given = getattr(self, key) is not None
+            if given and policy != self.policy:
+                raise ValueError(f"{key} goes with policy: {policy}, not {self.policy}")
+            if not given and policy == self.policy:
+                raise ValueError(f"policy: {policy} needs the key {key}")
+        if self.policy == "guarantee" and self.calibration is None:
+            raise ValueError(
+                "policy: guarantee needs the key calibration (ray-judge calibrate makes the file)"
+            )
+        if self.policy != "guarantee" and (self.alpha is not None or self.delta is not None):
+            raise ValueError(f"alpha and delta go with policy: guarantee, not {self.policy}")
+        if self.audit_by is not None and not self.audit:
+            raise ValueError("audit_by goes with audit: a share above 0")
+        return self
