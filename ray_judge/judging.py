@@ -8,6 +8,7 @@ chunk; the verdicts are already on disk by then.
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,15 @@ from ray.exceptions import RayError, RayTaskError
 
 from ray_judge.confidence import mean
 from ray_judge.config import JudgeConfig, RunConfig
-from ray_judge.engines.engine import Engine, LanguageModel, check_engine, make_engine, make_model
+from ray_judge.engines.checkpoint import weight_bytes
+from ray_judge.engines.engine import (
+    Engine,
+    LanguageModel,
+    base_of,
+    check_engine,
+    make_engine,
+    make_model,
+)
 from ray_judge.errors import EngineError, RayJudgeError
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.inputs import Columns, read_examples, read_rows, row_keys
@@ -31,6 +40,8 @@ from ray_judge.workers import our_error
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard that are judged."""
+WEIGHTS_SHARE = 0.6
+"""Of a GPU's memory that the weights of two models may take together; the rest is for caches."""
 CHUNKS_PER_ACTOR = 3
 """In flight at once: one being judged, one being read and tokenised, one being committed."""
 STUCK_AFTER_S = 1800
@@ -269,6 +280,7 @@ def judge_chunks(
     dataset = ray.data.read_datasource(
         ChunkSource(chunks, columns, rows), override_num_blocks=len(chunks)
     )
+    config = sharing(config)
     pools = pool_sizes(config.judge, ray.cluster_resources(), len(chunks))
     stages: list[tuple[Any, tuple[Any, ...]]] = [(JudgeActor, (config, columns, run, format_))]
     if config.judge.confidence == "calibrated_entropy":
@@ -289,6 +301,35 @@ def judge_chunks(
         raise our_error(error) from None
     except RayError as error:
         raise EngineError(f"the judge's actors died: {error}") from None
+
+
+def sharing(config: RunConfig) -> RunConfig:
+    """Settle whether judge and base model share a GPU: as configured, else when they fit.
+
+    Only local checkpoints are measured: what a hub would send is not known before it is loaded.
+    """
+    judge = config.judge
+    if judge.confidence != "calibrated_entropy" or judge.share_gpu is not None:
+        return config
+    sizes = [weight_bytes(str(judge.model)), weight_bytes(base_of(config))]
+    fits = False
+    if ray.cluster_resources().get("GPU") and all(sizes):
+        there = ray.get(gpu_bytes.remote())
+        fits = sum(size or 0 for size in sizes) <= there * WEIGHTS_SHARE
+    update = {"judge": judge.model_copy(update={"share_gpu": fits})}
+    return config.model_copy(update=update)
+
+
+@ray.remote(num_gpus=0.01, num_cpus=0.01)
+def gpu_bytes() -> int:
+    """Memory of the GPU that Ray gives to a worker; 0 where nobody says."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return 0
+    sizes = [int(line) for line in found.split() if line.isdigit()]
+    return min(sizes, default=0) << 20
 
 
 @dataclass(frozen=True, slots=True)

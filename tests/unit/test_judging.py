@@ -1,0 +1,76 @@
+"""How the pools of phase A are sized, and what the base model makes of a judged chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ray_judge.config import JudgeConfig
+from ray_judge.judging import Pool, calibrate_rows, for_the_base, pool_sizes
+from ray_judge.records import Scored, judged_schema
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def judge(**changes: Any) -> JudgeConfig:
+    return JudgeConfig(**{"model": "m", "replicas": 4, **changes})
+
+
+@pytest.mark.parametrize(
+    ("wish", "cluster", "pools"),
+    [
+        ({}, {"GPU": 8, "CPU": 64}, [Pool(4, 1, 1)]),
+        ({}, {"CPU": 4}, [Pool(4, 0, 0.5)]),
+        ({"replicas": 64}, {"CPU": 4}, [Pool(10, 0, 0.2)]),  # never more than there are chunks
+        ({"engine_options": {"tensor_parallel_size": 2}}, {"GPU": 8, "CPU": 64}, [Pool(4, 2, 1)]),
+        ({"gpus_per_replica": 0.25}, {"GPU": 1, "CPU": 8}, [Pool(4, 0.25, 1)]),
+        ({"confidence": "calibrated_entropy"}, {"GPU": 8, "CPU": 64}, [Pool(4, 1, 1)] * 2),
+        (
+            {"confidence": "calibrated_entropy", "share_gpu": True},
+            {"GPU": 4, "CPU": 64},
+            [Pool(4, 0.5, 1)] * 2,
+        ),
+        ({"confidence": "calibrated_entropy"}, {"CPU": 4}, [Pool(4, 0, 0.25)] * 2),
+    ],
+)
+def test_pools(wish: dict[str, Any], cluster: dict[str, float], pools: list[Pool]) -> None:
+    """On a machine without GPUs all actors together hold at most half of the CPUs."""
+    found = pool_sizes(judge(**wish), cluster, chunks=10)
+    assert list(found) == pools
+    if "GPU" not in cluster:
+        assert sum(pool.replicas * pool.cpus for pool in found) <= cluster["CPU"] / 2
+
+
+class Base:
+    """Gives each token its own number for an entropy."""
+
+    def entropies(self, scored: Sequence[Scored]) -> list[list[float]]:
+        return [[-float(token) for token in item.answer] for item in scored]
+
+
+def test_the_base_models_entropies_are_subtracted() -> None:
+    """Per prompt the mean over its tokens, then the mean over prompts; null stays null."""
+    schema = judged_schema("pairwise", ("A", "B", "tie"))
+    own = [-1.0, -2.0, None]
+    rows = [
+        dict.fromkeys(schema.names)
+        | {"row": n, "row_key": str(n), "judge_confidence": value}
+        for n, value in enumerate(own)
+    ]
+    scored = [
+        [Scored((9,), (1, 3)), Scored((9,), (4,))],
+        [Scored((9, 9), (5,)), Scored((9,), (7, 7))],
+        [Scored((9,), (100,)), Scored((9,), (100,))],
+    ]
+    block = for_the_base(pa.Table.from_pylist(rows, schema=schema), scored, "c")
+    assert block["__chunk"].to_pylist() == ["c"] * 3
+    found = calibrate_rows(block, Base())  # type: ignore[arg-type]
+    assert found["judge_confidence"].to_pylist() == [-1 - -(2 + 4) / 2, -2 - -(5 + 7) / 2, None]
+    assert (
+        found.select(schema.names)
+        .drop_columns("judge_confidence")
+        .equals(pa.Table.from_pylist(rows, schema=schema).drop_columns("judge_confidence"))
+    )
