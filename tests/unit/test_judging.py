@@ -56,8 +56,7 @@ def test_the_base_models_entropies_are_subtracted() -> None:
     schema = judged_schema("pairwise", ("A", "B", "tie"))
     own = [-1.0, -2.0, None]
     rows = [
-        dict.fromkeys(schema.names)
-        | {"row": n, "row_key": str(n), "judge_confidence": value}
+        dict.fromkeys(schema.names) | {"row": n, "row_key": str(n), "judge_confidence": value}
         for n, value in enumerate(own)
     ]
     scored = [
