@@ -18,7 +18,7 @@ import ray
 
 from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import RayJudgeError
-from ray_judge.escalation.actors import journal_storage
+from ray_judge.escalation.books import journal_storage
 from ray_judge.escalation.journal import load_journal
 from ray_judge.escalation.pricing import (
     Price,

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from ray_judge.config import RunConfig
-from ray_judge.escalation.actors import journal_storage, ledger_name, ledger_storage
+from ray_judge.escalation.books import journal_storage, ledger_name, ledger_storage
 from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.ledger import LeaseSlot, Ledger, recorded
 from ray_judge.records import Answer

@@ -23,18 +23,15 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import EscalationError, LedgerFenced, RayJudgeError
-from ray_judge.escalation.actors import (
-    Ask,
-    AskerActor,
-    GovernorActor,
-    GovernorDied,
-    Secret,
+from ray_judge.escalation.actors import Ask, AskerActor, Secret
+from ray_judge.escalation.batch import ask_in_batches
+from ray_judge.escalation.books import (
     compact_journal,
     journal_storage,
     ledger_name,
     ledger_storage,
 )
-from ray_judge.escalation.batch import ask_in_batches
+from ray_judge.escalation.governor_actor import GovernorActor, GovernorDied
 from ray_judge.escalation.journal import load_journal
 from ray_judge.escalation.ledger import recorded
 from ray_judge.escalation.pricing import price_of

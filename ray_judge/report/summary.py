@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
@@ -16,10 +16,12 @@ from ray_judge.calibration.document import Calibration
 from ray_judge.calibration.drift import drift
 from ray_judge.config import RunConfig
 from ray_judge.errors import CorruptedError, PromiseBroken, RayJudgeError
-from ray_judge.escalation.escalate import Answers
 from ray_judge.records import Outcome, Route, Source
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.workers import results
+
+if TYPE_CHECKING:  # the workers that read shards need nothing of phase B
+    from ray_judge.escalation.escalate import Answers
 
 AUDIT_GROUP = "audit_group"
 """The column `route.audit_by` under a name that no output has."""

@@ -15,7 +15,11 @@ from ray_judge.errors import RayJudgeError
 
 pytestmark = pytest.mark.timeout(60)
 
-ROOMS = ("ray_judge.storage", "ray_judge.escalation.actors")
+ROOMS = (
+    "ray_judge.storage",
+    "ray_judge.escalation.actors",
+    "ray_judge.escalation.governor_actor",
+)
 """Modules with errors of their own below the tree."""
 
 

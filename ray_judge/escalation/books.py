@@ -1,0 +1,32 @@
+"""Where a run's ledger and journal lie: in its directory, or where several runs share them."""
+
+from __future__ import annotations
+
+from ray_judge.config import RunConfig
+from ray_judge.escalation.journal import compact
+from ray_judge.storage import Storage, open_storage
+
+
+def ledger_storage(config: RunConfig) -> tuple[Storage, str]:
+    """Where the ledger lies: in the run directory, or where several runs share one."""
+    if config.strong.ledger:
+        return open_storage(config.strong.ledger), "ledger"
+    return open_storage(config.output), "ledger"
+
+
+def ledger_name(config: RunConfig) -> str:
+    """Under which name the ledger keeps this run's dollars."""
+    return config.output if config.strong.ledger else "run"
+
+
+def journal_storage(config: RunConfig) -> tuple[Storage, str]:
+    """Where the journal lies: in the run directory, or where several runs share one."""
+    if config.strong.journal:
+        return open_storage(config.strong.journal), "journal"
+    return open_storage(config.output), "journal"
+
+
+def compact_journal(config: RunConfig) -> None:
+    """Fold the journal; only for the owner of the run's lock, with no asker alive."""
+    storage, path = journal_storage(config)
+    compact(storage, path, no_writers=not config.strong.journal)
