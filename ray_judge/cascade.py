@@ -21,7 +21,8 @@ from ray_judge.run_directory import Plan, RunDirectory
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard, rising: what a tier judges."""
-VERDICT = ("judge_verdict", "judge_probs", "judge_mass", "judge_unseen", "judge_confidence",
+VERDICT = ("judge_verdict", "judge_probs", "judge_mass", "judge_unseen",
+    "judge_orders_agree", "judge_confidence",
            "judge_model")  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 from ray_judge.records import Judgment, Task, Verdict
 
 Method = Literal["probability", "margin", "entropy", "calibrated_entropy"]
+FLIP = {"A": "B", "B": "A"}
 Read = tuple[Mapping[str, float], float]
 """(P, mass) of one prompt."""
 
@@ -101,10 +102,15 @@ def both_orders(straight: Read, swapped: Read) -> tuple[dict[str, float], float]
     `swapped` was read with the responses exchanged: its A is the pair's B. This removes the
     judge's position bias; a judge that always says A ends at one half.
     """
-    flip = {"A": "B", "B": "A"}
     (here, mass_here), (there, mass_there) = straight, swapped
-    probs = {name: (p + there[flip.get(name, name)]) / 2 for name, p in here.items()}
+    probs = {name: (p + there[FLIP.get(name, name)]) / 2 for name, p in here.items()}
     return probs, (mass_here + mass_there) / 2
+
+
+def orders_agree(straight: Read, swapped: Read) -> bool:
+    """Say whether the judge's verdict is the same whichever response it sees first."""
+    here, there = (max(probs, key=lambda name: probs[name]) for probs, _ in (straight, swapped))
+    return here == FLIP.get(there, there)
 
 
 def by_scores(first: Read, second: Read) -> tuple[dict[str, float], float]:

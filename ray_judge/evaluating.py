@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
+from ray_judge.calibration.bounds import interval
 from ray_judge.calibration.labels import check_labels
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.report.evaluation import evaluate
@@ -30,23 +32,33 @@ def evaluate_run(output: str, column: str | None = None) -> dict[str, Any]:
     label = column or plan.columns.label
     if label is None:
         raise InputError("this run has no label column: name one with --labels COLUMN", run=output)
-    parts = []
+    parts, agreed = [], []
     for shard in plan.shards:
         scored = pl.DataFrame(
             pl.from_arrow(scored_table(run, shard.name, label, more=("strong_cost_usd",)))
         )
-        keys = [
-            pl.from_arrow(run.read_judged(chunk.name).column("row_key"))
-            for chunk in plan.shard_chunks(shard)
-        ]
-        series = [pl.Series("row_key", key) for key in keys]
+        judged = [run.read_judged(chunk.name) for chunk in plan.shard_chunks(shard)]
+        agreed += [value for part in judged for value in part["judge_orders_agree"].to_pylist()]
+        series = [pl.Series("row_key", pl.from_arrow(part.column("row_key"))) for part in judged]
         parts.append(scored.with_columns(pl.concat(series) if series else pl.Series("row_key", [])))
     rows = pl.concat(parts)
     check_labels(rows["label"], config.task, label)
-    found = evaluate(rows)
+    found = evaluate(rows) | {"under_swap": under_swap(agreed)}
     run.storage.write("evaluation.json", json.dumps(found, indent=1).encode() + b"\n")
     write_page(run, config.output, summary, rows, found)
     return found
+
+
+def under_swap(agreed: Sequence[bool | None]) -> dict[str, Any] | None:
+    """How often the local judge says the same in both orders, with its exact 95 % interval.
+
+    None for a run that was not judged in both orders.
+    """
+    known = [value for value in agreed if value is not None]
+    if not known:
+        return None
+    low, high = interval(sum(known), len(known))
+    return {"n": len(known), "agreement": sum(known) / len(known), "low": low, "high": high}
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -59,6 +71,11 @@ def as_text(found: dict[str, Any]) -> str:
                 f"{name:<46}{scored['n']:>8,}    {scored['accuracy']:.4f}  {scored['low']:.4f} to "
                 f"{scored['high']:.4f}    {scored['macro_f1']:.4f}  {kappa:>6}"
             )
+    if swap := found["under_swap"]:
+        lines.append(
+            f"\nthe local judge agrees with itself in both orders on {swap['agreement']:.4f} of "
+            f"{swap['n']:,} rows ({swap['low']:.4f} to {swap['high']:.4f})"
+        )
     curve = found["curve"]
     if curve:
         lines.append(f"\n{'asked':>6}{'rows':>8}  cascade  at random  oracle    dollars")

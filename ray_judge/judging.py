@@ -230,6 +230,7 @@ def judge_rows(
         "judge_probs": [_struct(judgment, names) for judgment in judgments],
         "judge_mass": [judgment.mass for judgment in judgments],
         "judge_unseen": [judgment.unseen for judgment in judgments],
+        "judge_orders_agree": [judgment.orders_agree for judgment in judgments],
         "judge_confidence": [judgment.confidence for judgment in judgments],
         "judge_model": [engine.model] * len(judgments),
         "error": [judgment.error for judgment in judgments],

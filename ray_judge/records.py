@@ -85,7 +85,8 @@ class Judgment:
     `mass`: total probability that the model gave to all alternatives together, in [0, 1].
     `confidence`: null is as unsure as can be.
     `unseen`: how far the probabilities may be off, where a server showed only its likeliest
-    tokens. `scored`: what the base model is still to be asked (calibrated_entropy), one per prompt.
+    tokens. `orders_agree`: with swap, whether both orders by themselves come to one verdict.
+    `scored`: what the base model is still to be asked (calibrated_entropy), one per prompt.
     """
 
     verdict: Verdict | None
@@ -94,6 +95,7 @@ class Judgment:
     confidence: float | None
     error: str | None = None
     unseen: float | None = None
+    orders_agree: bool | None = None
     scored: tuple[Scored, ...] = ()
 
 
@@ -161,6 +163,7 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
             pa.field("judge_probs", probs_type(alternatives)),
             pa.field("judge_mass", pa.float64()),
             pa.field("judge_unseen", pa.float64()),
+            pa.field("judge_orders_agree", pa.bool_()),
             pa.field("judge_confidence", pa.float64()),
             pa.field("judge_model", pa.string()),
             pa.field("error", pa.string()),

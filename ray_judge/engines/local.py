@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from ray_judge.confidence import Read, both_orders, by_scores, judgment, mean, verdict_probs
+from ray_judge.confidence import (
+    Read,
+    both_orders,
+    by_scores,
+    judgment,
+    mean,
+    orders_agree,
+    verdict_probs,
+)
 from ray_judge.config import RunConfig
 from ray_judge.engines.engine import Reader, Reading
 from ray_judge.judges import Format
@@ -49,7 +57,8 @@ class ModelEngine:
                 return Judgment(None, None, None, None, f"judge: {reading}")
             good.append(reading)
         try:
-            probs, mass = self._combined([verdict_probs(reading.logprobs) for reading in good])
+            reads = [verdict_probs(reading.logprobs) for reading in good]
+            probs, mass = self._combined(reads)
         except ValueError as error:
             return Judgment(None, None, None, None, f"judge: {error}")
         entropies = [reading.entropy for reading in good if reading.entropy is not None]
@@ -64,6 +73,8 @@ class ModelEngine:
             score=judge.score,
             unseen=max(reading.unseen for reading in good),
         )
+        if len(reads) == 2 and not self._singles:
+            found = replace(found, orders_agree=orders_agree(*reads))
         return _with(found, good, base=judge.confidence == "calibrated_entropy")
 
     def _combined(self, reads: Sequence[Read]) -> tuple[dict[str, float], float]:

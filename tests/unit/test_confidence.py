@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_judge.confidence import both_orders, confidence, judgment, verdict_probs
+from ray_judge.confidence import both_orders, confidence, judgment, orders_agree, verdict_probs
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -111,3 +111,14 @@ def test_both_orders_are_averaged_in_the_pairs_orientation() -> None:
 def test_a_judge_that_always_says_a_ends_at_one_half() -> None:
     always = ({"A": 0.9, "B": 0.1}, 1.0)
     assert both_orders(always, always)[0] == pytest.approx({"A": 0.5, "B": 0.5})
+
+
+def test_whether_both_orders_agree() -> None:
+    """The second reading is of the exchanged pair: its B is the pair's A."""
+    sure = ({"A": 0.9, "B": 0.1, "tie": 0.0}, 1.0)
+    mirrored = ({"A": 0.2, "B": 0.8, "tie": 0.0}, 1.0)
+    tied = ({"A": 0.2, "B": 0.2, "tie": 0.6}, 1.0)
+    assert orders_agree(sure, mirrored)
+    assert not orders_agree(sure, sure), "always the first response: position bias"
+    assert orders_agree(tied, tied)
+    assert not orders_agree(sure, tied)
