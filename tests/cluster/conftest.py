@@ -55,7 +55,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     log = tmp_path_factory.mktemp("head") / "log"
     with tempfile.TemporaryDirectory(prefix="rj-", dir="/tmp", ignore_cleanup_errors=True) as home:
         environment = {
-            **os.environ,
+            # Of a Ray that this process has joined nothing may reach the head.
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HOME": home,
             "STRONG_KEY": "sim-key",  # on the head, as on a real one; never in a runtime_env
