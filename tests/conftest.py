@@ -26,6 +26,7 @@ CPUS = 4
 # Before Ray, vLLM or a hub is imported; the workers inherit it.
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("OPENAI_API_KEY", None)  # no test may find a way to spend money
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each worker would compile the project anew
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two of vLLM side by side would spin
 # Ray's workers would run at priority 15: starved by whatever else the machine does.
