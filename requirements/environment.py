@@ -43,8 +43,8 @@ UV_NAMES = {
 }
 """pip's option → the variable that tells uv the same."""
 COMPILED = {"UV_COMPILE_BYTECODE": "1"}
-"""As pip does. Ray and vLLM start a process for each actor; where nothing may be written at run time
-(PYTHONDONTWRITEBYTECODE, a read-only image) each would compile all that it imports anew: seconds."""
+"""As pip does. Ray and vLLM start a process for each actor; where nothing may be written at run
+time (PYTHONDONTWRITEBYTECODE, a read-only image) each would compile all it imports: seconds."""
 TARGETS = [
     {"sys_platform": system, "platform_machine": machine, "python_full_version": f"{python}.9"}
     for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -114,6 +115,7 @@ class StrongClient:
         )
         self._in_words = False
         self._tier = _tier(strong, self._client.base_url.host)
+        self._seen = SeenIds()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -143,7 +145,41 @@ class StrongClient:
             raise RequestFailed(
                 Kind.AMBIGUOUS, f"no usable answer: {type(error).__name__}"
             ) from None
-        return read_reply(raw.http_response.text, dict(raw.headers))
+        reply = read_reply(raw.http_response.text, dict(raw.headers))
+        if not self._seen.answers(reply.response_id, body):
+            # What comes next on this connection would be the answer before it, again and again.
+            await raw.http_response.extensions["network_stream"].aclose()
+            raise RequestFailed(
+                Kind.AMBIGUOUS, "the answer to another question came, for the second time"
+            )
+        return reply
+
+
+class SeenIds:
+    """Which question each answer was for, by the id that the server gave it.
+
+    HTTP/1.1 tells answers apart by nothing but their order on a connection. An answer that a
+    broken proxy writes twice is taken for the next question's, and that one's for the next: the
+    ids of chat completions are unique, so the second time an id shows that it is not ours. Servers
+    that give every answer the same id, and caches that give the same question its answer again,
+    are believed.
+    """
+
+    KEPT = 4096
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._questions: OrderedDict[str, int] = OrderedDict()
+
+    def answers(self, response_id: str | None, body: Mapping[str, Any]) -> bool:
+        """Whether an answer with this id can be the one to this request."""
+        if response_id is None:
+            return True
+        question = hash(json.dumps(body["messages"]))
+        before = self._questions.setdefault(response_id, question)
+        if len(self._questions) > self.KEPT:
+            self._questions.popitem(last=False)
+        return before == question or len(self._questions) == 1
 
 
 class BatchClient:

@@ -78,7 +78,10 @@ class Storm:
         total = Decimal(self.stats["total_usd"])
         assert total <= self.booked <= self.cap, f"billed {total}, booked {self.booked}"
         rows = self.journal.rows
-        read = {int(row.response_id.rpartition("-")[2]) for row in rows if row.response_id}
+        read = {int(row.response_id.rpartition("-")[2]): row for row in rows if row.response_id}
+        for bill in self.bills:
+            if bill["number"] in read:
+                assert read[bill["number"]].key == bill["canonical"], "another question's answer"
         given_up = Counter(row.key for row in rows if row.usage is None and row.cost_usd)
         for question, bills in self._by_question().items():
             # Whatever did not come through, the asker waited for it in vain, and wrote so down.

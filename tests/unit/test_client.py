@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -227,3 +230,66 @@ def test_odd_fields_become_text_or_nothing() -> None:
     choices = [{"message": {"content": "a\ud800b", "refusal": ["no"]}, "finish_reason": 3}]
     reply = read_reply(body(choices=choices), {})
     assert (reply.text, reply.refusal, reply.finish_reason) == ("a?b", None, None)
+
+
+@dataclass
+class Stutterer:
+    """A proxy's defect on real sockets: from the second one on, each answer is written twice."""
+
+    ids: Callable[[int], str]
+    answered: int = 0
+    connections: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(re.search(rb"content-length: (\d+)", head.lower())[1])  # type: ignore[index]
+                asked = json.loads(await reader.readexactly(length))["messages"][0]["content"]
+                self.answered += 1
+                message = {"role": "assistant", "content": asked}
+                choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+                body = json.dumps({"id": self.ids(self.answered), "choices": choices}).encode()
+                answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+                answer += f"content-length: {len(body)}\r\n\r\n".encode() + body
+                writer.write(answer * (1 if self.answered == 1 else 2))
+                await writer.drain()
+
+
+def stuttered(ids: Callable[[int], str]) -> tuple[list[str | None], Stutterer]:
+    """What ten different questions are answered with, one after the other; None: was refused."""
+
+    async def go() -> tuple[list[str | None], Stutterer]:
+        defect, texts = Stutterer(ids), []
+        server = await asyncio.start_server(defect.serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}/v1"
+        client = StrongClient(StrongConfig(model="m", max_cost_usd=1, base_url=url), "k")
+        for n in range(10):
+            try:
+                reply = await client.send(
+                    {**BODY, "messages": [{"role": "user", "content": f"{n}"}]}
+                )
+            except RequestFailed as failure:
+                texts.append(None if failure.kind is Kind.AMBIGUOUS else failure.reason)
+            else:
+                texts.append(reply.text)
+        await client.close()
+        server.close()
+        return texts, defect
+
+    return asyncio.run(go())
+
+
+def test_an_answer_that_comes_twice_is_not_the_next_questions() -> None:
+    texts, defect = stuttered(lambda n: f"chatcmpl-{n}")
+    assert all(text in (None, str(n)) for n, text in enumerate(texts))
+    assert texts.count(None) >= 1, "the defect was met"
+    assert sum(text is not None for text in texts) >= 5
+    assert defect.connections > 1, "a connection that is one answer behind is given up"
+
+
+def test_a_server_that_gives_every_answer_the_same_id_is_believed() -> None:
+    texts, _ = stuttered(lambda n: "chatcmpl-0")
+    assert None not in texts
