@@ -52,6 +52,7 @@ class Kind(StrEnum):
 BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTER_CODES = {"content_filter", "content_policy_violation"}
 SCHEMA_PARAMS = {"response_format", "response_format.type", "response_format.json_schema"}
+LOGPROB_PARAMS = {"logprobs", "top_logprobs"}
 NOT_BEGUN = {409, 503}
 """The server says that it is locked or overloaded: it refused the request at its door."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -96,6 +97,8 @@ class Reply:
     model: str | None
     response_id: str | None
     headers: Mapping[str, str] = field(default_factory=dict)
+    logprobs: Any = None
+    """`choices[0].logprobs.content` as it was sent; see `verdict_prob.py`."""
 
 
 class StrongClient:
@@ -251,18 +254,26 @@ def classify(status: int, code: str | None, kind: str | None, param: str | None)
         return Kind.BROKEN
     if status in (400, 422) and param in SCHEMA_PARAMS:
         return Kind.NO_SCHEMA
-    if status in (400, 422) and param == "service_tier":
+    if status in (400, 422) and param in {"service_tier", *LOGPROB_PARAMS}:
         return Kind.RUN
     if code in FILTER_CODES:
         return Kind.REFUSED
     return Kind.ROW
 
 
+def described(status: int, code: str | None, param: Any) -> str:
+    """Say in a few words what an error answer was, without anything of its message."""
+    said = f"HTTP {status} {code or ''}".strip()
+    if isinstance(param, str) and param in LOGPROB_PARAMS:
+        return f"it gives no log-probabilities, which strong.abstain_below asks for ({said})"
+    return said
+
+
 def _from_status(error: openai.APIStatusError) -> RequestFailed:
     status, code, kind = error.status_code, error.code, error.type
     return RequestFailed(
         classify(status, code, kind, error.param),
-        f"HTTP {status} {code or kind or ''}".strip(),
+        described(status, code or kind, error.param),
         status=status,
         code=code,
         headers=dict(error.response.headers),
@@ -299,9 +310,15 @@ def reply_of(document: Any, headers: Mapping[str, str]) -> Reply:
             model=_text(document.get("model")),
             response_id=_text(document.get("id")),
             headers=headers,
+            logprobs=_logprobs(choice),
         )
     except (LookupError, TypeError, AttributeError):
         raise RequestFailed(Kind.AMBIGUOUS, "the answer is not a chat completion") from None
+
+
+def _logprobs(choice: Mapping[str, Any]) -> Any:
+    given = choice.get("logprobs")
+    return given.get("content") if isinstance(given, dict) else None
 
 
 def _text(value: Any) -> str | None:
