@@ -389,3 +389,51 @@ def test_a_journal_that_fails_rests_the_run(server: RunningServer) -> None:
     assert all(isinstance(o, Outcome | StorageError | PausedError) for o in outcomes)
     assert server.stats()["billed"] <= 2 + 4  # those in flight, and no more
     assert len(till.open) == server.stats()["billed"] - 2  # they count as spent
+
+
+# --- how sure the answers are ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", ["words", "straddling", "characters"])
+def test_answers_come_with_their_probability(
+    server: RunningServer, tmp_path: Path, tokens: str
+) -> None:
+    certainty = {"sure": [0.9, 0.9], "unsure": [0.4, 0.4], "unsure_containing": "hard"}
+    server.configure(certainty={**certainty, "tokens": tokens})
+    night = ask_all(server, Till(), tmp_path, ["hard one", "easy one"], abstain_below=0.5)
+    assert night.outcomes == [Outcome.RESOLVED] * 2  # who abstains is decided with the row
+    probs = sorted(answer.verdict_prob or 0.0 for answer in night.journal.rows)
+    assert probs == pytest.approx([0.4, 0.9], abs=1e-3)
+    for answer in night.journal.rows:
+        assert answer.tie_prob is not None and answer.verdict_prob is not None
+        if answer.verdict == "tie":
+            assert answer.tie_prob == answer.verdict_prob
+        else:
+            assert answer.tie_prob + answer.verdict_prob <= 1
+
+
+@pytest.mark.parametrize("how", ["fault", "setting", "words"])
+def test_answers_without_log_probabilities_are_answers(
+    server: RunningServer, tmp_path: Path, how: str
+) -> None:
+    """In words the same is asked, and told, as under a schema."""
+    server.configure(
+        faults=[{"kind": "no_logprobs", "max_times": 9}] if how == "fault" else [],
+        certainty={"given": how != "setting", "sure": [0.9, 0.9]},
+        refuse_response_format=how == "words",
+    )
+    night = ask_all(server, Till(), tmp_path, ["q"], abstain_below=0.5)
+    assert night.outcomes == [Outcome.RESOLVED]
+    (answer,) = night.journal.answers.values()
+    wanted = pytest.approx(0.9, abs=1e-3) if how == "words" else None
+    assert answer.verdict_prob == wanted and answer.verdict is not None
+
+
+def test_a_model_that_cannot_be_asked_for_them_ends_the_run_unbilled(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    server.configure(refuse_parameters=["logprobs"])
+    night = ask_all(server, Till(), tmp_path, ["q"], abstain_below=0.5)
+    (error,) = night.outcomes
+    assert isinstance(error, EscalationError) and "strong.abstain_below" in str(error)
+    assert server.stats()["billed"] == 0 and not night.journal.rows

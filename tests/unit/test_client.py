@@ -59,7 +59,7 @@ def send(server: RunningServer, times: int = 1, **changes: Any) -> Reply:
             "max_cost_usd": 1,
             "base_url": server.base_url,
             "timeout_s": 30,
-            **{k: v for k, v in changes.items() if k != "key"},
+            **{k: v for k, v in changes.items() if k not in ("key", "body")},
         }
     )
 
@@ -68,7 +68,7 @@ def send(server: RunningServer, times: int = 1, **changes: Any) -> Reply:
         try:
             for last in range(times):
                 try:
-                    reply = await client.send(BODY)
+                    reply = await client.send(changes.get("body", BODY))
                 except RequestFailed:
                     if last == times - 1:
                         raise
@@ -131,7 +131,8 @@ def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
 
 def test_every_fault_that_is_no_answer_is_in_the_table() -> None:
     answers = {"late", "duplicate", "refusal", "content_filter", "cut", "malformed_json",
-               "wrong_verdict", "fenced_json", "empty_content", "missing_usage"}  # fmt: skip
+               "wrong_verdict", "fenced_json", "empty_content", "missing_usage",
+               "no_logprobs"}  # fmt: skip
     assert set(KINDS) == set(ALL_KINDS) - answers - {"flex_unavailable"}
 
 
@@ -227,3 +228,27 @@ def test_odd_fields_become_text_or_nothing() -> None:
     choices = [{"message": {"content": "a\ud800b", "refusal": ["no"]}, "finish_reason": 3}]
     reply = read_reply(body(choices=choices), {})
     assert (reply.text, reply.refusal, reply.finish_reason) == ("a?b", None, None)
+
+
+def test_log_probabilities_come_as_they_were_sent(server: RunningServer) -> None:
+    assert send(server).logprobs is None
+    found = send(server, body={**BODY, "logprobs": True, "top_logprobs": 3})
+    assert "".join(one["token"] for one in found.logprobs) == found.text
+    assert all(len(one["top_logprobs"]) == 3 for one in found.logprobs)
+    for odd in (None, [], "x", {}, {"content": None}):
+        assert (
+            read_reply(json.dumps({"choices": [{"message": {}, "logprobs": odd}]}), {}).logprobs
+            is None
+        )
+
+
+@pytest.mark.parametrize("refused", ["logprobs", "top_logprobs"])
+def test_a_model_that_gives_no_log_probabilities_ends_the_run(
+    server: RunningServer, refused: str
+) -> None:
+    server.configure(refuse_parameters=[refused])
+    with pytest.raises(
+        RequestFailed, match=r"no log-probabilities.*abstain_below.*HTTP 400"
+    ) as caught:
+        send(server, body={**BODY, "logprobs": True, "top_logprobs": 3})
+    assert caught.value.kind is Kind.RUN
