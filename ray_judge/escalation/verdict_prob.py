@@ -9,10 +9,9 @@ token is read as the text that it would have made of the value so far:
     it is the token taken  the next position says how its probability divides
     neither                left out: an opening that all share, other white space, no verdict
 
-What the list does not show is nobody's, so that a probability is the least that the list permits,
-and a short list cannot make an answer sure. For the rest the verdicts' probabilities are
-normalised: at one position it makes no difference whether the server masked, under the schema,
-what is no verdict.
+What the list does not show is nobody's: a short list cannot make an answer sure. For the rest the
+verdicts' probabilities are normalised: at one position it makes no difference whether the server
+masked, under the schema, what is no verdict.
 
 Text is handled as bytes, one character each (Latin-1): a token may be part of a character.
 """

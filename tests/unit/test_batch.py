@@ -364,7 +364,7 @@ def test_a_batch_to_a_model_without_log_probabilities(
 ) -> None:
     server.configure(refuse_parameters=["logprobs"])
     night = Night(tmp_path, server, abstain_below=0.5)
-    with pytest.raises(EscalationError, match="strong.abstain_below"):
+    with pytest.raises(EscalationError, match=r"strong\.abstain_below"):
         night.run()
     assert server.stats()["billed"] == 0
 

@@ -385,21 +385,3 @@ def test_alternatives() -> None:
         "judge": {"engine": "vllm", "model": "m", "scores": [0, 3]},
     }
     assert RunConfig.model_validate(pointwise).alternatives() == ("0", "1", "2", "3")
-
-
-@pytest.mark.parametrize("value", [0, -0.1, 1.01, ".nan", "often"])
-def test_abstain_below_is_a_probability(value: Any) -> None:
-    value = float(value[1:]) if value == ".nan" else value
-    assert "strong.abstain_below" in refusal(strong__abstain_below=value)
-    if isinstance(value, float | int):
-        assert "a probability above 0 and at most 1" in refusal(strong__abstain_below=value)
-
-
-def test_a_run_without_abstain_below_is_described_as_before_there_was_one() -> None:
-    """Its digest is part of every draw: audits of runs under way must not be drawn anew."""
-    plain, unsure = parse(document()), parse(document(strong__abstain_below=1))
-    assert "abstain_below" not in plain.document()["strong"]
-    assert parse(document(strong__abstain_below=None)).digest() == plain.digest()
-    assert plain.digest() != unsure.digest()
-    assert differences(plain.document(), unsure.document()) == ["strong.abstain_below: None → 1.0"]
-    assert parse(unsure.document()) == unsure

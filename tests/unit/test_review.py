@@ -105,6 +105,6 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path))
     run.storage.write("scored/x.parquet", b"PAR1 no more")
     plan = Plan((Shard("/in/x.parquet", "x.parquet", 3, "f"),), COLUMNS, CHUNK)
-    with pytest.raises(CorruptedError, match="x.parquet"):
+    with pytest.raises(CorruptedError, match=r"x\.parquet"):
         write_review(run, plan, "pairwise")
     assert not run.storage.exists(REVIEW)

@@ -304,10 +304,13 @@ def test_a_shorter_list_never_makes_an_answer_surer(
     assert found is not None and found["tie"] <= certainty + 1e-3
 
 
+NAMES = st.sampled_from(["token", "logprob", "bytes", "top_logprobs"])
+LEAVES = st.none() | st.booleans() | st.floats() | st.text(max_size=3)
+JSON = st.recursive(LEAVES, lambda i: st.lists(i, max_size=3) | st.dictionaries(NAMES, i))
+
+
 @settings(max_examples=50)
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-                        st.sampled_from(["token", "logprob", "bytes", "top_logprobs"]), inner)))  # fmt: skip
+@given(JSON)
 def test_whatever_a_server_sends_nothing_breaks(given_: Any) -> None:
     found = verdict_probs('{"verdict":"A"}', given_, "verdict", PAIR)
     assert found is None or all(0 <= prob <= 1 for prob in found.values())
