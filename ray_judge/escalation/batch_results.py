@@ -14,7 +14,7 @@ from typing import Any
 
 from ray_judge.config import RunConfig
 from ray_judge.escalation.batch_files import Asked, BatchState
-from ray_judge.escalation.client import Kind, RequestFailed, classify, described, reply_of
+from ray_judge.escalation.client import Kind, RequestFailed, classify, reply_of
 from ray_judge.escalation.pricing import Price
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.escalation.reading import counted, read_answer
@@ -67,11 +67,10 @@ def _result(document: Mapping[str, Any]) -> Result:
     told = body.get("error") if isinstance(body, dict) else None
     told = told if isinstance(told, dict) else {}
     code, kind = told.get("code"), told.get("type")
-    param = told.get("param")
-    meaning = classify(status, code, kind, param) if status >= 400 else Kind.TRANSIENT
+    meaning = classify(status, code, kind, told.get("param")) if status >= 400 else Kind.TRANSIENT
     if meaning is Kind.BROKEN:  # a line of the error file was not billed, whatever its status
         meaning = Kind.TRANSIENT
-    return Result(kind=meaning, reason=described(status, code or kind, param))
+    return Result(kind=meaning, reason=f"HTTP {status} {code or kind or ''}".strip())
 
 
 @dataclass(slots=True)

@@ -203,6 +203,14 @@ class BatchClient:
         _ask(lambda: self._client.files.with_raw_response.delete(file_id))
 
 
+def suspect_model(strong: StrongConfig) -> str:
+    """How the model is named among what to check where no question of a run is answered."""
+    if strong.abstain_below is None:
+        return "strong.model"
+    # Models that give none may answer 403, without a field that says why.
+    return "strong.model (does it give log-probabilities, as strong.abstain_below needs?)"
+
+
 def _is_here(strong: StrongConfig) -> bool:
     return urlsplit(strong.base_url or "").hostname in LOOPBACK
 
@@ -261,19 +269,11 @@ def classify(status: int, code: str | None, kind: str | None, param: str | None)
     return Kind.ROW
 
 
-def described(status: int, code: str | None, param: Any) -> str:
-    """Say in a few words what an error answer was, without anything of its message."""
-    said = f"HTTP {status} {code or ''}".strip()
-    if isinstance(param, str) and param in LOGPROB_PARAMS:
-        return f"it gives no log-probabilities, which strong.abstain_below asks for ({said})"
-    return said
-
-
 def _from_status(error: openai.APIStatusError) -> RequestFailed:
     status, code, kind = error.status_code, error.code, error.type
     return RequestFailed(
         classify(status, code, kind, error.param),
-        described(status, code or kind, error.param),
+        f"HTTP {status} {code or kind or ''}".strip(),
         status=status,
         code=code,
         headers=dict(error.response.headers),

@@ -87,11 +87,17 @@ def test_answers_without_log_probabilities_are_answers(
     assert answer.verdict_prob == wanted and answer.verdict is not None
 
 
+@pytest.mark.parametrize("status", [400, 403])
 def test_a_model_that_cannot_be_asked_for_them_ends_the_run_unbilled(
-    server: RunningServer, tmp_path: Path
+    server: RunningServer, tmp_path: Path, status: int
 ) -> None:
-    server.configure(refuse_parameters=["logprobs"])
+    """Some models refuse the parameter by its name, others with a 403 that names nothing."""
+    if status == 400:
+        server.configure(refuse_parameters=["logprobs"])
+    else:
+        server.configure(faults=[{"kind": "permission_denied", "max_times": 9}])
     night = ask_all(server, Till(), tmp_path, ["q"], abstain_below=0.5)
     (error,) = night.outcomes
-    assert isinstance(error, EscalationError) and "strong.abstain_below" in str(error)
+    assert isinstance(error, EscalationError)
+    assert f"HTTP {status}" in str(error) and "strong.abstain_below" in str(error)
     assert server.stats()["billed"] == 0 and not night.journal.rows
