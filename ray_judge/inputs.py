@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ray_judge.config import RunConfig, nearest
 from ray_judge.errors import ConfigError, InputChangedError, InputError, StorageError
-from ray_judge.records import VERDICT_COLUMNS, Example, Shard, Task
+from ray_judge.records import Example, Shard, Task, verdict_schema
 from ray_judge.storage import open_storage
 
 REQUIRED: Mapping[Task, tuple[str, ...]] = {
@@ -156,10 +156,12 @@ def resolve_columns(
     config: RunConfig, schema: pa.Schema, extra: Sequence[str], path: str
 ) -> Columns:
     """Match roles to this shard's columns and check their types. Raises InputError."""
+    strong_prob = config.strong.abstain_below is not None
+    taken = verdict_schema(config.task, (), strong_prob=strong_prob).names
     for name in schema.names:
         if schema.names.count(name) > 1:
             raise InputError("two columns have the same name", file=path, column=name)
-        if name in VERDICT_COLUMNS:
+        if name in taken:
             raise InputError(
                 "this column's name is taken by the output: rename it", file=path, column=name
             )

@@ -14,7 +14,7 @@ import ray
 from ray_judge.cascade import read_judged
 from ray_judge.config import RunConfig
 from ray_judge.errors import InputChangedError, RayJudgeError
-from ray_judge.escalation.question import combine
+from ray_judge.escalation.question import combine, combine_probs
 from ray_judge.inputs import check_unchanged, open_shard, read_slices
 from ray_judge.records import Answer, Outcome, Route, Shard, Source, Verdict, verdict_schema
 from ray_judge.run_directory import Plan, RunDirectory
@@ -87,7 +87,10 @@ def _merge_shard(
     check_unchanged(shard)
     with open_shard(shard.path) as file:
         source = file.schema_arrow
-    added = verdict_schema(config.task, config.alternatives())
+    abstain_below = config.strong.abstain_below
+    added = verdict_schema(
+        config.task, config.alternatives(), strong_prob=abstain_below is not None
+    )
     schema = pa.schema([*source, *added], metadata=source.metadata)
     with (
         run.storage.write_stream(f"scored/{shard.name}") as sink,
@@ -107,7 +110,7 @@ def _merge_shard(
             ):
                 asked.setdefault(row, []).append((key, pays))
             judged, _ = read_judged(run, len(config.tiers()), chunk.name)
-            columns = verdict_columns(judged, routed, asked, answers, added)
+            columns = verdict_columns(judged, routed, asked, answers, added, abstain_below)
             table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))
 
@@ -118,12 +121,16 @@ def verdict_columns(
     asked: Mapping[int, Sequence[tuple[str, bool]]],
     answers: Paid,
     schema: pa.Schema,
+    abstain_below: float | None = None,
 ) -> pa.Table:
-    """Lay the verdict columns of one chunk, one row per judged row, in order."""
+    """Lay the verdict columns of one chunk, one row per judged row, in order.
+
+    `abstain_below`: as `strong.abstain_below`; with it `schema` has `strong_prob`.
+    """
     kept = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
     columns: dict[str, Any] = {name: judged.column(name) for name in kept}
     decided = [
-        _decide(local, error, routes[row], asked.get(row, ()), answers)
+        _decide(local, error, routes[row], asked.get(row, ()), answers, abstain_below)
         for row, local, error in zip(
             judged.column("row").to_pylist(),
             judged.column("judge_verdict").to_pylist(),
@@ -143,12 +150,18 @@ def _decide(
     route: str,
     asked: Sequence[tuple[str, bool]],
     answers: Paid,
+    abstain_below: float | None,
 ) -> dict[str, Any]:
-    """Settle one row. The local verdict stands unless the strong judge gave one."""
+    """Settle one row. The local verdict stands unless the strong judge gave one.
+
+    A strong verdict that is less probable than `abstain_below` leaves the row to a person: the
+    local verdict was doubted, or drawn to be checked, and this one is no better.
+    """
     decided: dict[str, Any] = {
         "route": route,
         "outcome": Outcome.NOT_NEEDED.value if local is not None else Outcome.FAILED.value,
         "strong_verdict": None,
+        "strong_prob": None,
         "strong_model": None,
         "strong_cost_usd": None,
         "final_verdict": local,
@@ -173,10 +186,13 @@ def _decide(
     else:
         verdicts = [answer.verdict for answer in found if answer.verdict is not None]
         strong = combine(verdicts)
+        prob = combine_probs(found, strong) if abstain_below is not None else None
+        unsure = prob is not None and abstain_below is not None and prob < abstain_below
         decided |= {
-            "outcome": Outcome.RESOLVED.value,
+            "outcome": (Outcome.ABSTAINED if unsure else Outcome.RESOLVED).value,
             "strong_verdict": strong,
-            "final_verdict": strong,
-            "final_source": Source.STRONG.value,
+            "strong_prob": prob,
+            "final_verdict": None if unsure else strong,
+            "final_source": (Source.NONE if unsure else Source.STRONG).value,
         }
     return decided

@@ -25,8 +25,9 @@ from ray_judge.judging import judge_chunks
 from ray_judge.merging import merge
 from ray_judge.report.page import write_page
 from ray_judge.report.summary import summarise
+from ray_judge.review import write_review
 from ray_judge.routed import Routed
-from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.run_directory import REVIEW, Plan, RunDirectory
 from ray_judge.workers import connected
 
 Watch = Callable[[str, Mapping[str, Any]], None]
@@ -62,6 +63,8 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
                 answers = escalate(config, plan, routed, lambda state: watch("escalate", state))
             with timed("merge", seconds):
                 merge(config, plan, run, routed.frame(), answers.paid())
+                if config.strong.abstain_below is not None:
+                    write_review(run, plan, config.task)
             summary, rows = summarise(
                 config, plan, run, answers, routed.threshold(), calibration, seconds
             )
@@ -91,6 +94,8 @@ def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
     for shard in plan.shards:
         check_unchanged(shard)
     missing = {shard.name for shard in plan.shards} - run.scored()
+    if config.strong.abstain_below is not None and not run.storage.exists(REVIEW):
+        missing.add(REVIEW)
     raised = float(config.strong.max_cost_usd) > summary["cap_usd"]
     if missing or (raised and summary["outcomes"]["denied_budget"]):
         with run.locked():

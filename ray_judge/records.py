@@ -35,6 +35,8 @@ class Outcome(StrEnum):
 
     NOT_NEEDED = "not_needed"
     RESOLVED = "resolved"
+    ABSTAINED = "abstained"
+    """There is a strong verdict, less probable than `strong.abstain_below`: for a person."""
     DENIED_BUDGET = "denied_budget"
     REFUSED = "refused"
     UNPARSEABLE = "unparseable"
@@ -137,6 +139,10 @@ class Answer:
     """Unix time of arrival, seconds."""
     final: bool = True
     error: str | None = None
+    verdict_prob: float | None = None
+    """Probability of the verdict, in [0, 1]; null where it was not asked for, or cannot be told."""
+    tie_prob: float | None = None
+    """The same of a tie, which both orders may come to together; null for a score."""
 
 
 def probs_type(alternatives: Sequence[str]) -> pa.DataType:
@@ -172,8 +178,14 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
     )
 
 
-def verdict_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
-    """The columns that a scored shard has behind all of its input columns."""
+def verdict_schema(
+    task: Task, alternatives: Sequence[str], *, strong_prob: bool = False
+) -> pa.Schema:
+    """The columns that a scored shard has behind all of its input columns.
+
+    `strong_prob`: the run asks the strong judge for probabilities (`strong.abstain_below`).
+    """
+    asked = [pa.field("strong_prob", pa.float64())] if strong_prob else []
     return pa.schema(
         [
             pa.field("judge_verdict", verdict_type(task)),
@@ -183,6 +195,7 @@ def verdict_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
             pa.field("route", pa.string()),
             pa.field("outcome", pa.string()),
             pa.field("strong_verdict", verdict_type(task)),
+            *asked,
             pa.field("strong_model", pa.string()),
             pa.field("strong_cost_usd", MONEY),
             pa.field("final_verdict", verdict_type(task)),
@@ -193,7 +206,7 @@ def verdict_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
 
 
 VERDICT_COLUMNS = tuple(verdict_schema("pairwise", PAIRWISE_ALTERNATIVES).names)
-"""Names that an input column must not have."""
+"""Names that an input column must not have; nor `strong_prob`, where the run has that column."""
 
 
 @dataclass(frozen=True, slots=True)

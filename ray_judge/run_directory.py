@@ -6,6 +6,7 @@
     <output>/judged-2/ ...          the same of the second of several local judges, and so on
     <output>/ledger/  journal/      the money (escalation/)
     <output>/scored/<shard name>    input columns + verdict columns
+    <output>/review.parquet         rows left to a person (strong.abstain_below)
     <output>/report.html            for people
     <output>/summary.json           for programs; written last: its existence means "finished"
 
@@ -49,6 +50,7 @@ from ray_judge.storage import Storage, open_storage
 
 LAYOUT = 1
 """Version of this layout; a directory of a newer one is refused."""
+REVIEW = "review.parquet"
 LOCK_RENEW_S = 20.0
 LOCK_STALE_S = 120.0
 """On an object store: a lock whose owner has not renewed it for so long is dead."""
@@ -203,7 +205,7 @@ class RunDirectory:
 
     def reopen(self) -> None:
         """Take back the end of a run that goes on (its cap was raised); the summary goes last."""
-        for name in self.storage.list("scored"):
+        for name in [*self.storage.list("scored"), REVIEW]:
             self.storage.delete(name)
         self.storage.delete("summary.json")
 

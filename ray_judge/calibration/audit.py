@@ -61,12 +61,16 @@ def agreement(rows: pl.DataFrame, group: str = "all") -> Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What the audit of a run showed. `unanswered`: audited rows without a strong verdict."""
+    """What the audit of a run showed. `unanswered`: audited rows without a strong verdict.
+
+    `abstained`: rows among the counted ones of whose strong verdict the strong judge was unsure.
+    """
 
     overall: Agreement
     by_confidence: tuple[Agreement, ...]
     by_column: tuple[Agreement, ...]
     unanswered: int
+    abstained: int = 0
 
     def document(self) -> dict[str, Any]:
         """For summary.json; fractions in [0, 1]."""
@@ -83,11 +87,14 @@ def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
 
     `rows`: `route`, `outcome`, `judge_verdict`, `judge_confidence`, `strong_verdict`, and the
     column `by`. Groups by tenths of the audited confidences, and by the values of `by`.
+
+    What is estimated is agreement with the strong judge's verdict, over all accepted rows. A row
+    that it abstained from has one, and counts: such rows are the hard ones, so that the others
+    alone would agree more often than the accepted rows do.
     """
     audited = rows.filter(pl.col("route") == Route.AUDIT.value)
-    known = audited.filter(
-        (pl.col("outcome") == Outcome.RESOLVED.value) & pl.col("judge_verdict").is_not_null()
-    )
+    answered = pl.col("outcome").is_in([Outcome.RESOLVED.value, Outcome.ABSTAINED.value])
+    known = audited.filter(answered & pl.col("judge_verdict").is_not_null())
     values = sorted(known[by].cast(pl.String).fill_null("(null)").unique()) if by else []
     return Audit(
         agreement(known),
@@ -98,6 +105,7 @@ def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
             for value in values
         ),
         audited.height - known.height,
+        known.filter(outcome=Outcome.ABSTAINED.value).height,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_judge.config.tree import Positive, Tree, Usd
 from ray_judge.errors import ConfigError
@@ -72,12 +72,23 @@ class StrongConfig(Tree):
     """Not sent when null (reasoning models refuse it)."""
     max_output_tokens: Positive = 300
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    abstain_below: float | None = None
+    """A verdict that the strong judge gives with a smaller probability is left to a person: its
+    row is `abstained`, and stands in review.parquet. Asks for log-probabilities, which not every
+    model gives."""
     reasks: int = Field(default=1, ge=0, le=5)
     """How often an answer that cannot be used is asked again, each time paid for."""
     timeout_s: float = Field(default=120, gt=0)
     """For one request; with mode: flex, 900 unless given (OpenAI's advice)."""
     give_up_after_s: float = Field(default=1800, gt=0)
     """How long the provider may be down before the run pauses (exit 4)."""
+
+    @field_validator("abstain_below")
+    @classmethod
+    def _is_a_probability(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value <= 1:
+            raise ValueError("a probability above 0 and at most 1, or null to abstain from nothing")
+        return value
 
     @model_validator(mode="before")
     @classmethod

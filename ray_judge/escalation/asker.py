@@ -18,7 +18,7 @@ import tenacity
 
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, StorageError
-from ray_judge.escalation.client import Kind, RequestFailed, StrongClient
+from ray_judge.escalation.client import Kind, RequestFailed, StrongClient, suspect_model
 from ray_judge.escalation.governor import PROVIDER_DOWN, Need, Permit
 from ray_judge.escalation.journal import JournalWriter
 from ray_judge.escalation.limiter import Feedback, Signal
@@ -370,7 +370,7 @@ class Asker:
         if failure.kind is Kind.RUN:
             reason = (
                 f"the strong judge cannot be asked: {failure.reason}. Check the key in "
-                f"{self._strong.api_key_env}, strong.model and strong.base_url"
+                f"{self._strong.api_key_env}, {suspect_model(self._strong)} and strong.base_url"
             )
             await self._purse.pause(reason)
             raise EscalationError(reason)

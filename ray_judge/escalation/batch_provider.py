@@ -23,7 +23,7 @@ import tenacity
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
 from ray_judge.escalation.batch_files import BatchState
-from ray_judge.escalation.client import BatchClient, Kind, RequestFailed
+from ray_judge.escalation.client import BatchClient, Kind, RequestFailed, suspect_model
 from ray_judge.escalation.limiter import retry_after_s
 
 METADATA = "ray_judge_submission"
@@ -231,5 +231,5 @@ def explained(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
         )
     return EscalationError(
         f"the strong judge's server refuses batches: {failure.reason}. Check the key in "
-        f"{strong.api_key_env}, strong.model, strong.base_url and strong.batch"
+        f"{strong.api_key_env}, {suspect_model(strong)}, strong.base_url and strong.batch"
     )

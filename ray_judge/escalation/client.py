@@ -53,6 +53,7 @@ class Kind(StrEnum):
 BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTER_CODES = {"content_filter", "content_policy_violation"}
 SCHEMA_PARAMS = {"response_format", "response_format.type", "response_format.json_schema"}
+LOGPROB_PARAMS = {"logprobs", "top_logprobs"}
 NOT_BEGUN = {409, 503}
 """The server says that it is locked or overloaded: it refused the request at its door."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -97,6 +98,8 @@ class Reply:
     model: str | None
     response_id: str | None
     headers: Mapping[str, str] = field(default_factory=dict)
+    logprobs: Any = None
+    """`choices[0].logprobs.content` as it was sent; see `verdict_prob.py`."""
 
 
 class StrongClient:
@@ -236,6 +239,14 @@ class BatchClient:
         _ask(lambda: self._client.files.with_raw_response.delete(file_id))
 
 
+def suspect_model(strong: StrongConfig) -> str:
+    """How the model is named among what to check where no question of a run is answered."""
+    if strong.abstain_below is None:
+        return "strong.model"
+    # Models that give none may answer 403, without a field that says why.
+    return "strong.model (does it give log-probabilities, as strong.abstain_below needs?)"
+
+
 def _is_here(strong: StrongConfig) -> bool:
     return urlsplit(strong.base_url or "").hostname in LOOPBACK
 
@@ -287,7 +298,7 @@ def classify(status: int, code: str | None, kind: str | None, param: str | None)
         return Kind.BROKEN
     if status in (400, 422) and param in SCHEMA_PARAMS:
         return Kind.NO_SCHEMA
-    if status in (400, 422) and param == "service_tier":
+    if status in (400, 422) and param in {"service_tier", *LOGPROB_PARAMS}:
         return Kind.RUN
     if code in FILTER_CODES:
         return Kind.REFUSED
@@ -335,9 +346,15 @@ def reply_of(document: Any, headers: Mapping[str, str]) -> Reply:
             model=_text(document.get("model")),
             response_id=_text(document.get("id")),
             headers=headers,
+            logprobs=_logprobs(choice),
         )
     except (LookupError, TypeError, AttributeError):
         raise RequestFailed(Kind.AMBIGUOUS, "the answer is not a chat completion") from None
+
+
+def _logprobs(choice: Mapping[str, Any]) -> Any:
+    given = choice.get("logprobs")
+    return given.get("content") if isinstance(given, dict) else None
 
 
 def _text(value: Any) -> str | None:

@@ -48,10 +48,14 @@ SCHEMA = pa.schema(
         pa.field("at", pa.float64(), nullable=False),
         pa.field("final", pa.bool_(), nullable=False),
         pa.field("error", pa.string()),
+        pa.field("verdict_prob", pa.float64()),
+        pa.field("tie_prob", pa.float64()),
     ]
 )
 """One row per attempt. A verdict is in `verdict` (A, B, tie) or in `score`, never in both."""
 
+_PROBS = ("verdict_prob", "tie_prob")
+"""Not in lines that have none, nor in any file older than they are."""
 _USAGE = tuple(Usage.__dataclass_fields__)
 _VERSION = "1"
 _COMPACTIONS_IN_A_ROW = 3
@@ -261,6 +265,7 @@ def _row(answer: Answer, *, money: Callable[[Decimal], Any]) -> dict[str, Any]:
         "at": answer.at,
         "final": answer.final,
         "error": answer.error,
+        **{name: prob for name in _PROBS if (prob := getattr(answer, name)) is not None},
     }
 
 
@@ -281,6 +286,7 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         at=row["at"],
         final=row["final"],
         error=row["error"],
+        **{name: row.get(name) for name in _PROBS},
     )
 
 

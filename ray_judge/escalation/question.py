@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_judge.config import RunConfig
+from ray_judge.escalation.verdict_prob import SAID, Numbers, Reading, Words, verdict_probs
 from ray_judge.judges.generic import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
-from ray_judge.records import Example, Verdict
+from ray_judge.records import Answer, Example, Verdict
 
+TOP_LOGPROBS = 20
+"""Likeliest tokens listed per position: the most that the API gives (openai-python 3,
+`CompletionCreateParams.top_logprobs`)."""
 FENCE = re.compile(r"\A\s*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL)
 
 
@@ -88,6 +93,8 @@ class StrongQuestion:
         }
         if strong.temperature is not None:
             body["temperature"] = strong.temperature
+        if strong.abstain_below is not None:
+            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return body
 
     def answer_texts(self) -> list[str]:
@@ -116,6 +123,26 @@ class StrongQuestion:
         if not self._low <= value <= self._high:
             raise Unparseable(f"{repr(value)[:80]} is not in {self._low:g} to {self._high:g}")
         return float(value)
+
+    def probs(
+        self, text: str, logprobs: Any, verdict: Verdict
+    ) -> tuple[float | None, float | None]:
+        """Probability of the verdict that `read` found in the text, and of a tie (pairs only).
+
+        `logprobs`: as the server sent them. Both are None where they are not asked for, were not
+        sent, or do not belong to the text.
+        """
+        if self._strong.abstain_below is None:
+            return None, None
+        reading: Reading = (
+            Words(self._verdicts) if self._pairwise else Numbers(self._low, self._high)
+        )
+        found = verdict_probs(text, logprobs, self._field, reading)
+        if found is None:
+            return None, None
+        if isinstance(verdict, str):
+            return found.get(verdict, 0.0), found.get("tie", 0.0)
+        return found.get(SAID, 0.0), None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,3 +174,15 @@ def combine(verdicts: list[Verdict]) -> Verdict:
     first, second = verdicts
     flipped = {"A": "B", "B": "A"}.get(str(second), second)
     return first if first == flipped else "tie"
+
+
+def combine_probs(answers: Sequence[Answer], combined: Verdict) -> float | None:
+    """Probability of the combined verdict: its mean over the orders; None where one has none.
+
+    Orders that disagree are a tie, however sure each of them is of itself: so it is the
+    probability that they give to a tie, which is small unless both were near one.
+    """
+    tie = combined == "tie"
+    probs = [answer.tie_prob if tie else answer.verdict_prob for answer in answers]
+    known = [prob for prob in probs if prob is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(probs) else None

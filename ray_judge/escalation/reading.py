@@ -43,10 +43,12 @@ def read_answer(
         why = (reply.refusal or "stopped by the content filter")[:200]
         return replace(answer, outcome=Outcome.REFUSED, error=why, final=last)
     try:
-        return replace(answer, verdict=question.read(reply.text))
+        verdict = question.read(reply.text)
     except Unparseable as error:
         cut = " (cut at max_output_tokens)" if reply.finish_reason == "length" else ""
         return replace(answer, outcome=Outcome.UNPARSEABLE, error=f"{error}{cut}", final=last)
+    prob, tie = question.probs(reply.text or "", reply.logprobs, verdict)
+    return replace(answer, verdict=verdict, verdict_prob=prob, tie_prob=tie)
 
 
 def counted(reply: Reply, input_bound: int, output_bound: int) -> Usage:

@@ -83,7 +83,8 @@ def cascade_curve(rows: pl.DataFrame, steps: int = STEPS) -> Curve | None:
 
     `rows`: `row_key`, `label`, `judge_verdict`, `judge_confidence`, `strong_verdict`, and
     `strong_cost_usd` where dollars are known. At fraction f the ⌊f·n⌋ least sure rows take the
-    strong verdict (as policy `fraction` routes them). None where no such row has a label.
+    strong verdict (as policy `fraction` routes them), also where the strong judge abstained from
+    it: the curve is of what the judges say. None where no such row has a label.
     """
     known = rows.filter(
         pl.col("label").is_not_null() & pl.col("strong_verdict").is_not_null()

@@ -84,6 +84,11 @@ def overview(summary: Mapping[str, Any]) -> dict[str, Any]:
         "local judge": summary["judge_model"],
         "strong judge": summary["strong_model"],
     }
+    if review := summary.get("review"):
+        shown["rows for a person (review.parquet)"] = review["rows"]
+        shown["rows whose strong verdict came without a probability"] = review[
+            "without_probabilities"
+        ]
     for name, value in (summary.get("label_accuracy") or {}).items():
         shown[f"agreement with the labels, {name}"] = None if value is None else f"{value:.4f}"
     return shown

@@ -24,7 +24,11 @@ def promise_section(summary: Mapping[str, Any]) -> str:
         title = "Audit: accepted verdicts against the strong judge's"
         parts.append(grid(title, ("", "rows", "agreement", "low", "high"), lines))
         parts.append("<p>Exact 95 % intervals. ")
-        parts.append(f"Audited rows without a usable answer: {audit['unanswered']:,}.</p>")
+        parts.append(f"Audited rows without a usable answer: {audit['unanswered']:,}.")
+        if "abstained" in audit:
+            parts.append(" Counted, though the strong judge was unsure of its verdict: ")
+            parts.append(f"{audit['abstained']:,}.")
+        parts.append("</p>")
     drift = summary.get("drift")
     if drift:
         shown = {

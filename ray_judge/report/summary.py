@@ -48,7 +48,9 @@ def summarise(
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Give the summary's document and the frame of counted columns that it was made from."""
     by = config.route.audit_by
-    calls = [(run, shard.name, plan.columns.label, by) for shard in plan.shards]
+    abstains = config.strong.abstain_below is not None
+    more = ("strong_prob",) if abstains else ()
+    calls = [(run, shard.name, plan.columns.label, by, more) for shard in plan.shards]
     parts = [pl.from_arrow(part) for part in results(read_scored, calls)]
     rows = pl.concat([part for part in parts if isinstance(part, pl.DataFrame)])
     document: dict[str, Any] = {
@@ -56,7 +58,9 @@ def summarise(
         "digest": config.digest(),
         "rows": rows.height,
         "routes": _counts(rows, "route", [str(route) for route in Route]),
-        "outcomes": _counts(rows, "outcome", [str(outcome) for outcome in Outcome]),
+        "outcomes": _counts(
+            rows, "outcome", [str(o) for o in Outcome if abstains or o is not Outcome.ABSTAINED]
+        ),
         "sources": _counts(rows, "final_source", [str(source) for source in Source]),
         "errors": rows["error"].count(),
         "api_requests": answers.requests,
@@ -69,12 +73,23 @@ def summarise(
         "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
     }
     document |= audited(config, rows, calibration)
+    if abstains:
+        document["review"] = reviewed(rows)
     if plan.columns.label:
         document["label_accuracy"] = {
             "judge": accuracy(rows, "judge_verdict"),
             "final": accuracy(rows, "final_verdict"),
         }
     return document, rows
+
+
+def reviewed(rows: pl.DataFrame) -> dict[str, int]:
+    """Rows in review.parquet, and rows with a strong verdict whose probability is not known."""
+    unknown = pl.col("strong_verdict").is_not_null() & pl.col("strong_prob").is_null()
+    return {
+        "rows": rows.filter(outcome=Outcome.ABSTAINED.value).height,
+        "without_probabilities": rows.filter(unknown).height,
+    }
 
 
 def audited(
@@ -85,6 +100,8 @@ def audited(
     seen = audit(rows, AUDIT_GROUP if config.route.audit_by else None)
     if config.route.audit:
         found["audit"] = seen.document()
+        if config.strong.abstain_below is not None:
+            found["audit"]["abstained"] = seen.abstained
     if calibration is None:
         return found
     tier = calibration.tiers[0]
@@ -128,11 +145,11 @@ def _counts(rows: pl.DataFrame, column: str, names: list[str]) -> dict[str, int]
 
 @ray.remote(num_cpus=0.5, max_retries=3)
 def read_scored(
-    run: RunDirectory, name: str, label: str | None, by: str | None
+    run: RunDirectory, name: str, label: str | None, by: str | None, more: Sequence[str]
 ) -> pa.Table | RayJudgeError:
     """See `scored_table`; an error comes back as a value."""
     try:
-        return scored_table(run, name, label, by)
+        return scored_table(run, name, label, by, more)
     except RayJudgeError as error:
         return error
 

@@ -68,6 +68,19 @@ def test_the_audit_counts_what_was_answered() -> None:
     assert found.document()["agreement"] == 0.9
 
 
+def test_a_row_that_the_strong_judge_abstained_from_has_its_verdict_and_counts() -> None:
+    """Those rows disagree more often: without them the accepted rows would look better."""
+    rows = night(90, 100, unanswered=3).with_columns(
+        outcome=pl.when(pl.int_range(pl.len()).is_between(85, 99))
+        .then(pl.lit("abstained"))
+        .otherwise(pl.col("outcome"))
+    )
+    found = audit(rows)
+    assert (found.overall.n, found.overall.agreed) == (100, 90)
+    assert (found.abstained, found.unanswered) == (15, 3)
+    assert audit(night(90, 100)).abstained == 0
+
+
 def test_nothing_audited() -> None:
     found = audit(night(0, 0, accepted=5), by="scenario")
     assert found.overall.agreement is None and not found.by_confidence and not found.by_column

@@ -345,6 +345,30 @@ def test_unusable_answers_are_asked_again(
     assert server.stats()["billed"] == 12 + 2 + 1
 
 
+def test_answers_of_a_batch_have_their_probability(tmp_path: Path, server: RunningServer) -> None:
+    server.configure(
+        certainty={"sure": [0.9, 0.9], "unsure": [0.4, 0.4], "unsure_containing": "number 3."},
+        faults=[fault("no_logprobs", contains="number 5.")],
+    )
+    night = Night(tmp_path, server, abstain_below=0.5)
+    night.run()
+    night.check()
+    assert night.outcomes() == {"resolved": 12}
+    found = [answer.verdict_prob for answer in night.journal().rows]
+    known = sorted(prob for prob in found if prob is not None)
+    assert found.count(None) == 1 and known == pytest.approx([0.4] + [0.9] * 10, abs=1e-3)
+
+
+def test_a_batch_to_a_model_without_log_probabilities(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    server.configure(refuse_parameters=["logprobs"])
+    night = Night(tmp_path, server, abstain_below=0.5)
+    with pytest.raises(EscalationError, match=r"strong\.abstain_below"):
+        night.run()
+    assert server.stats()["billed"] == 0
+
+
 def test_answers_without_usage_and_twice(tmp_path: Path, server: RunningServer) -> None:
     server.configure(
         faults=[fault("missing_usage", requests=[1]), fault("duplicate", requests=[2])]

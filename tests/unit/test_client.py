@@ -62,7 +62,7 @@ def send(server: RunningServer, times: int = 1, **changes: Any) -> Reply:
             "max_cost_usd": 1,
             "base_url": server.base_url,
             "timeout_s": 30,
-            **{k: v for k, v in changes.items() if k != "key"},
+            **{k: v for k, v in changes.items() if k not in ("key", "body")},
         }
     )
 
@@ -71,7 +71,7 @@ def send(server: RunningServer, times: int = 1, **changes: Any) -> Reply:
         try:
             for last in range(times):
                 try:
-                    reply = await client.send(BODY)
+                    reply = await client.send(changes.get("body", BODY))
                 except RequestFailed:
                     if last == times - 1:
                         raise
@@ -134,7 +134,8 @@ def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
 
 def test_every_fault_that_is_no_answer_is_in_the_table() -> None:
     answers = {"late", "duplicate", "refusal", "content_filter", "cut", "malformed_json",
-               "wrong_verdict", "fenced_json", "empty_content", "missing_usage"}  # fmt: skip
+               "wrong_verdict", "fenced_json", "empty_content", "missing_usage",
+               "no_logprobs"}  # fmt: skip
     assert set(KINDS) == set(ALL_KINDS) - answers - {"flex_unavailable"}
 
 
@@ -293,3 +294,25 @@ def test_an_answer_that_comes_twice_is_not_the_next_questions() -> None:
 def test_a_server_that_gives_every_answer_the_same_id_is_believed() -> None:
     texts, _ = stuttered(lambda n: "chatcmpl-0")
     assert None not in texts
+
+
+def test_log_probabilities_come_as_they_were_sent(server: RunningServer) -> None:
+    assert send(server).logprobs is None
+    found = send(server, body={**BODY, "logprobs": True, "top_logprobs": 3})
+    assert "".join(one["token"] for one in found.logprobs) == found.text
+    assert all(len(one["top_logprobs"]) == 3 for one in found.logprobs)
+    for odd in (None, [], "x", {}, {"content": None}):
+        assert (
+            read_reply(json.dumps({"choices": [{"message": {}, "logprobs": odd}]}), {}).logprobs
+            is None
+        )
+
+
+@pytest.mark.parametrize("refused", ["logprobs", "top_logprobs"])
+def test_a_model_that_gives_no_log_probabilities_ends_the_run(
+    server: RunningServer, refused: str
+) -> None:
+    server.configure(refuse_parameters=[refused])
+    with pytest.raises(RequestFailed, match="HTTP 400 unsupported_parameter") as caught:
+        send(server, body={**BODY, "logprobs": True, "top_logprobs": 3})
+    assert caught.value.kind is Kind.RUN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
@@ -195,6 +196,36 @@ def test_schemas_that_providers_refuse(server: RunningServer, client: OpenAI) ->
             ask(client, response_format={"type": "json_schema", "json_schema": wrapper})
         assert caught.value.param == "response_format"
     assert server.stats()["billed"] == 0
+
+
+def test_log_probabilities_in_the_shape_of_the_api(server: RunningServer, client: OpenAI) -> None:
+    server.configure(
+        certainty={"sure": [0.8, 0.8], "unsure": [0.3, 0.3], "unsure_containing": "?!"}
+    )
+    assert ask(client, response_format=SCHEMA).choices[0].logprobs is None
+    for text, certainty in (("Which?", 0.8), ("Which?!", 0.3)):
+        choice = ask(client, text, response_format=SCHEMA, logprobs=True, top_logprobs=5).choices[0]
+        tokens = choice.logprobs.content
+        assert b"".join(bytes(one.bytes) for one in tokens).decode() == choice.message.content
+        assert all(len(one.top_logprobs) == 5 for one in tokens)
+        for one in tokens:
+            listed = [other.logprob for other in one.top_logprobs]
+            assert listed == sorted(listed, reverse=True) and max(listed) <= 0
+        path = math.exp(sum(one.logprob for one in tokens))
+        assert path == pytest.approx(certainty, rel=5e-3)
+    server.configure(certainty={"given": False})
+    assert ask(client, logprobs=True).choices[0].logprobs is None
+
+
+@pytest.mark.parametrize(
+    "extra", [{"top_logprobs": 5}, {"logprobs": True, "top_logprobs": 21}], ids=["alone", "many"]
+)
+def test_log_probabilities_that_the_api_does_not_give(
+    server: RunningServer, client: OpenAI, extra: dict[str, Any]
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, **extra)
+    assert caught.value.param == "top_logprobs"
 
 
 def test_output_limit_cuts_the_answer(server: RunningServer, client: OpenAI) -> None:

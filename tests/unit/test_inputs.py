@@ -165,6 +165,15 @@ def test_a_column_that_collides_with_the_output(tmp_path: Path, column: str) -> 
     assert refusal(tmp_path).where == {"file": str(path), "column": column}
 
 
+def test_strong_prob_is_taken_only_where_the_run_has_it(tmp_path: Path) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(strong_prob=[1, 2, 3]))
+    assert plan_input(config(tmp_path), ())[0][0].rows == 3
+    strong = {"model": "gpt-4.1", "max_cost_usd": 1, "abstain_below": 0.5}
+    with pytest.raises(InputError) as caught:
+        plan_input(config(tmp_path, strong=strong), ())
+    assert caught.value.where == {"file": str(path), "column": "strong_prob"}
+
+
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
     table = pairs()
     path = shard(tmp_path, "a.parquet", table.append_column("response_a", table["response_b"]))

@@ -9,6 +9,7 @@ from decimal import Decimal as D
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +67,30 @@ def test_everything_comes_back_as_it_was(storage: LocalStorage) -> None:
     assert set(journal.answers) == {a.key for a in answers if a.final}
     assert journal.paid == {(a.lease, a.slot): a.cost_usd for a in answers}
     assert load_journal(storage, "nothing").rows == []
+
+
+def test_probabilities_are_kept_where_there_are_any(storage: LocalStorage) -> None:
+    answers = [answer(0, verdict_prob=0.625, tie_prob=0.0), answer(1, verdict_prob=0.1), answer(2)]
+    write(storage, "w", *answers).close()
+    assert load_journal(storage).rows == answers
+    assert compact(storage) == 3
+    assert load_journal(storage).rows == answers
+    assert load_journal(storage).frame()["verdict_prob"].to_list() == [0.625, 0.1, None]
+
+
+def test_journals_older_than_the_probabilities_are_read(storage: LocalStorage) -> None:
+    """Lines without them are what they were before; a compacted file had no such columns."""
+    write(storage, "old", answer(0), answer(1)).close()
+    assert b"prob" not in storage.read("journal/old.log")
+    compact(storage)
+    table = pq.read_table(storage.open_input("journal/compacted-00000001.parquet"))
+    with storage.write_stream("journal/compacted-00000001.parquet") as file:
+        pq.write_table(table.drop_columns(["verdict_prob", "tie_prob"]), file)
+    write(storage, "new", answer(2, verdict_prob=0.5)).close()
+    rows = [answer(0), answer(1), answer(2, verdict_prob=0.5)]
+    assert load_journal(storage).rows == rows
+    compact(storage)
+    assert load_journal(storage).rows == rows
 
 
 @settings(max_examples=40, deadline=None)

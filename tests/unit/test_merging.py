@@ -266,3 +266,74 @@ def columns_engine() -> ColumnsEngine:
             }
         )
     )
+
+
+# --- verdicts that the strong judge is unsure of --------------------------------------------------
+
+WITH_PROB = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES, strong_prob=True)
+
+
+def abstaining(
+    below: float, *answers: Answer, row: dict[str, Any] | None = None, route: str = "escalate"
+) -> Any:
+    """What becomes of a row with these answers; those of both orders, or of one."""
+    keys = ["k", "l"][: len(answers)]
+    paid: Any = {key: (one, CENT) for key, one in zip(keys, answers, strict=True)}
+    asked = {0: [(key, True) for key in keys]} if keys else {}
+    table = verdict_columns(judged(row or {}), {0: route}, asked, paid, WITH_PROB, below)
+    assert table.schema.equals(WITH_PROB, check_metadata=True)
+    return table.to_pylist()[0]
+
+
+def said(verdict: str, prob: float | None, tie: float | None = None) -> Answer:
+    return answer(Outcome.RESOLVED, verdict, verdict_prob=prob, tie_prob=tie)
+
+
+@pytest.mark.parametrize(("below", "abstained"), [(0.6, False), (0.6000001, True), (1.0, True)])
+def test_an_unsure_verdict_is_nobodys(below: float, abstained: bool) -> None:
+    row = abstaining(below, said("B", 0.6))
+    final = (None, "none") if abstained else ("B", "strong")
+    outcome = "abstained" if abstained else "resolved"
+    assert picked(row) == (outcome, "B", "gpt-4.1", CENT, *final, None)
+    assert row["strong_prob"] == 0.6
+    assert (row["judge_verdict"], row["judge_confidence"]) == ("A", 0.9)
+
+
+@pytest.mark.parametrize("route", ["escalate", "audit"])
+def test_abstaining_does_not_ask_how_the_row_was_routed(route: str) -> None:
+    row = abstaining(0.9, said("A", 0.5), row=UNJUDGED, route=route)
+    assert picked(row)[4:] == (None, "none", "judge: too long") and row["route"] == route
+
+
+def test_a_verdict_without_a_probability_is_not_abstained_from() -> None:
+    row = abstaining(1.0, said("B", None))
+    assert picked(row)[:1] + picked(row)[4:6] == ("resolved", "B", "strong")
+    assert row["strong_prob"] is None
+    row = abstaining(1.0, said("B", 0.2), said("A", None))
+    assert (row["outcome"], row["strong_prob"]) == ("resolved", None)
+
+
+def test_the_probability_of_both_orders_is_their_mean() -> None:
+    row = abstaining(0.7, said("B", 0.9, 0.05), said("A", 0.5, 0.1))
+    assert (row["outcome"], row["strong_verdict"]) == ("resolved", "B")
+    assert row["strong_prob"] == pytest.approx(0.7)
+    tie = abstaining(0.7, said("tie", 0.8, 0.8), said("tie", 0.5, 0.5))
+    assert (tie["outcome"], tie["strong_verdict"]) == ("abstained", "tie")
+    assert tie["strong_prob"] == pytest.approx(0.65)
+
+
+def test_orders_that_contradict_each_other_are_as_probable_as_a_tie_was() -> None:
+    """However sure each is of its own: nobody said a tie."""
+    row = abstaining(0.5, said("B", 0.99, 0.01), said("B", 0.97, 0.03))
+    assert (row["outcome"], row["strong_verdict"]) == ("abstained", "tie")
+    assert row["strong_prob"] == pytest.approx(0.02)
+    row = abstaining(0.4, said("B", 0.5, 0.45), said("B", 0.55, 0.4))
+    assert (row["outcome"], row["final_verdict"]) == ("resolved", "tie")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.UNPARSEABLE, Outcome.FAILED])
+def test_without_a_strong_verdict_nothing_is_abstained_from(outcome: Outcome) -> None:
+    row = abstaining(1.0, answer(outcome))
+    assert picked(row)[0] == outcome and picked(row)[4:6] == ("A", "judge")
+    assert row["strong_prob"] is None
+    assert picked(abstaining(1.0, route="accept"))[0] == "not_needed"

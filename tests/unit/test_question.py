@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def test_what_the_key_depends_on() -> None:
         "field": key(max_tokens_field="max_tokens"),
     }
     assert len(set(keys.values())) == len(keys)
+
+
+def test_a_key_that_was_on_file_before_probabilities_were_asked_for() -> None:
+    """Journals hold it: without `abstain_below` it is what it always was."""
+    assert key() == "6cdb5c653e72677aabf6e839475ce933f69bb93b06a0635e391999b84d24189c"
+
+
+def test_probabilities_are_part_of_the_question_and_how_sure_is_sure_is_not() -> None:
+    assert "logprobs" not in question().body(PAIR)
+    body = question(abstain_below=0.7).body(PAIR)
+    assert body == {**question().body(PAIR), "logprobs": True, "top_logprobs": 20}
+    assert in_words(body)["logprobs"] is True
+    assert key(abstain_below=0.7) == key(abstain_below=0.8) != key()
 
 
 def test_what_the_key_does_not_depend_on() -> None:
@@ -219,3 +233,32 @@ def test_two_orders_that_disagree_are_a_tie(first: str, second: str, verdict: st
 def test_one_order_is_itself() -> None:
     assert combine(["B"]) == "B"
     assert combine([3.0]) == 3.0
+
+
+# --- how probable the verdict was -----------------------------------------------------------------
+
+
+def listed(*tokens: str, **others: float) -> list[dict[str, Any]]:
+    """Tokens that were certain, but for the one that `others` lists."""
+    found = []
+    for token in tokens:
+        here = others if token in others else {token: 1.0}
+        top = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in here.items()]
+        found.append({"token": token, "logprob": math.log(here[token]), "top_logprobs": top})
+    return found
+
+
+def test_the_probability_of_a_verdict_and_of_a_tie() -> None:
+    given_ = listed('{"verdict":"', "B", '"}', A=0.2, B=0.5, tie=0.3)
+    asked = question(abstain_below=0.5)
+    assert asked.probs('{"verdict":"B"}', given_, "B") == pytest.approx((0.5, 0.3))
+    assert asked.probs('{"verdict":"B"}', None, "B") == (None, None)
+    assert question().probs('{"verdict":"B"}', given_, "B") == (None, None)
+    no_ties = question(abstain_below=0.5, ties=False)
+    assert no_ties.probs('{"verdict":"B"}', given_, "B") == pytest.approx((5 / 7, 0))
+
+
+def test_the_probability_of_a_score() -> None:
+    given_ = listed('{"score":', "7", "}", **{"7": 0.25, "8": 0.75})
+    asked = question("pointwise", abstain_below=0.5)
+    assert asked.probs('{"score":7}', given_, 7.0) == (pytest.approx(0.25), None)

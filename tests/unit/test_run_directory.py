@@ -132,8 +132,10 @@ def test_finishing_and_taking_it_back(run: RunDirectory) -> None:
     run.finish({"spent_usd": Decimal("0.25"), "rows": 3})
     assert run.summary() == {"spent_usd": 0.25, "rows": 3}
     assert run.scored() == {"x.parquet", "sub/z.parquet"}
+    run.storage.write(run_directory.REVIEW, b"rows")
     run.reopen()
     assert run.summary() is None and run.scored() == set()
+    assert not run.storage.exists(run_directory.REVIEW)
     run.reopen()
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from ray_judge.demo.server.config import (
     BatchSettings,
     CallFault,
+    Certainty,
     FaultRule,
     HashAnswers,
     Latency,
@@ -29,6 +30,7 @@ from ray_judge.demo.server.process import RunningServer, running_server, start_s
 __all__ = [
     "BatchSettings",
     "CallFault",
+    "Certainty",
     "FaultRule",
     "HashAnswers",
     "Latency",

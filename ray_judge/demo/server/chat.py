@@ -68,6 +68,10 @@ def check_body(body: object, config: ServerConfig) -> dict[str, Any]:
             )
     if body.get("n", 1) != 1:
         raise bad_request("This simulator answers n=1 only.", param="n")
+    top = body.get("top_logprobs")
+    if top is not None and not (body.get("logprobs") is True and top in range(21)):
+        message = "'top_logprobs' is a number up to 20, and goes with 'logprobs': true."
+        raise bad_request(message, param="top_logprobs")
     defect = format_defect(body.get("response_format"))
     if defect is not None:
         message = f"Invalid schema for response_format: {defect}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_judge.demo.server.ledger import Bill, Tier, Usage
+from ray_judge.demo.server.logprobs import certainty_of, logprobs_for
 from ray_judge.demo.server.requests import (
     canonical_key,
     message_texts,
@@ -89,7 +90,14 @@ def answer(
         "object": "chat.completion",
         "created": int(time.time()),
         "model": config.model_snapshot or request.model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
+        "choices": [
+            {
+                "index": 0,
+                "message": message,
+                "logprobs": _logprobs(sim, request, content) if fault != "no_logprobs" else None,
+                "finish_reason": finish,
+            }
+        ],
         "usage": usage.body(),
         "service_tier": "default" if batch_id is not None else tier,
         "system_fingerprint": "simulator",
@@ -97,6 +105,18 @@ def answer(
     if fault == "missing_usage":
         del body["usage"]
     return Answered(body, bill)
+
+
+def _logprobs(sim: Simulator, request: ChatRequest, content: str | None) -> dict[str, Any] | None:
+    """What the request asks for, or None."""
+    settings = sim.config.certainty
+    if not (request.body.get("logprobs") and settings.given and content):
+        return None
+    certainty = certainty_of(settings, request.canonical, request.prompt)
+    top = request.body.get("top_logprobs") or 0
+    schema = (request.body.get("response_format") or {}).get("json_schema", {}).get("schema", {})
+    fields = schema.get("properties", {})
+    return logprobs_for(content, certainty, top, settings.tokens, sim.config.scores, fields)
 
 
 def _with_fault(content: str, fault: str | None) -> tuple[str | None, str | None, str]:

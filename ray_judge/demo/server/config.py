@@ -116,6 +116,31 @@ class StrongAnswers(LookupAnswers):
 Answers = Annotated[LookupAnswers | HashAnswers | StrongAnswers, Field(discriminator="kind")]
 
 
+class Certainty(_Strict):
+    """How sure the simulated judge is of what it says, where a request asks for `logprobs`."""
+
+    sure: tuple[float, float] = (0.9, 0.999)
+    """Lowest and highest probability of a verdict; drawn per request."""
+    unsure: tuple[float, float] = (0.35, 0.6)
+    """The same of the requests that the judge is unsure of: those that contain the text
+    `unsure_containing`, and the share `unsure_share` of all others."""
+    unsure_containing: str = ""
+    unsure_share: float = Field(default=0.0, ge=0, le=1)
+    seed: int = 0
+    tokens: Literal["words", "straddling", "characters"] = "words"
+    """How answers are cut: with the verdict as a token of its own, joined to the quote before it,
+    or letter by letter."""
+    given: bool = True
+    """False: `logprobs` are null, though the request asks for them."""
+
+    @field_validator("sure", "unsure")
+    @classmethod
+    def _probabilities(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("two probabilities above 0, the lower one first")
+        return value
+
+
 class FaultRule(_Strict):
     """When one kind of fault strikes; the first rule that fires wins."""
 
@@ -206,6 +231,7 @@ class ServerConfig(_Strict):
     """Lowest and highest score told where the request's schema gives no bounds."""
     ties: bool = True
     """False: questions in words get "A" or "B" only (a schema's enum rules its own answers)."""
+    certainty: Certainty = Certainty()
     prices: Prices = Prices()
     latency: Latency = Latency()
     limits: Limits = Limits()

@@ -133,10 +133,12 @@ MODEL_FAULTS: Final = frozenset(
         "fenced_json",
         "empty_content",
         "missing_usage",
+        "no_logprobs",
     }
 )
 """`refusal` sets message.refusal; `content_filter` and `cut` set finish_reason (content_filter,
 length); `wrong_verdict` is JSON outside the schema; `fenced_json` is a right answer in a Markdown
-fence with words around it; `missing_usage` is a right answer without its usage object."""
+fence with words around it; `missing_usage` is a right answer without its usage object, and
+`no_logprobs` one without the log-probabilities that were asked for."""
 
 ALL_KINDS: Final = frozenset(HTTP_ERRORS) | UNBILLED_TRANSPORT | BILLED_TRANSPORT | MODEL_FAULTS

@@ -1,0 +1,109 @@
+"""review.parquet: the rows that even the strong judge is unsure of, for a person to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_judge.errors import CorruptedError
+from ray_judge.inputs import Columns, read_examples, row_keys
+from ray_judge.records import Example, Outcome, Shard, Task, verdict_type
+from ray_judge.run_directory import REVIEW, Plan, RunDirectory
+
+VERDICTS = ("judge_verdict", "judge_confidence", "strong_verdict", "strong_prob", "error")
+
+
+def write_review(run: RunDirectory, plan: Plan, task: Task) -> None:
+    """Write review.parquet from the scored shards, in the order of the input.
+
+    A chunk is a row group of its scored shard, and the most that is held at once. Written anew,
+    the file has the same bytes. Raises CorruptedError for a scored shard that is damaged.
+    """
+    schema = review_schema(task, plan.columns)
+    with (
+        run.storage.write_stream(REVIEW) as sink,
+        pq.ParquetWriter(sink, schema, compression="zstd") as writer,
+    ):
+        for shard in plan.shards:
+            try:
+                for table in _abstained(run, shard, plan.columns, schema):
+                    writer.write_table(table)
+            except pa.ArrowException as error:
+                raise CorruptedError(
+                    f"a scored shard is damaged: {error}", file=f"scored/{shard.name}"
+                ) from None
+
+
+def review_schema(task: Task, columns: Columns) -> pa.Schema:
+    """`shard` and `row` (from 0) name the input row, `row_key` is its id where it has one.
+
+    The texts are under the names of their roles (`instruction`, `response_a`, ...), whatever the
+    input calls them: those that the input has.
+    """
+    return pa.schema(
+        [
+            pa.field("shard", pa.string(), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("row_key", pa.string(), nullable=False),
+            *(pa.field(role, pa.string()) for role in columns.text),
+            pa.field("judge_verdict", verdict_type(task)),
+            pa.field("judge_confidence", pa.float64()),
+            pa.field("strong_verdict", verdict_type(task)),
+            pa.field("strong_prob", pa.float64()),
+            pa.field("error", pa.string()),
+        ]
+    )
+
+
+def _abstained(
+    run: RunDirectory, shard: Shard, columns: Columns, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """The abstained rows of one shard, row group by row group; the texts of no other are read."""
+    identity = [columns.id] if columns.id else []
+    wanted = list(dict.fromkeys([*columns.text.values(), *identity, *VERDICTS]))
+    with (
+        run.storage.open_input(f"scored/{shard.name}") as source,
+        pq.ParquetFile(source) as file,
+    ):
+        begin = 0
+        for group in range(file.num_row_groups):
+            outcomes = file.read_row_group(group, columns=["outcome"]).column(0)
+            chosen = [n for n, o in enumerate(outcomes.to_pylist()) if o == Outcome.ABSTAINED]
+            if chosen:
+                rows = file.read_row_group(group, columns=wanted)
+                yield _laid(rows, chosen, shard.name, begin, columns, schema)
+            begin += len(outcomes)
+
+
+def _laid(
+    rows: pa.Table,
+    chosen: Sequence[int],
+    shard: str,
+    begin: int,
+    columns: Columns,
+    schema: pa.Schema,
+) -> pa.Table:
+    """Lay the chosen rows of a row group, whose first row is the shard's row `begin`."""
+    keys = row_keys(rows, columns, shard, range(begin, begin + len(rows)))
+    examples = read_examples(rows, columns)
+    verdicts = rows.select(VERDICTS).take(chosen)
+    made: dict[str, Any] = {
+        "shard": [shard] * len(chosen),
+        "row": [begin + n for n in chosen],
+        "row_key": [keys[n] for n in chosen],
+        **{role: [_text(examples[n], role) for n in chosen] for role in columns.text},
+        **{name: verdicts.column(name) for name in VERDICTS},
+    }
+    return pa.table({field.name: made[field.name] for field in schema}, schema=schema)
+
+
+def _text(example: Example | str, role: str) -> str | None:
+    if isinstance(example, str):  # unreadable, so never asked, and never abstained from
+        return None
+    if role.startswith("response"):
+        return example.responses[int(role == "response_b")]
+    text: str | None = getattr(example, role)
+    return text
