@@ -219,3 +219,15 @@ def test_two_orders_that_disagree_are_a_tie(first: str, second: str, verdict: st
 def test_one_order_is_itself() -> None:
     assert combine(["B"]) == "B"
     assert combine([3.0]) == 3.0
+
+
+def test_several_local_judges_share_one_question() -> None:
+    """Each judge's phase A names the question that phase B asks, whoever has the rubric."""
+    judges = [
+        {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
+        {"model": "b", "rubric": "Be brief."},
+    ]
+    run = {"input": "i", "output": "o", "route": {"fraction": 0.5}}
+    config = parse({**run, "judges": judges, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}})
+    keys = {tuple(StrongQuestion(one).keys(PAIR)) for one in (config, *config.tiers())}
+    assert keys == {(key(rubric="Be brief."),)}
