@@ -72,25 +72,8 @@ def make(
         delta=delta,
         parts=in_parts(labels, len(judges)),
     )
-    reach = np.ones(judged[0].height, dtype=bool)
-    tiers, compared, warnings = [], [], []
-    for number, (one, selection) in enumerate(zip(seen, selections, strict=True)):
-        judge = judges[number]
-        here = one.judged(reach)
-        if len(judges) > 1:
-            few, here = _enough(one, here, name)
-            found = [*_reached(selection, alpha, reach, one, len(judges)), *few]
-            warnings += [f"{judge_name(judge, number)}: {text}" for text in found]
-        else:
-            warnings += _warnings(selection, alpha, delta)
-        confidence, right = here["judge_confidence"].to_numpy(), _right(here)
-        strong = _strong(here, delta)[0] if label_kind == "human" else None
-        known = one.confidence[reach & ~np.isnan(one.confidence)]
-        tiers.append(Tier(judge, selection, fit(confidence, right).map, reference(known), strong))
-        methods = confidence_methods(here, str(judge["confidence"]))
-        compared.append(_plain(asdict(compare(methods, right))))
-        reach &= ~(one.confidence >= selection.threshold)
-    everything = np.ones(len(reach), dtype=bool)
+    tiers, compared, warnings = _described(seen, judges, selections, alpha, delta, label_kind, name)
+    everything = np.ones(judged[0].height, dtype=bool)
     return Calibration(
         alpha,
         delta,
@@ -105,6 +88,49 @@ def make(
         tuple(warnings),
         compared[0] if len(judges) == 1 else {"judges": compared},
     )
+
+
+def _described(
+    seen: Sequence[_Seen],
+    judges: Sequence[Mapping[str, Any]],
+    selections: Sequence[Selection],
+    alpha: float,
+    delta: float,
+    label_kind: LabelKind,
+    column: str,
+) -> tuple[list[Tier], list[dict[str, Any]], list[str]]:
+    """Each judge by the rows that reach it; the comparison of its methods; what is to be said."""
+    reach = np.ones(len(seen[0].confidence), dtype=bool)
+    tiers: list[Tier] = []
+    compared: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    for number, (one, selection) in enumerate(zip(seen, selections, strict=True)):
+        judge = judges[number]
+        here = one.judged(reach)
+        if len(judges) > 1:
+            few, here = _enough(one, here, column)
+            found = [*_reached(selection, alpha, reach, one, len(judges)), *few]
+            warnings += [f"{judge_name(judge, number)}: {text}" for text in found]
+        else:
+            warnings += _warnings(selection, alpha, delta)
+        strong = _strong(here, delta)[0] if label_kind == "human" else None
+        tiers.append(_tier(judge, selection, here, one.confidence[reach], strong))
+        methods = confidence_methods(here, str(judge["confidence"]))
+        compared.append(_plain(asdict(compare(methods, _right(here)))))
+        reach &= ~(one.confidence >= selection.threshold)
+    return tiers, compared, warnings
+
+
+def _tier(
+    judge: Mapping[str, Any],
+    selection: Selection,
+    here: pl.DataFrame,
+    confidence: Floats,
+    strong: CorrectnessMap | None,
+) -> Tier:
+    """Describe one judge by labelled rows, and by its confidences in all rows that reach it."""
+    correct = fit(here["judge_confidence"].to_numpy(), _right(here)).map
+    return Tier(judge, selection, correct, reference(confidence[~np.isnan(confidence)]), strong)
 
 
 def confidence_methods(judged: pl.DataFrame, configured: str) -> dict[str, Floats]:

@@ -83,7 +83,8 @@ def last_passed(
     ends = np.ones(surest.shape, dtype=bool)
     ends[..., :-1] = surest[..., 1:] != surest[..., :-1]
     tested = ends & (size >= start)
-    allowed = most_errors(1 << (n - 1).bit_length(), alpha, delta)  # few sizes, so that it is cached
+    # sizes that are powers of two: few, so that they are worked out once for all label sets
+    allowed = most_errors(1 << (n - 1).bit_length(), alpha, delta)
     failed = tested & (errors > allowed[1 : n + 1])
     # passed: tested, and no failure so far; λ̂ is the last of these
     passed = tested & (np.cumsum(failed, axis=-1) == 0)
