@@ -63,6 +63,18 @@ def judged_frame(run: RunDirectory, tiers: int, chunk: str) -> pl.DataFrame:
     )
 
 
+def own_confidences(run: RunDirectory, plan: Plan, tier: int) -> pl.Series:
+    """How sure a tier's judge was of each row that reached it; null where it gave no verdict."""
+    here = run.tier(tier)
+    committed = here.judged()
+    parts = [
+        pl.Series(pl.from_arrow(here.read_judged(chunk.name)["judge_confidence"]))
+        for chunk in plan.chunks()
+        if chunk.name in committed
+    ]
+    return pl.concat(parts) if parts else pl.Series([], dtype=pl.Float64)
+
+
 def passed_on(
     run: RunDirectory,
     config: RunConfig,

@@ -30,7 +30,7 @@ class Tier:
 
     `correct`: confidence → P(verdict = label). `strong`: confidence → P(strong verdict = label)
     on the same rows, where it is known; against the strong judge's own verdicts that is 1.
-    `reference`: the confidences on all rows that the judge saw.
+    `reference`: the confidences on all rows that reached the judge, with a label or without.
     """
 
     judge: Mapping[str, Any]
@@ -49,6 +49,7 @@ class Tier:
 class Calibration:
     """The document as a whole. `labels` of `rows` rows had a label; `data` is their digest.
 
+    `comparison`: of confidence methods; with several judges one per judge, under `judges`.
     `strong_model`: who gave the labels (kind strong). `strong_error`: upper bound, at level
     `delta`, on how often the strong judge differs from human labels, where it is known.
     """
@@ -78,6 +79,11 @@ class Calibration:
             f"accepted verdicts agree with {whom} in at least {1 - self.alpha:.4g} of the rows, "
             f"with probability {1 - self.delta:.4g}"
         )
+
+
+def judge_name(judge: Mapping[str, Any], number: int) -> str:
+    """Name one of several judges to people, such as `judge 2 (the-model)`; numbers begin at 0."""
+    return f"judge {number + 1} ({judge.get('model') or judge.get('engine') or judge['format']})"
 
 
 def check(calibration: Calibration, judges: Sequence[Mapping[str, Any]]) -> None:

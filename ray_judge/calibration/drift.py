@@ -41,9 +41,9 @@ class Drift:
 
 
 def reference(confidence: Floats) -> Reference:
-    """Describe confidences (n ≥ 1, finite) so that a later night can be compared with them."""
+    """Describe confidences (n, finite) so that a later night can be compared with them."""
     values, counts = np.unique(confidence, return_counts=True)
-    cumulative = np.cumsum(counts) / len(confidence)
+    cumulative = np.cumsum(counts) / max(1, len(confidence))
     if len(values) > POINTS:
         wanted = np.linspace(0, 1, POINTS)
         keep = np.unique(np.minimum(np.searchsorted(cumulative, wanted), len(values) - 1))
@@ -52,8 +52,8 @@ def reference(confidence: Floats) -> Reference:
 
 
 def drift(known: Reference, confidence: Floats) -> Drift | None:
-    """Compare a night's confidences (finite) with the reference; None for a night without any."""
-    if not len(confidence):
+    """Compare a night's confidences (finite) with the reference; None where either has none."""
+    if not len(confidence) or not known.rows:
         return None
     now = np.sort(confidence)
     psi = _psi(known, now)

@@ -30,8 +30,8 @@ POWER = 0.8
 class Selection:
     """What the test found for one judge.
 
-    `threshold`: λ̂; ∞ when nothing passes. `accepted`: labelled rows with confidence ≥ λ̂, `right`
-    of which are right. `rows`: labelled rows that reached this judge. `upper`: R⁺(λ̂), or None.
+    `threshold`: λ̂; ∞ when nothing passes. `rows`: labelled rows of this judge's part that reached
+    it; `accepted` of them have confidence ≥ λ̂, `right` of which are right. `upper`: R⁺(λ̂), or None.
     """
 
     threshold: float
@@ -83,7 +83,9 @@ def last_passed(
     ends = np.ones(surest.shape, dtype=bool)
     ends[..., :-1] = surest[..., 1:] != surest[..., :-1]
     tested = ends & (size >= start)
-    failed = tested & (errors > most_errors(n, alpha, delta)[1:])
+    # sizes that are powers of two: few, so that they are worked out once for all label sets
+    allowed = most_errors(1 << (n - 1).bit_length(), alpha, delta)
+    failed = tested & (errors > allowed[1 : n + 1])
     # passed: tested, and no failure so far; λ̂ is the last of these
     passed = tested & (np.cumsum(failed, axis=-1) == 0)
     last = n - 1 - np.argmax(passed[..., ::-1], axis=-1)
@@ -115,24 +117,36 @@ def select(
     return Selection(threshold, len(confidence), count, good, upper, start, delta)
 
 
+def in_parts(rows: int, parts: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Deal rows out at random into parts of equal size (± 1): the part of each, shape (rows,)."""
+    return np.random.default_rng(seed).permutation(rows) % parts
+
+
 def select_in_turn(
     judges: Sequence[tuple[Floats, npt.NDArray[np.bool_]]],
     *,
     alpha: float,
     delta: float,
     start: int | None = None,
+    parts: npt.NDArray[np.int64] | None = None,
 ) -> list[Selection]:
     """Choose the thresholds of several judges: each on the rows that none before it accepts.
 
     `judges`: (confidence, right) on the same n rows. Each gets δ / number of judges, so that all
     promises hold together with probability ≥ 1 − δ. A confidence of NaN stands for no verdict:
     such a row is never accepted and says nothing about that judge.
+
+    `parts`: the number of the one judge that each row's label tests, shape (n,). Without it every
+    label tests every judge, as published; then a judge's rows were chosen with a look at labels
+    of the same rows, and its own promise may be broken more often than δ / number of judges.
     """
     share = delta / max(1, len(judges))
     left = np.ones(len(judges[0][0]), dtype=bool) if judges else np.zeros(0, dtype=bool)
     found = []
-    for confidence, right in judges:
+    for number, (confidence, right) in enumerate(judges):
         seen = left & ~np.isnan(confidence)
+        if parts is not None:
+            seen &= parts == number
         chosen = select(confidence[seen], right[seen], alpha=alpha, delta=share, start=start)
         found.append(chosen)
         left &= ~(confidence >= chosen.threshold)

@@ -113,6 +113,14 @@ class RunConfig(Tree):
                 )
             if judge.route.policy == "guarantee" and self.route.calibration is None:
                 raise ValueError("policy: guarantee needs route.calibration, made for all judges")
+            if judge.route.calibration not in (None, self.route.calibration):
+                raise ValueError("several judges are calibrated together: route.calibration is one")
+        policies = {tier.route.policy for tier in self.tiers()}
+        if self.tiers()[-1].route.policy == "guarantee" and len(policies) > 1:
+            raise ValueError(
+                "policy: guarantee promises something of every accepted row: each of several "
+                "judges needs it"
+            )
         return self
 
     def tiers(self) -> tuple[RunConfig, ...]:

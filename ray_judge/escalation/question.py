@@ -38,7 +38,8 @@ class StrongQuestion:
         strong = config.strong
         self._strong = strong
         self._pairwise = config.task == "pairwise"
-        self._rubric = strong.rubric or config.judge.rubric
+        judges = config.judges or (config.judge,)
+        self._rubric = strong.rubric or next((j.rubric for j in judges if j.rubric), None)
         self._low, self._high = strong.scores
         if self._pairwise:
             self._verdicts = ["A", "B", "tie"] if strong.ties else ["A", "B"]

@@ -31,17 +31,42 @@ def promise_section(summary: Mapping[str, Any]) -> str:
         parts.append("</p>")
     drift = summary.get("drift")
     if drift:
+        parts.append(_drift(drift))
+    return "".join(parts)
+
+
+def _drift(drift: Mapping[str, Any]) -> str:
+    """How far confidences have moved: of the only judge, or of each of several."""
+    title = "Drift of confidence since the calibration"
+    shares = {"share escalated, tonight": f"{drift['escalated']:.4f}"}
+    then = {}
+    if drift["escalated_then"] is not None:
+        then["share escalated, in the calibration"] = f"{drift['escalated_then']:.4f}"
+    if "judges" not in drift:
         shown = {
             "population stability index": f"{drift['psi']:.4f}",
             "Kolmogorov–Smirnov distance": f"{drift['ks']:.4f}",
             "its p-value": f"{drift['ks_p']:.3g}",
-            "share escalated, tonight": f"{drift['escalated']:.4f}",
+            **shares,
             "verdict": drift["verdict"],
+            **then,
         }
-        if drift["escalated_then"] is not None:
-            shown["share escalated, in the calibration"] = f"{drift['escalated_then']:.4f}"
-        parts.append(table("Drift of confidence since the calibration", shown))
-    return "".join(parts)
+        return table(title, shown)
+    header = ("", "rows", "PSI", "KS", "its p-value", "passed on", "in the calibration", "verdict")
+    lines = [
+        (
+            judge["judge"],
+            judge["reached"],
+            *(_figure(judge[key]) for key in ("psi", "ks", "ks_p", "passed_on", "passed_on_then")),
+            judge["verdict"],
+        )
+        for judge in drift["judges"]
+    ]
+    return grid(title, header, lines) + table("Escalated", {**shares, **then})
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
 
 
 def _line(name: str, part: Mapping[str, Any]) -> Sequence[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -13,10 +12,10 @@ import ray
 
 from ray_judge.calibration.audit import audit, check_promise
 from ray_judge.calibration.document import Calibration
-from ray_judge.calibration.drift import drift
 from ray_judge.config import RunConfig
 from ray_judge.errors import CorruptedError, PromiseBroken, RayJudgeError
 from ray_judge.records import Outcome, Route, Source
+from ray_judge.report.drifting import drifted
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.workers import results
 
@@ -75,6 +74,7 @@ def summarise(
     document |= audited(config, rows, calibration)
     if abstains:
         document["review"] = reviewed(rows)
+    document["drift"] = drifted(config, plan, run, rows, calibration)
     if plan.columns.label:
         document["label_accuracy"] = {
             "judge": accuracy(rows, "judge_verdict"),
@@ -95,24 +95,14 @@ def reviewed(rows: pl.DataFrame) -> dict[str, int]:
 def audited(
     config: RunConfig, rows: pl.DataFrame, calibration: Calibration | None
 ) -> dict[str, Any]:
-    """What the audit showed, how far the night has drifted, and what that makes of the promise."""
+    """What the audit showed, and what that makes of the promise."""
     found: dict[str, Any] = {"audit": None, "drift": None, "promise": None}
     seen = audit(rows, AUDIT_GROUP if config.route.audit_by else None)
     if config.route.audit:
         found["audit"] = seen.document()
         if config.strong.abstain_below is not None:
             found["audit"]["abstained"] = seen.abstained
-    if calibration is None:
-        return found
-    tier = calibration.tiers[0]
-    moved = drift(tier.reference, rows["judge_confidence"].drop_nulls().to_numpy())
-    if moved is not None:
-        escalated = rows.filter(route=Route.ESCALATE.value).height / max(1, rows.height)
-        found["drift"] = {**asdict(moved), "escalated": escalated, "escalated_then": None}
-        if config.route.policy == "guarantee":
-            then = 1 - tier.selection.accepted / max(1, tier.selection.rows)
-            found["drift"]["escalated_then"] = then
-    if config.route.policy != "guarantee":
+    if calibration is None or config.tiers()[-1].route.policy != "guarantee":
         return found
     kept: bool | None = None
     if not calibration.attainable:

@@ -77,11 +77,11 @@ def rows(n: int = 400, seed: int = 1) -> pl.DataFrame:
 
 def made(frame: pl.DataFrame, settings: RunConfig, **changes: Any) -> Calibration:
     values: dict[str, Any] = {
-        "task": "pairwise", "judge": identity(settings), "alpha": 0.2, "delta": 0.1,
+        "task": "pairwise", "judges": [identity(settings)], "alpha": 0.2, "delta": 0.1,
         "label_kind": "human", "column": "label", "data": "d" * 64, "strong_model": "gpt-4.1",
         **changes,
     }  # fmt: skip
-    return make(frame, **values)
+    return make([frame], **values)
 
 
 # -- making ----------------------------------------------------------------------------------------

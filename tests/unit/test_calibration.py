@@ -374,6 +374,7 @@ def test_the_same_distribution_is_stable_and_another_has_shifted() -> None:
     assert same is not None and same.verdict == "stable" and same.psi < 0.05
     assert other is not None and other.verdict == "shifted" and other.ks_p < 1e-6
     assert drift(known, np.array([])) is None
+    assert drift(reference(np.array([])), np.array([0.5])) is None
 
 
 def test_ks_is_the_exact_distance() -> None:

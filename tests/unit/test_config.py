@@ -364,6 +364,23 @@ def test_a_key_of_one_of_several_judges() -> None:
             "last judge only",
         ),
         ([{"modle": "a"}, {"model": "b"}], "judges.model"),
+        (
+            [
+                {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
+                {"model": "b", "route": {"policy": "guarantee", "calibration": "c.json"}},
+            ],
+            "each of several judges needs it",
+        ),
+        (
+            [
+                {
+                    "model": "a",
+                    "route": {"policy": "threshold", "threshold": 0.9, "calibration": "c.json"},
+                },
+                {"model": "b"},
+            ],
+            "route.calibration is one",
+        ),
     ],
 )
 def test_several_judges_that_do_not_go_together(judges: list[Any], said: str) -> None:

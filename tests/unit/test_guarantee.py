@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_judge.calibration.bounds import interval
-from ray_judge.calibration.selection import last_passed, select_in_turn, start_size
+from ray_judge.calibration.bounds import interval, most_errors
+from ray_judge.calibration.selection import in_parts, last_passed, select_in_turn, start_size
 
 from .test_calibration import replay
 
@@ -146,3 +146,87 @@ def test_two_judges_in_turn() -> None:
         assert all(chosen.delta == DELTA / 2 for chosen in found)
     assert interval(bad, drawn, 0.98)[0] <= DELTA
     assert math.isfinite(found[1].threshold)
+
+
+# -- several judges: whose labels test whom (docs/decisions/0045) ----------------------------------
+
+
+def population(first: Judge, second: Judge, rows: int = 20_000) -> list[np.ndarray]:
+    """Two judges of the same rows (confidence and wrong of each); the second one errs on hard rows.
+
+    The first one's unsure rows are harder for the second one, and where the first one is wrong,
+    the second one is twice as often wrong: what is left for it is not what it sees elsewhere.
+    """
+    rng = np.random.default_rng(14)
+    one, two = rng.random(rows), rng.random(rows)
+    wrong = rng.random(rows) < first(one)
+    hard = second(two) * (0.6 + 0.8 * (1 - one)) * np.where(wrong, 2, 1)
+    return [one, wrong, two, rng.random(rows) < hard]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("over-confident", "waves"),
+        ("waves", "sure where it is wrong"),
+        ("just too bad everywhere", "good, then a trap"),
+        ("calibrated", "just too bad everywhere"),
+    ],
+)
+def test_two_judges_keep_one_promise(first: str, second: str) -> None:
+    """Each draw is 800 labels of a population in which the accepted rows' true error is counted."""
+    one, one_wrong, two, two_wrong = population(JUDGES[first], JUDGES[second])
+    rng = np.random.default_rng(15)
+    errors, accepted = [], []
+    for _ in range(1000):
+        at = rng.integers(0, len(one), 800)
+        found = select_in_turn(
+            [(one[at], ~one_wrong[at]), (two[at], ~two_wrong[at])],
+            alpha=ALPHA, delta=DELTA, parts=in_parts(800, 2),
+        )  # fmt: skip
+        here = one >= found[0].threshold
+        there = ~here & (two >= found[1].threshold)
+        count = int(here.sum() + there.sum())
+        wrong = int(one_wrong[here].sum() + two_wrong[there].sum())
+        errors.append(wrong / count if count else 0.0)
+        accepted.append(count / len(one))
+    share, at_least = broken(np.array(errors), ALPHA, DELTA)
+    assert at_least <= DELTA, f"{share:.4f} of the promises were broken"
+    assert max(accepted) > 0.05
+
+
+@pytest.mark.parametrize("own_labels", [True, False])
+def test_labels_that_chose_a_judges_rows_must_not_test_it(own_labels: bool) -> None:
+    """The second judge is right exactly where the first one is wrong, and sure of those rows.
+
+    So the labels on which the first one fails are the ones on which the second one looks good.
+    It is a hair worse than promised everywhere: each time that anything of it is accepted, its
+    promise is broken. With labels of its own that happens as often as its share of δ allows.
+    """
+    alpha, sizes = 0.3, np.array([200, 200, 400, 800, 1600])
+    rows, total = int(sizes.sum()), np.cumsum(sizes)
+    # the first judge has five confidences, and each of its tests is passed about every other time
+    errors = most_errors(rows, alpha, DELTA / 2)[total] + 0.5
+    q = np.diff(errors, prepend=0) / sizes
+    sure = (alpha + 1e-3) * q / ((1 - q) * (1 - alpha - 1e-3))
+    rng = np.random.default_rng(0)
+    bad, drawn = 0, 1500
+    for _ in range(drawn):
+        level = rng.choice(len(sizes), rows, p=sizes / rows)
+        wrong = rng.random(rows) < q[level]
+        known = wrong | (rng.random(rows) < sure[level])
+        second = np.where(known, 0.9, 0.1) - 0.01 * level - 1e-4 * rng.random(rows)
+        parts = in_parts(rows, 2, int(rng.integers(2**31))) if own_labels else None
+        found = select_in_turn(
+            [(1 - level / 5, ~wrong), (second, wrong)], alpha=alpha, delta=DELTA, parts=parts
+        )
+        bad += math.isfinite(found[1].threshold)
+    low = interval(bad, drawn, 0.98)[0]
+    assert (low <= DELTA / 2) == own_labels, f"{bad / drawn:.4f} of the promises were broken"
+
+
+def test_parts_are_equal_and_the_same_every_time() -> None:
+    parts = in_parts(100, 3)
+    assert sorted(np.bincount(parts).tolist()) == [33, 33, 34]
+    assert parts.tolist() == in_parts(100, 3).tolist()
+    assert in_parts(5, 1).tolist() == [0] * 5

@@ -262,3 +262,15 @@ def test_the_probability_of_a_score() -> None:
     given_ = listed('{"score":', "7", "}", **{"7": 0.25, "8": 0.75})
     asked = question("pointwise", abstain_below=0.5)
     assert asked.probs('{"score":7}', given_, 7.0) == (pytest.approx(0.25), None)
+
+
+def test_several_local_judges_share_one_question() -> None:
+    """Each judge's phase A names the question that phase B asks, whoever has the rubric."""
+    judges = [
+        {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
+        {"model": "b", "rubric": "Be brief."},
+    ]
+    run = {"input": "i", "output": "o", "route": {"fraction": 0.5}}
+    config = parse({**run, "judges": judges, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}})
+    keys = {tuple(StrongQuestion(one).keys(PAIR)) for one in (config, *config.tiers())}
+    assert keys == {(key(rubric="Be brief."),)}
