@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -20,7 +20,7 @@ def upper_bound(count: Any, total: Any, delta: float) -> Floats:
     """
     count, total = np.broadcast_arrays(np.asarray(count), np.asarray(total))
     inside = count < total
-    beta = stats.beta.ppf(1 - delta, count + 1, np.where(inside, total - count, 1))
+    beta = special.betaincinv(count + 1, np.where(inside, total - count, 1), 1 - delta)
     return np.where(inside, beta, 1.0)
 
 
@@ -43,6 +43,8 @@ def most_errors(rows: int, alpha: float, delta: float) -> Counts:
     −1 where not even 0 errors are few enough. Shape (rows + 1,). The bound is ≤ α exactly when
     P(Bin(n, α) ≤ k) ≤ δ, so that no root has to be found for each n.
     """
+    from scipy import stats  # a second to import, for calibrations only
+
     n = np.arange(rows + 1)
     found = stats.binom.ppf(delta, n, alpha).astype(np.int64)  # smallest k with P(≤ k) ≥ δ
     most = np.where(stats.binom.cdf(found, n, alpha) <= delta, found, found - 1)

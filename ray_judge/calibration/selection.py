@@ -17,7 +17,6 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from ray_judge.calibration.bounds import Floats, most_errors, upper_bound
 from ray_judge.errors import ConfigError, InputError
@@ -53,6 +52,8 @@ def check_levels(alpha: float, delta: float) -> None:
 @cache
 def start_size(alpha: float, delta: float) -> int:
     """Smallest n at which a judge whose true error is α/2 passes with probability `POWER`."""
+    from scipy import stats  # a second to import, for calibrations only
+
     check_levels(alpha, delta)
     size = 256
     while True:
