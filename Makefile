@@ -16,8 +16,8 @@ env:  ## make .venv/, or nothing if it is there and current
 demo: env  ## a real cascade on this machine, in minutes
 	$(BIN)/ray-judge demo $(ARGS)
 
-test: env  ## all tests that this machine can run
-	$(BIN)/pytest $(ARGS)
+test: env  ## all tests that this machine can run, one file per core at a time
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: env  ## format, lint, types, directions of import
 	$(BIN)/ruff format --check .

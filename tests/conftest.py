@@ -33,6 +33,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two of vLLM side by side would 
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: each worker has a Ray of its own, so more than a few gain nothing."""
+    return min(4, os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies in tests/gpu, and skip it where there is no GPU."""
     for item in items:
