@@ -319,8 +319,16 @@ class Asker:
             last=last,
         )
         await self._keep(answer)
-        self._purse.settle(slot, answer.cost_usd, Feedback(Signal.OK, reply.headers, sent_at))
+        counted_in = reply.usage.input_tokens if reply.usage else None
+        told = Feedback(Signal.OK, reply.headers, sent_at, self._spare(need, counted_in))
+        self._purse.settle(slot, answer.cost_usd, told)
         return answer
+
+    def _spare(self, need: Need, input_tokens: int | None) -> int:
+        """Tokens reserved and not used, where the provider says how many the prompt had."""
+        if input_tokens is None:
+            return 0
+        return need.tokens - input_tokens - self._strong.max_output_tokens
 
     async def _keep(self, answer: Answer) -> None:
         """Make an answer durable. A journal that fails rests the whole run.

@@ -20,8 +20,13 @@ from enum import StrEnum
 
 from ray_judge.errors import ConfigError
 
-PACE = 0.995
-"""Share of the allowed rate that is used: the rest absorbs the drift between two clocks."""
+PACE = 0.99
+"""Share of the allowed rate that is used. The rest refills the provider's bucket after a moment in
+which requests were late: what it could not save up then is missing when they come together."""
+LOW = 0.5
+EASE = 0.95
+"""Share of the pace while the provider says that its bucket holds less than `LOW` of the most that
+it ever said: to ease off a little costs less than the 429 that an empty bucket gives."""
 BURST_S = 0.02
 """How far ahead of the even pace a request may go, in seconds of the rate."""
 CLIMB_EVERY_S = 1.0
@@ -45,11 +50,16 @@ class Signal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One answer, as the limiter sees it. `sent_at`: Unix seconds, if known."""
+    """One answer, as the limiter sees it.
+
+    `sent_at`: Unix seconds, if known. `spare_tokens`: how many of the tokens reserved for it the
+    prompt did not have, by the provider's own count; negative when it had more.
+    """
 
     signal: Signal
     headers: Mapping[str, str] = field(default_factory=dict)
     sent_at: float | None = None
+    spare_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -59,13 +69,28 @@ class _Pace:
     per_minute: float
     configured: float
     next_at: float = -math.inf
+    most: float = 0.0
+    """The most that the provider ever said to be left."""
+    ease: float = 1.0
 
     def at(self, now: float) -> float:
         """When the next unit may go."""
         return max(now, self.next_at - BURST_S)
 
     def take(self, at: float, units: float, share: float) -> None:
-        self.next_at = max(self.next_at, at) + units * 60.0 / (self.per_minute * PACE * share)
+        self.next_at = max(self.next_at, at) + units * self._each_s() / share
+
+    def _each_s(self) -> float:
+        return 60.0 / (self.per_minute * PACE * self.ease)
+
+    def left(self, remaining: float) -> None:
+        """Hear how much of the limit is left now."""
+        self.most = max(self.most, remaining)
+        self.ease = EASE if remaining < LOW * self.most else 1.0
+
+    def give_back(self, units: float) -> None:
+        """Units that were taken and not used; negative for used and not taken."""
+        self.next_at -= units * self._each_s()
 
 
 class Limiter:
@@ -146,6 +171,8 @@ class Limiter:
         self.in_flight = max(0, self.in_flight - 1)
         headers = {key.lower(): value for key, value in feedback.headers.items()}
         self._learn(headers, now)
+        # An estimate that is 2 % too high would leave 2 % of the allowed rate unused, all night.
+        self._tokens.give_back(feedback.spare_tokens)
         if feedback.signal is Signal.UNAVAILABLE:
             self._circuit.failed(now)
             self._concurrency = max(1.0, self._concurrency * 0.9)
@@ -182,6 +209,8 @@ class Limiter:
             if limit is not None and limit > 0:
                 pace.per_minute = min(pace.configured, limit)
             remaining = _number(headers.get(f"x-ratelimit-remaining-{name}"))
+            if remaining is not None:
+                pace.left(remaining)
             reset_s = duration_s(headers.get(f"x-ratelimit-reset-{name}"))
             if remaining is not None and remaining <= 0 and reset_s is not None:
                 # `reset` is the time until the bucket is full; one unit is there much earlier.

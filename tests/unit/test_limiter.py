@@ -6,6 +6,7 @@ import heapq
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -126,6 +127,20 @@ def test_the_allowed_token_rate_is_used_and_not_exceeded(seed: int) -> None:
     limiter = Limiter(requests_per_minute=100_000, tokens_per_minute=1_000_000, concurrency=512)
     sizes: Callable[[random.Random], int] = lambda rng: rng.randint(50, 900)
     drive(limiter, provider.answer, 120, tokens=sizes, seed=seed)
+    assert provider.taken_tokens >= 0.98 * 2_000_000
+    assert provider.refused <= 0.001 * provider.taken
+
+
+@pytest.mark.parametrize("share", [0.8, 0.97, 1.04])
+def test_an_estimate_that_is_off_is_put_right_by_the_providers_count(share: float) -> None:
+    provider = Provider(100_000, 1_000_000, 1.0)
+    limiter = Limiter(requests_per_minute=100_000, tokens_per_minute=1_000_000, concurrency=512)
+
+    def answer(reserved: int, now: float) -> Feedback:
+        size = round(reserved * share)
+        return replace(provider.answer(size, now), spare_tokens=reserved - size)
+
+    drive(limiter, answer, 120, tokens=lambda rng: rng.randint(100, 300))
     assert provider.taken_tokens >= 0.98 * 2_000_000
     assert provider.refused <= 0.001 * provider.taken
 
