@@ -29,9 +29,10 @@ format: env  ## put the source into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
 
-bench: env  ## phase A against bare vLLM; ways of decoding; phase B against the allowed rate
+bench: env  ## phase A against bare vLLM; decoding; the journal; phase B against the allowed rate
 	$(BIN)/python benchmarks/judge_stage.py $(ARGS)
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/journal.py
 	$(BIN)/python benchmarks/rates.py
 
 pins:  ## resolve requirements/*.txt anew

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -52,6 +54,18 @@ def _connect(address: str | None) -> None:
                 ) from None
         else:
             return
+
+
+def at_own_priority() -> None:
+    """Run this worker's threads as the driver would run, where the system lets it.
+
+    Ray gives its workers what the machine does not need otherwise (nice 15, `worker_niceness`): an
+    answer of the strong judge would lie unread, and unsaved, while a judge has the processor.
+    Raising a priority takes a right that root has, and others mostly do not.
+    """
+    with contextlib.suppress(OSError):
+        for thread in Path("/proc/self/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
 
 
 def results(task: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:

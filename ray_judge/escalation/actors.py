@@ -23,6 +23,7 @@ from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.inputs import Columns, read_examples, read_rows
 from ray_judge.records import Chunk, Outcome
+from ray_judge.workers import at_own_priority
 
 Ask = tuple[int, str, int]
 """(row in its shard, question key, which of the row's orders)."""
@@ -54,6 +55,7 @@ class AskerActor:
         in_flight: int,
     ) -> None:
         """Open the journal's log of this actor and a client."""
+        at_own_priority()
         strong: StrongConfig = config.strong
         storage, path = journal_storage(config)
         remote = "://" in storage.uri

@@ -363,7 +363,7 @@ VARIANTS: Mapping[str, Parts] = {
 
 FOUND: Mapping[str, tuple[int, Parts]] = {
     "a failing journal stops nobody": (5, Parts(asker=PaysOnWithoutJournal)),
-    "late bills of a lost lease": (4400, Parts(ledger=ForgetsLateBills)),
-    "proven in the old month": (1451, Parts(ledger=ProvenInTheOldMonth)),
+    "late bills of a lost lease": (9000, Parts(ledger=ForgetsLateBills)),
+    "proven in the old month": (0, Parts(ledger=ProvenInTheOldMonth)),
 }
 """With the seed that found it. It moves when the plan of a night changes: look from there on."""
