@@ -23,7 +23,7 @@ from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.inputs import Columns, read_examples, read_rows
 from ray_judge.records import Chunk, Outcome
-from ray_judge.workers import at_own_priority
+from ray_judge.workers import answer_promptly
 
 Ask = tuple[int, str, int]
 """(row in its shard, question key, which of the row's orders)."""
@@ -55,7 +55,6 @@ class AskerActor:
         in_flight: int,
     ) -> None:
         """Open the journal's log of this actor and a client."""
-        at_own_priority()
         strong: StrongConfig = config.strong
         storage, path = journal_storage(config)
         remote = "://" in storage.uri
@@ -76,6 +75,7 @@ class AskerActor:
         )
         self._columns = columns
         self._room = asyncio.Semaphore(in_flight)
+        answer_promptly()
 
     async def ask(
         self, chunk: Chunk, asks: Sequence[Ask], unusable: Mapping[str, int]

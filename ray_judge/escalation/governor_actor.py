@@ -23,7 +23,7 @@ from ray_judge.escalation.governor import Governor, Need, Permit
 from ray_judge.escalation.journal import load_journal
 from ray_judge.escalation.ledger import Ledger
 from ray_judge.escalation.limiter import Feedback, Limiter
-from ray_judge.workers import at_own_priority, our_error
+from ray_judge.workers import answer_promptly, our_error
 
 
 class _WallClock:
@@ -40,7 +40,7 @@ class GovernorActor:
 
     def __init__(self, config: RunConfig) -> None:
         """Remember the configuration; `open` does the work, and can say what went wrong."""
-        at_own_priority()
+        answer_promptly()
         self._config = config
 
     async def open(self) -> RayJudgeError | None:

@@ -188,6 +188,8 @@ class Night:
     starts: int = 0
     twice: int = 0
     unexcused: int = 0
+    late: int = 0
+    """Billed twice, and answered more than 250 ms before the death: read late by a starved asker."""
     allowed: int = 0
     """Questions in flight at a death, or answered in the 250 ms before."""
     lag_s: float = 0.0
@@ -271,10 +273,10 @@ def _count(night: Night, bills: list[dict[str, Any]]) -> None:
         night.allowed += any(_explains(death, bill, night.lag_s) for death in night.deaths)
     for times in by_question.values():
         night.twice += len(times) - 1
-        night.unexcused += sum(
-            not any(_explains(death, bill, night.lag_s) for death in night.deaths)
-            for bill in times[:-1]
-        )
+        for bill in times[:-1]:
+            read = any(_explains(death, bill, night.lag_s) for death in night.deaths)
+            night.unexcused += not read
+            night.late += not any(_explains(death, bill, 0.0) for death in night.deaths)
 
 
 def _explains(death: float, bill: dict[str, Any], lag_s: float) -> bool:
@@ -340,7 +342,7 @@ def main() -> int:
 def _many(folder: Path, server: RunningServer, address: str, options: argparse.Namespace) -> int:
     whole = undisturbed(folder, server, address, options.rows)
     wanted, usd = whole.rows(), Decimal(server.stats()["total_usd"])
-    kills = twice = allowed = 0
+    kills = twice = late = allowed = 0
     for seed in range(options.first, options.first + options.runs):
         server.reset()
         cap = "5" if seed % 2 else str(usd)  # every other run has not one cent to spare
@@ -348,14 +350,17 @@ def _many(folder: Path, server: RunningServer, address: str, options: argparse.N
         night = run_killed(run, seed, options.rows)
         check(night, run, wanted)
         kills, twice = kills + len(night.victims), twice + night.twice
-        allowed += night.allowed
+        allowed, late = allowed + night.allowed, late + night.late
         print(
             f"seed {seed}: {', '.join(night.victims)}; {night.starts} starts, {night.twice} billed "
-            f"twice of {night.allowed} explained, ${night.usd} of ${cap}, read within "
-            f"{night.lag_s * 1000:.0f} ms, {night.seconds:.1f} s",
+            f"twice of {night.allowed} explained ({night.late} beyond 250 ms), ${night.usd} of "
+            f"${cap}, read within {night.lag_s * 1000:.0f} ms, {night.seconds:.1f} s",
             flush=True,
         )
-    print(f"{options.runs} runs, {kills} kills, {twice} billed twice of {allowed} explained")
+    print(
+        f"{options.runs} runs, {kills} kills, {twice} billed twice of {allowed} explained, "
+        f"{late} of them beyond 250 ms"
+    )
     return 0
 
 
