@@ -189,7 +189,7 @@ class Night:
     twice: int = 0
     unexcused: int = 0
     late: int = 0
-    """Billed twice, and answered more than 250 ms before the death: read late by a starved asker."""
+    """Billed twice, and answered over 250 ms before the death: read late by a starved asker."""
     allowed: int = 0
     """Questions in flight at a death, or answered in the 250 ms before."""
     lag_s: float = 0.0
