@@ -151,7 +151,8 @@ class StrongClient:
         reply = read_reply(raw.http_response.text, dict(raw.headers))
         if not self._seen.answers(reply.response_id, body):
             # What comes next on this connection would be the answer before it, again and again.
-            await raw.http_response.extensions["network_stream"].aclose()
+            if connection := raw.http_response.extensions.get("network_stream"):
+                await connection.aclose()
             raise RequestFailed(
                 Kind.AMBIGUOUS, "the answer to another question came, for the second time"
             )
