@@ -169,12 +169,17 @@ def actor_pids(kind: str) -> list[int]:
     return sorted(found)
 
 
+EXITING = 0x4
+"""PF_EXITING of the kernel: the process runs no more, its memory is being taken apart."""
+
+
 def alive(pid: int) -> bool:
-    """Whether a process still runs (a zombie does not)."""
+    """Whether a process still runs: one that ends does not, long before it is gone."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        stat = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
+    return stat[0] != "Z" and not int(stat[6]) & EXITING
 
 
 @dataclass
@@ -227,10 +232,13 @@ def run_killed(
             for asker in {*askers} - {*watching}:
                 watching[asker] = threading.Thread(target=_watch, args=(asker, night))
                 watching[asker].start()
+            now = time.monotonic()
             try:
                 os.kill(actors[-1] if actors else process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue  # its session ended by itself in the meantime
+            if victim == "asker":
+                night.deaths.append(now)  # its watcher may be late
             night.victims.append(victim)
             plan.pop(0)
         _, said = process.communicate(timeout=300)
