@@ -55,6 +55,9 @@ class Oracle:
         self._journaled: set[LeaseSlot] = set()
         self._exposed: dict[LeaseSlot, tuple[int, Process]] = {}
         self._exposure = 0
+        self._known = 0
+        """Spent or lost, as the last governor that came to its end knew it."""
+        self.two_owners = False
         self._sent: set[LeaseSlot] = set()
         self._requests: dict[str, list[Request]] = {}
         self.ledgers: list[tuple[Process, Ledger]] = []
@@ -195,6 +198,7 @@ class Oracle:
 
     def session_ended(self, state: Mapping[str, Any]) -> None:
         """The governor's last word covers every bill."""
+        self._known = units(state["spent_usd"] + state["lost_usd"])
         if units(state["spent_usd"] + state["lost_usd"]) < self.billed:
             self.fail(f"reported {state['spent_usd']} + {state['lost_usd']}, billed {self.billed}")
         if state["overruns"]:
@@ -209,6 +213,10 @@ class Oracle:
         left = self._cap - used() * 10_000
         if left + used() * 10_000 - self.billed < 0 or used() * 10_000 < self.billed:
             self.fail("the ledger on disk counts less than was billed")
+        if self.two_owners:
+            # What an asker of the owner before journals after its successor's recovery is proven
+            # for the next session only: until then it counts in full, and others are denied.
+            left = min(left, self._cap - self._known)
         for question in set_of(self._plan.questions):
             outcome = outcomes.get(question.key)
             if outcome is None:
