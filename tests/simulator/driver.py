@@ -102,8 +102,8 @@ class _Session:
         final = await call(self._night, self._governor.process, self._governor.close)
         if self._failure is not None:
             raise self._failure
-        if self._driver.process.doomed_at is None:  # else a later owner may know of more
-            self._night.oracle.session_ended(final)
+        superseded = self._driver.process.doomed_at is not None
+        self._night.oracle.session_ended(final, superseded=superseded)
 
     def _units(self) -> list[Sequence[Question]]:
         questions = self._night.parts.distinct(self._night.plan.questions)
