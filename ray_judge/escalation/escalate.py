@@ -133,7 +133,7 @@ def _ask_all(config: RunConfig, plan: Plan, feed: _Feed, progress: Progress) -> 
         session = _Session(config, plan, feed, set(journal.answers), journal.unusable())
         try:
             session.run(progress)
-        except (RayActorError, GovernorDied) as error:
+        except (RayActorError, GovernorDied, _AskerDied) as error:
             log.warning("an actor of phase B died (%s): starting again from the journal", error)
             if barren >= BARREN_SESSIONS:
                 raise EscalationError(f"phase B's actors keep dying: {error}") from None
@@ -258,9 +258,9 @@ class _Session:
             self._submit(waiting, running)
             self._collect(running, wait=not over)
             if self.governor is not None and self._failure is None:
-                progress({**self._state(), "denied": self.denied})
+                self._tell(progress)
         if self._failure is not None and (
-            self.governor is None or isinstance(self._failure, GovernorDied)
+            self.governor is None or isinstance(self._failure, GovernorDied | _AskerDied)
         ):
             raise self._failure
         if self.governor is None:  # nothing to ask: no lease, no owner, nothing changed
@@ -324,6 +324,8 @@ class _Session:
                 outcome = ray.get(reference)
             except RayTaskError as error:
                 outcome = our_error(error)
+            except RayActorError:
+                outcome = _AskerDied("an asker died")
             if not isinstance(outcome, RayJudgeError):
                 self.denied += sum(value == "denied_budget" for value in outcome.values())
             else:
@@ -344,6 +346,14 @@ class _Session:
             if self.governor is not None and not isinstance(failure, GovernorDied):
                 ray.get(self.governor.pause.remote(str(failure)))
 
-    def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = ray.get(self.governor.state.remote())
-        return state
+    def _tell(self, progress: Progress) -> None:
+        try:
+            state: dict[str, Any] = ray.get(self.governor.state.remote())
+        except RayActorError:
+            self._fail(GovernorDied("the governor died"))
+        else:
+            progress({**state, "denied": self.denied})
+
+
+class _AskerDied(EscalationError):
+    """An asker's process is gone; what it had in hand is for its successor."""
