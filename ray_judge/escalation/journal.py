@@ -8,6 +8,7 @@ slot); the same attempt read twice, as a crash in the middle of compaction leave
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -150,11 +151,6 @@ class Journal:
 
 def load_journal(storage: Storage, path: str = "journal") -> Journal:
     """Read the whole journal. Torn tails are dropped; `CorruptedError` names file and line."""
-    for _ in range(_COMPACTIONS_IN_A_ROW):
-        try:
-            return _journal(_read(storage, path).all_rows())
-        except Missing:
-            continue  # a compaction removed what we had listed: list again
     return _journal(_read(storage, path).all_rows())
 
 
@@ -174,6 +170,15 @@ class _Contents:
 
 
 def _read(storage: Storage, path: str) -> _Contents:
+    for _ in range(_COMPACTIONS_IN_A_ROW):
+        try:
+            return _read_once(storage, path)
+        except Missing:
+            continue  # a compaction removed what we had listed: list again
+    return _read_once(storage, path)
+
+
+def _read_once(storage: Storage, path: str) -> _Contents:
     paths = storage.list(path)
     contents = _Contents({}, set(), set())
     for name in sorted((p for p in paths if p.endswith(".parquet")), reverse=True):
@@ -214,13 +219,21 @@ def _journal(rows: Iterable[Answer]) -> Journal:
     return Journal(kept, answers, paid)
 
 
-def compact(storage: Storage, path: str = "journal", *, no_writers: bool = False) -> int:
+def compact(
+    storage: Storage,
+    path: str = "journal",
+    *,
+    no_writers: bool = False,
+    token: str | None = None,
+) -> int:
     """Fold logs into one Parquet file; return how many attempts it holds.
 
     Folds the logs that their writers closed; with `no_writers` (the caller holds the run's lock
     and knows that nobody is writing) also those whose writers died. A crash at any step loses
     nothing and doubles nothing: the new file appears at once and names what it replaces, readers
-    skip what it names, and only then is that removed.
+    skip what it names, and only then is that removed. Several runs may fold at the same time: each
+    file has a name of its own (`token`; default: random), holds all that it replaces, and is read
+    beside the others; under one name the later file would take the earlier one's answers away.
     """
     contents = _read(storage, path)
     _remove(storage, path, contents.replaced)
@@ -231,11 +244,12 @@ def compact(storage: Storage, path: str = "journal", *, no_writers: bool = False
     rows = _journal(chain.from_iterable(contents.rows[name] for name in logs + compacted)).rows
     if not logs:
         return len(rows)
-    newest = max((int(name[:-8].rpartition("-")[2]) for name in compacted), default=0)
+    newest = max((int(name.split("compacted-")[-1][:8]) for name in compacted), default=0)
+    new = f"{path}/compacted-{newest + 1:08d}-{token or secrets.token_hex(4)}.parquet"
     table = _table(rows).replace_schema_metadata(
         {"version": _VERSION, "replaced": "\n".join(sorted(logs + compacted))}
     )
-    with storage.write_stream(f"{path}/compacted-{newest + 1:08d}.parquet") as file:
+    with storage.write_stream(new) as file:
         pq.write_table(table, file, compression="zstd")
     _remove(storage, path, logs + compacted)
     return len(rows)

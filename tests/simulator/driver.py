@@ -55,7 +55,10 @@ class Driver:
                 session.end()
         if self.night.plan.compacts:
             no_writers = not self.night.plan.shared
-            await asyncio.to_thread(compact, self._storage, "journal", no_writers=no_writers)
+            token = self.process.name  # a seed's trace has no other chance in it
+            await asyncio.to_thread(
+                compact, self._storage, "journal", no_writers=no_writers, token=token
+            )
         journal = await self._journal()
         return {**session.outcomes, **{k: a.outcome for k, a in journal.answers.items()}}, journal
 

@@ -42,6 +42,12 @@ def test_a_mistake_of_the_past_is_found_again(name: str) -> None:
     assert run_night(seed).broken is None
 
 
+@pytest.mark.parametrize("seed", [46269, 56724])
+def test_nights_that_were_broken_once(seed: int) -> None:
+    """56724: two runs that shared a journal folded it at once, under one file name."""
+    assert run_night(seed).broken is None
+
+
 def test_nights_are_worth_their_time() -> None:
     """What the nights go through: bills, crashes, questions that a crash had paid for twice."""
     reports = list(run_nights(range(100)))

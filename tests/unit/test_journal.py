@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ray_judge.errors import AlreadyExists, CorruptedError, StorageError
 from ray_judge.escalation.journal import JournalWriter, compact, load_journal
 from ray_judge.records import Answer, Outcome, Usage
-from ray_judge.storage import LocalStorage
+from ray_judge.storage import LocalStorage, open_storage
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -83,8 +83,10 @@ def test_journals_older_than_the_probabilities_are_read(storage: LocalStorage) -
     write(storage, "old", answer(0), answer(1)).close()
     assert b"prob" not in storage.read("journal/old.log")
     compact(storage)
-    table = pq.read_table(storage.open_input("journal/compacted-00000001.parquet"))
-    with storage.write_stream("journal/compacted-00000001.parquet") as file:
+    (name,) = storage.list("journal")
+    table = pq.read_table(storage.open_input(name))
+    storage.delete(name)
+    with storage.write_stream("journal/compacted-00000001.parquet") as file:  # as it was called
         pq.write_table(table.drop_columns(["verdict_prob", "tie_prob"]), file)
     write(storage, "new", answer(2, verdict_prob=0.5)).close()
     rows = [answer(0), answer(1), answer(2, verdict_prob=0.5)]
@@ -157,16 +159,39 @@ def test_a_writers_name_is_used_once(storage: LocalStorage) -> None:
 def test_compaction_is_readable_by_polars(storage: LocalStorage, tmp_path: Path) -> None:
     write(storage, "w1", answer(0)).close()
     write(storage, "w2", answer(1))  # still open
-    assert compact(storage) == 1
-    assert storage.list("journal") == ["journal/compacted-00000001.parquet", "journal/w2.log"]
-    frame = pl.read_parquet(tmp_path / "journal/compacted-00000001.parquet")
+    assert compact(storage, token="a") == 1
+    assert storage.list("journal") == ["journal/compacted-00000001-a.parquet", "journal/w2.log"]
+    frame = pl.read_parquet(tmp_path / "journal/compacted-00000001-a.parquet")
     assert frame["cost_usd"].dtype == pl.Decimal(18, 9)
     assert load_journal(storage).rows == [answer(0), answer(1)]
-    assert compact(storage, no_writers=True) == 2
-    assert storage.list("journal") == ["journal/compacted-00000002.parquet"]
+    assert compact(storage, no_writers=True, token="b") == 2
+    assert storage.list("journal") == ["journal/compacted-00000002-b.parquet"]
     assert load_journal(storage).rows == [answer(0), answer(1)]
     assert compact(storage, no_writers=True) == 2
     assert load_journal(storage).frame().height == 2
+
+
+class Overtaken(LocalStorage):
+    """Before its first file is written, another run closes a log and folds everything."""
+
+    other: JournalWriter | None = None
+
+    def write_stream(self, path: str):  # type: ignore[no-untyped-def]
+        if self.other is not None:
+            self.other.close()
+            self.other = None
+            assert compact(open_storage(self.uri), token="other") == 2
+        return super().write_stream(path)
+
+
+def test_two_runs_that_fold_at_the_same_time_take_nothing_from_each_other(tmp_path: Path) -> None:
+    storage = Overtaken(str(tmp_path))
+    write(storage, "w1", answer(0)).close()
+    storage.other = write(storage, "w2", answer(1))
+    compact(storage)
+    assert load_journal(storage).rows == [answer(0), answer(1)]
+    assert compact(storage) == 2
+    assert load_journal(storage).rows == [answer(0), answer(1)]
 
 
 class Crash(Exception):
