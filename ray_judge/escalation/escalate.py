@@ -31,7 +31,7 @@ from ray_judge.escalation.books import (
     ledger_name,
     ledger_storage,
 )
-from ray_judge.escalation.governor_actor import GovernorActor, GovernorDied
+from ray_judge.escalation.governor_actor import AskerDied, GovernorActor, GovernorDied
 from ray_judge.escalation.journal import load_journal
 from ray_judge.escalation.ledger import recorded
 from ray_judge.escalation.pricing import price_of
@@ -133,7 +133,7 @@ def _ask_all(config: RunConfig, plan: Plan, feed: _Feed, progress: Progress) -> 
         session = _Session(config, plan, feed, set(journal.answers), journal.unusable())
         try:
             session.run(progress)
-        except (RayActorError, GovernorDied, _AskerDied) as error:
+        except (RayActorError, GovernorDied, AskerDied) as error:
             log.warning("an actor of phase B died (%s): starting again from the journal", error)
             if barren >= BARREN_SESSIONS:
                 raise EscalationError(f"phase B's actors keep dying: {error}") from None
@@ -260,7 +260,7 @@ class _Session:
             if self.governor is not None and self._failure is None:
                 self._tell(progress)
         if self._failure is not None and (
-            self.governor is None or isinstance(self._failure, GovernorDied | _AskerDied)
+            self.governor is None or isinstance(self._failure, GovernorDied | AskerDied)
         ):
             raise self._failure
         if self.governor is None:  # nothing to ask: no lease, no owner, nothing changed
@@ -325,7 +325,7 @@ class _Session:
             except RayTaskError as error:
                 outcome = our_error(error)
             except RayActorError:
-                outcome = _AskerDied("an asker died")
+                outcome = AskerDied("an asker died")
             if not isinstance(outcome, RayJudgeError):
                 self.denied += sum(value == "denied_budget" for value in outcome.values())
             else:
@@ -353,7 +353,3 @@ class _Session:
             self._fail(GovernorDied("the governor died"))
         else:
             progress({**state, "denied": self.denied})
-
-
-class _AskerDied(EscalationError):
-    """An asker's process is gone; what it had in hand is for its successor."""

@@ -131,3 +131,7 @@ class FarTreasurer:
 
 class GovernorDied(EscalationError):
     """The governor's process is gone; its successor recovers the ledger."""
+
+
+class AskerDied(EscalationError):
+    """An asker's process is gone; what it had in hand is for its successor."""
