@@ -61,8 +61,8 @@ def answer_promptly() -> None:
     """Make this worker quick to react: what has arrived and is not yet saved, a crash can lose.
 
     Ray gives its workers what the machine does not need otherwise (nice 15, `worker_niceness`): its
-    threads run as the driver would, where the system lets them (root may raise a priority, others
-    mostly not). And what was imported is taken out of the garbage collector's rounds, in which
+    threads run at the normal priority, where the system lets them (root may raise it, others mostly
+    not). And what was imported is taken out of the garbage collector's rounds, in which
     nothing else happens for a tenth of a second.
     """
     gc.collect()

@@ -319,7 +319,8 @@ class Asker:
             last=last,
         )
         await self._keep(answer)
-        counted_in = reply.usage.input_tokens if reply.usage else None
+        # No count above the bound is believed: the whole run would wait for those tokens.
+        counted_in = min(reply.usage.input_tokens, bound) if reply.usage else None
         told = Feedback(Signal.OK, reply.headers, sent_at, self._spare(need, counted_in))
         self._purse.settle(slot, answer.cost_usd, told)
         return answer

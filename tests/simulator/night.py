@@ -263,7 +263,6 @@ class Night:
         """A second owner of the shared ledger and journal, while the first is at work."""
         if any(process in self._children for process in self._alive):
             self.note("fate", "a second owner")
-            self.oracle.two_owners = True
             self._start()
 
     def run(self) -> Report:

@@ -57,7 +57,7 @@ class Oracle:
         self._exposure = 0
         self._known = 0
         """Spent or lost, as the last governor that came to its end knew it."""
-        self.two_owners = False
+        self._superseded = False
         self._sent: set[LeaseSlot] = set()
         self._requests: dict[str, list[Request]] = {}
         self.ledgers: list[tuple[Process, Ledger]] = []
@@ -199,6 +199,7 @@ class Oracle:
     def session_ended(self, state: Mapping[str, Any], *, superseded: bool) -> None:
         """The governor's last word covers every bill, unless a later owner may know of more."""
         self._known = units(state["spent_usd"] + state["lost_usd"])
+        self._superseded = superseded
         if self._known < self.billed and not superseded:
             self.fail(f"reported {state['spent_usd']} + {state['lost_usd']}, billed {self.billed}")
         if state["overruns"] and not superseded:
@@ -213,7 +214,7 @@ class Oracle:
         left = self._cap - used() * 10_000
         if left + used() * 10_000 - self.billed < 0 or used() * 10_000 < self.billed:
             self.fail("the ledger on disk counts less than was billed")
-        if self.two_owners:
+        if self._superseded:
             # What an asker of the owner before journals after its successor's recovery is proven
             # for the next session only: until then it counts in full, and others are denied.
             left = min(left, self._cap - self._known)
