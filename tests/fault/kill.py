@@ -218,6 +218,7 @@ def run_killed(
     plan = draw(rng, rows) if kills is None else list(kills)
     begun = time.monotonic()
     watching: dict[int, threading.Thread] = {}
+    killed: dict[int, float] = {}
     while True:
         night.starts += 1
         process = run.start()
@@ -230,15 +231,14 @@ def run_killed(
                 continue
             time.sleep(rng.random() * 0.1)
             for asker in {*askers} - {*watching}:
-                watching[asker] = threading.Thread(target=_watch, args=(asker, night))
+                watching[asker] = threading.Thread(target=_watch, args=(asker, night, killed))
                 watching[asker].start()
-            now = time.monotonic()
+            if victim == "asker":
+                killed[actors[-1]] = time.monotonic()  # exactly; its watcher may be late
             try:
                 os.kill(actors[-1] if actors else process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue  # its session ended by itself in the meantime
-            if victim == "asker":
-                night.deaths.append(now)  # its watcher may be late
             night.victims.append(victim)
             plan.pop(0)
         _, said = process.communicate(timeout=300)
@@ -254,10 +254,10 @@ def run_killed(
     return night
 
 
-def _watch(asker: int, night: Night) -> None:
+def _watch(asker: int, night: Night, killed: Mapping[int, float]) -> None:
     while alive(asker):
         time.sleep(0.002)
-    night.deaths.append(time.monotonic())
+    night.deaths.append(killed.get(asker) or time.monotonic())
 
 
 def _lag_s(run: Scored, bills: list[dict[str, Any]]) -> float:

@@ -1,4 +1,4 @@
-"""What the unit tests share: object storage by its real protocol, on loopback."""
+"""What the unit tests share: the simulated provider, and object storage by its real protocol."""
 
 from __future__ import annotations
 
@@ -12,8 +12,27 @@ from pathlib import Path
 
 import pytest
 
+from ray_judge.demo.server import RunningServer, ServerConfig, running_server
+
 STARTS_WITHIN_S = 60
 NEEDED = ("boto3", "moto", "obstore")
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[RunningServer]:
+    """One provider for the tests of a module."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(process: RunningServer) -> RunningServer:
+    """The module's provider with default settings and empty books."""
+    defaults = ServerConfig().public()
+    del defaults["api_key"]
+    process.configure(**defaults)
+    process.reset()
+    return process
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_judge.config import differences, parse
-from ray_judge.demo.server import RunningServer, ServerConfig, running_server
+from ray_judge.demo.server import RunningServer
 from ray_judge.errors import EscalationError
 from ray_judge.records import Outcome
 
@@ -17,21 +16,6 @@ from .test_asker import Till, ask_all
 from .test_config import document, refusal
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[RunningServer]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: RunningServer) -> RunningServer:
-    defaults = ServerConfig().public()
-    del defaults["api_key"]
-    process.configure(**defaults)
-    process.reset()
-    return process
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, ".nan", "often"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ray_judge.config import RunConfig, parse
-from ray_judge.demo.server import RunningServer, ServerConfig, running_server
+from ray_judge.demo.server import RunningServer
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, StorageError
 from ray_judge.escalation.asker import LOST_TRIES, TRIES, Asker, Purse
 from ray_judge.escalation.client import StrongClient
@@ -75,21 +75,6 @@ class Till:
 
     async def pause(self, reason: str) -> None:
         self.reason = reason
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[RunningServer]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: RunningServer) -> RunningServer:
-    defaults = ServerConfig().public()
-    del defaults["api_key"]
-    process.configure(**defaults)
-    process.reset()
-    return process
 
 
 class Night:

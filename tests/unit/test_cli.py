@@ -21,18 +21,12 @@ import yaml
 
 from ray_judge.cli import main
 from ray_judge.config import load
-from ray_judge.demo.server import RunningServer, running_server
+from ray_judge.demo.server import RunningServer
 from ray_judge.inputs import Columns
 from ray_judge.records import Shard
 from ray_judge.run_directory import Plan, RunDirectory
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[RunningServer]:
-    with running_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from ray_judge.config import StrongConfig
-from ray_judge.demo.server import RunningServer, ServerConfig, running_server
+from ray_judge.demo.server import RunningServer
 from ray_judge.demo.server.fault_kinds import ALL_KINDS
 from ray_judge.escalation.client import Kind, Reply, RequestFailed, StrongClient, read_reply
 
@@ -37,21 +37,6 @@ BODY = {
         },
     },
 }
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[RunningServer]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: RunningServer) -> RunningServer:
-    defaults = ServerConfig().public()
-    del defaults["api_key"]
-    process.configure(**defaults)
-    process.reset()
-    return process
 
 
 def send(server: RunningServer, times: int = 1, **changes: Any) -> Reply:

@@ -57,16 +57,6 @@ def process() -> Iterator[RunningServer]:
         yield server
 
 
-@pytest.fixture
-def server(process: RunningServer) -> RunningServer:
-    """The module's process with default settings and empty books."""
-    settings = ServerConfig().public()
-    del settings["api_key"]
-    process.configure(**settings)
-    process.reset()
-    return process
-
-
 @pytest.fixture(scope="module")
 def sdk(process: RunningServer) -> Iterator[OpenAI]:
     url, key = process.base_url, process.api_key
