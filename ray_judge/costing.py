@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import ray
 
+from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books import journal_storage
@@ -28,7 +29,7 @@ from ray_judge.escalation.pricing import (
     text_token_estimate,
 )
 from ray_judge.escalation.question import StrongQuestion
-from ray_judge.inputs import Columns, read_examples, read_rows
+from ray_judge.inputs import read_examples, read_rows
 from ray_judge.records import Answer, Chunk, Usage
 from ray_judge.workers import results
 

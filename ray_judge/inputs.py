@@ -12,40 +12,20 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_judge.config import RunConfig, nearest
-from ray_judge.errors import ConfigError, InputChangedError, InputError, StorageError
-from ray_judge.records import Example, Shard, Task, verdict_schema
+from ray_judge.columns import OPTIONAL, Columns, is_text, resolve_columns
+from ray_judge.config import RunConfig
+from ray_judge.errors import InputChangedError, InputError, StorageError
+from ray_judge.records import Example, Shard
 from ray_judge.storage import open_storage
 
-REQUIRED: Mapping[Task, tuple[str, ...]] = {
-    "pairwise": ("instruction", "response_a", "response_b"),
-    "pointwise": ("instruction", "response"),
-}
-OPTIONAL = ("input", "reference", "rubric")
 AT_ONCE = 8
 """Shards that are looked at together while planning (hashing and I/O leave Python's lock)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which input column plays which role. `text` holds the example's own roles."""
-
-    text: Mapping[str, str]
-    id: str | None = None
-    label: str | None = None
-    extra: tuple[str, ...] = ()
-
-    def needed(self) -> list[str]:
-        """Name the columns that phase A reads, each once."""
-        wanted = [*self.text.values(), *([self.id] if self.id else []), *self.extra]
-        return list(dict.fromkeys(wanted))
 
 
 def plan_input(config: RunConfig, extra: Sequence[str]) -> tuple[list[Shard], Columns]:
@@ -59,9 +39,6 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> tuple[list[Shard], Co
             found, pool.map(_inspect, [path for path, _ in found]), strict=True
         ):
             columns = resolve_columns(config, schema, extra, path)
-            by = config.route.audit_by
-            if by is not None and by not in schema.names:
-                raise _missing(schema, "route.audit_by", by, path)
             first = first or (path, schema)
             _same_schema(first, (path, schema))
             if rows == 0 and not config.allow_empty_shards:
@@ -152,98 +129,6 @@ def open_shard(path: str) -> Iterator[pq.ParquetFile]:
         raise InputError(f"cannot read this shard: {error.message}", file=path) from None
 
 
-def resolve_columns(
-    config: RunConfig, schema: pa.Schema, extra: Sequence[str], path: str
-) -> Columns:
-    """Match roles to this shard's columns and check their types. Raises InputError."""
-    strong_prob = config.strong.abstain_below is not None
-    taken = verdict_schema(config.task, (), strong_prob=strong_prob).names
-    for name in schema.names:
-        if schema.names.count(name) > 1:
-            raise InputError("two columns have the same name", file=path, column=name)
-        if name in taken:
-            raise InputError(
-                "this column's name is taken by the output: rename it", file=path, column=name
-            )
-    text: dict[str, str] = {}
-    for role in REQUIRED[config.task]:
-        text[role] = _column(config, schema, role, path, required=True) or ""
-    for role in OPTIONAL:
-        if column := _column(config, schema, role, path, required=False):
-            text[role] = column
-    for role, column in text.items():
-        if not _is_text(schema.field(column).type):
-            raise InputError(
-                f"{role} must be text, this column is {schema.field(column).type}",
-                file=path,
-                column=column,
-            )
-    key = _column(config, schema, "id", path, required=False)
-    if key and not (
-        _is_text(schema.field(key).type) or pa.types.is_integer(schema.field(key).type)
-    ):
-        raise InputError("id must be text or whole numbers", file=path, column=key)
-    for column in extra:
-        if column not in schema.names:
-            raise _missing(schema, "judge.prob_columns", column, path)
-        kind = schema.field(column).type
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            raise InputError(f"probabilities must be numbers, not {kind}", file=path, column=column)
-    label = _column(config, schema, "label", path, required=False)
-    if label and not _is_label(schema.field(label).type, config.task):
-        raise InputError(
-            f"label must be {'A, B or tie' if config.task == 'pairwise' else 'a number'}, this "
-            f"column is {schema.field(label).type}: name another in columns.label, or say null",
-            file=path,
-            column=label,
-        )
-    return Columns(text, key, label, tuple(extra))
-
-
-def _column(
-    config: RunConfig, schema: pa.Schema, role: str, path: str, *, required: bool
-) -> str | None:
-    mapped = role in config.columns
-    column = config.columns.get(role, role)
-    if column is None and required:
-        raise ConfigError(f"columns.{role} is null, but every example needs it")
-    if column is None or (column not in schema.names and not mapped and not required):
-        return None
-    if column not in schema.names:
-        raise _missing(schema, role, column, path)
-    return column
-
-
-def _missing(schema: pa.Schema, role: str, column: str, path: str) -> InputError:
-    return InputError(
-        f"there is no such column for {role}{nearest(column, schema.names)}; "
-        f"this shard has {', '.join(schema.names)}",
-        file=path,
-        column=column,
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
-
-
-def _is_label(kind: pa.DataType, task: Task) -> bool:
-    """Whether a verdict of this task can equal a value of this type."""
-    if pa.types.is_null(kind):
-        return True
-    if task == "pairwise":
-        return _is_text(kind)
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
 def _same_schema(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> None:
     (first_path, wanted), (path, schema) = first, other
     for name in sorted(set(wanted.names) | set(schema.names)):
@@ -264,7 +149,7 @@ def _unique_ids(shards: Sequence[Shard], column: str) -> None:
         if ids.null_count:
             row = pc.index(ids.is_null(), True).as_py()
             raise InputError("id is null", file=shard.path, column=column, row=row)
-        ids = _bytes(ids) if _is_text(ids.type) else ids
+        ids = _bytes(ids) if is_text(ids.type) else ids
         where = {"shard": pa.array([number] * len(ids)), "row": pa.array(range(len(ids)))}
         parts.append(pa.table({"id": ids, **where}))
     table = pa.concat_tables(parts)
@@ -409,7 +294,7 @@ def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[
     """Name each row: its id, else its shard and position (both sort as they should)."""
     if not columns.id:
         return [f"{shard}#{position:012d}" for position in positions]
-    ids = _decode(table.column(columns.id)) if _is_text(table.column(columns.id).type) else None
+    ids = _decode(table.column(columns.id)) if is_text(table.column(columns.id).type) else None
     if ids is not None:
         return [key.hex() if isinstance(key, bytes) else str(key) for key in ids]
     numbers = table.column(columns.id).to_pylist()

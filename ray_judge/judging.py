@@ -19,6 +19,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError, RayTaskError
 
+from ray_judge.columns import Columns
 from ray_judge.confidence import mean
 from ray_judge.config import JudgeConfig, RunConfig
 from ray_judge.engines.checkpoint import weight_bytes
@@ -32,7 +33,7 @@ from ray_judge.engines.engine import (
 )
 from ray_judge.errors import EngineError, RayJudgeError
 from ray_judge.escalation.question import StrongQuestion
-from ray_judge.inputs import Columns, read_examples, read_rows, row_keys
+from ray_judge.inputs import read_examples, read_rows, row_keys
 from ray_judge.judges import Format
 from ray_judge.records import Chunk, Example, Judgment, Scored, judged_schema
 from ray_judge.run_directory import RunDirectory

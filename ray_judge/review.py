@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_judge.columns import Columns
 from ray_judge.errors import CorruptedError
-from ray_judge.inputs import Columns, read_examples, row_keys
+from ray_judge.inputs import read_examples, row_keys
 from ray_judge.records import Example, Outcome, Shard, Task, verdict_type
 from ray_judge.run_directory import REVIEW, Plan, RunDirectory
 

@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge import __version__
+from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, differences, parse
 from ray_judge.errors import (
     AlreadyExists,
@@ -44,7 +45,6 @@ from ray_judge.errors import (
     RunLockedError,
     StorageError,
 )
-from ray_judge.inputs import Columns
 from ray_judge.records import Chunk, Shard
 from ray_judge.storage import Storage, open_storage
 

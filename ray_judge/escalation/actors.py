@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.asker import Asker, Purse
@@ -21,7 +22,7 @@ from ray_judge.escalation.governor_actor import FarTreasurer, GovernorDied
 from ray_judge.escalation.journal import JournalWriter
 from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.question import StrongQuestion
-from ray_judge.inputs import Columns, read_examples, read_rows
+from ray_judge.inputs import read_examples, read_rows
 from ray_judge.records import Chunk, Outcome
 from ray_judge.workers import answer_promptly
 

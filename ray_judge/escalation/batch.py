@@ -27,6 +27,7 @@ from typing import Any
 
 import polars as pl
 
+from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import EscalationError, PausedError, RayJudgeError
 from ray_judge.escalation.asker import LOST_TRIES, TRIES
@@ -45,7 +46,6 @@ from ray_judge.escalation.batch_queue import BatchQueue
 from ray_judge.escalation.batch_results import Past, Result, ResultReader, read_results
 from ray_judge.escalation.client import Kind, RequestFailed
 from ray_judge.escalation.pricing import price_of
-from ray_judge.inputs import Columns
 from ray_judge.records import Answer
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.storage import open_storage

@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from ray_judge.columns import Columns
 from ray_judge.config import RunConfig
 from ray_judge.errors import CorruptedError
 from ray_judge.escalation.pricing import (
@@ -27,7 +28,7 @@ from ray_judge.escalation.pricing import (
     max_cost,
 )
 from ray_judge.escalation.question import StrongQuestion, in_words
-from ray_judge.inputs import Columns, read_examples, read_rows
+from ray_judge.inputs import read_examples, read_rows
 from ray_judge.records import Chunk
 from ray_judge.routing import in_asking_order
 from ray_judge.storage import Storage

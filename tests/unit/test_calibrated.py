@@ -23,10 +23,11 @@ from ray_judge.calibrated import (
 )
 from ray_judge.calibration.document import Calibration
 from ray_judge.calibration.making import make
+from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, parse
 from ray_judge.costing import corrected, count_rows, expected_nano_usd, output_tokens
 from ray_judge.errors import ConfigError, InputError, RunChangedError
-from ray_judge.inputs import Columns, plan_input
+from ray_judge.inputs import plan_input
 from ray_judge.records import Answer, Outcome, Usage
 from ray_judge.run_directory import RunDirectory
 from ray_judge.sampling import draw, labelled_rows, take, write_sample

@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 from ray_judge.cli import main
+from ray_judge.columns import Columns
 from ray_judge.config import load
 from ray_judge.demo.server import RunningServer
-from ray_judge.inputs import Columns
 from ray_judge.records import Shard
 from ray_judge.run_directory import Plan, RunDirectory
 

@@ -11,10 +11,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from ray_judge.columns import Columns
 from ray_judge.config import parse
 from ray_judge.errors import InputError, RayJudgeError
 from ray_judge.escalation.escalate import PER_UNIT, Answers, _Feed, units
-from ray_judge.inputs import Columns
 from ray_judge.records import Chunk, judged_schema
 from ray_judge.routed import Routed
 from ray_judge.run_directory import Plan, RunDirectory

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import ConfigError, InputChangedError, InputError
 from ray_judge.inputs import (
-    Columns,
     check_unchanged,
     find_shards,
     plan_input,

@@ -10,10 +10,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from ray_judge.columns import Columns
 from ray_judge.config import parse
 from ray_judge.engines.columns import ColumnsEngine
 from ray_judge.escalation.question import StrongQuestion
-from ray_judge.inputs import Columns
 from ray_judge.judging import judge_rows
 from ray_judge.merging import payers, verdict_columns
 from ray_judge.records import (

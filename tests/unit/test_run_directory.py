@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 
 from ray_judge import run_directory
+from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import CorruptedError, RunChangedError, RunLockedError
-from ray_judge.inputs import Columns
 from ray_judge.records import Shard, judged_schema
 from ray_judge.run_directory import Plan, RunDirectory
 

@@ -14,9 +14,9 @@ from ray_judge.calibrated import calibration_of, identity, write_calibration
 from ray_judge.calibrating import as_text, judge_runs
 from ray_judge.calibration.document import Calibration, dumps, loads
 from ray_judge.calibration.making import make
+from ray_judge.columns import Columns
 from ray_judge.config import RouteConfig, RunConfig, parse
 from ray_judge.errors import InputError
-from ray_judge.inputs import Columns
 from ray_judge.planning import _Table
 from ray_judge.records import Shard
 from ray_judge.report.drifting import drifted
