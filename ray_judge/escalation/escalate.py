@@ -343,8 +343,9 @@ class _Session:
         """Keep the first failure, and let nobody send anything new."""
         if self._failure is None:
             self._failure = failure
-            if self.governor is not None and not isinstance(failure, GovernorDied):
-                ray.get(self.governor.pause.remote(str(failure)))
+            if self.governor is not None:
+                with contextlib.suppress(RayActorError):  # dead, it lets nobody send either
+                    ray.get(self.governor.pause.remote(str(failure)))
 
     def _tell(self, progress: Progress) -> None:
         try:

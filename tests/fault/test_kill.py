@@ -10,11 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
+from ray_judge.columns import Columns
+from ray_judge.config import load
 from ray_judge.demo.server import RunningServer, running_server
+from ray_judge.escalation.escalate import _Feed, _Session
+from ray_judge.escalation.governor_actor import AskerDied, GovernorActor
+from ray_judge.run_directory import Plan
 
 from .kill import VICTIMS, Scored, check, draw, run_killed, server_config, undisturbed
 
@@ -61,6 +67,21 @@ def test_killed_and_continued(nights: Nights, seed: int) -> None:
     assert night.usd <= Decimal(cap)
     starts = 1 + night.victims.count("driver")
     assert night.starts == starts, "a session that lost an actor goes on without its driver's death"
+
+
+def test_an_asker_and_the_governor_die_at_once(nights: Nights) -> None:
+    """The asker's death is heard of first: telling the dead governor must not end the session
+    under the other askers, which have answers in hand."""
+    import ray
+
+    config = load(Scored(nights.folder / "both", nights.server, nights.address).write())
+    feed, plan = _Feed(iter(()), {}), Plan((), Columns({}), 100)
+    actor: Any = GovernorActor
+    session = _Session(config, plan, feed, set(), {}, governor=actor.remote(config))
+    ray.kill(session.governor)
+    death = AskerDied("an asker died")
+    session._fail(death)
+    assert session._failure is death
 
 
 def test_the_full_size_kills_everybody() -> None:
