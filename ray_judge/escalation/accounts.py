@@ -50,6 +50,11 @@ def parse_usd(text: str) -> int:
         raise ConfigError("not a decimal number", amount=text) from error
 
 
+def comes_back(account: str | None) -> bool:
+    """Whether what this account is short of is there again when the next UTC month begins."""
+    return account is not None and account.startswith("month:")
+
+
 BILLED_LATE_S = 3600.0
 """A request whose asker is gone may be billed this much later: longer than any client waits."""
 

@@ -18,6 +18,7 @@ import tenacity
 
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, StorageError
+from ray_judge.escalation.accounts import comes_back
 from ray_judge.escalation.client import Kind, RequestFailed, StrongClient, suspect_model
 from ray_judge.escalation.governor import PROVIDER_DOWN, Need, Permit
 from ray_judge.escalation.journal import JournalWriter
@@ -77,7 +78,12 @@ class Slot:
 
 
 class Denied(Exception):
-    """The money for a question can never be had under the cap. Stays inside one actor."""
+    """The money for a question cannot be had under a cap. Stays inside one actor."""
+
+    def __init__(self, account: str | None) -> None:
+        """Name what is short: `run:...` or `month:...`."""
+        super().__init__(account)
+        self.account = account
 
 
 class Purse:
@@ -156,7 +162,7 @@ class Purse:
             self._refuse([*rest, *self._waiting], _pause(permit.paused))
             self._waiting.clear()
         elif permit.denied:
-            self._refuse(rest[:1], Denied())
+            self._refuse(rest[:1], Denied(permit.account))
             rest = rest[1:]
         if not permit.paused:
             self._waiting.extendleft(reversed(rest))
@@ -263,6 +269,7 @@ class Asker:
     async def ask(self, key: str, body: Mapping[str, Any], unusable: int = 0) -> Outcome:
         """Ask one question to its end. The answer is in the journal when this returns.
 
+        Where a cap leaves no money for it: DENIED_BUDGET, or PENDING until the next month begins.
         `unusable`: how many of its re-asks earlier sessions have used up.
         Raises PausedError (everything kept, ask again later), EscalationError (no question of
         this run can be answered) and StorageError (no answer can be kept: nothing more is sent).
@@ -272,8 +279,8 @@ class Asker:
         for reask in range(min(unusable, most), most + 1):
             try:
                 answer = await self._attempt(key, body, need, reask == most)
-            except Denied:
-                return Outcome.DENIED_BUDGET
+            except Denied as denied:
+                return Outcome.PENDING if comes_back(denied.account) else Outcome.DENIED_BUDGET
             if answer.final:
                 return answer.outcome
         raise AssertionError("the last attempt is final")

@@ -44,6 +44,7 @@ from ray_judge.escalation.batch_files import (
 from ray_judge.escalation.batch_provider import QUEUE_FULL, Provider, View, explained
 from ray_judge.escalation.batch_queue import BatchQueue
 from ray_judge.escalation.batch_results import Past, Result, ResultReader, read_results
+from ray_judge.escalation.books import month_is_full
 from ray_judge.escalation.client import Kind, RequestFailed
 from ray_judge.escalation.pricing import price_of
 from ray_judge.records import Answer
@@ -136,13 +137,15 @@ class BatchSession:
             self._collect()
             self._submit()
             if not self._pending and not self._queue:
-                return
+                break
             rest_s = begun + self._strong.batch.wait_s - self._clock()
             if rest_s <= 0:
                 raise PausedError(self._waiting_for())
             self._books.let_go()
             self._show()
             self._sleep(min(self._strong.batch.poll_s, rest_s))
+        if self._books.left:
+            raise month_is_full(self._config, self._books.left)
 
     def close(self) -> None:
         """Let go of ledger, journal and connections, in good order."""
@@ -368,7 +371,8 @@ class BatchSession:
 
     def _show(self) -> None:
         asked = sum(state.requests for state in self._pending.values())
-        more = {"denied": self._denied, "waiting": len(self._queue), "in_batches": asked}
+        denied = self._denied - self._books.left
+        more = {"denied": denied, "waiting": len(self._queue), "in_batches": asked}
         self._progress({**self._books.figures(), **more})
 
     def _waiting_for(self) -> str:

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from ray_judge.config import RunConfig
+from ray_judge.escalation.accounts import comes_back
 from ray_judge.escalation.books import journal_storage, ledger_name, ledger_storage
 from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.ledger import LeaseSlot, Ledger, recorded
@@ -39,6 +40,8 @@ class BatchBooks:
         self._checkpoint = checkpoint
         self._ledger: Ledger | None = None
         self._writer: JournalWriter | None = None
+        self.left = 0
+        """Of the questions that were denied: those for which this month's cap has no money."""
 
     def journal(self) -> Journal:
         """Everything that is on file now."""
@@ -69,7 +72,9 @@ class BatchBooks:
             self._ledger.adopt(actor)
 
     def affordable(self, costs: Sequence[Decimal], *, pending: bool) -> tuple[int, int]:
-        """Give (denied, end): the first `denied` can never be had; what comes up to `end` can, now.
+        """Give (denied, end): the first `denied` cannot be had; what comes up to `end` can, now.
+
+        "Cannot" is for ever, or, where `left` counts them, for this month.
 
         Where nothing can be had now but may be later, when what is `pending` has returned what it
         did not use, `end` equals `denied`.
@@ -86,6 +91,7 @@ class BatchBooks:
                 continue
             if not refusal.denied and pending:
                 break
+            self.left += comes_back(refusal.account)
             denied += 1
         return denied, denied
 

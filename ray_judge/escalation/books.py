@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ray_judge.config import RunConfig
+from ray_judge.errors import PausedError
 from ray_judge.escalation.journal import compact
 from ray_judge.storage import Storage, open_storage
 
@@ -17,6 +18,16 @@ def ledger_storage(config: RunConfig) -> tuple[Storage, str]:
 def ledger_name(config: RunConfig) -> str:
     """Under which name the ledger keeps this run's dollars."""
     return config.output if config.strong.ledger else "run"
+
+
+def month_is_full(config: RunConfig, left: int) -> PausedError:
+    """Say that the month's cap is reached before the run's own."""
+    return PausedError(
+        f"this month's cap of ${config.strong.max_cost_usd_per_month} "
+        f"(strong.max_cost_usd_per_month, UTC) leaves no money for {left} questions: everything "
+        "is kept, run again next month, or raise it",
+        ledger=config.strong.ledger,
+    )
 
 
 def journal_storage(config: RunConfig) -> tuple[Storage, str]:

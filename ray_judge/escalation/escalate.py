@@ -30,6 +30,7 @@ from ray_judge.escalation.books import (
     journal_storage,
     ledger_name,
     ledger_storage,
+    month_is_full,
 )
 from ray_judge.escalation.governor_actor import AskerDied, GovernorActor, GovernorDied
 from ray_judge.escalation.journal import load_journal
@@ -235,6 +236,8 @@ class _Session:
     askers: list[Any] = field(default_factory=list)
     governor: Any = None
     denied: int = 0
+    left: int = 0
+    """Questions for which this month's cap has no money."""
     _failure: RayJudgeError | None = None
 
     def run(self, progress: Progress) -> None:
@@ -270,6 +273,8 @@ class _Session:
         if self._failure is not None:
             raise self._failure
         progress({**final, "denied": self.denied})
+        if self.left:
+            raise month_is_full(self.config, self.left)
 
     def end(self) -> None:
         """Make sure that nobody of this session can send any more."""
@@ -328,6 +333,7 @@ class _Session:
                 outcome = AskerDied("an asker died")
             if not isinstance(outcome, RayJudgeError):
                 self.denied += sum(value == "denied_budget" for value in outcome.values())
+                self.left += sum(value == "pending" for value in outcome.values())
             else:
                 self._fail(outcome)
 

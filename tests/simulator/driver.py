@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ray_judge.errors import EscalationError, RayJudgeError
+from ray_judge.errors import EscalationError, PausedError, RayJudgeError
 from ray_judge.escalation.journal import Journal, compact, load_journal
 from ray_judge.records import Outcome
 
@@ -24,6 +24,15 @@ BARREN_SESSIONS = 3
 """As `escalate.BARREN_SESSIONS`; importing it would import Ray."""
 
 
+class MonthIsFull(PausedError):
+    """As `books.month_is_full`, with what became of the questions."""
+
+    def __init__(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Keep them for the night."""
+        super().__init__("the month is full")
+        self.outcomes = outcomes
+
+
 class Driver:
     """One `ray-judge score`, from start to exit."""
 
@@ -33,7 +42,7 @@ class Driver:
         self.process = process
         self._storage = night.storage(process)
 
-    async def score(self) -> tuple[dict[str, Outcome], Journal]:
+    async def score(self) -> dict[str, Outcome]:
         """Ask until every question has its outcome. Raises RayJudgeError: run again later."""
         barren, before = 0, -1
         while True:
@@ -59,8 +68,12 @@ class Driver:
             await asyncio.to_thread(
                 compact, self._storage, "journal", no_writers=no_writers, token=token
             )
+        return await self.outcomes(session)
+
+    async def outcomes(self, session: _Session) -> dict[str, Outcome]:
+        """What became of every question."""
         journal = await self._journal()
-        return {**session.outcomes, **{k: a.outcome for k, a in journal.answers.items()}}, journal
+        return {**session.outcomes, **{k: a.outcome for k, a in journal.answers.items()}}
 
     async def _journal(self) -> Journal:
         return await asyncio.to_thread(load_journal, self._storage, "journal")
@@ -107,6 +120,8 @@ class _Session:
             raise self._failure
         superseded = self._driver.process.doomed_at is not None
         self._night.oracle.session_ended(final, superseded=superseded)
+        if Outcome.PENDING in self.outcomes.values():
+            raise MonthIsFull(await self._driver.outcomes(self))
 
     def _units(self) -> list[Sequence[Question]]:
         questions = self._night.parts.distinct(self._night.plan.questions)

@@ -12,12 +12,12 @@ from typing import Any
 
 from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.governor import Governor
-from ray_judge.escalation.journal import Journal, JournalWriter
+from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.ledger import Ledger, recorded
 from ray_judge.records import Outcome
 
 from .disk import Disk, SimStorage
-from .driver import Driver, distinct
+from .driver import Driver, MonthIsFull, distinct
 from .hosts import RememberingAsker, WatchedPurse
 from .loop import Deadlock, Process, SimLoop
 from .oracle import Broken, Oracle
@@ -25,6 +25,7 @@ from .plan import Question, draw
 from .provider import Provider
 
 MOST_STEPS = 200_000
+MONTH_S = 31 * 86_400.0
 MOST_STARTS = 60
 """A night that takes more is one that never ends."""
 
@@ -192,9 +193,14 @@ class Night:
     async def _drive(self, process: Process) -> None:
         """The command: it ends with an exit code, and whoever runs it runs it again."""
         try:
-            outcomes, journal = await Driver(self, process).score()
+            outcomes = await Driver(self, process).score()
         except Broken:
             raise
+        except MonthIsFull as error:
+            self.note(process.name, f"exit 4: {error}")
+            self._leave(process)
+            self._next_month(error.outcomes)
+            return
         except PausedError as error:
             self.note(process.name, f"exit 4: {error}")
         except RayJudgeError as error:
@@ -204,11 +210,22 @@ class Night:
         else:
             self._leave(process)
             self.note(process.name, f"exit 0, {len(outcomes)} outcomes")
-            if not any(other.name.startswith("driver") for other in self._alive):
-                self._finish(outcomes, journal)
+            if not self._others():
+                self._finish(outcomes)
             return
         self._leave(process)
         self._start_again()
+
+    def _others(self) -> bool:
+        return any(other.name.startswith("driver") for other in self._alive)
+
+    def _next_month(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Run again when there is money again; where none will ever do, this is the end."""
+        self.oracle.month_full(outcomes)
+        if not self.oracle.for_ever(outcomes):
+            self.loop.call_later(MONTH_S, self._start, context=self.outside())
+        elif not self._others():
+            self._finish(outcomes)
 
     def _leave(self, process: Process) -> None:
         """An orderly exit: nobody is doomed by it."""
@@ -216,7 +233,7 @@ class Night:
         for child in self._children.pop(process):
             self.kill_soon(child)
 
-    def _finish(self, outcomes: dict[str, Outcome], journal: Journal) -> None:
+    def _finish(self, outcomes: Mapping[str, Outcome]) -> None:
         storage = SimStorage(self.disk, Process("the end"))
         self.disk.failures_left, self.disk.p_slow = 0, 0.0
 
@@ -224,6 +241,7 @@ class Night:
             settled, unproven = recorded(storage, "ledger", run="run")
             return int((settled + unproven).scaleb(9))
 
+        journal = load_journal(storage, "journal")
         verdicts = {key: answer.verdict for key, answer in journal.answers.items()}
         self.oracle.night_ended(outcomes, verdicts, used)
         self.loop.over = True

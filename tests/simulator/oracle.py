@@ -18,7 +18,7 @@ from ray_judge.records import Outcome
 
 from .disk import Disk
 from .loop import Process, SimLoop
-from .plan import UNITS, Plan, set_of
+from .plan import UNITS, Plan, Question, set_of
 from .provider import Request
 
 WINDOW_S = 0.25
@@ -205,6 +205,33 @@ class Oracle:
         if state["overruns"] and not superseded:
             self.fail("a settlement above its slot's maximum")
 
+    def month_full(self, outcomes: Mapping[str, Outcome]) -> None:
+        """A run leaves questions for the next month: this one's money must really be gone."""
+        accounts = self.ledgers[-1][1]._accounts
+        months = [name for name in accounts.settled | accounts.held if name.startswith("month:")]
+        used = max((accounts.used(name) * 10_000 for name in months), default=0)
+        for question in self._pending(outcomes):
+            room = (self._monthly or 0) - used
+            if self._monthly is None or (
+                room >= units(question.max_cost_usd)
+                and not self._never(question)
+                and not self._superseded
+            ):
+                self.fail(f"left for the next month with money left: {question.key[:6]}")
+
+    def for_ever(self, outcomes: Mapping[str, Outcome]) -> bool:
+        """Whether no month will ever have the money for what was left."""
+        return all(map(self._never, self._pending(outcomes)))
+
+    def _pending(self, outcomes: Mapping[str, Outcome]) -> list[Question]:
+        left = {key for key, outcome in outcomes.items() if outcome is Outcome.PENDING}
+        return [question for question in set_of(self._plan.questions) if question.key in left]
+
+    def _never(self, question: Question) -> bool:
+        if self._monthly is None:
+            return False
+        return self._monthly == 0 or units(question.max_cost_usd) > self._monthly
+
     # --- the end ---
 
     def night_ended(
@@ -225,5 +252,7 @@ class Oracle:
             if outcome is Outcome.RESOLVED and verdicts[question.key] != "A":
                 self.fail(f"a wrong verdict for {question.key[:6]}")
             short = left < units(question.max_cost_usd) or self._cap == 0
-            if outcome is Outcome.DENIED_BUDGET and not (short or self._monthly is not None):
+            if outcome is Outcome.DENIED_BUDGET and not short:
                 self.fail(f"denied with money left: {question.key[:6]}")
+            if outcome is Outcome.PENDING and not self._never(question):
+                self.fail(f"left undone: {question.key[:6]}")
