@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -58,6 +59,36 @@ def test_a_finished_run_goes_on_when_the_cap_is_raised(runs: Runs, server: Runni
     assert run.outcomes() == {"not_needed": 15, "resolved": 15}
     assert server.stats()["billed"] == 15
     assert run.check_costs() == Decimal(server.stats()["total_usd"])
+
+
+def test_nights_that_share_a_month(
+    runs: Runs, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second night pauses where the month's money ends, and goes on when there is more."""
+    shared = {
+        "strong__ledger": str(tmp_path / "money"),
+        "strong__max_cost_usd_per_month": "0.02",
+        "route__fraction": 1,
+    }
+    first, second = runs(pairs(30), **shared), runs(pairs(60, first=30), **shared)
+    assert first.score() == 0
+    paid = Decimal(server.stats()["total_usd"])
+    assert second.score(capsys=capsys) == 4
+    stats = server.stats()
+    asked = stats["billed"] - 30
+    assert 0 < asked < 60
+    assert f"leaves no money for {60 - asked} questions" in second.said[0]
+    assert not (second.output / "summary.json").exists()
+    # One question can cost $0.004 at most: what can be spent is spent, and not a cent more.
+    assert Decimal("0.016") < Decimal(stats["total_usd"]) <= Decimal("0.02")
+    assert second.score() == 4  # still November, and nothing is asked
+    assert server.stats()["requests"] == stats["requests"]
+
+    assert second.score("strong.max_cost_usd_per_month=1") == 0
+    assert second.outcomes() == {"resolved": 60}
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (90, 0)
+    assert second.check_costs() == Decimal(stats["total_usd"]) - paid
 
 
 def test_identical_rows_are_asked_once(runs: Runs, server: RunningServer) -> None:

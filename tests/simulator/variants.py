@@ -335,6 +335,21 @@ def _all_rows(questions: Any) -> Any:
     return list(questions)
 
 
+class DeniedForEver(WatchedPurse):
+    """What this month's cap has no money for is denied as if it were the run's own cap."""
+
+    def _hand_out(self, permit: Permit, batch: list[tuple[Need, asyncio.Future[Slot]]]) -> None:
+        super()._hand_out(replace(permit, account=None), batch)
+
+
+class LeavesTooMuch(WatchedPurse):
+    """What the run's own cap has no money for waits for a month that will not bring any."""
+
+    def _hand_out(self, permit: Permit, batch: list[tuple[Need, asyncio.Future[Slot]]]) -> None:
+        account = "month:2026-11" if permit.denied else None
+        super()._hand_out(replace(permit, account=account), batch)
+
+
 VARIANTS: Mapping[str, Parts] = {
     "lease after call": Parts(governor=LeaseAfterCall),
     "no fsync": Parts(storage=NoFsync),
@@ -359,6 +374,8 @@ VARIANTS: Mapping[str, Parts] = {
     "more sent than granted": Parts(purse=KeepsPermits),
     "journal buffered only": Parts(journal=LazyJournal),
     "journal slower than 250 ms": Parts(journal=SlowJournal),
+    "a full month denies for ever": Parts(purse=DeniedForEver),
+    "a spent cap waits for next month": Parts(purse=LeavesTooMuch),
 }
 
 FOUND: Mapping[str, tuple[int, Parts]] = {

@@ -30,8 +30,9 @@ pytestmark = pytest.mark.timeout(60)
 class Till:
     """A treasurer with so much money, that notes what it is told."""
 
-    def __init__(self, money: str = "1", paused: str | None = None) -> None:
+    def __init__(self, money: str = "1", paused: str | None = None, account: str = "run:x") -> None:
         self.left = Decimal(money)
+        self.account = account
         self.reason = paused
         self.leases = 0
         self.open: dict[tuple[str, int], Decimal] = {}
@@ -53,7 +54,7 @@ class Till:
             self.open[f"l-{self.leases}", slots] = need.max_cost_usd
             slots += 1
         if not slots:
-            return Permit("", 0, denied=True, account="run:x")
+            return Permit("", 0, denied=True, account=self.account)
         self.leases += 1
         return Permit(f"l-{self.leases - 1}", slots, (0.0,) * slots)
 
@@ -277,6 +278,21 @@ def test_a_wrong_key_ends_everything(server: RunningServer, tmp_path: Path) -> N
     (error,) = night.outcomes
     assert type(error) is EscalationError and "THE_KEY" in str(error)
     assert till.reason is not None and not night.journal.rows
+
+
+@pytest.mark.parametrize(
+    ("account", "outcome"),
+    [("run:x", Outcome.DENIED_BUDGET), ("month:2026-11", Outcome.PENDING)],
+)
+def test_a_month_that_is_full_leaves_a_question_for_the_next_one(
+    server: RunningServer, tmp_path: Path, account: str, outcome: Outcome
+) -> None:
+    till = Till("0.01", account=account)
+    night = ask_all(server, till, tmp_path, [f"q{n}" for n in range(12)])
+    asked = night.outcomes.count(Outcome.RESOLVED)
+    assert 0 < asked < 12
+    assert night.outcomes.count(outcome) == 12 - asked
+    assert server.stats()["billed"] == asked == len(night.journal.rows)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,27 @@ def test_a_cap_of_zero_sends_nothing_and_needs_no_key(
     assert server.stats()["requests"] == 0
 
 
+def test_a_full_month_pauses_and_the_next_one_goes_on(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    """What the month's cap has no money for is no denial: it is asked when there is money."""
+    caps = {"max_output_tokens": 20, "max_cost_usd_per_month": "0.0016"}
+    night = Night(tmp_path, server, **caps)
+    with pytest.raises(PausedError, match=r"leaves no money for \d+ questions"):
+        night.run()
+    left = night.outcomes()["denied"]
+    assert 0 < left < 12
+    assert Decimal(server.stats()["total_usd"]) <= Decimal("0.0016")
+    night.clock.now += 31 * 86_400
+    with pytest.raises(PausedError, match="run again next month"):
+        night.run()
+    assert night.outcomes()["denied"] < left
+    night.document["strong"]["max_cost_usd_per_month"] = 1
+    night.run()
+    night.check()
+    assert night.outcomes() == {"resolved": 12}
+
+
 def test_an_owner_that_lost_the_ledger_creates_nothing(
     tmp_path: Path, server: RunningServer
 ) -> None:
