@@ -207,7 +207,7 @@ class Oracle:
 
     def month_full(self, outcomes: Mapping[str, Outcome]) -> None:
         """A run leaves questions for the next month: this one's money must really be gone."""
-        accounts = self.ledgers[-1][1]._accounts
+        accounts = max((ledger for _, ledger in self.ledgers), key=lambda one: one.epoch)._accounts
         months = [name for name in accounts.settled | accounts.held if name.startswith("month:")]
         used = max((accounts.used(name) * 10_000 for name in months), default=0)
         for question in self._pending(outcomes):
