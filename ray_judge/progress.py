@@ -30,6 +30,8 @@ class Progress:
             self._parts["judge"] = "starting the judge"
         elif phase == "judge":
             self._parts["judge"] = f"judged {figures['done'] / max(1, figures['rows']):.0%}"
+        elif phase == "escalate" and "waits" in figures:
+            self._parts["spent"] = str(figures["waits"])
         elif phase == "escalate":
             spent, cap = float(figures["spent_usd"]), float(figures["cap_usd"])
             self._parts["spent"] = f"spent ${spent:.4f} of ${cap:g}"

@@ -16,16 +16,10 @@ whole of resuming.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import logging
-import os
-import socket
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -43,19 +37,14 @@ from ray_judge.errors import (
     CorruptedError,
     RunChangedError,
     RunLockedError,
-    StorageError,
 )
+from ray_judge.locks import locked
 from ray_judge.records import Chunk, Shard
 from ray_judge.storage import Storage, open_storage
 
 LAYOUT = 1
 """Version of this layout; a directory of a newer one is refused."""
 REVIEW = "review.parquet"
-LOCK_RENEW_S = 20.0
-LOCK_STALE_S = 120.0
-"""On an object store: a lock whose owner has not renewed it for so long is dead."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -226,87 +215,12 @@ class RunDirectory:
 
     # -- lock ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Own the run directory, or raise RunLockedError naming who does.
 
-        Locally the kernel holds the lock and drops it with the process, however it dies. On an
-        object store it is an object renewed by its owner; the ledger's fencing, not this lock,
-        is what keeps two owners from spending.
+        The ledger's fencing, not this lock, is what keeps two owners from spending.
         """
-        if "://" in self.uri:
-            with self._object_lock():
-                yield
-            return
-        Path(self.uri).mkdir(parents=True, exist_ok=True)
-        handle = os.open(Path(self.uri) / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.read(handle, 200).decode(errors="replace").strip()
-            os.close(handle)
-            raise RunLockedError(
-                f"another process works in this run directory ({owner})", run=self.uri
-            ) from None
-        try:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-            yield
-        finally:
-            os.close(handle)
-
-    @contextmanager
-    def _object_lock(self) -> Iterator[None]:
-        """Hold the newest `lock/<number>`: creating a number is exclusive, so one process wins.
-
-        The owner says every few seconds that it lives; whoever finds the newest one silent for
-        `LOCK_STALE_S`, by its own clock, takes the next number.
-        """
-        number = self._free_number()
-        name = f"lock/{number:08d}"
-        try:
-            self.storage.create(name, _owner())
-        except AlreadyExists:
-            raise RunLockedError(
-                "another process took this run directory just now", run=self.uri
-            ) from None
-        over = threading.Event()
-        alive = threading.Thread(target=self._renew, args=(name, over), daemon=True)
-        alive.start()
-        try:
-            yield
-        finally:
-            over.set()
-            alive.join()
-            self.storage.delete(name)
-
-    def _free_number(self) -> int:
-        """Number of the next lock. Raises RunLockedError while the newest one's owner lives."""
-        names = self.storage.list("lock")
-        if not names:
-            return 1
-        held = json.loads(self.storage.read(names[-1]))
-        if time.time() - held["at"] < LOCK_STALE_S:
-            raise RunLockedError(
-                f"another process works in this run directory ({held['owner']}); a dead one's "
-                f"lock is free after {LOCK_STALE_S:.0f} s",
-                run=self.uri,
-            )
-        for name in names[:-1]:
-            self.storage.delete(name)
-        return int(names[-1].rpartition("/")[2]) + 1
-
-    def _renew(self, name: str, over: threading.Event) -> None:
-        while not over.wait(LOCK_RENEW_S):
-            try:
-                self.storage.write(name, _owner())
-            except StorageError as error:
-                log.warning("the run's lock could not be renewed: %s", error)
-
-
-def _owner() -> bytes:
-    me = f"pid {os.getpid()} on {socket.gethostname()}"
-    return json.dumps({"owner": me, "at": time.time()}).encode()
+        return locked(self.uri, "lock", "run directory")
 
 
 def _plain(value: Any) -> Any:

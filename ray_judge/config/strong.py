@@ -60,9 +60,11 @@ class StrongConfig(Tree):
     max_cost_usd: Usd
     max_cost_usd_per_month: Usd | None = None
     ledger: str | None = None
-    """URI of a ledger shared between runs; null keeps it in the run directory."""
+    """URI of a ledger shared between runs, which then ask one after the other; null keeps it in
+    the run directory."""
     journal: str | None = None
-    """URI of a journal shared between runs; null keeps it in the run directory."""
+    """URI of a journal shared between runs, which then ask one after the other, so that no question
+    of theirs is paid twice; null keeps it in the run directory."""
     price: PriceConfig | None = None
     rubric: str | None = None
     """Criteria for the strong judge; null uses the judge's."""
@@ -81,7 +83,8 @@ class StrongConfig(Tree):
     timeout_s: float = Field(default=120, gt=0)
     """For one request; with mode: flex, 900 unless given (OpenAI's advice)."""
     give_up_after_s: float = Field(default=1800, gt=0)
-    """How long the provider may be down before the run pauses (exit 4)."""
+    """How long the provider may be down, or another run hold a shared ledger or journal, before the
+    run pauses (exit 4)."""
 
     @field_validator("abstain_below")
     @classmethod

@@ -47,6 +47,7 @@ from ray_judge.escalation.batch_results import Past, Result, ResultReader, read_
 from ray_judge.escalation.books import month_is_full
 from ray_judge.escalation.client import Kind, RequestFailed
 from ray_judge.escalation.pricing import price_of
+from ray_judge.escalation.turn import Turn
 from ray_judge.records import Answer
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.storage import open_storage
@@ -110,7 +111,8 @@ class BatchSession:
         self._keys = [question.key for question in questions]
         self._results = ResultReader(config, price, tries=TRIES, lost_tries=LOST_TRIES)
         self._pending: dict[str, BatchState] = {}
-        self._books = BatchBooks(config, self._owners, clock, checkpoint)
+        turn = Turn(config, progress, clock=clock, sleep=sleep)
+        self._books = BatchBooks(config, self._owners, clock, checkpoint, turn)
         self._connection: Provider | None = None
         self._completed: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}

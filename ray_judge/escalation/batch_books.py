@@ -17,6 +17,7 @@ from ray_judge.escalation.accounts import comes_back
 from ray_judge.escalation.books import journal_storage, ledger_name, ledger_storage
 from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.ledger import LeaseSlot, Ledger, recorded
+from ray_judge.escalation.turn import Turn
 from ray_judge.records import Answer
 
 AT_ONCE = 1000
@@ -32,12 +33,14 @@ class BatchBooks:
         pending: Callable[[], Iterable[str]],
         clock: Callable[[], float],
         checkpoint: Callable[[str], None],
+        turn: Turn,
     ) -> None:
         """Open nothing. `pending` names the leases' owners that are alive (`BatchState.actor`)."""
         self._config = config
         self._pending = pending
         self._clock = clock
         self._checkpoint = checkpoint
+        self._turn = turn
         self._ledger: Ledger | None = None
         self._writer: JournalWriter | None = None
         self.left = 0
@@ -48,8 +51,12 @@ class BatchBooks:
         return load_journal(*journal_storage(self._config))
 
     def ledger(self) -> Ledger:
-        """The ledger, as its owner. Raises LedgerFenced, StorageError, CorruptedError."""
+        """The ledger, as its owner, in turn with the runs that share it.
+
+        Raises LedgerFenced, PausedError (another run holds it), StorageError, CorruptedError.
+        """
         if self._ledger is None:
+            self._turn.take()
             strong = self._config.strong
             storage, path = ledger_storage(self._config)
             self._ledger = Ledger.open(
@@ -144,6 +151,7 @@ class BatchBooks:
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             ledger.close()
+        self._turn.give_back()
 
     def close(self) -> None:
         """Let go of everything."""

@@ -36,6 +36,7 @@ from ray_judge.escalation.governor_actor import AskerDied, GovernorActor, Govern
 from ray_judge.escalation.journal import load_journal
 from ray_judge.escalation.ledger import recorded
 from ray_judge.escalation.pricing import price_of
+from ray_judge.escalation.turn import Turn
 from ray_judge.records import Answer, Chunk
 from ray_judge.routing import in_asking_order
 from ray_judge.run_directory import Plan, RunDirectory
@@ -125,13 +126,23 @@ def escalate(
 
 def _ask_all(config: RunConfig, plan: Plan, feed: _Feed, progress: Progress) -> None:
     """Session after session, until one ends with nothing left to ask."""
+    turn = Turn(config, progress)
+    try:
+        _ask_in_turn(config, plan, feed, progress, turn)
+    finally:
+        turn.give_back()
+
+
+def _ask_in_turn(
+    config: RunConfig, plan: Plan, feed: _Feed, progress: Progress, turn: Turn
+) -> None:
     barren, before = 0, -1
     while True:
         journal = load_journal(*journal_storage(config))
         answered = len(journal.answers)
         barren = barren + 1 if answered == before else 0
         before = answered
-        session = _Session(config, plan, feed, set(journal.answers), journal.unusable())
+        session = _Session(config, plan, feed, turn, set(journal.answers), journal.unusable())
         try:
             session.run(progress)
         except (RayActorError, GovernorDied, AskerDied) as error:
@@ -230,6 +241,7 @@ class _Session:
     config: RunConfig
     plan: Plan
     feed: _Feed
+    turn: Turn
     answered: set[str]
     unusable: Mapping[str, int]
     """Key → how many of its re-asks earlier sessions have used up."""
@@ -256,6 +268,10 @@ class _Session:
                 waiting.append(self._left(self.feed.units[position]))
                 position += 1
             waiting = [] if self._failure else [unit for unit in waiting if unit.asks]
+            if waiting and self.turn.take():  # others may have asked the same meanwhile
+                journal = load_journal(*journal_storage(self.config))
+                self.answered, self.unusable = set(journal.answers), journal.unusable()
+                waiting = [unit for unit in map(self._left, waiting) if unit.asks]
             if waiting and self.governor is None:
                 self._open()
             self._submit(waiting, running)

@@ -6,10 +6,12 @@ Kept as close to `escalate.py` as can be; read the two side by side.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_judge.errors import EscalationError, PausedError, RayJudgeError
+from ray_judge.escalation.accounts import Accounts
 from ray_judge.escalation.journal import Journal, compact, load_journal
 from ray_judge.records import Outcome
 
@@ -27,10 +29,11 @@ BARREN_SESSIONS = 3
 class MonthIsFull(PausedError):
     """As `books.month_is_full`, with what became of the questions."""
 
-    def __init__(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Keep them for the night."""
+    def __init__(self, outcomes: Mapping[str, Outcome], accounts: Accounts) -> None:
+        """Keep them for the night, and the balances that the governor ended with."""
         super().__init__("the month is full")
         self.outcomes = outcomes
+        self.accounts = accounts
 
 
 class Driver:
@@ -121,7 +124,8 @@ class _Session:
         superseded = self._driver.process.doomed_at is not None
         self._night.oracle.session_ended(final, superseded=superseded)
         if Outcome.PENDING in self.outcomes.values():
-            raise MonthIsFull(await self._driver.outcomes(self))
+            accounts = self._governor.governor._ledger._accounts
+            raise MonthIsFull(await self._driver.outcomes(self), accounts)
 
     def _units(self) -> list[Sequence[Question]]:
         questions = self._night.parts.distinct(self._night.plan.questions)
@@ -162,8 +166,10 @@ class _Session:
     async def _fail(self, failure: RayJudgeError) -> None:
         if self._failure is None:
             self._failure = failure
-            if self._governor is not None and not isinstance(failure, GovernorDied):
-                await call(self._night, self._governor.process, self._governor.pause, str(failure))
+            if self._governor is not None:
+                with contextlib.suppress(ProcessDied):
+                    governor = self._governor
+                    await call(self._night, governor.process, governor.pause, str(failure))
 
     def doom(self) -> None:
         """What is in flight now may be asked again: its askers are about to be killed."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_judge.errors import PausedError, RayJudgeError
+from ray_judge.escalation.accounts import Accounts
 from ray_judge.escalation.governor import Governor
 from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.ledger import Ledger, recorded
@@ -199,7 +200,7 @@ class Night:
         except MonthIsFull as error:
             self.note(process.name, f"exit 4: {error}")
             self._leave(process)
-            self._next_month(error.outcomes)
+            self._next_month(error.outcomes, error.accounts)
             return
         except PausedError as error:
             self.note(process.name, f"exit 4: {error}")
@@ -219,9 +220,9 @@ class Night:
     def _others(self) -> bool:
         return any(other.name.startswith("driver") for other in self._alive)
 
-    def _next_month(self, outcomes: Mapping[str, Outcome]) -> None:
+    def _next_month(self, outcomes: Mapping[str, Outcome], accounts: Accounts) -> None:
         """Run again when there is money again; where none will ever do, this is the end."""
-        self.oracle.month_full(outcomes)
+        self.oracle.month_full(outcomes, accounts)
         if not self.oracle.for_ever(outcomes):
             self.loop.call_later(MONTH_S, self._start, context=self.outside())
         elif not self._others():

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from ray_judge.escalation.accounts import Accounts
 from ray_judge.escalation.governor import Need
 from ray_judge.escalation.ledger import LeaseSlot, Ledger
 from ray_judge.records import Outcome
@@ -205,9 +206,8 @@ class Oracle:
         if state["overruns"] and not superseded:
             self.fail("a settlement above its slot's maximum")
 
-    def month_full(self, outcomes: Mapping[str, Outcome]) -> None:
+    def month_full(self, outcomes: Mapping[str, Outcome], accounts: Accounts) -> None:
         """A run leaves questions for the next month: this one's money must really be gone."""
-        accounts = max((ledger for _, ledger in self.ledgers), key=lambda one: one.epoch)._accounts
         months = [name for name in accounts.settled | accounts.held if name.startswith("month:")]
         used = max((accounts.used(name) * 10_000 for name in months), default=0)
         for question in self._pending(outcomes):

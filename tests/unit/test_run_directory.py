@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ray_judge import run_directory
+from ray_judge import locks, run_directory
 from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import CorruptedError, RunChangedError, RunLockedError
@@ -202,10 +202,10 @@ def remote(s3_root: str, tmp_path: Path) -> RunDirectory:
 
 def test_a_silent_owner_is_followed(remote: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     remote.storage.write("lock/00000004", b'{"owner": "pid 1 on elsewhere", "at": 1000.0}')
-    monkeypatch.setattr(run_directory.time, "time", lambda: 1000.0 + run_directory.LOCK_STALE_S - 1)
+    monkeypatch.setattr(locks.time, "time", lambda: 1000.0 + locks.STALE_S - 1)
     with pytest.raises(RunLockedError, match="pid 1 on elsewhere"), remote.locked():
         pass
-    monkeypatch.setattr(run_directory.time, "time", lambda: 1000.0 + run_directory.LOCK_STALE_S)
+    monkeypatch.setattr(locks.time, "time", lambda: 1000.0 + locks.STALE_S)
     with remote.locked():
         assert remote.storage.list("lock")[-1] == "lock/00000005"
         with pytest.raises(RunLockedError), RunDirectory(remote.uri).locked():
@@ -213,7 +213,7 @@ def test_a_silent_owner_is_followed(remote: RunDirectory, monkeypatch: pytest.Mo
 
 
 def test_an_owner_says_that_it_lives(remote: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_directory, "LOCK_RENEW_S", 0.02)
+    monkeypatch.setattr(locks, "RENEW_S", 0.02)
     renewed = threading.Event()
     write = remote.storage.write
 
@@ -222,6 +222,7 @@ def test_an_owner_says_that_it_lives(remote: RunDirectory, monkeypatch: pytest.M
         renewed.set()
 
     monkeypatch.setattr(remote.storage, "write", watched)
+    monkeypatch.setattr(locks, "open_storage", lambda uri: remote.storage)
     with remote.locked():
         first = json.loads(remote.storage.read("lock/00000001"))["at"]
         assert renewed.wait(30)
