@@ -1,0 +1,59 @@
+"""Runs that share a ledger and a journal: at the same hour, one after the other."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from ray_judge.demo.server import RunningServer
+from ray_judge.escalation.ledger import recorded
+from ray_judge.escalation.turn import LOCK
+from ray_judge.locks import locked
+from ray_judge.storage import open_storage
+
+from .conftest import Runs, pairs
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.mark.slow
+def test_two_runs_begun_at_once_pay_each_question_once(
+    runs: Runs, server: RunningServer, ray_session: str, tmp_path: Path
+) -> None:
+    """Half of their rows are the same: whoever comes second reads what the first one paid for."""
+    server.configure(latency={"min_ms": 50, "max_ms": 100})
+    money = str(tmp_path / "money")
+    shared = {"strong__ledger": money, "strong__journal": money, "route__fraction": 1}
+    both = [runs(pairs(80, first=first), **shared, strong__concurrency=4) for first in (0, 40)]
+    processes = [run.start(ray_session) for run in both]
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (120, 0)
+    for run in both:
+        assert run.outcomes() == {"resolved": 80}
+    spent = [recorded(open_storage(money), run=str(run.output)) for run in both]
+    assert all(unproven == 0 and settled > 0 for settled, unproven in spent)
+    assert sum(settled for settled, _ in spent) == Decimal(stats["total_usd"])
+
+
+def test_a_run_that_waits_too_long_pauses(
+    runs: Runs, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    money = str(tmp_path / "money")
+    run = runs(pairs(20), strong__ledger=money, strong__give_up_after_s=0.1)
+    with locked(money, LOCK, "shared ledger or journal", "runs/another"):
+        assert run.score(capsys=capsys) == 4
+    assert "for runs/another" in run.said[0] and "give_up_after_s" in run.said[0]
+    assert server.stats()["requests"] == 0
+    assert not (tmp_path / "money" / "ledger").exists(), "nothing of the ledger was touched"
+    assert list((run.output / "judged").iterdir()), "the judge's work is kept"
+    assert run.score() == 0
+    assert run.outcomes() == {"not_needed": 10, "resolved": 10}
+
+    with locked(money, LOCK, "shared ledger or journal", "runs/another"):
+        (run.output / "summary.json").unlink()
+        assert run.score() == 0  # with nothing to ask it needs no turn
+    assert server.stats()["billed"] == 10
