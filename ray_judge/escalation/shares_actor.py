@@ -40,9 +40,11 @@ log = logging.getLogger(__name__)
 class RateShares:
     """One `Shares` for all runs that ask the same provider. It ends with the run that made it."""
 
-    def __init__(self) -> None:
-        """Nobody is known yet."""
+    def __init__(self, maker: str, holds: float) -> None:
+        """Whoever made it is known, with what it holds: a newcomer may be heard before it."""
         self._shares = Shares()
+        if holds > 0:
+            self.report(maker, holds, holds)
 
     def report(self, run: str, wants: float, holds: float) -> float:
         """See `Shares.report`."""
@@ -151,5 +153,5 @@ class FairPortion:
                 namespace=NAMESPACE,
                 lifetime="non_detached",
                 get_if_exists=True,
-            ).remote()
+            ).remote(self._run, self._holds)
         return found
