@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray_judge.errors import RayJudgeError
 
 IN_FLIGHT = 32
+_OURS: ContextVar[bool] = ContextVar("ours", default=False)
 
 
 @contextmanager
@@ -31,9 +33,17 @@ def connected() -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     _connect(os.environ.get("RAY_ADDRESS") or None)
     try:
+        session = ray.get_runtime_context().get_session_name()
+        _OURS.set(session.endswith(f"_{os.getpid()}"))  # whoever starts Ray is in its name
         yield
     finally:
+        _OURS.set(False)
         ray.shutdown()
+
+
+def alone() -> bool:
+    """Whether `connected` started the Ray that it works on: there is no other run on it."""
+    return _OURS.get()
 
 
 def _connect(address: str | None) -> None:

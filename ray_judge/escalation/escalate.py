@@ -41,7 +41,7 @@ from ray_judge.records import Answer, Chunk
 from ray_judge.routing import in_asking_order
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.storage import Missing
-from ray_judge.workers import our_error
+from ray_judge.workers import alone, our_error
 
 PER_UNIT = 256
 """Questions in one call to an asker."""
@@ -301,7 +301,7 @@ class _Session:
         config, strong = self.config, self.config.strong
         RunDirectory(config.output).reopen()  # a shard that is scored knows less than is to come
         governor: Any = GovernorActor
-        self.governor = governor.remote(config)
+        self.governor = governor.remote(config, alone=alone())
         opened = self.governor.open.remote()  # the askers start in the meantime
         count = max(1, min(MOST_ASKERS, -(-strong.concurrency // PER_ASKER)))
         key = Secret(api_key(strong) if strong.max_cost_usd > 0 else "none")

@@ -200,6 +200,16 @@ class Governor:
         self._paused = None
         self._wake.set()
 
+    def wants(self) -> float:
+        """What part of the provider's limits could be used; see `Limiter.wants`."""
+        return self._limiter.wants(self._clock.now())
+
+    def set_portion(self, portion: float) -> None:
+        """Use this part of the provider's limits from now on: other runs use the rest."""
+        self._limiter.set_portion(portion, self._clock.now())
+        self._urgent.set()
+        self._wake.set()
+
     def state(self) -> dict[str, Any]:
         """Money in USD and rates per minute, for progress displays."""
         return {

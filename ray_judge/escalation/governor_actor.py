@@ -23,6 +23,7 @@ from ray_judge.escalation.governor import Governor, Need, Permit
 from ray_judge.escalation.journal import load_journal
 from ray_judge.escalation.ledger import Ledger
 from ray_judge.escalation.limiter import Feedback, Limiter
+from ray_judge.escalation.shares_actor import FairPortion
 from ray_judge.workers import answer_promptly, our_error
 
 
@@ -38,10 +39,15 @@ class _WallClock:
 class GovernorActor:
     """Owns the ledger and the rate limits of a run."""
 
-    def __init__(self, config: RunConfig) -> None:
-        """Remember the configuration; `open` does the work, and can say what went wrong."""
+    def __init__(self, config: RunConfig, *, alone: bool = False) -> None:
+        """Remember the configuration; `open` does the work, and can say what went wrong.
+
+        `alone`: there is no other run on this cluster that could use the same rate limits.
+        """
         answer_promptly()
         self._config = config
+        self._alone = alone
+        self._portion: FairPortion | None = None
 
     async def open(self) -> RayJudgeError | None:
         """Recover the ledger and become its owner."""
@@ -65,6 +71,11 @@ class GovernorActor:
         except RayJudgeError as error:
             return error
         self._governor = Governor(ledger, limiter, _WallClock(), patience_s=strong.give_up_after_s)
+        if not self._alone:
+            # Of a driver and its run directory there is one governor at a time.
+            run = f"{ray.get_runtime_context().get_job_id()} {self._config.output}"
+            self._portion = FairPortion(strong, run, self._governor)
+            await self._portion.begin()
         return None
 
     async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
@@ -91,6 +102,8 @@ class GovernorActor:
 
     async def close(self) -> dict[str, Any]:
         """Write the ledger's last word and give the final state."""
+        if self._portion is not None:
+            await self._portion.end()
         await self._governor.close()
         return self._governor.state()
 

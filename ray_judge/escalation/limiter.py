@@ -72,6 +72,9 @@ class _Pace:
     most: float = 0.0
     """The most that the provider ever said to be left."""
     ease: float = 1.0
+    portion: float = 1.0
+    taken: float = 0.0
+    """Units that were taken since the last look."""
 
     def at(self, now: float) -> float:
         """When the next unit may go."""
@@ -79,9 +82,10 @@ class _Pace:
 
     def take(self, at: float, units: float, share: float) -> None:
         self.next_at = max(self.next_at, at) + units * self._each_s() / share
+        self.taken += units
 
     def _each_s(self) -> float:
-        return 60.0 / (self.per_minute * PACE * self.ease)
+        return 60.0 / (self.per_minute * PACE * self.ease * self.portion)
 
     def left(self, remaining: float) -> None:
         """Hear how much of the limit is left now."""
@@ -91,6 +95,12 @@ class _Pace:
     def give_back(self, units: float) -> None:
         """Units that were taken and not used; negative for used and not taken."""
         self.next_at -= units * self._each_s()
+
+    def set_portion(self, portion: float, now: float) -> None:
+        """Go on with this part of the limit: what was taken is paid off at the new pace."""
+        if self.next_at > now:
+            self.next_at = now + (self.next_at - now) * self.portion / portion
+        self.portion = portion
 
 
 class Limiter:
@@ -120,6 +130,9 @@ class Limiter:
         self._most = concurrency
         self._concurrency = float(concurrency)
         self._share = 1.0
+        self._portion = 1.0
+        self._short = False
+        self._looked_at = -math.inf
         self._halved_at = -math.inf
         self._climbed_at = -math.inf
         self._resume_at = -math.inf
@@ -135,8 +148,11 @@ class Limiter:
         within that: ask again after `wait_s`. Every reservation is ended by one `done` or `undo`.
         """
         self._climb(now)
+        if self._blocked(now):
+            return None
         at = max(self._requests.at(now), self._tokens.at(now))
-        if at > now + horizon_s or self._blocked(now):
+        if at > now + horizon_s or self._portion == 0:
+            self._short = True
             return None
         self._circuit.sent()
         self.in_flight += 1
@@ -145,9 +161,13 @@ class Limiter:
         return at
 
     def wait_s(self, now: float) -> float:
-        """Seconds until `reserve` may succeed; infinite when only an answer can change that."""
+        """Seconds until `reserve` may succeed; infinite when no time can change that.
+
+        Then an answer can, or another portion.
+        """
         self._climb(now)
-        if self.in_flight >= int(self._concurrency) or self._circuit.waiting_for_probe:
+        full = self.in_flight >= int(self._concurrency)
+        if full or self._circuit.waiting_for_probe or self._portion == 0:
             return math.inf
         at = max(self._requests.at(now), self._tokens.at(now))
         return max(at, self._resume_at, self._circuit.open_until, now) - now
@@ -158,6 +178,32 @@ class Limiter:
             or now < self._resume_at
             or not self._circuit.admits(now)
         )
+
+    # --- sharing the limits with other runs ---
+
+    def set_portion(self, portion: float, now: float) -> None:
+        """Use this part of both limits from now on; with 0 nothing goes until it changes."""
+        if portion == self._portion:
+            return
+        self._portion = portion
+        if portion > 0:
+            self._requests.set_portion(portion, now)
+            self._tokens.set_portion(portion, now)
+
+    def wants(self, now: float) -> float:
+        """What part of the limits could be used, by what happened since the last look.
+
+        All of it when a request had no place for lack of rate, and at the first look; else half
+        as much again as was used, and a little for who has just begun.
+        """
+        minutes = max(now - self._looked_at, 0.001) / 60.0
+        used = max(pace.taken / pace.per_minute for pace in (self._requests, self._tokens))
+        wants = min(1.0, 1.5 * used / minutes + 0.1)
+        if self._short or self._looked_at == -math.inf:
+            wants = 1.0
+        self._requests.taken = self._tokens.taken = 0.0
+        self._short, self._looked_at = False, now
+        return wants
 
     # --- hearing ---
 
@@ -221,8 +267,8 @@ class Limiter:
         """For progress displays: rates per minute as used now, requests in flight, the circuit."""
         self._climb(now)
         return {
-            "requests_per_minute": self._requests.per_minute * self._share,
-            "tokens_per_minute": self._tokens.per_minute * self._share,
+            "requests_per_minute": self._requests.per_minute * self._share * self._portion,
+            "tokens_per_minute": self._tokens.per_minute * self._share * self._portion,
             "concurrency": int(self._concurrency),
             "in_flight": self.in_flight,
             "circuit": self._circuit.name(now),

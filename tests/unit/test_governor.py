@@ -278,6 +278,28 @@ def test_a_cancelled_acquire_gives_its_lease_back(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_a_new_portion_is_heard_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        gov = governor(tmp_path, requests_per_minute=6)
+        loop = asyncio.get_running_loop()
+        gov.set_portion(0.0)
+        first = asyncio.ensure_future(gov.acquire("a", needs("0.1")))
+        await asyncio.sleep(100)
+        assert not first.done(), "nobody may go"
+        assert gov.wants() == 1.0
+        gov.set_portion(0.1)
+        assert (await first).slots == 1
+        assert loop.time() == pytest.approx(100, abs=0.1)
+        second = asyncio.ensure_future(gov.acquire("a", needs("0.1")))
+        await asyncio.sleep(10)
+        assert not second.done(), "one in 100 s is a tenth of the rate"
+        gov.set_portion(1.0)
+        assert (await second).slots == 1
+        assert loop.time() == pytest.approx(119, abs=2), "what is left of it goes ten times as fast"
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("commit_s", [0.002, 0.08])
 def test_eight_actors_use_the_allowed_rate(tmp_path: Path, commit_s: float) -> None:
     """5,000 requests/min over two minutes: at least 98 % of it, at most 0.1 % answered 429."""

@@ -270,6 +270,65 @@ def test_the_circuit_by_itself() -> None:
     assert circuit.name(5) == "closed"
 
 
+@pytest.mark.parametrize("portion", [0.5, 0.1])
+def test_a_portion_of_the_limits_is_used_and_not_exceeded(portion: float) -> None:
+    provider = Provider(5000 * portion, 1_000_000 * portion, 1.0)
+    limiter = Limiter(requests_per_minute=5000, tokens_per_minute=1_000_000, concurrency=512)
+    limiter.set_portion(portion, START)
+    drive(limiter, provider.answer, 120, tokens=lambda rng: rng.randint(150, 300))
+    assert provider.taken_tokens >= 0.97 * 2_000_000 * portion
+    assert provider.refused <= 0.001 * provider.taken
+    assert limiter.state(START + 120)["requests_per_minute"] == 5000 * portion
+
+
+def test_a_new_portion_counts_at_once_for_what_was_taken_before() -> None:
+    limiter = Limiter(requests_per_minute=60, tokens_per_minute=1e9, concurrency=9)
+    limiter.set_portion(0.01, START)
+    assert limiter.reserve(1, START) == START
+    assert limiter.wait_s(START) == pytest.approx(100 / 0.99, abs=0.1)
+    limiter.set_portion(0.5, START)
+    assert limiter.wait_s(START) == pytest.approx(2 / 0.99, abs=0.1)
+    limiter.set_portion(0.0, START + 1)
+    assert limiter.wait_s(START + 1) == math.inf
+    assert limiter.reserve(1, START + 60, horizon_s=60) is None
+    limiter.set_portion(1.0, START + 1)
+    assert limiter.wait_s(START + 1) == pytest.approx(0.5 / 0.99, abs=0.1)
+
+
+def test_the_same_portion_again_changes_nothing() -> None:
+    one = Limiter(requests_per_minute=777, tokens_per_minute=7e5, concurrency=99)
+    other = Limiter(requests_per_minute=777, tokens_per_minute=7e5, concurrency=99)
+    for step in range(99):
+        now = START + step / 7
+        other.set_portion(1.0, now)
+        assert one.reserve(step, now, 1.0) == other.reserve(step, now, 1.0)
+        assert one.wait_s(now) == other.wait_s(now)
+
+
+def test_what_a_run_could_use() -> None:
+    limiter = Limiter(requests_per_minute=600, tokens_per_minute=60_000, concurrency=100)
+    assert limiter.wants(START) == 1.0, "whoever begins comes to ask"
+    assert limiter.wants(START + 1) == pytest.approx(0.1)
+    limiter.reserve(100, START + 1)  # a tenth of the second's requests, and of its tokens
+    assert limiter.wants(START + 2) == pytest.approx(0.25)
+    limiter.reserve(300, START + 2)
+    assert limiter.wants(START + 3) == pytest.approx(0.55), "the scarcer of the two counts"
+    assert limiter.reserve(10_000, START + 3) is not None
+    assert limiter.reserve(1, START + 3) is None
+    assert limiter.wants(START + 4) == 1.0, "there was no place"
+    assert limiter.wants(START + 5) == pytest.approx(0.1)
+
+
+def test_what_concurrency_or_a_pause_holds_up_wants_no_more_rate() -> None:
+    limiter = Limiter(requests_per_minute=6000, tokens_per_minute=1e9, concurrency=1)
+    limiter.wants(START)
+    assert limiter.reserve(1, START) is not None
+    assert limiter.reserve(1, START + 0.5) is None
+    limiter.done(Feedback(Signal.RATE_LIMITED, {"retry-after": "7"}), START + 1)
+    assert limiter.reserve(1, START + 1) is None
+    assert limiter.wants(START + 1) == pytest.approx(0.1 + 1.5 / 100)
+
+
 @pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])
 def test_rates_that_are_none_are_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match=r"strong\.requests_per_minute"):

@@ -1,0 +1,63 @@
+"""Two runs at once, on one cluster and under one account's limits: the rate holds for both."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ray_judge.demo.server import RunningServer
+from ray_judge.escalation.journal import load_journal
+from ray_judge.escalation.shares_actor import NAMESPACE
+from ray_judge.storage import open_storage
+
+from .conftest import Run, Runs, pairs
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+
+PER_MINUTE = 1200
+SETTLED_S = 3.0
+"""After the second run's first answer: until both have reported."""
+
+
+def answered_at(run: Run) -> list[float]:
+    return sorted(attempt.at for attempt in load_journal(open_storage(str(run.output))).rows)
+
+
+def test_two_runs_share_the_rate(runs: Runs, server: RunningServer, ray_session: str) -> None:
+    import ray
+
+    def left() -> list[str]:
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
+
+    server.configure(limits={"rpm": PER_MINUTE})
+    first, second = (
+        runs(
+            pairs(rows, first=start),
+            route__fraction=1,
+            strong__requests_per_minute=PER_MINUTE,
+            strong__concurrency=32,
+        )
+        for rows, start in ((200, 0), (170, 1000))
+    )
+    processes = [run.start(ray_session) for run in (first, second)]
+    for process in processes:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+
+    stats = server.stats()
+    refused = stats["rate_limited"]["requests"]
+    assert (stats["billed"], stats["billed_twice"]) == (370, 0)
+    times = answered_at(first), answered_at(second)
+    since, until = max(t[0] for t in times) + SETTLED_S, min(t[-1] for t in times)
+    both = [sum(since <= at <= until for at in t) for t in times]
+    print(f"{refused} refused; while both asked, in {until - since:.1f} s: {both}")
+    assert refused <= 5
+    assert until - since > 5
+    assert all(sum(both) / 3 <= count <= sum(both) * 2 / 3 for count in both), both
+    assert sum(both) >= 0.9 * PER_MINUTE / 60 * (until - since), "shared, but not left unused"
+    deadline = time.monotonic() + 30
+    while left():
+        assert time.monotonic() < deadline, f"{left()} outlives the runs"
+        time.sleep(0.1)  # a poll of Ray, which ends what the runs leave
