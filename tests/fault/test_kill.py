@@ -20,6 +20,7 @@ from ray_judge.config import load
 from ray_judge.demo.server import RunningServer, running_server
 from ray_judge.escalation.escalate import _Feed, _Session
 from ray_judge.escalation.governor_actor import AskerDied, GovernorActor
+from ray_judge.escalation.turn import Turn
 from ray_judge.run_directory import Plan
 
 from .kill import VICTIMS, Scored, check, draw, run_killed, server_config, undisturbed
@@ -77,7 +78,8 @@ def test_an_asker_and_the_governor_die_at_once(nights: Nights) -> None:
     config = load(Scored(nights.folder / "both", nights.server, nights.address).write())
     feed, plan = _Feed(iter(()), {}), Plan((), Columns({}), 100)
     actor: Any = GovernorActor
-    session = _Session(config, plan, feed, set(), {}, governor=actor.remote(config))
+    turn = Turn(config, lambda figures: None)
+    session = _Session(config, plan, feed, turn, set(), {}, governor=actor.remote(config))
     ray.kill(session.governor)
     death = AskerDied("an asker died")
     session._fail(death)
