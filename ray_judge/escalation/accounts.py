@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
 from typing import Any
 
@@ -48,6 +49,16 @@ def parse_usd(text: str) -> int:
         return to_nanos(Decimal(text))
     except InvalidOperation as error:
         raise ConfigError("not a decimal number", amount=text) from error
+
+
+def month_of(now: float) -> str:
+    """The account of the UTC month in which `now` (Unix seconds) lies."""
+    return f"month:{datetime.fromtimestamp(now, UTC):%Y-%m}"
+
+
+def month_begins(account: str) -> float:
+    """Unix seconds at which the month of such an account begins."""
+    return datetime.strptime(f"{account} +0000", "month:%Y-%m %z").timestamp()
 
 
 def comes_back(account: str | None) -> bool:
@@ -143,14 +154,16 @@ class Accounts:
         if not number.isdigit() or not 1 <= int(number) <= self.granted.get(series, 0):
             raise EscalationError("this ledger never granted that lease", lease=lease)
 
-    def charge_also(self, account: str, now: float) -> None:
-        """Charge open leases to one more account: a month that began while they were open.
+    def charge_also(self, account: str) -> None:
+        """Charge open leases to one more month, which began while they were open.
 
-        Whether their requests are billed to the old month or the new is not known, so both
-        count: live leases, and those lost so shortly ago that a request may still be on its way.
+        Whether their requests are billed to the old month or the new is not known, so both count:
+        live leases, and those lost so shortly before it began that a request may have been on
+        its way then. When that is looked at does not matter: it may be weeks later.
         """
+        begun = month_begins(account)
         for held in self.leases.values():
-            recent = held.lost_at is None or held.lost_at > now - BILLED_LATE_S
+            recent = held.lost_at is None or held.lost_at > begun - BILLED_LATE_S
             if recent and account not in held.accounts:
                 held.accounts.append(account)
                 self.held[account] = self.held.get(account, 0) + held.amount

@@ -46,12 +46,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import accumulate
 
 from ray_judge.errors import ConfigError, LedgerFenced, StorageError
-from ray_judge.escalation.accounts import Accounts, to_nanos, to_usd
+from ray_judge.escalation.accounts import Accounts, month_of, to_nanos, to_usd
 from ray_judge.escalation.ledger_files import claim, claim_path, epoch_of, log_path, recover
 from ray_judge.escalation.lines import LineLog, log_names
 from ray_judge.storage import Storage
@@ -100,7 +99,7 @@ class Ledger:
         self._clock = clock
         self._series = series
         self._count = 0
-        self._month = _month(clock())
+        self._month = month_of(clock())
         self._fenced = False
         self._log = LineLog(storage.log(log_path(path, epoch)))
         self._log.append({"t": "snapshot", **accounts.to_json()})
@@ -136,7 +135,7 @@ class Ledger:
         # Requests of the lost leases may have been billed up to now: this month counts them too,
         # also where the journal proves what they cost.
         now = clock()
-        accounts.charge_also(_month(now), now)
+        accounts.charge_also(month_of(now))
         for lease, slot in accounts.open_slots():
             if (lease, slot) in journal_costs:
                 accounts.settle(lease, slot, to_nanos(journal_costs[lease, slot]))
@@ -218,11 +217,11 @@ class Ledger:
 
     def _roll(self) -> None:
         """When a UTC month begins, charge the leases that are open across the border to it too."""
-        month = _month(self._clock())
+        month = month_of(self._clock())
         if month != self._month:
             now = self._clock()
             self._log.append({"t": "month", "to": month, "at": now})
-            self._accounts.charge_also(month, now)
+            self._accounts.charge_also(month)
             self._month = month
 
     # --- settling ---
@@ -260,7 +259,7 @@ class Ledger:
         self._roll()
         now = self._clock()
         self._accounts.adopt(actor)
-        self._accounts.charge_also(self._month, now)
+        self._accounts.charge_also(self._month)
         self._log.append({"t": "adopt", "actor": actor, "to": self._month, "at": now})
 
     def flush(self) -> None:
@@ -340,7 +339,3 @@ def _cap(amount: Decimal, name: str) -> int:
         return to_nanos(amount, up=False)
     except ConfigError as error:
         raise ConfigError(f"{name} must be a finite Decimal, zero or more", got=amount) from error
-
-
-def _month(now: float) -> str:
-    return f"month:{datetime.fromtimestamp(now, UTC):%Y-%m}"

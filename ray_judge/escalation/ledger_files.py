@@ -76,12 +76,12 @@ def replay(records: Sequence[Mapping[str, Any]], log: str) -> Accounts:
         elif kind == "settle":
             accounts.settle(record["lease"], record["slot"], parse_usd(record["cost"]))
         elif kind == "month":
-            accounts.charge_also(record["to"], record["at"])
+            accounts.charge_also(record["to"])
         elif kind == "orphan":
             accounts.orphan(record["at"], record["actor"])
         elif kind == "adopt":
             accounts.adopt(record["actor"])
-            accounts.charge_also(record["to"], record["at"])
+            accounts.charge_also(record["to"])
         else:
             raise CorruptedError(f"an unknown kind of record: {kind}", file=log, line=line)
     return accounts

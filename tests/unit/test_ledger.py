@@ -312,6 +312,20 @@ def test_a_lost_lease_may_be_billed_in_the_month_that_follows() -> None:
     assert reopened().month_usd() == 0
 
 
+def test_a_lost_lease_follows_into_a_month_in_which_nobody_looked_for_weeks() -> None:
+    """A run that paused just before midnight (found by the simulator, seed 10408)."""
+    end = 1_796_083_200.0  # 2026-12-01 00:00 UTC
+    storage = MemoryStorage()
+
+    def at(now: float) -> Ledger:
+        return opened(storage, "10", monthly_cap_usd=D(1), now=now)
+
+    assert at(end - 5.0).grant("a", [D("0.3")]).slots == 1
+    at(end - 4.0).close()  # it is lost, and its request may be billed for an hour
+    assert at(end + 20 * 86_400.0).month_usd() == D("0.3")
+    assert at(end + 40 * 86_400.0).month_usd() == 0
+
+
 def test_what_the_journal_proves_at_recovery_may_belong_to_the_new_month() -> None:
     """Sent in November, answered in December, never settled (found by the simulator)."""
     storage = MemoryStorage()
