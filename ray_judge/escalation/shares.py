@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 SILENT_S = 10.0
 """A run that has not reported for so long is gone, and what it was granted is free."""
+LEARN_S = 2.0
+"""So long a new registry waits for reports before it believes that nobody else holds anything."""
 
 
 @dataclass(slots=True)
@@ -28,27 +30,28 @@ class Shares:
     but at most what the grants to all others leave. The others give up the rest when they
     report next, so fairness is a round of reports behind; the limit is not.
 
-    A registry that was started anew, after its process died, knows nobody. It learns from what a
-    run believes to hold, and grants no more than that at first. Only whoever comes holding nothing
-    before all others have reported may be granted what they still use: for one round of reports
-    more than the whole may be in use.
+    A registry that was started anew, after its process died, knows nobody. It learns from what
+    runs believe to hold, and for `LEARN_S` grants no more than that. Only whoever comes holding
+    nothing before all others have reported may be granted what they still use: for one round of
+    reports more than the whole may be in use.
     """
 
     def __init__(self) -> None:
         """Nobody is known yet."""
         self._runs: dict[str, _Run] = {}
+        self._begun_at: float | None = None
 
     def report(self, run: str, wants: float, holds: float, now: float) -> float:
         """What part of the limits `run` may use from now on.
 
-        `wants`: the part that it could use. `holds`: the part that it believes to be its own;
-        counts when the run is not known here.
+        `wants`: the part that it could use. `holds`: the part that it believes to be its own.
         """
+        self._begun_at = now if self._begun_at is None else self._begun_at
         for name, known in list(self._runs.items()):
             if now - known.reported_at > SILENT_S:
                 del self._runs[name]
         wants = min(1.0, max(0.0, wants))
-        most = holds if run not in self._runs and holds > 0 else 1.0
+        most = holds if holds > 0 and now - self._begun_at < LEARN_S else 1.0
         others = sum(known.granted for name, known in self._runs.items() if name != run)
         known = self._runs[run] = _Run(wants, 0.0, now)
         known.granted = max(0.0, min(self._fair(wants), 1.0 - others, most))

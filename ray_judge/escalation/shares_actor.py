@@ -27,7 +27,8 @@ NAMESPACE = "ray_judge"
 EVERY_S = 1.0
 """Between two reports."""
 SOON_S = 0.25
-"""The same for a run that holds nothing: the others give something up within `EVERY_S`."""
+"""The same for a run that holds nothing: the others give something up within `EVERY_S`; and for
+one that lost the registry: the next one wants to know what it holds."""
 FIRST_S = 2.0
 """How long a run waits for its first part; after that it begins, and learns it on the way."""
 ANSWER_S = 5.0
@@ -126,7 +127,7 @@ class FairPortion:
             self._governor.set_portion(portion)
 
     def _pause_s(self) -> float:
-        return EVERY_S if self._holds > 0 else SOON_S
+        return EVERY_S if self._holds > 0 and self._registry is not None else SOON_S
 
     def _lost(self, error: Exception) -> None:
         """Look for the registry anew. That it ended with the run that made it is no news."""

@@ -39,7 +39,7 @@ def test_two_runs_share_the_rate(runs: Runs, server: RunningServer, ray_session:
             strong__requests_per_minute=PER_MINUTE,
             strong__concurrency=32,
         )
-        for rows, start in ((200, 0), (170, 1000))
+        for rows, start in ((230, 0), (230, 1000))
     )
     processes = [run.start(ray_session) for run in (first, second)]
     for process in processes:
@@ -48,13 +48,13 @@ def test_two_runs_share_the_rate(runs: Runs, server: RunningServer, ray_session:
 
     stats = server.stats()
     refused = stats["rate_limited"]["requests"]
-    assert (stats["billed"], stats["billed_twice"]) == (370, 0)
+    assert (stats["billed"], stats["billed_twice"]) == (460, 0)
     times = answered_at(first), answered_at(second)
     since, until = max(t[0] for t in times) + SETTLED_S, min(t[-1] for t in times)
     both = [sum(since <= at <= until for at in t) for t in times]
     print(f"{refused} refused; while both asked, in {until - since:.1f} s: {both}")
     assert refused <= 5
-    assert until - since > 5
+    assert until - since > 3
     assert all(sum(both) / 3 <= count <= sum(both) * 2 / 3 for count in both), both
     assert sum(both) >= 0.9 * PER_MINUTE / 60 * (until - since), "shared, but not left unused"
     deadline = time.monotonic() + 30

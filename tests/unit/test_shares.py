@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_judge.escalation.shares import SILENT_S, Shares
+from ray_judge.escalation.shares import LEARN_S, SILENT_S, Shares
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -41,9 +41,9 @@ def test_never_more_than_the_whole_in_whatever_order_they_report(events: list[An
 
 
 def settled(shares: Shares, wants: dict[str, float], order: list[str]) -> dict[str, float]:
-    """What each has after three rounds of reports in this order, beginning with nothing."""
+    """What each has after six rounds of reports in this order, beginning with nothing."""
     parts = dict.fromkeys(wants, 0.0)
-    for at in range(3):
+    for at in range(6):
         for name in order:
             parts[name] = shares.report(name, wants[name], parts[name], float(at))
     return parts
@@ -88,15 +88,18 @@ def test_a_newcomer_waits_for_what_the_others_give_up() -> None:
 def test_silence_and_leaving_free_what_was_held() -> None:
     shares = Shares()
     settled(shares, {"a": 1.0, "b": 1.0}, ["a", "b"])
-    assert shares.report("a", 1.0, 0.5, 2 + SILENT_S) == 0.5
-    assert shares.report("a", 1.0, 0.5, 2.1 + SILENT_S) == 1
-    assert shares.report("b", 1.0, 0.5, 2.2 + SILENT_S) == 0
+    assert shares.report("a", 1.0, 0.5, 5 + SILENT_S) == 0.5
+    assert shares.report("a", 1.0, 0.5, 5.1 + SILENT_S) == 1
+    assert shares.report("b", 1.0, 0.5, 5.2 + SILENT_S) == 0
     shares.leave("a")
     shares.leave("nobody")
-    assert shares.report("b", 1.0, 0.0, 2.3 + SILENT_S) == 1
+    assert shares.report("b", 1.0, 0.0, 5.3 + SILENT_S) == 1
 
 
 def test_a_new_registry_takes_up_where_the_old_one_was() -> None:
     shares = Shares()
-    assert [shares.report(name, 1.0, 0.5, 0.0) for name in "ab"] == [0.5, 0.5]
-    assert [shares.report(name, 1.0, 0.5, 1.0) for name in "ab"] == [0.5, 0.5]
+    assert shares.report("a", 1.0, 0.5, 0.0) == 0.5
+    assert shares.report("a", 1.0, 0.5, 1.0) == 0.5, "others may not have reported yet"
+    assert shares.report("b", 1.0, 0.3, 1.5) == 0.3
+    assert shares.report("b", 1.0, 0.3, LEARN_S) == 0.5
+    assert shares.report("c", 1.0, 0.0, LEARN_S) == 0
