@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import pytest
@@ -15,7 +17,7 @@ from .conftest import Run, Runs, pairs
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
-PER_MINUTE = 1200
+PER_MINUTE = 2400
 SETTLED_S = 3.0
 """After the second run's first answer: until both have reported."""
 
@@ -39,24 +41,32 @@ def test_two_runs_share_the_rate(runs: Runs, server: RunningServer, ray_session:
             strong__requests_per_minute=PER_MINUTE,
             strong__concurrency=32,
         )
-        for rows, start in ((230, 0), (230, 1000))
+        for rows, start in ((3000, 0), (180, 5000))
     )
-    processes = [run.start(ray_session) for run in (first, second)]
-    for process in processes:
-        _, said = process.communicate(timeout=200)
-        assert process.returncode == 0, said
+    long = first.start(ray_session)  # goes on for longer than the other one takes to start
+    try:
+        deadline = time.monotonic() + 100
+        while not server.stats()["billed"]:
+            assert time.monotonic() < deadline and long.poll() is None
+            time.sleep(0.1)
+        short = second.start(ray_session)
+        _, said = short.communicate(timeout=200)
+        assert short.returncode == 0, said
+        assert long.poll() is None
+    finally:
+        os.killpg(long.pid, signal.SIGKILL)
+        long.communicate()
 
     stats = server.stats()
     refused = stats["rate_limited"]["requests"]
-    assert (stats["billed"], stats["billed_twice"]) == (460, 0)
+    assert stats["billed_twice"] == 0
     times = answered_at(first), answered_at(second)
-    since, until = max(t[0] for t in times) + SETTLED_S, min(t[-1] for t in times)
+    since, until = max(t[0] for t in times) + SETTLED_S, times[1][-1]
     both = [sum(since <= at <= until for at in t) for t in times]
     print(f"{refused} refused; while both asked, in {until - since:.1f} s: {both}")
     assert refused <= 5
-    assert until - since > 3
     assert all(sum(both) / 3 <= count <= sum(both) * 2 / 3 for count in both), both
-    assert sum(both) >= 0.9 * PER_MINUTE / 60 * (until - since), "shared, but not left unused"
+    assert sum(both) >= PER_MINUTE / 60 * (until - since) / 2, "shared, but not left unused"
     deadline = time.monotonic() + 30
     while left():
         assert time.monotonic() < deadline, f"{left()} outlives the runs"
