@@ -143,6 +143,8 @@ class Answer:
     """Probability of the verdict, in [0, 1]; null where it was not asked for, or cannot be told."""
     tie_prob: float | None = None
     """The same of a tie, which both orders may come to together; null for a score."""
+    run: str | None = None
+    """Which run paid for it, where several share a journal; null: the only one."""
 
 
 def probs_type(alternatives: Sequence[str]) -> pa.DataType:

@@ -16,7 +16,7 @@ from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.asker import Asker, Purse
-from ray_judge.escalation.books import journal_storage
+from ray_judge.escalation.books import journal_name, journal_storage
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.governor_actor import FarTreasurer, GovernorDied
 from ray_judge.escalation.journal import JournalWriter
@@ -60,7 +60,11 @@ class AskerActor:
         storage, path = journal_storage(config)
         remote = "://" in storage.uri
         self._journal = JournalWriter(
-            storage, path, writer_id=name, linger_s=0.1 if remote else 0.0
+            storage,
+            path,
+            writer_id=name,
+            linger_s=0.1 if remote else 0.0,
+            run=journal_name(config),
         )
         self._question = StrongQuestion(config)
         self._client = StrongClient(strong, key.value)

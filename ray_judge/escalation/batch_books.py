@@ -14,7 +14,12 @@ from typing import Any
 
 from ray_judge.config import RunConfig
 from ray_judge.escalation.accounts import comes_back
-from ray_judge.escalation.books import journal_storage, ledger_name, ledger_storage
+from ray_judge.escalation.books import (
+    journal_name,
+    journal_storage,
+    ledger_name,
+    ledger_storage,
+)
 from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.ledger import LeaseSlot, Ledger, recorded
 from ray_judge.escalation.turn import Turn
@@ -115,7 +120,9 @@ class BatchBooks:
         for start in range(0, len(new), AT_ONCE):
             if self._writer is None:
                 name = f"batch-{secrets.token_hex(6)}"
-                self._writer = JournalWriter(*journal_storage(self._config), writer_id=name)
+                self._writer = JournalWriter(
+                    *journal_storage(self._config), writer_id=name, run=journal_name(self._config)
+                )
             for answer in new[start : start + AT_ONCE]:
                 self._writer.append(answer)
             self._checkpoint("appended")

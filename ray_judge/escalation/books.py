@@ -37,6 +37,11 @@ def journal_storage(config: RunConfig) -> tuple[Storage, str]:
     return open_storage(config.output), "journal"
 
 
+def journal_name(config: RunConfig) -> str | None:
+    """Under which name a shared journal keeps what this run paid for; None: it is not shared."""
+    return config.output if config.strong.journal else None
+
+
 def compact_journal(config: RunConfig) -> None:
     """Fold the journal; only for the owner of the run's lock, with no asker alive."""
     storage, path = journal_storage(config)

@@ -27,6 +27,7 @@ from ray_judge.escalation.actors import Ask, AskerActor, Secret
 from ray_judge.escalation.batch import ask_in_batches
 from ray_judge.escalation.books import (
     compact_journal,
+    journal_name,
     journal_storage,
     ledger_name,
     ledger_storage,
@@ -66,7 +67,11 @@ class Unit:
 
 @dataclass
 class Answers:
-    """What the journal holds for a run when phase B is over."""
+    """What the journal holds for a run when phase B is over.
+
+    `final`: the answers, whoever paid for them. `cost`: question key → dollars of this run's own
+    attempts. `requests`: how many those were.
+    """
 
     final: Mapping[str, Answer]
     cost: Mapping[str, Decimal]
@@ -76,7 +81,7 @@ class Answers:
     """Promised to requests whose fate a crash hid: counted as spent."""
 
     def paid(self) -> dict[str, tuple[Answer | None, Decimal]]:
-        """Question key → what all attempts at it cost, and its final answer.
+        """Question key → what this run's attempts at it cost, and its final answer.
 
         A question that was paid for and then denied by the cap has no answer, but has a cost.
         """
@@ -157,12 +162,13 @@ def _ask_in_turn(
 
 def answers_of(config: RunConfig) -> Answers:
     """Read the run's answers back from the journal, and its dollars from the ledger."""
-    journal = load_journal(*journal_storage(config))
-    costs: dict[str, Decimal] = {}
-    for attempt in journal.rows:
+    journal, me = load_journal(*journal_storage(config)), journal_name(config)
+    costs = dict.fromkeys(journal.answers, Decimal(0))  # what others paid for costs nothing here
+    ours = [attempt for attempt in journal.rows if attempt.run == me]
+    for attempt in ours:
         costs[attempt.key] = costs.get(attempt.key, Decimal(0)) + attempt.cost_usd
     settled, unproven = recorded(*ledger_storage(config), run=ledger_name(config))
-    return Answers(journal.answers, costs, len(journal.rows), settled, unproven)
+    return Answers(journal.answers, costs, len(ours), settled, unproven)
 
 
 class _Feed:

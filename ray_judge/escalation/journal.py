@@ -51,11 +51,12 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),
         pa.field("verdict_prob", pa.float64()),
         pa.field("tie_prob", pa.float64()),
+        pa.field("run", pa.string()),
     ]
 )
 """One row per attempt. A verdict is in `verdict` (A, B, tie) or in `score`, never in both."""
 
-_PROBS = ("verdict_prob", "tie_prob")
+_LATER = ("verdict_prob", "tie_prob", "run")
 """Not in lines that have none, nor in any file older than they are."""
 _USAGE = tuple(Usage.__dataclass_fields__)
 _VERSION = "1"
@@ -73,21 +74,24 @@ class JournalWriter:
         writer_id: str,
         clock: Callable[[], float] = time.monotonic,
         linger_s: float = 0.0,
+        run: str | None = None,
     ) -> None:
         """Begin the log `<path>/<writer_id>.log`; `AlreadyExists` when the id was used before.
 
         `linger_s`: how long a sync waits for company (0.1 keeps an object store's bill low).
+        `run`: who pays, where several runs share the journal.
         """
         self._log = LineLog(storage.log(f"{path}/{writer_id}.log"))
         self._clock = clock
         self._linger_s = linger_s
+        self._payer = {} if run is None else {"run": run}
         self._durable = 0
         self._sync: asyncio.Task[None] | None = None
         self.slowest_put_s = 0.0
 
     def append(self, answer: Answer) -> int:
         """Buffer one answer and return its number; not durable before the next `sync`."""
-        return self._log.append({"t": "answer", **_row(answer, money=str)})
+        return self._log.append({"t": "answer", **_row(answer, money=str), **self._payer})
 
     def sync(self) -> None:
         """Make all appended answers durable."""
@@ -279,7 +283,7 @@ def _row(answer: Answer, *, money: Callable[[Decimal], Any]) -> dict[str, Any]:
         "at": answer.at,
         "final": answer.final,
         "error": answer.error,
-        **{name: prob for name in _PROBS if (prob := getattr(answer, name)) is not None},
+        **{name: value for name in _LATER if (value := getattr(answer, name)) is not None},
     }
 
 
@@ -300,7 +304,7 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         at=row["at"],
         final=row["final"],
         error=row["error"],
-        **{name: row.get(name) for name in _PROBS},
+        **{name: row.get(name) for name in _LATER},
     )
 
 

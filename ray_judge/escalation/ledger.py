@@ -55,6 +55,7 @@ from ray_judge.escalation.ledger_files import claim, claim_path, epoch_of, log_p
 from ray_judge.escalation.lines import LineLog, log_names
 from ray_judge.storage import Storage
 
+OWNERS_IN_A_ROW = 3
 LeaseSlot = tuple[str, int]
 """A slot: (lease id, number of the slot in the lease, from 0)."""
 
@@ -329,9 +330,18 @@ def recorded(
     Both count against the cap. When no owner is at work the second is money that a crash left
     unproven.
     """
-    accounts = recover(storage, path, sys.maxsize)
+    accounts = _looked_at(storage, path)
     name = f"run:{run}"
     return to_usd(accounts.settled.get(name, 0)), to_usd(accounts.held.get(name, 0))
+
+
+def _looked_at(storage: Storage, path: str) -> Accounts:
+    for _ in range(OWNERS_IN_A_ROW):
+        try:
+            return recover(storage, path, sys.maxsize)
+        except LedgerFenced:
+            continue  # a new owner removed what we had listed: list again
+    return recover(storage, path, sys.maxsize)
 
 
 def _cap(amount: Decimal, name: str) -> int:

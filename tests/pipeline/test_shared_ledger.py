@@ -34,6 +34,8 @@ def test_two_runs_begun_at_once_pay_each_question_once(
     assert (stats["billed"], stats["billed_twice"]) == (120, 0)
     for run in both:
         assert run.outcomes() == {"resolved": 80}
+        run.check_costs()  # a row costs what this run paid for it: nothing, where another one did
+    assert sum(run.summary()["api_requests"] for run in both) == 120
     spent = [recorded(open_storage(money), run=str(run.output)) for run in both]
     assert all(unproven == 0 and settled > 0 for settled, unproven in spent)
     assert sum(settled for settled, _ in spent) == Decimal(stats["total_usd"])
