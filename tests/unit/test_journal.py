@@ -69,6 +69,17 @@ def test_everything_comes_back_as_it_was(storage: LocalStorage) -> None:
     assert load_journal(storage, "nothing").rows == []
 
 
+def test_who_paid_is_kept_where_runs_share_a_journal(storage: LocalStorage) -> None:
+    for number, run in enumerate(("runs/monday", "runs/tuesday", None)):
+        writer = JournalWriter(storage, writer_id=f"w{number}", run=run)
+        writer.append(answer(number))
+        writer.close()
+    wanted = ["runs/monday", "runs/tuesday", None]
+    assert [one.run for one in load_journal(storage).rows] == wanted
+    compact(storage)
+    assert load_journal(storage).frame()["run"].to_list() == wanted
+
+
 def test_probabilities_are_kept_where_there_are_any(storage: LocalStorage) -> None:
     answers = [answer(0, verdict_prob=0.625, tie_prob=0.0), answer(1, verdict_prob=0.1), answer(2)]
     write(storage, "w", *answers).close()
