@@ -40,7 +40,7 @@ class Turn:
         self._held: ExitStack | None = None
 
     def take(self) -> bool:
-        """Wait for the turn; False when it was held already, so that nobody was at work meanwhile.
+        """Wait for the turn; give whether other runs may have asked something until just now.
 
         Raises PausedError when that takes longer than `strong.give_up_after_s`, and StorageError.
         """
@@ -54,7 +54,7 @@ class Turn:
             for uri in shared:
                 self._wait_for(uri, held, until)
             self._held = held.pop_all()
-        return True
+        return bool(shared)
 
     def _wait_for(self, uri: str, held: ExitStack, until: float) -> None:
         while True:
