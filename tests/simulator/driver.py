@@ -10,13 +10,14 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ray_judge.errors import EscalationError, PausedError, RayJudgeError
+from ray_judge.errors import EscalationError, RayJudgeError
 from ray_judge.escalation.accounts import Accounts
 from ray_judge.escalation.journal import Journal, compact, load_journal
 from ray_judge.records import Outcome
 
 from .hosts import AskerHost, GovernorDied, GovernorHost, ProcessDied, call
 from .loop import Process
+from .oracle import LastWord
 from .plan import Question, set_of
 
 if TYPE_CHECKING:
@@ -26,14 +27,15 @@ BARREN_SESSIONS = 3
 """As `escalate.BARREN_SESSIONS`; importing it would import Ray."""
 
 
-class MonthIsFull(PausedError):
+class MonthIsFull(Exception):
     """As `books.month_is_full`, with what became of the questions."""
 
-    def __init__(self, outcomes: Mapping[str, Outcome], accounts: Accounts) -> None:
+    def __init__(self, outcomes: Mapping[str, Outcome], accounts: Accounts, last: LastWord) -> None:
         """Keep them for the night, and the balances that the governor ended with."""
         super().__init__("the month is full")
         self.outcomes = outcomes
         self.accounts = accounts
+        self.last = last
 
 
 class Driver:
@@ -44,6 +46,7 @@ class Driver:
         self.night = night
         self.process = process
         self._storage = night.storage(process)
+        self.last_word: LastWord | None = None
 
     async def score(self) -> dict[str, Outcome]:
         """Ask until every question has its outcome. Raises RayJudgeError: run again later."""
@@ -122,10 +125,11 @@ class _Session:
         if self._failure is not None:
             raise self._failure
         superseded = self._driver.process.doomed_at is not None
-        self._night.oracle.session_ended(final, superseded=superseded)
+        last = self._night.oracle.session_ended(final, superseded=superseded)
+        self._driver.last_word = last
         if Outcome.PENDING in self.outcomes.values():
             accounts = self._governor.governor._ledger._accounts
-            raise MonthIsFull(await self._driver.outcomes(self), accounts)
+            raise MonthIsFull(await self._driver.outcomes(self), accounts, last)
 
     def _units(self) -> list[Sequence[Question]]:
         questions = self._night.parts.distinct(self._night.plan.questions)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_judge.errors import PausedError, RayJudgeError
-from ray_judge.escalation.accounts import Accounts
 from ray_judge.escalation.governor import Governor
 from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.ledger import Ledger, recorded
@@ -21,7 +20,7 @@ from .disk import Disk, SimStorage
 from .driver import Driver, MonthIsFull, distinct
 from .hosts import RememberingAsker, WatchedPurse
 from .loop import Deadlock, Process, SimLoop
-from .oracle import Broken, Oracle
+from .oracle import Broken, LastWord, Oracle
 from .plan import Question, draw
 from .provider import Provider
 
@@ -193,14 +192,15 @@ class Night:
 
     async def _drive(self, process: Process) -> None:
         """The command: it ends with an exit code, and whoever runs it runs it again."""
+        driver = Driver(self, process)
         try:
-            outcomes = await Driver(self, process).score()
+            outcomes = await driver.score()
         except Broken:
             raise
         except MonthIsFull as error:
             self.note(process.name, f"exit 4: {error}")
             self._leave(process)
-            self._next_month(error.outcomes, error.accounts)
+            self._next_month(error)
             return
         except PausedError as error:
             self.note(process.name, f"exit 4: {error}")
@@ -212,7 +212,7 @@ class Night:
             self._leave(process)
             self.note(process.name, f"exit 0, {len(outcomes)} outcomes")
             if not self._others():
-                self._finish(outcomes)
+                self._finish(outcomes, driver.last_word)
             return
         self._leave(process)
         self._start_again()
@@ -220,13 +220,13 @@ class Night:
     def _others(self) -> bool:
         return any(other.name.startswith("driver") for other in self._alive)
 
-    def _next_month(self, outcomes: Mapping[str, Outcome], accounts: Accounts) -> None:
+    def _next_month(self, full: MonthIsFull) -> None:
         """Run again when there is money again; where none will ever do, this is the end."""
-        self.oracle.month_full(outcomes, accounts)
-        if not self.oracle.for_ever(outcomes):
+        self.oracle.month_full(full.outcomes, full.accounts, full.last)
+        if not self.oracle.for_ever(full.outcomes):
             self.loop.call_later(MONTH_S, self._start, context=self.outside())
         elif not self._others():
-            self._finish(outcomes)
+            self._finish(full.outcomes, full.last)
 
     def _leave(self, process: Process) -> None:
         """An orderly exit: nobody is doomed by it."""
@@ -234,7 +234,7 @@ class Night:
         for child in self._children.pop(process):
             self.kill_soon(child)
 
-    def _finish(self, outcomes: Mapping[str, Outcome]) -> None:
+    def _finish(self, outcomes: Mapping[str, Outcome], last: LastWord | None) -> None:
         storage = SimStorage(self.disk, Process("the end"))
         self.disk.failures_left, self.disk.p_slow = 0, 0.0
 
@@ -244,7 +244,7 @@ class Night:
 
         journal = load_journal(storage, "journal")
         verdicts = {key: answer.verdict for key, answer in journal.answers.items()}
-        self.oracle.night_ended(outcomes, verdicts, used)
+        self.oracle.night_ended(outcomes, verdicts, used, last)
         self.loop.over = True
 
     # --- fate ---

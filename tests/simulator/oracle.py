@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -35,6 +36,15 @@ def units(usd: Decimal) -> int:
     return int(usd * UNITS)
 
 
+@dataclass(frozen=True)
+class LastWord:
+    """What a governor knew when its session came to its end: spent or lost, 1e-13 dollars."""
+
+    known: int
+    superseded: bool
+    """Another owner of the ledger was there, and may know of more."""
+
+
 class Oracle:
     """All checks of one night."""
 
@@ -56,9 +66,6 @@ class Oracle:
         self._journaled: set[LeaseSlot] = set()
         self._exposed: dict[LeaseSlot, tuple[int, Process]] = {}
         self._exposure = 0
-        self._known = 0
-        """Spent or lost, as the last governor that came to its end knew it."""
-        self._superseded = False
         self._sent: set[LeaseSlot] = set()
         self._requests: dict[str, list[Request]] = {}
         self.ledgers: list[tuple[Process, Ledger]] = []
@@ -197,16 +204,18 @@ class Oracle:
             if accounts.used("run:run") * 10_000 > self._cap:
                 self.fail(f"a ledger holds {accounts.used('run:run')} nano-dollars")
 
-    def session_ended(self, state: Mapping[str, Any], *, superseded: bool) -> None:
+    def session_ended(self, state: Mapping[str, Any], *, superseded: bool) -> LastWord:
         """The governor's last word covers every bill, unless a later owner may know of more."""
-        self._known = units(state["spent_usd"] + state["lost_usd"])
-        self._superseded = superseded
-        if self._known < self.billed and not superseded:
+        known = units(state["spent_usd"] + state["lost_usd"])
+        if known < self.billed and not superseded:
             self.fail(f"reported {state['spent_usd']} + {state['lost_usd']}, billed {self.billed}")
         if state["overruns"] and not superseded:
             self.fail("a settlement above its slot's maximum")
+        return LastWord(known, superseded)
 
-    def month_full(self, outcomes: Mapping[str, Outcome], accounts: Accounts) -> None:
+    def month_full(
+        self, outcomes: Mapping[str, Outcome], accounts: Accounts, last: LastWord
+    ) -> None:
         """A run leaves questions for the next month: this one's money must really be gone."""
         months = [name for name in accounts.settled | accounts.held if name.startswith("month:")]
         used = max((accounts.used(name) * 10_000 for name in months), default=0)
@@ -215,7 +224,7 @@ class Oracle:
             if self._monthly is None or (
                 room >= units(question.max_cost_usd)
                 and not self._never(question)
-                and not self._superseded
+                and not last.superseded
             ):
                 self.fail(f"left for the next month with money left: {question.key[:6]}")
 
@@ -235,16 +244,20 @@ class Oracle:
     # --- the end ---
 
     def night_ended(
-        self, outcomes: Mapping[str, Outcome], verdicts: Mapping[str, Any], used: Callable[[], int]
+        self,
+        outcomes: Mapping[str, Outcome],
+        verdicts: Mapping[str, Any],
+        used: Callable[[], int],
+        last: LastWord | None,
     ) -> None:
         """Every question has its outcome, and denied means that the money was really gone."""
         left = self._cap - used() * 10_000
         if left + used() * 10_000 - self.billed < 0 or used() * 10_000 < self.billed:
             self.fail("the ledger on disk counts less than was billed")
-        if self._superseded:
+        if last is not None and last.superseded:
             # What an asker of the owner before journals after its successor's recovery is proven
             # for the next session only: until then it counts in full, and others are denied.
-            left = min(left, self._cap - self._known)
+            left = min(left, self._cap - last.known)
         for question in set_of(self._plan.questions):
             outcome = outcomes.get(question.key)
             if outcome is None:
