@@ -98,7 +98,7 @@ def config(server: RunningServer, **strong: Any) -> RunConfig:
                 "model": "gpt-4o",  # the server's default prices
                 "max_cost_usd": 1,
                 "base_url": server.base_url,
-                "timeout_s": 0.5,
+                "timeout_s": 30,
                 **strong,
             },
         }

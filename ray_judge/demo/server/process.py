@@ -81,7 +81,7 @@ class RunningServer:
 
 
 def start_server(
-    config: ServerConfig, *, port: int = 0, parent_pid: int | None = None, wait_s: float = 30.0
+    config: ServerConfig, *, port: int = 0, parent_pid: int | None = None, wait_s: float = 60.0
 ) -> RunningServer:
     """Start a server process that ends with `parent_pid` (default: this process).
 
