@@ -27,6 +27,8 @@ from ray_judge.escalation.batch_results import Past, Reading, ResultReader, read
 from ray_judge.escalation.client import BatchClient, Kind, RequestFailed, StrongClient
 from ray_judge.escalation.pricing import cost, price_of
 from ray_judge.escalation.question import StrongQuestion
+from ray_judge.escalation.turn import LOCK
+from ray_judge.locks import locked
 from ray_judge.records import Example, Usage
 from ray_judge.storage import open_storage
 
@@ -197,6 +199,30 @@ def test_a_full_month_pauses_and_the_next_one_goes_on(
     night.document["strong"]["max_cost_usd_per_month"] = 1
     night.run()
     night.check()
+    assert night.outcomes() == {"resolved": 12}
+
+
+def test_another_run_holds_the_shared_ledger(tmp_path: Path, server: RunningServer) -> None:
+    """Batches wait for the ledger as any run does; while they are pending nobody waits for them."""
+    money = str(tmp_path / "money")
+    night = Night(tmp_path, server, ledger=money, give_up_after_s=60)
+    with (
+        locked(money, LOCK, "shared ledger or journal", "runs/another"),
+        pytest.raises(PausedError, match="runs/another"),
+    ):
+        night.run()
+    assert not server.batches() and night.clock.slept >= 60
+
+    rests, rest = [], night.clock.sleep
+
+    def resting(seconds: float) -> None:
+        with locked(money, LOCK, "shared ledger or journal"):
+            rests.append(seconds)
+        rest(seconds)
+
+    night.clock.sleep = resting  # type: ignore[method-assign]
+    night.run()
+    assert rests
     assert night.outcomes() == {"resolved": 12}
 
 
