@@ -40,6 +40,7 @@ def test_two_runs_share_the_rate(runs: Runs, server: RunningServer, ray_session:
             route__fraction=1,
             strong__requests_per_minute=PER_MINUTE,
             strong__concurrency=32,
+            chunk_rows=1000,
         )
         for rows, start in ((3000, 0), (180, 5000))
     )
