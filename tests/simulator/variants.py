@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -193,26 +193,38 @@ class ForgetsLateBills(Ledger):
             self._accounts.leases[lease].lost_at = at
 
 
+@contextlib.contextmanager
+def _recovering(change: Callable[[Any], None]) -> Iterator[None]:
+    """Within it, what recovery finds is changed before anybody uses it."""
+    real = MODULE.recover
+
+    def changed(*args: Any) -> Any:
+        accounts = real(*args)
+        change(accounts)
+        return accounts
+
+    MODULE.recover = changed
+    try:
+        yield
+    finally:
+        MODULE.recover = real
+
+
 class ProvenInTheOldMonth(Ledger):
     """FOUND: what the journal proved at a recovery was charged to the month of its lease only."""
 
     @classmethod
     def open(cls, storage: Any, path: str = "ledger", **options: Any) -> Ledger:
         """See `Ledger.open`."""
-        real, proven = MODULE.recover, options["journal_costs"]
+        proven = options["journal_costs"]
 
-        def early(*args: Any) -> Any:
-            accounts = real(*args)
+        def early(accounts: Any) -> None:
             for slot in accounts.open_slots():
                 if slot in proven:
                     accounts.settle(*slot, to_nanos(proven[slot]))
-            return accounts
 
-        MODULE.recover = early
-        try:
+        with _recovering(early):
             return super().open(storage, path, **options)
-        finally:
-            MODULE.recover = real
 
 
 class LooksTooLate(Ledger):
@@ -222,20 +234,15 @@ class LooksTooLate(Ledger):
     @classmethod
     def open(cls, storage: Any, path: str = "ledger", **options: Any) -> Ledger:
         """See `Ledger.open`."""
-        real, now = MODULE.recover, options["clock"]()
+        now = options["clock"]()
 
-        def forgetful(*args: Any) -> Any:
-            accounts = real(*args)
+        def forgetful(accounts: Any) -> None:
             for held in accounts.leases.values():
                 if held.lost_at is not None and held.lost_at < now - 3600.0:
                     held.lost_at = 0.0
-            return accounts
 
-        MODULE.recover = forgetful
-        try:
+        with _recovering(forgetful):
             return super().open(storage, path, **options)
-        finally:
-            MODULE.recover = real
 
 
 class NoMonthBorder(Ledger):
