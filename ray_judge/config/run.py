@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_judge.config.judge import JudgeConfig
 from ray_judge.config.nearest import nearest
 from ray_judge.config.strong import StrongConfig
-from ray_judge.config.tree import Positive, RouteConfig, Tree
+from ray_judge.config.tree import Place, Positive, RouteConfig, Tree
 from ray_judge.records import Task
 
 COLUMN_ROLES = (
@@ -62,7 +62,7 @@ class RunConfig(Tree):
     """The whole run."""
 
     input: str
-    output: str
+    output: Place
     task: Task = "pairwise"
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Role → column, where they differ; null: the data has none, whatever its name."""

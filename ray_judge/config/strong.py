@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_judge.config.tree import Positive, Tree, Usd
+from ray_judge.config.tree import Place, Positive, Tree, Usd
 from ray_judge.errors import ConfigError
 
 FLEX_TIMEOUT_S = 900.0
@@ -59,10 +59,10 @@ class StrongConfig(Tree):
     tokens_per_minute: Positive = 2_000_000
     max_cost_usd: Usd
     max_cost_usd_per_month: Usd | None = None
-    ledger: str | None = None
+    ledger: Place | None = None
     """URI of a ledger shared between runs, which then ask one after the other; null keeps it in
     the run directory."""
-    journal: str | None = None
+    journal: Place | None = None
     """URI of a journal shared between runs, which then ask one after the other, so that no question
     of theirs is paid twice; null keeps it in the run directory."""
     price: PriceConfig | None = None

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Usd = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
+
+
+def _absolute(place: str) -> str:
+    """One spelling for one place: the ledger keeps a run's cap under it."""
+    if place.startswith("file://"):
+        place = urlsplit(place).path or place
+    if not place or "://" in place:
+        return place.rstrip("/")
+    return str(Path(place).expanduser().absolute())
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
+"""A folder by path or URI. A relative path is the command's: the actors have other working
+directories, and must not keep a second ledger there."""
 Share = Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)]
 
 

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 
 from ray_judge.demo.server import RunningServer
+from ray_judge.escalation.ledger import recorded
+from ray_judge.storage import open_storage
 
 from .conftest import Runs, pairs
 
@@ -89,6 +91,23 @@ def test_nights_that_share_a_month(
     stats = server.stats()
     assert (stats["billed"], stats["billed_twice"]) == (90, 0)
     assert second.check_costs() == Decimal(stats["total_usd"]) - paid
+
+
+def test_a_relative_output_is_one_place_for_all_processes(
+    runs: Runs, server: RunningServer, ray_session: str
+) -> None:
+    """Ray's workers have the working directory of their cluster, not that of the command."""
+    run = runs(pairs(20))
+    run.document["output"] = "out"
+    run.document["strong"]["ledger"] = "money"
+    for _ in range(2):  # the second one finds the answers of the first
+        process = run.start(ray_session)
+        said = process.communicate(timeout=200)[1]
+        assert process.returncode == 0, said
+        (run.output / "summary.json").unlink()
+    settled, unproven = recorded(open_storage(str(run.folder / "money")), run=str(run.output))
+    assert (settled, unproven) == (Decimal(server.stats()["total_usd"]), 0)
+    assert (server.stats()["billed"], server.stats()["billed_twice"]) == (10, 0)
 
 
 def test_identical_rows_are_asked_once(runs: Runs, server: RunningServer) -> None:

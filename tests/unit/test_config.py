@@ -402,3 +402,25 @@ def test_alternatives() -> None:
         "judge": {"engine": "vllm", "model": "m", "scores": [0, 3]},
     }
     assert RunConfig.model_validate(pointwise).alternatives() == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [("runs/a", "{cwd}/runs/a"), ("~/a", "{home}/a"), ("/x/a/", "/x/a"), ("file:///x/a", "/x/a"),
+     ("s3://bucket/a/", "s3://bucket/a"), ("gs://bucket/a", "gs://bucket/a")],
+)  # fmt: skip
+def test_a_place_has_one_spelling(given: str, place: str) -> None:
+    """The actors have other working directories, and the ledger keeps a run's cap by its name."""
+    wanted = place.format(cwd=Path.cwd(), home=Path.home())
+    config = parse(
+        {
+            "input": "i",
+            "output": given,
+            "judge": {"model": "m"},
+            "route": {"fraction": 1},
+            "strong": {
+                "model": "gpt-4.1", "max_cost_usd": 1, "ledger": given, "journal": given,
+            },
+        }
+    )  # fmt: skip
+    assert (config.output, config.strong.ledger, config.strong.journal) == (wanted,) * 3
