@@ -4,6 +4,7 @@ One batch is one lease whose slots are its requests. Each step is durable before
 
     intent → lease → upload → creating → CREATE → submitted → ended → journal → ledger → read
     └───── given back ─────┘└─── looked for ───┘└────────── read, or read again ─────────┘
+    (where runs share a journal, a notice says from the intent until `read` what is being asked)
 
 Whoever comes after a crash does with each batch what stands below its last durable step, so no
 batch is created twice, none is forgotten, and no answer counts twice. What is not obvious about
@@ -41,7 +42,8 @@ from ray_judge.escalation.batch_files import (
     Wanted,
     wanted,
 )
-from ray_judge.escalation.batch_provider import QUEUE_FULL, Provider, View, explained
+from ray_judge.escalation.batch_notices import BatchNotices
+from ray_judge.escalation.batch_provider import QUEUE_FULL, Provider, View, explained, gone
 from ray_judge.escalation.batch_queue import BatchQueue
 from ray_judge.escalation.batch_results import Past, Result, ResultReader, read_results
 from ray_judge.escalation.books import month_is_full
@@ -106,6 +108,7 @@ class BatchSession:
         self._progress, self._clock, self._sleep = progress, clock, sleep
         self._checkpoint = checkpoint
         self._folder = BatchFolder(open_storage(config.output))
+        self._notices = BatchNotices(config)
         reader = RequestReader(config, columns, price)
         self._queue = BatchQueue(self._strong.batch, questions, reader)
         self._keys = [question.key for question in questions]
@@ -125,7 +128,8 @@ class BatchSession:
         """Ask until every question is answered or denied. Raises as `ask_in_batches` does."""
         answered = set(self._books.journal().answers)
         states = self._folder.states()
-        open_states = [s for s in states if s.stage not in (Stage.READ, Stage.ABANDONED)]
+        open_states = [state for state in states if not state.over]
+        self._notices.keep_only({state.id for state in open_states})
         if not open_states and answered.issuperset(self._keys):
             return  # nothing to ask: no lease, no owner, nothing changed
         RunDirectory(self._config.output).reopen()  # a scored shard knows less than is to come
@@ -148,6 +152,8 @@ class BatchSession:
             self._sleep(min(self._strong.batch.poll_s, rest_s))
         if self._books.left:
             raise month_is_full(self._config, self._books.left)
+        if self._queue.elsewhere:
+            raise self._notices.asked(self._queue.elsewhere)
 
     def close(self) -> None:
         """Let go of ledger, journal and connections, in good order."""
@@ -208,6 +214,7 @@ class BatchSession:
 
     def _submit(self) -> None:
         """Send what money, limits and the provider's queue have room for."""
+        self._leave_to_others()
         while self._queue.open(self._clock()):
             enqueued = sum(state.tokens for state in self._pending.values())
             requests = self._queue.take(enqueued if self._pending else None)
@@ -221,6 +228,18 @@ class BatchSession:
             elif not denied:
                 return  # no room, or no money, until a pending batch has ended
 
+    def _leave_to_others(self) -> None:
+        """Do not ask what runs that share the journal have answered meanwhile, or are asking."""
+        if not self._config.strong.journal:
+            return
+        for mine in (False, True):
+            if mine:
+                self._books.ledger()  # our turn: from here on nobody else asks
+            asked = self._notices.others()
+            self._queue.leave_to_others(self._books.journal().answers, asked)
+            if not self._queue.open(self._clock()):
+                return
+
     def _send(self, requests: Sequence[Request]) -> bool:
         """Submit one batch; False: it was not created, and its questions are still to be asked."""
         asked = [request.asked for request in requests]
@@ -233,6 +252,7 @@ class BatchSession:
         )
         self._folder.begin(state, asked)
         self._checkpoint("intent")
+        self._notices.put_up(state.id, [ask.key for ask in asked])
         ledger = self._books.ledger()
         lease = ledger.grant(state.actor, [ask.max_cost_usd for ask in asked])
         self._checkpoint("granted")
@@ -262,6 +282,8 @@ class BatchSession:
     def _step(self, state: BatchState, stage: Stage, **found: str) -> BatchState:
         state = replace(state, stage=stage, **found)  # type: ignore[arg-type]
         self._folder.save(state)
+        if state.over:
+            self._notices.take_down(state.id)
         self._checkpoint(stage.value)
         return state
 
@@ -292,7 +314,8 @@ class BatchSession:
                 if self._ready(state, view):
                     self._read(state, view)
             except RequestFailed as failure:
-                raise self._gone(state, failure) from None
+                record = f"{self._config.output}/batches/{state.id}.json"
+                raise gone(failure, self._strong, state.batch, record) from None
         if self._stop is not None:
             kind = self._stop.kind or Kind.RUN
             raise explained(RequestFailed(kind, self._stop.reason), self._strong)
@@ -349,16 +372,6 @@ class BatchSession:
             key: Past(unusable[key], lost[key], self._not_run[key])
             for key in unusable.keys() | lost.keys() | self._not_run.keys()
         }
-
-    def _gone(self, state: BatchState, failure: RequestFailed) -> RayJudgeError:
-        if failure.status != 404:
-            return explained(failure, self._strong)
-        return EscalationError(
-            f"the provider does not know batch {state.batch}, or its files, any more. Mend "
-            "strong.base_url or the key; or delete this record: then the batch's money counts as "
-            "spent, and its questions are asked again",
-            file=f"{self._config.output}/batches/{state.id}.json",
-        )
 
     # --- parts ---
 

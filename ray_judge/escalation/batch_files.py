@@ -74,6 +74,11 @@ class BatchState:
     refused: bool = False
 
     @property
+    def over(self) -> bool:
+        """Whether nothing of it is to be done any more."""
+        return self.stage in (Stage.READ, Stage.ABANDONED)
+
+    @property
     def actor(self) -> str:
         """Under which name the ledger holds its lease: no other batch ever has it."""
         return f"batch:{self.id}"

@@ -233,3 +233,17 @@ def explained(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
         f"the strong judge's server refuses batches: {failure.reason}. Check the key in "
         f"{strong.api_key_env}, {suspect_model(strong)}, strong.base_url and strong.batch"
     )
+
+
+def gone(
+    failure: RequestFailed, strong: StrongConfig, batch: str | None, record: str
+) -> RayJudgeError:
+    """Say the same of a call about a batch that was created; `record` is the file that says so."""
+    if failure.status != 404:
+        return explained(failure, strong)
+    return EscalationError(
+        f"the provider does not know batch {batch}, or its files, any more. Mend strong.base_url "
+        "or the key; or delete this record: then the batch's money counts as spent, and its "
+        "questions are asked again",
+        file=record,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ray_judge.config import BatchConfig
 from ray_judge.errors import ConfigError
@@ -28,6 +28,8 @@ class BatchQueue:
         self._rank = {question.key: rank for rank, question in enumerate(questions)}
         self._reader = reader
         self._left: list[int] = []
+        self.elsewhere: dict[str, str] = {}
+        """Question key → where another run says that it is asking it: set aside."""
         self._made: dict[str, Request] = {}
         self._token_limit = settings.enqueued_tokens
         self._hold_until = 0.0
@@ -48,6 +50,16 @@ class BatchQueue:
         for key in keys:
             if key in self._rank:
                 heapq.heappush(self._left, self._rank[key])
+
+    def leave_to_others(self, answered: Collection[str], asked: Mapping[str, str]) -> None:
+        """Forget what other runs have answered; set aside what they ask just now.
+
+        What was set aside before and is neither waits again. `asked`: key → where that is said.
+        """
+        waiting = {self._questions[rank].key for rank in self._left}.union(self.elsewhere)
+        waiting.difference_update(answered)
+        self.elsewhere = {key: asked[key] for key in waiting if key in asked}
+        self._left = sorted(self._rank[key] for key in waiting - self.elsewhere.keys())  # a heap
 
     def ask_in_words(self) -> None:
         """The server does not take `response_format`: from now on without it."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -23,8 +22,9 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import EscalationError, LedgerFenced, RayJudgeError
-from ray_judge.escalation.actors import Ask, AskerActor, Secret
+from ray_judge.escalation.actors import AskerActor, Secret
 from ray_judge.escalation.batch import ask_in_batches
+from ray_judge.escalation.batch_notices import BatchNotices
 from ray_judge.escalation.books import (
     compact_journal,
     journal_name,
@@ -33,19 +33,17 @@ from ray_judge.escalation.books import (
     ledger_storage,
     month_is_full,
 )
+from ray_judge.escalation.feed import Feed, Unit
 from ray_judge.escalation.governor_actor import AskerDied, GovernorActor, GovernorDied
 from ray_judge.escalation.journal import load_journal
 from ray_judge.escalation.ledger import recorded
 from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.turn import Turn
-from ray_judge.records import Answer, Chunk
-from ray_judge.routing import in_asking_order
+from ray_judge.records import Answer
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.storage import Missing
 from ray_judge.workers import alone, our_error
 
-PER_UNIT = 256
-"""Questions in one call to an asker."""
 PER_ASKER = 64
 """Requests in flight that one asker process serves."""
 MOST_ASKERS = 8
@@ -55,14 +53,6 @@ POLL_S = 0.25
 
 log = logging.getLogger(__name__)
 Progress = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Questions of one chunk that are asked together."""
-
-    chunk: Chunk
-    asks: tuple[Ask, ...]
 
 
 @dataclass
@@ -119,7 +109,7 @@ def escalate(
         ask_in_batches(config, plan, routed, progress)
         compact_journal(config)
         return answers_of(config)
-    feed = _Feed(routed, {chunk.name: chunk for chunk in plan.chunks()})
+    feed = Feed(routed, {chunk.name: chunk for chunk in plan.chunks()})
     try:
         _ask_all(config, plan, feed, progress)
     except RayJudgeError:
@@ -129,7 +119,7 @@ def escalate(
     return answers_of(config)
 
 
-def _ask_all(config: RunConfig, plan: Plan, feed: _Feed, progress: Progress) -> None:
+def _ask_all(config: RunConfig, plan: Plan, feed: Feed, progress: Progress) -> None:
     """Session after session, until one ends with nothing left to ask."""
     turn = Turn(config, progress)
     try:
@@ -138,16 +128,13 @@ def _ask_all(config: RunConfig, plan: Plan, feed: _Feed, progress: Progress) -> 
         turn.give_back()
 
 
-def _ask_in_turn(
-    config: RunConfig, plan: Plan, feed: _Feed, progress: Progress, turn: Turn
-) -> None:
+def _ask_in_turn(config: RunConfig, plan: Plan, feed: Feed, progress: Progress, turn: Turn) -> None:
     barren, before = 0, -1
     while True:
-        journal = load_journal(*journal_storage(config))
-        answered = len(journal.answers)
-        barren = barren + 1 if answered == before else 0
-        before = answered
-        session = _Session(config, plan, feed, turn, set(journal.answers), journal.unusable())
+        on_file = OnFile.look(config)
+        barren = barren + 1 if len(on_file.answered) == before else 0
+        before = len(on_file.answered)
+        session = _Session(config, plan, feed, turn, on_file)
         try:
             session.run(progress)
         except (RayActorError, GovernorDied, AskerDied) as error:
@@ -171,73 +158,26 @@ def answers_of(config: RunConfig) -> Answers:
     return Answers(journal.answers, costs, len(ours), settled, unproven)
 
 
-class _Feed:
-    """Routed frames turned into units, by a thread, so that asking never waits for judging.
+@dataclass(frozen=True)
+class OnFile:
+    """What is known of questions before they are asked. Final as soon as it is this run's turn."""
 
-    Every question key is in one unit only: identical rows are asked once.
-    """
+    answered: Collection[str]
+    unusable: Mapping[str, int]
+    """Key → how many of its re-asks earlier sessions have used up."""
+    elsewhere: Mapping[str, str]
+    """Key → notice of another run's batch that asks it (see `BatchNotices.others`)."""
 
-    def __init__(self, routed: Iterable[pl.DataFrame], chunks: Mapping[str, Chunk]) -> None:
-        self.units: list[Unit] = []
-        self._queue: queue.SimpleQueue[Unit | RayJudgeError | None] = queue.SimpleQueue()
-        self._routed = routed
-        self._chunks = chunks
-        self._over = False
-        self._stopping = False
-        self._thread = threading.Thread(target=self._read, name="routed-rows", daemon=True)
-        self._thread.start()
+    @classmethod
+    def look(cls, config: RunConfig) -> OnFile:
+        """Read it all. Raises StorageError, CorruptedError."""
+        elsewhere = BatchNotices(config).others()  # before the journal
+        journal = load_journal(*journal_storage(config))
+        return cls(journal.answers.keys(), journal.unusable(), elsewhere)
 
-    def stop(self) -> None:
-        """Take no more frames, and return when their maker has come to rest."""
-        self._stopping = True
-        self._thread.join()
-
-    def _read(self) -> None:
-        seen: set[str] = set()
-        try:
-            frames = iter(self._routed)
-            for frame in frames:
-                if self._stopping:
-                    if isinstance(frames, Generator):
-                        frames.close()
-                    break
-                for unit in units(frame, self._chunks, seen):
-                    self._queue.put(unit)
-        except RayJudgeError as error:
-            self._queue.put(error)
-        except Exception as error:  # a thread has nobody to raise to
-            self._queue.put(RayJudgeError(f"routing failed: {type(error).__name__}: {error}"))
-        else:
-            self._queue.put(None)
-
-    def poll(self) -> bool:
-        """Take what has arrived; True when nothing more will come."""
-        while not self._over:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if item is None:
-                self._over = True
-            elif isinstance(item, RayJudgeError):
-                raise item
-            else:
-                self.units.append(item)
-        return self._over
-
-
-def units(frame: pl.DataFrame, chunks: Mapping[str, Chunk], seen: set[str]) -> Iterator[Unit]:
-    """Cut routed rows into units, chunk by chunk, the least sure rows of a chunk first."""
-    asked = in_asking_order(frame)
-    for (name,), rows in sorted(asked.group_by("chunk", maintain_order=True)):
-        asks: list[Ask] = []
-        for row, keys in rows.select("row", "question_keys").rows():
-            for order, key in enumerate(keys):
-                if key not in seen:
-                    seen.add(key)
-                    asks.append((row, key, order))
-        for start in range(0, len(asks), PER_UNIT):
-            yield Unit(chunks[str(name)], tuple(asks[start : start + PER_UNIT]))
+    def free(self, key: str) -> bool:
+        """Whether a question is this run's to ask."""
+        return key not in self.answered and key not in self.elsewhere
 
 
 @dataclass
@@ -246,11 +186,9 @@ class _Session:
 
     config: RunConfig
     plan: Plan
-    feed: _Feed
+    feed: Feed
     turn: Turn
-    answered: set[str]
-    unusable: Mapping[str, int]
-    """Key → how many of its re-asks earlier sessions have used up."""
+    on_file: OnFile
     askers: list[Any] = field(default_factory=list)
     governor: Any = None
     denied: int = 0
@@ -270,14 +208,11 @@ class _Session:
         over = False
         while not (over and not waiting and not running):
             over = self._failure is not None or self._poll()
-            while position < len(self.feed.units):
-                waiting.append(self._left(self.feed.units[position]))
-                position += 1
-            waiting = [] if self._failure else [unit for unit in waiting if unit.asks]
-            if waiting and self.turn.take():  # others may have asked the same meanwhile
-                journal = load_journal(*journal_storage(self.config))
-                self.answered, self.unusable = set(journal.answers), journal.unusable()
-                waiting = [unit for unit in map(self._left, waiting) if unit.asks]
+            waiting = [] if self._failure else waiting + self._unasked(position)
+            if waiting and self.turn.take(meanwhile=self.feed.poll):
+                self.on_file = OnFile.look(self.config)  # others may have asked the same meanwhile
+                waiting = self._unasked(0)
+            position = len(self.feed.units)
             if waiting and self.governor is None:
                 self._open()
             self._submit(waiting, running)
@@ -288,15 +223,16 @@ class _Session:
             self.governor is None or isinstance(self._failure, GovernorDied | AskerDied)
         ):
             raise self._failure
-        if self.governor is None:  # nothing to ask: no lease, no owner, nothing changed
-            return
-        ray.get([asker.close.remote() for asker in self.askers])
-        final: dict[str, Any] = ray.get(self.governor.close.remote())
-        if self._failure is not None:
-            raise self._failure
-        progress({**final, "denied": self.denied})
+        if self.governor is not None:  # else nothing to ask: no lease, no owner, nothing changed
+            ray.get([asker.close.remote() for asker in self.askers])
+            final: dict[str, Any] = ray.get(self.governor.close.remote())
+            if self._failure is not None:
+                raise self._failure
+            progress({**final, "denied": self.denied})
         if self.left:
             raise month_is_full(self.config, self.left)
+        if elsewhere := self._asked_elsewhere():
+            raise BatchNotices(self.config).asked(elsewhere)
 
     def end(self) -> None:
         """Make sure that nobody of this session can send any more."""
@@ -323,8 +259,23 @@ class _Session:
         if failure is not None:
             raise failure
 
-    def _left(self, unit: Unit) -> Unit:
-        return Unit(unit.chunk, tuple(ask for ask in unit.asks if ask[1] not in self.answered))
+    def _unasked(self, position: int) -> list[Unit]:
+        """What is to be asked of the units from `position` on."""
+        free = self.on_file.free
+        units = (
+            Unit(unit.chunk, tuple(ask for ask in unit.asks if free(ask[1])))
+            for unit in self.feed.units[position:]
+        )
+        return [unit for unit in units if unit.asks]
+
+    def _asked_elsewhere(self) -> dict[str, str]:
+        known = self.on_file
+        keys = [key for unit in self.feed.units for _, key, _ in unit.asks]
+        return {
+            key: known.elsewhere[key]
+            for key in keys
+            if key in known.elsewhere and key not in known.answered
+        }
 
     def _submit(self, waiting: list[Unit], running: dict[Any, int]) -> None:
         """Keep two units with every asker: the next one starts while the last one's tail ends."""
@@ -334,7 +285,8 @@ class _Session:
         while waiting and min(load, default=2) < 2:
             number = load.index(min(load))
             unit = waiting.pop(0)
-            unusable = {k: self.unusable[k] for _, k, _ in unit.asks if k in self.unusable}
+            used_up = self.on_file.unusable
+            unusable = {key: used_up[key] for _, key, _ in unit.asks if key in used_up}
             reference = self.askers[number].ask.remote(unit.chunk, unit.asks, unusable)
             running[reference] = number
             load[number] += 1

@@ -39,10 +39,11 @@ class Turn:
         self._sleep = sleep
         self._held: ExitStack | None = None
 
-    def take(self) -> bool:
+    def take(self, meanwhile: Callable[[], object] = lambda: None) -> bool:
         """Wait for the turn; give whether other runs may have asked something until just now.
 
-        Raises PausedError when that takes longer than `strong.give_up_after_s`, and StorageError.
+        `meanwhile` is called now and then while waiting, and what it raises ends it. Raises
+        PausedError when that takes longer than `strong.give_up_after_s`, and StorageError.
         """
         if self._held is not None:
             return False
@@ -52,11 +53,13 @@ class Turn:
         until = self._clock() + strong.give_up_after_s
         with ExitStack() as held:
             for uri in shared:
-                self._wait_for(uri, held, until)
+                self._wait_for(uri, held, until, meanwhile)
             self._held = held.pop_all()
         return bool(shared)
 
-    def _wait_for(self, uri: str, held: ExitStack, until: float) -> None:
+    def _wait_for(
+        self, uri: str, held: ExitStack, until: float, meanwhile: Callable[[], object]
+    ) -> None:
         while True:
             lock = locked(uri, LOCK, "shared ledger or journal", self._config.output)
             try:
@@ -70,6 +73,7 @@ class Turn:
                     ) from None
                 self._progress({"waits": error.message})
                 self._sleep(POLL_S)
+                meanwhile()
             else:
                 return
 

@@ -6,19 +6,25 @@ from decimal import Decimal
 from typing import Any
 
 from ray_judge.errors import InputError
+from ray_judge.escalation.books import journal_name, journal_storage
 from ray_judge.escalation.journal import load_journal
 from ray_judge.run_directory import RunDirectory
 
 
 def status(output: str) -> dict[str, Any]:
-    """Count what is on disk. `spent_usd` is what the journal proves; open leases come on top."""
+    """Count what is on disk, of a shared journal what this run paid for.
+
+    `answers`: questions answered for good. `spent_usd`: what the journal proves; open leases come
+    on top.
+    """
     run = RunDirectory(output)
-    plan = run.plan()
-    if plan is None:
+    plan, config = run.plan(), run.config()
+    if plan is None or config is None:
         raise InputError("there is no run here", run=output)
     judged = run.judged()
     chunks = list(plan.chunks())
-    journal = load_journal(run.storage)
+    me = journal_name(config)
+    ours = [one for one in load_journal(*journal_storage(config)).rows if one.run == me]
     return {
         "finished": run.summary() is not None,
         "rows": plan.rows,
@@ -27,6 +33,6 @@ def status(output: str) -> dict[str, Any]:
         "chunks_judged": len(judged),
         "shards": len(plan.shards),
         "shards_scored": len(run.scored()),
-        "answers": len(journal.answers),
-        "spent_usd": sum((answer.cost_usd for answer in journal.rows), Decimal(0)),
+        "answers": len({answer.key for answer in ours if answer.final}),
+        "spent_usd": sum((answer.cost_usd for answer in ours), Decimal(0)),
     }

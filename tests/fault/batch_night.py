@@ -153,7 +153,8 @@ class Night:
         session = self.session(checkpoint)
         try:
             session.run()
-        except Crash:  # the kernel closes a dead process's sockets, and does no more for it
+        except Crash:  # the kernel closes a dead process's sockets and locks, and does no more
+            session._books._turn.give_back()
             if session._connection is not None:
                 session._connection.close()
             raise

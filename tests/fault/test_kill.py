@@ -18,7 +18,8 @@ import pytest
 from ray_judge.columns import Columns
 from ray_judge.config import load
 from ray_judge.demo.server import RunningServer, running_server
-from ray_judge.escalation.escalate import _Feed, _Session
+from ray_judge.escalation.escalate import OnFile, _Session
+from ray_judge.escalation.feed import Feed
 from ray_judge.escalation.governor_actor import AskerDied, GovernorActor
 from ray_judge.escalation.turn import Turn
 from ray_judge.run_directory import Plan
@@ -76,10 +77,12 @@ def test_an_asker_and_the_governor_die_at_once(nights: Nights) -> None:
     import ray
 
     config = load(Scored(nights.folder / "both", nights.server, nights.address).write())
-    feed, plan = _Feed(iter(()), {}), Plan((), Columns({}), 100)
+    feed, plan = Feed(iter(()), {}), Plan((), Columns({}), 100)
     actor: Any = GovernorActor
     turn = Turn(config, lambda figures: None)
-    session = _Session(config, plan, feed, turn, set(), {}, governor=actor.remote(config))
+    session = _Session(
+        config, plan, feed, turn, OnFile(set(), {}, {}), governor=actor.remote(config)
+    )
     ray.kill(session.governor)
     death = AskerDied("an asker died")
     session._fail(death)

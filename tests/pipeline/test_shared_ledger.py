@@ -11,6 +11,7 @@ from ray_judge.demo.server import RunningServer
 from ray_judge.escalation.ledger import recorded
 from ray_judge.escalation.turn import LOCK
 from ray_judge.locks import locked
+from ray_judge.report.status import status
 from ray_judge.storage import open_storage
 
 from .conftest import Runs, pairs
@@ -39,6 +40,37 @@ def test_two_runs_begun_at_once_pay_each_question_once(
     spent = [recorded(open_storage(money), run=str(run.output)) for run in both]
     assert all(unproven == 0 and settled > 0 for settled, unproven in spent)
     assert sum(settled for settled, _ in spent) == Decimal(stats["total_usd"])
+
+
+def test_what_a_pending_batch_asks_is_not_asked_beside_it(
+    runs: Runs, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of an online run's rows are in another run's batch: it asks the others, and pauses."""
+    server.configure(batches={"manual": True})
+    money = str(tmp_path / "money")
+    shared = {"strong__ledger": money, "strong__journal": money, "route__fraction": 1}
+    batch = runs(pairs(20), **shared, strong__mode="batch", strong__batch={"wait_s": 0})
+    online = runs(pairs(20, first=10), **shared)
+    assert batch.score() == 4
+    for _ in range(2):
+        assert online.score(capsys=capsys) == 4
+        assert "10 questions are asked by pending batches" in online.said[-1]
+        assert str(batch.output) in online.said[-1]
+        assert server.stats()["billed"] == 10
+    for one in server.batches():
+        while server.advance_batch(one["id"])["status"] != "completed":
+            pass
+    assert (batch.score(), online.score()) == (0, 0)
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (30, 0)
+    for run in (batch, online):
+        assert run.outcomes() == {"resolved": 20}
+        run.check_costs()
+    assert [run.summary()["api_requests"] for run in (batch, online)] == [20, 10]
+    for run, answers in ((batch, 20), (online, 10)):
+        figures = status(str(run.output))
+        assert (figures["finished"], figures["answers"]) == (True, answers)
+        assert float(figures["spent_usd"]) == run.summary()["spent_usd"]
 
 
 def test_a_run_that_waits_too_long_pauses(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -13,9 +15,12 @@ import pytest
 
 from ray_judge.columns import Columns
 from ray_judge.config import parse
-from ray_judge.errors import InputError, RayJudgeError
-from ray_judge.escalation.escalate import PER_UNIT, Answers, _Feed, units
-from ray_judge.records import Chunk, judged_schema
+from ray_judge.errors import EngineError, InputError, RayJudgeError
+from ray_judge.escalation.escalate import Answers, escalate
+from ray_judge.escalation.feed import PER_UNIT, Feed, units
+from ray_judge.escalation.turn import LOCK
+from ray_judge.locks import locked
+from ray_judge.records import Chunk, Shard, judged_schema
 from ray_judge.routed import Routed
 from ray_judge.run_directory import Plan, RunDirectory
 
@@ -59,14 +64,14 @@ def test_a_large_chunk_is_several_units() -> None:
     assert sizes == [PER_UNIT, PER_UNIT, 1]
 
 
-def drained(feed: _Feed) -> list[str]:
+def drained(feed: Feed) -> list[str]:
     feed._thread.join(30)
     assert feed.poll()
     return [key for unit in feed.units for _, key, _ in unit.asks]
 
 
 def test_the_feed_gives_all_and_says_that_it_is_over() -> None:
-    feed = _Feed(iter([frame("c0", [["k"]]), frame("c1", [["l"], ["k"]])]), CHUNKS)
+    feed = Feed(iter([frame("c0", [["k"]]), frame("c1", [["l"], ["k"]])]), CHUNKS)
     assert drained(feed) == ["k", "l"]
     assert feed.poll()
 
@@ -77,7 +82,7 @@ def test_what_ends_the_judging_is_told(error: Exception) -> None:
         yield frame("c0", [["k"]])
         raise error
 
-    feed = _Feed(frames(), CHUNKS)
+    feed = Feed(frames(), CHUNKS)
     feed._thread.join(30)
     with pytest.raises(RayJudgeError, match=str(error)):
         feed.poll()
@@ -94,9 +99,44 @@ def test_a_feed_that_is_stopped_closes_its_maker() -> None:
         finally:
             closed.append(True)
 
-    feed = _Feed(frames(), CHUNKS)
+    feed = Feed(frames(), CHUNKS)
     feed.stop()
     assert closed and not feed._thread.is_alive()
+
+
+def test_the_judge_dies_while_its_run_waits_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is heard of at once, not when the run that has the turn is done."""
+    monkeypatch.setattr("ray_judge.escalation.turn.POLL_S", 0.01)
+    money, waits = str(tmp_path / "money"), Event()
+    config = parse(
+        {
+            "input": "i",
+            "output": str(tmp_path / "out"),
+            "judge": {"model": "m"},
+            "route": {"policy": "threshold", "threshold": 0.5},
+            "strong": {"model": "gpt-4.1", "max_cost_usd": 1, "ledger": money},
+        }
+    )
+    shard = Shard("/in/a.parquet", "a.parquet", 1, "", ())
+    plan = Plan((shard,), Columns({}), 1000)
+
+    def frames() -> Iterator[pl.DataFrame]:
+        yield frame("00000-00000", [["k"]])
+        assert waits.wait(30)
+        raise EngineError("the judge died")
+
+    def said(figures: Mapping[str, Any]) -> None:
+        assert "for runs/another" in figures["waits"]
+        waits.set()
+
+    with (
+        locked(money, LOCK, "shared ledger or journal", "runs/another"),
+        pytest.raises(EngineError, match="the judge died"),
+    ):
+        escalate(config, plan, frames(), said)
+    assert not list((tmp_path / "money").glob("ledger*")), "nothing was opened without its turn"
 
 
 def test_routing_that_is_left_stops_the_judging(tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""Batches of runs that share a journal: what one run's pending batch asks no other run asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_judge.demo.server import RunningServer
+from ray_judge.errors import CorruptedError, PausedError
+from ray_judge.escalation.batch_notices import FOLDER, BatchNotices
+
+from ..fault.batch_night import CrashAt, Night, clean, end, provider  # noqa: TID252
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[RunningServer]:
+    with provider() as server:
+        yield server
+
+
+@pytest.fixture
+def server(process: RunningServer, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
+    monkeypatch.setenv("OPENAI_API_KEY", process.api_key)
+    return clean(process)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "money"
+
+
+def notices(journal: Path) -> list[Path]:
+    return sorted((journal / FOLDER).glob("*"))
+
+
+def answered(night: Night) -> int:
+    """How many of its questions a run finds in the journal it shares."""
+    from ray_judge.escalation.journal import load_journal
+    from ray_judge.storage import open_storage
+
+    found = load_journal(open_storage(str(night.config.strong.journal))).answers
+    return sum(key in found for key in night.keys)
+
+
+def test_a_pending_batch_is_not_asked_again(
+    tmp_path: Path, server: RunningServer, journal: Path
+) -> None:
+    """12 of the second run's 20 questions are in a batch of the first one."""
+    server.configure(batches={"manual": True})
+    first = Night(tmp_path / "a", server, 12, journal=str(journal), batch={"wait_s": 0})
+    second = Night(tmp_path / "b", server, 20, journal=str(journal), batch={"wait_s": 0})
+    with pytest.raises(PausedError, match="0 of 12 requests done"):
+        first.run()
+    assert len(notices(journal)) == 2
+    with pytest.raises(PausedError, match="0 of 8 requests done"):
+        second.run()
+    end(server)
+    for _ in range(2):  # its own are done, and it waits for those of the first run
+        with pytest.raises(PausedError, match="12 questions are asked by pending batches") as said:
+            second.run()
+        assert str(tmp_path / "a" / "out") in said.value.message
+        assert str(said.value.where["file"]).startswith(str(journal / FOLDER))
+    assert len(notices(journal)) == 2
+    first.run()
+    assert not notices(journal)
+    second.run()
+    assert (answered(first), answered(second)) == (12, 20)
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (20, 0)
+    assert sum(batch["request_counts"]["total"] for batch in server.batches()) == 20
+
+
+@pytest.mark.parametrize("step", range(28))
+def test_another_run_comes_after_a_crash_at_any_step(
+    tmp_path: Path, server: RunningServer, journal: Path, step: int
+) -> None:
+    """The other run asks all, or leaves to the dead one what its batch may be asking."""
+    first = Night(tmp_path / "a", server, journal=str(journal))
+    second = Night(tmp_path / "b", server, journal=str(journal))
+    crash = CrashAt(step)
+    assert first.crashes(crash)
+    asking = crash.steps.count("granted") - crash.steps.count("read")
+    assert len(notices(journal)) == asking
+    if asking and answered(second) < 12:
+        with pytest.raises(PausedError, match="asked by pending batches"):
+            second.run()
+        assert answered(second) < 12
+    else:
+        second.run()
+        assert answered(second) == 12
+    first.run()
+    second.run()
+    assert answered(first) == answered(second) == 12
+    assert not notices(journal)
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (12, 0)
+
+
+def test_what_waits_for_a_batch_may_be_asked_by_another_run(
+    tmp_path: Path, server: RunningServer, journal: Path
+) -> None:
+    """The queue has room for one batch; while it is pending another run asks the rest."""
+    limits = {"enqueued_tokens": 900, "max_requests": 4}
+    first = Night(tmp_path / "a", server, journal=str(journal), batch=limits)
+    second = Night(tmp_path / "b", server, journal=str(journal))
+    rest, said = first.clock.sleep, []
+
+    def meanwhile(seconds: float) -> None:
+        if not said:
+            with pytest.raises(PausedError, match="asked by pending batches") as error:
+                second.run()
+            said.append(error.value)
+        rest(seconds)
+
+    first.clock.sleep = meanwhile  # type: ignore[method-assign]
+    first.run()
+    assert said and answered(first) == 12
+    second.run()
+    asked = [sum(state.requests for state in night.states()) for night in (first, second)]
+    assert sum(asked) == 12 and min(asked) > 0
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (12, 0)
+
+
+def test_what_a_batch_did_not_answer_is_free_again(
+    tmp_path: Path, server: RunningServer, journal: Path
+) -> None:
+    """A run set its question aside for a batch that then came to nothing: it asks it itself."""
+    first = Night(tmp_path / "a", server, journal=str(journal), batch={"wait_s": 0})
+    second = Night(tmp_path / "b", server, 20, journal=str(journal))
+    server.configure(batches={"manual": True})
+    with pytest.raises(PausedError, match="batch pending"):
+        first.run()
+    rest, gone = second.clock.sleep, []
+
+    def meanwhile(seconds: float) -> None:
+        if not gone:
+            for notice in notices(journal):
+                if str(first.config.output) in notice.read_text():
+                    gone.append(notice)
+                    notice.unlink()  # as its run does, or as a person may
+            server.configure(batches={"manual": False})
+        rest(seconds)
+
+    second.clock.sleep = meanwhile  # type: ignore[method-assign]
+    second.run()
+    assert gone and answered(second) == 20
+
+
+def test_a_damaged_notice_is_not_guessed_at(
+    tmp_path: Path, server: RunningServer, journal: Path
+) -> None:
+    night = Night(tmp_path / "a", server, journal=str(journal))
+    (journal / FOLDER).mkdir(parents=True)
+    for text in ("{", "[]", '{"version": 2, "run": "x", "keys": []}', '{"version": 1}'):
+        (journal / FOLDER / "rj-1.json").write_text(text)
+        with pytest.raises(CorruptedError, match=r"notice of a pending batch.*rj-1\.json"):
+            night.run()
+    assert not server.batches()
+
+
+def test_a_run_with_a_journal_of_its_own_puts_up_nothing(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    night = Night(tmp_path, server)
+    night.run()
+    assert not list(tmp_path.rglob(FOLDER))
+    assert BatchNotices(night.config).others() == {}
