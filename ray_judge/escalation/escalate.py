@@ -173,7 +173,7 @@ class OnFile:
         """Read it all. Raises StorageError, CorruptedError."""
         elsewhere = BatchNotices(config).others()  # before the journal
         journal = load_journal(*journal_storage(config))
-        return cls(journal.answers.keys(), journal.unusable(), elsewhere)
+        return cls(set(journal.answers), journal.unusable(), elsewhere)
 
     def free(self, key: str) -> bool:
         """Whether a question is this run's to ask."""
