@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,9 +18,11 @@ def _absolute(place: str) -> str:
     """One spelling for one place: the ledger keeps a run's cap under it."""
     if place.startswith("file://"):
         place = urlsplit(place).path or place
-    if not place or "://" in place:
-        return place.rstrip("/")
-    return str(Path(place).expanduser().absolute())
+    scheme, separator, rest = place.partition("://")
+    if separator or not place:
+        return f"{scheme}{separator}{rest.rstrip('/')}"
+    # Links are left as they are: each node may have its own behind the same name.
+    return os.path.normpath(Path(place).expanduser().absolute())
 
 
 Place = Annotated[str, AfterValidator(_absolute)]

@@ -4,7 +4,7 @@ One batch is one lease whose slots are its requests. Each step is durable before
 
     intent → lease → upload → creating → CREATE → submitted → ended → journal → ledger → read
     └───── given back ─────┘└─── looked for ───┘└────────── read, or read again ─────────┘
-    (where runs share a journal, a notice says from the intent until `read` what is being asked)
+    (where runs share a journal, a notice says from the lease until `read` what is being asked)
 
 Whoever comes after a crash does with each batch what stands below its last durable step, so no
 batch is created twice, none is forgotten, and no answer counts twice. What is not obvious about
@@ -14,6 +14,8 @@ Why two processes cannot create one batch each (on object stores; on a local dis
 the kernel's): `creating` is written, and *then* the ledger makes sure that it has no newer owner.
 A newer owner reads the records after it claimed the ledger, so it sees `creating` and looks for
 the batch; a process that has lost the ledger stops before the call, or finds its file deleted.
+The same reading shows it every batch that it does not know yet, and whose questions are not its to
+ask: so it is done at each claim, before anything is sent (`_claim`).
 """
 
 from __future__ import annotations
@@ -45,12 +47,12 @@ from ray_judge.escalation.batch_files import (
 from ray_judge.escalation.batch_notices import BatchNotices
 from ray_judge.escalation.batch_provider import QUEUE_FULL, Provider, View, explained, gone
 from ray_judge.escalation.batch_queue import BatchQueue
-from ray_judge.escalation.batch_results import Past, Result, ResultReader, read_results
+from ray_judge.escalation.batch_results import History, Result, ResultReader, read_results
 from ray_judge.escalation.books import month_is_full
 from ray_judge.escalation.client import Kind, RequestFailed
+from ray_judge.escalation.ledger import Ledger
 from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.turn import Turn
-from ray_judge.records import Answer
 from ray_judge.run_directory import Plan, RunDirectory
 from ray_judge.storage import open_storage
 
@@ -119,25 +121,29 @@ class BatchSession:
         self._connection: Provider | None = None
         self._completed: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
-        self._leases: set[str] = set()
-        self._not_run: Counter[str] = Counter()
+        self._history = History()
+        self._known: set[str] = set()
+        self._claimed: Ledger | None = None
+        """The ledger that this process owned when it last read the records."""
         self._strikes = self._denied = 0
         self._stop: Result | None = None
 
     def run(self) -> None:
         """Ask until every question is answered or denied. Raises as `ask_in_batches` does."""
         answered = set(self._books.journal().answers)
+        noticed = self._notices.mine()
         states = self._folder.states()
-        open_states = [state for state in states if not state.over]
-        self._notices.keep_only({state.id for state in open_states})
-        if not open_states and answered.issuperset(self._keys):
+        stages = {state.id: state.stage for state in states if not state.over}
+        for batch in noticed - stages.keys():
+            self._notices.take_down(batch)  # its process died before it could
+        if not stages and answered.issuperset(self._keys):
             return  # nothing to ask: no lease, no owner, nothing changed
         RunDirectory(self._config.output).reopen()  # a scored shard knows less than is to come
-        self._remember(states)
-        self._recover(open_states)
-        for batch in self._pending:
-            answered.update(ask.key for ask in self._folder.asked(batch))
         self._queue.fill(answered)
+        if set(stages.values()) <= {Stage.SUBMITTED}:
+            self._take_over(states)  # they are only to be waited for: that needs no turn
+        else:
+            self._claim()
         begun = self._clock()
         while True:
             self._collect()
@@ -164,16 +170,39 @@ class BatchSession:
 
     # --- continuing what another process began ---
 
+    def _claim(self) -> None:
+        """Own the ledger. Its new owner reads the records, for those who can add none any more."""
+        ledger = self._books.ledger()
+        if ledger is not self._claimed:
+            self._claimed = ledger
+            self._take_over(self._folder.states())
+            self._leave_to_others()
+
+    def _take_over(self, states: Iterable[BatchState]) -> None:
+        """Go on with the batches that this process does not know yet."""
+        new = [state for state in states if state.id not in self._known]
+        self._known.update(state.id for state in new)
+        self._remember(new)
+        self._recover([state for state in new if not state.over])
+        for state in new:
+            if state.id in self._pending:
+                self._queue.forget(ask.key for ask in self._folder.asked(state.id))
+
+    def _leave_to_others(self) -> None:
+        """Do not ask what was answered meanwhile, or is in a batch of another run."""
+        asked = self._notices.others()  # before the journal
+        self._queue.forget(self._books.journal().answers)
+        self._queue.set_aside(asked)
+
     def _remember(self, states: Sequence[BatchState]) -> None:
         """Keep what the run's earlier batches say about the questions that are still open."""
         for state in states:
             if state.words or state.refused:
                 self._queue.ask_in_words()
             if state.lease is not None:
-                self._leases.add(state.lease)
+                self._history.leased(state.lease)
             if state.stage is Stage.READ and state.unanswered:
-                asked = self._folder.asked(state.id)
-                self._not_run.update(asked[slot].key for slot in state.unanswered)
+                self._history.not_run(self._folder.asked(state.id), state.unanswered)
 
     def _recover(self, states: Sequence[BatchState]) -> None:
         for state in states:
@@ -214,7 +243,11 @@ class BatchSession:
 
     def _submit(self) -> None:
         """Send what money, limits and the provider's queue have room for."""
-        self._leave_to_others()
+        if self._config.strong.journal:
+            self._leave_to_others()  # where nothing is left for us we need no turn
+        if not self._queue.open(self._clock()):
+            return
+        self._claim()
         while self._queue.open(self._clock()):
             enqueued = sum(state.tokens for state in self._pending.values())
             requests = self._queue.take(enqueued if self._pending else None)
@@ -228,18 +261,6 @@ class BatchSession:
             elif not denied:
                 return  # no room, or no money, until a pending batch has ended
 
-    def _leave_to_others(self) -> None:
-        """Do not ask what runs that share the journal have answered meanwhile, or are asking."""
-        if not self._config.strong.journal:
-            return
-        for mine in (False, True):
-            if mine:
-                self._books.ledger()  # our turn: from here on nobody else asks
-            asked = self._notices.others()
-            self._queue.leave_to_others(self._books.journal().answers, asked)
-            if not self._queue.open(self._clock()):
-                return
-
     def _send(self, requests: Sequence[Request]) -> bool:
         """Submit one batch; False: it was not created, and its questions are still to be asked."""
         asked = [request.asked for request in requests]
@@ -251,16 +272,17 @@ class BatchSession:
             words=self._queue.words,
         )
         self._folder.begin(state, asked)
+        self._known.add(state.id)
         self._checkpoint("intent")
-        self._notices.put_up(state.id, [ask.key for ask in asked])
         ledger = self._books.ledger()
         lease = ledger.grant(state.actor, [ask.max_cost_usd for ask in asked])
         self._checkpoint("granted")
         if lease.slots < len(asked):  # a month began between looking and granting
             self._abandon(state)
             return False
-        self._leases.add(lease.id)
+        self._history.leased(lease.id)
         state = self._step(state, Stage.LEASED, lease=lease.id)
+        self._notices.put_up(state.id, [ask.key for ask in asked])
         try:
             file = self._provider().upload(state, b"".join(request.line for request in requests))
             self._checkpoint("stored")
@@ -346,32 +368,19 @@ class BatchSession:
         results = read_results(*self._provider().results(view))
         self._checkpoint("downloaded")
         journal = self._books.journal()
-        past = self._past(state, journal.rows)
+        past = self._history.before(state, journal.rows)
         reading = self._results.read(state, asked, results, past, view.billed, self._clock())
         self._books.keep(reading.answers, journal.paid)
         self._books.settle(str(state.lease), reading.answers, reading.free, journal.paid)
         state = replace(state, unanswered=tuple(reading.unanswered), refused=reading.refused)
         self._step(state, Stage.READ)
         del self._pending[state.id]
-        self._not_run.update(asked[slot].key for slot in reading.unanswered)
+        self._history.not_run(asked, reading.unanswered)
         if reading.refused:
             self._queue.ask_in_words()
         final = {answer.key for answer in reading.answers if answer.final}
         self._queue.put_back(ask.key for ask in asked if ask.key not in final)
         self._stop = self._stop or reading.stop
-
-    def _past(self, state: BatchState, attempts: Iterable[Answer]) -> Mapping[str, Past]:
-        """How often the questions were asked in vain by the other batches of this run."""
-        unusable: Counter[str] = Counter()
-        lost: Counter[str] = Counter()
-        for answer in attempts:
-            ours = answer.lease in self._leases and answer.lease != state.lease
-            if ours and not answer.final:
-                (lost if answer.usage is None else unusable)[answer.key] += 1
-        return {
-            key: Past(unusable[key], lost[key], self._not_run[key])
-            for key in unusable.keys() | lost.keys() | self._not_run.keys()
-        }
 
     # --- parts ---
 

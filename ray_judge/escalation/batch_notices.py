@@ -4,14 +4,16 @@
 
 A batch may be pending for a day, and its answers are in the journal only when they were read. A
 run that knew of the journal alone would pay for the same questions again meanwhile. So a notice
-lies there from before the batch has any money until it was read or came to nothing. It is put up
-in the run's turn (`turn.py`), and read in another one's: what is in no notice nobody is asking.
+lies there from before the batch is sent until it was read or came to nothing. It is put up by the
+ledger's owner in the run's turn (`turn.py`), and read in another one's: what is in no notice nobody
+is asking.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from ray_judge.config import RunConfig
@@ -49,12 +51,13 @@ class BatchNotices:
         if self._storage is not None:
             self._storage.delete(_path(batch))
 
-    def keep_only(self, batches: Collection[str]) -> None:
-        """Take down what a process of this run that died has left."""
-        kept = {_path(batch) for batch in batches}
-        for path, notice in self._all().items():
-            if notice.run == self._run and path not in kept and self._storage is not None:
-                self._storage.delete(path)
+    def mine(self) -> set[str]:
+        """The batches of this run that have a notice.
+
+        Read it before the records: a batch has one before it has a notice.
+        """
+        mine = [path for path, notice in self._all().items() if notice.run == self._run]
+        return {PurePosixPath(path).stem for path in mine}
 
     def others(self) -> dict[str, str]:
         """Question key → file of the notice, of every question that another run is asking.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ray_judge.config import BatchConfig
 from ray_judge.errors import ConfigError
@@ -51,15 +51,22 @@ class BatchQueue:
             if key in self._rank:
                 heapq.heappush(self._left, self._rank[key])
 
-    def leave_to_others(self, answered: Collection[str], asked: Mapping[str, str]) -> None:
-        """Forget what other runs have answered; set aside what they ask just now.
+    def forget(self, keys: Iterable[str]) -> None:
+        """These are answered, or in a batch already."""
+        gone = {self._rank[key] for key in keys if key in self._rank}
+        self._left = [rank for rank in sorted(self._left) if rank not in gone]  # sorted: a heap
+        self.elsewhere = {k: v for k, v in self.elsewhere.items() if self._rank[k] not in gone}
 
-        What was set aside before and is neither waits again. `asked`: key → where that is said.
+    def set_aside(self, asked: Mapping[str, str]) -> None:
+        """Leave to other runs what they ask just now: key → where that is said.
+
+        What was set aside before and is not among them waits again.
         """
-        waiting = {self._questions[rank].key for rank in self._left}.union(self.elsewhere)
-        waiting.difference_update(answered)
-        self.elsewhere = {key: asked[key] for key in waiting if key in asked}
-        self._left = sorted(self._rank[key] for key in waiting - self.elsewhere.keys())  # a heap
+        self.put_back(self.elsewhere)
+        waiting = [self._questions[rank].key for rank in self._left]
+        found = {key: asked[key] for key in waiting if key in asked}
+        self.forget(found)
+        self.elsewhere = found
 
     def ask_in_words(self) -> None:
         """The server does not take `response_format`: from now on without it."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -95,6 +96,36 @@ class Past:
     unusable: int = 0
     lost: int = 0
     not_run: int = 0
+
+
+class History:
+    """How often the questions of a run were asked in vain, whichever of its processes did it."""
+
+    def __init__(self) -> None:
+        """Know of no batch."""
+        self._leases: set[str] = set()
+        self._not_run: Counter[str] = Counter()
+
+    def leased(self, lease: str) -> None:
+        """A batch of the run has this lease."""
+        self._leases.add(lease)
+
+    def not_run(self, asked: Sequence[Asked], slots: Iterable[int]) -> None:
+        """These slots of a batch that was read did not run."""
+        self._not_run.update(asked[slot].key for slot in slots)
+
+    def before(self, state: BatchState, attempts: Iterable[Answer]) -> Mapping[str, Past]:
+        """Question key → what the run's other batches made of it, by all attempts on file."""
+        unusable: Counter[str] = Counter()
+        lost: Counter[str] = Counter()
+        for answer in attempts:
+            ours = answer.lease in self._leases and answer.lease != state.lease
+            if ours and not answer.final:
+                (lost if answer.usage is None else unusable)[answer.key] += 1
+        return {
+            key: Past(unusable[key], lost[key], self._not_run[key])
+            for key in unusable.keys() | lost.keys() | self._not_run.keys()
+        }
 
 
 @dataclass(frozen=True, slots=True)

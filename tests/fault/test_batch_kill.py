@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import yaml
 
 from ray_judge.demo.server import RunningServer
 
-from .batch_night import BY_ITSELF, CrashAt, Night, clean, provider
+from .batch_night import BY_ITSELF, CrashAt, Night
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,18 +30,6 @@ TWO_BATCHES = ONE_BATCH * 2 + READ * 2
 """The steps of the run of these tests, one after the other."""
 STEPS = [*range(8), 8, 13, 14, *range(16, 22), 24, 27]
 """Every step of the first batch, and some of the second."""
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[RunningServer]:
-    with provider() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: RunningServer, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
-    monkeypatch.setenv("OPENAI_API_KEY", process.api_key)
-    return clean(process)
 
 
 def test_an_undisturbed_run_takes_these_steps(tmp_path: Path, server: RunningServer) -> None:

@@ -407,6 +407,7 @@ def test_alternatives() -> None:
 @pytest.mark.parametrize(
     ("given", "place"),
     [("runs/a", "{cwd}/runs/a"), ("~/a", "{home}/a"), ("/x/a/", "/x/a"), ("file:///x/a", "/x/a"),
+     ("/x/b/../a", "/x/a"), ("s3://", "s3://"), ("file://", "file://"),
      ("s3://bucket/a/", "s3://bucket/a"), ("gs://bucket/a", "gs://bucket/a")],
 )  # fmt: skip
 def test_a_place_has_one_spelling(given: str, place: str) -> None:

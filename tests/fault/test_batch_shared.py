@@ -1,31 +1,26 @@
-"""Batches of runs that share a journal: what one run's pending batch asks no other run asks."""
+"""Two at once in batch mode: runs that share a journal, and two processes of one run.
+
+What one has in a pending batch the other does not ask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from ray_judge.demo.server import RunningServer
-from ray_judge.errors import CorruptedError, PausedError
+from ray_judge.errors import CorruptedError, LedgerFenced, PausedError
 from ray_judge.escalation.batch_notices import FOLDER, BatchNotices
+from ray_judge.escalation.journal import load_journal
+from ray_judge.escalation.ledger import Ledger
+from ray_judge.storage import open_storage
 
-from ..fault.batch_night import CrashAt, Night, clean, end, provider  # noqa: TID252
+from .batch_night import CrashAt, Night, end
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[RunningServer]:
-    with provider() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: RunningServer, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
-    monkeypatch.setenv("OPENAI_API_KEY", process.api_key)
-    return clean(process)
 
 
 @pytest.fixture
@@ -39,9 +34,6 @@ def notices(journal: Path) -> list[Path]:
 
 def answered(night: Night) -> int:
     """How many of its questions a run finds in the journal it shares."""
-    from ray_judge.escalation.journal import load_journal
-    from ray_judge.storage import open_storage
-
     found = load_journal(open_storage(str(night.config.strong.journal))).answers
     return sum(key in found for key in night.keys)
 
@@ -83,7 +75,7 @@ def test_another_run_comes_after_a_crash_at_any_step(
     second = Night(tmp_path / "b", server, journal=str(journal))
     crash = CrashAt(step)
     assert first.crashes(crash)
-    asking = crash.steps.count("granted") - crash.steps.count("read")
+    asking = crash.steps.count("stored") - crash.steps.count("read")
     assert len(notices(journal)) == asking
     if asking and answered(second) < 12:
         with pytest.raises(PausedError, match="asked by pending batches"):
@@ -170,3 +162,92 @@ def test_a_run_with_a_journal_of_its_own_puts_up_nothing(
     night.run()
     assert not list(tmp_path.rglob(FOLDER))
     assert BatchNotices(night.config).others() == {}
+
+
+# --- two processes of one run: an object store frees the lock of an owner that was silent ----------
+
+
+LAST = 15
+"""The step behind which both batches are submitted."""
+
+
+class Stalled:
+    """A process of a run that comes to a stop behind its n-th step, and goes on when it is told to.
+
+    It runs in a thread, as nothing else stops at a point of one's choice.
+    """
+
+    def __init__(self, night: Night, step: int) -> None:
+        self._left, self._still, self._on = step, Event(), Event()
+        self._session = night.session(self._behind)
+        self._end = ThreadPoolExecutor(1).submit(self._session.run)
+        self._end.add_done_callback(lambda _: self._still.set())
+        assert self._still.wait(30)
+
+    def _behind(self, name: str) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self._still.set()
+            assert self._on.wait(30)
+            self._on.clear()
+
+    def goes_on(self, steps: int) -> None:
+        """Let it do so many steps more, or come to its end."""
+        self._left = steps - 1
+        self._still.clear()
+        self._on.set()
+        assert self._still.wait(30)
+
+    def ends(self) -> BaseException | None:
+        """Let it go on to its end."""
+        self.goes_on(1000)
+        self._session.close()
+        return self._end.exception(30)
+
+
+@pytest.mark.parametrize("step", range(LAST + 1))
+def test_a_stalled_process_goes_on_while_its_successor_takes_over(
+    tmp_path: Path, server: RunningServer, step: int
+) -> None:
+    """The successor has looked at the records; the stalled one submits; only then the successor
+    owns the ledger. It must look again, or it asks the same."""
+    night = Night(tmp_path, server)
+    stalled = Stalled(night, step)
+    successor = night.session()
+    claim, claims = successor._books.ledger, []
+
+    def claiming() -> Ledger:
+        if not claims:
+            claims.append(step)
+            if step < LAST:
+                stalled.goes_on(LAST - step)
+        return claim()
+
+    successor._books.ledger = claiming  # type: ignore[method-assign]
+    successor.run()
+    successor.close()
+    assert claims
+    assert isinstance(stalled.ends(), LedgerFenced | None)
+    night.run()
+    night.check()
+    assert len(server.batches()) == 2
+    assert server.stats()["billed"] == 12
+
+
+def test_a_process_that_slept_sees_what_its_successor_asked(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    """It had let go of the ledger, and owns it again after somebody else did."""
+    night = Night(tmp_path, server, batch={"enqueued_tokens": 900, "max_requests": 4})
+    rest, others = night.clock.sleep, []
+
+    def asleep(seconds: float) -> None:
+        rest(seconds)
+        if not others:
+            others.append(CrashAt(name="submitted"))
+            assert night.crashes(others[0])
+
+    night.clock.sleep = asleep  # type: ignore[method-assign]
+    night.run()
+    night.check()
+    assert others and server.stats()["billed"] == 12
