@@ -160,7 +160,7 @@ def answers_of(config: RunConfig) -> Answers:
 
 @dataclass(frozen=True)
 class OnFile:
-    """What is known of questions before they are asked. Final as soon as it is this run's turn."""
+    """What is known of questions before they are asked: final when the ledger is this session's."""
 
     answered: Collection[str]
     unusable: Mapping[str, int]
@@ -210,11 +210,11 @@ class _Session:
             over = self._failure is not None or self._poll()
             waiting = [] if self._failure else waiting + self._unasked(position)
             if waiting and self.turn.take(meanwhile=self.feed.poll):
-                self.on_file = OnFile.look(self.config)  # others may have asked the same meanwhile
-                waiting = self._unasked(0)
-            position = len(self.feed.units)
+                waiting = self._look_again()  # others may have asked the same meanwhile
             if waiting and self.governor is None:
                 self._open()
+                waiting = self._look_again()  # who owned the ledger until now can send no more
+            position = len(self.feed.units)
             self._submit(waiting, running)
             self._collect(running, wait=not over)
             if self.governor is not None and self._failure is None:
@@ -258,6 +258,11 @@ class _Session:
         failure = ray.get(opened)
         if failure is not None:
             raise failure
+
+    def _look_again(self) -> list[Unit]:
+        """Read what is on file anew; give what is to be asked of all units so far."""
+        self.on_file = OnFile.look(self.config)
+        return self._unasked(0)
 
     def _unasked(self, position: int) -> list[Unit]:
         """What is to be asked of the units from `position` on."""

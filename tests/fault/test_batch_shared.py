@@ -164,7 +164,7 @@ def test_a_run_with_a_journal_of_its_own_puts_up_nothing(
     assert BatchNotices(night.config).others() == {}
 
 
-# --- two processes of one run: an object store frees the lock of an owner that was silent ----------
+# --- two processes of one run: an object store frees the lock of an owner that was silent ---
 
 
 LAST = 15
