@@ -25,10 +25,10 @@ from typing import Any
 
 import ray_judge
 from ray_judge.config import JudgeConfig
-from ray_judge.engines.engine import Reading
-from ray_judge.engines.tokens import TokenReader
-from ray_judge.engines.vllm import VllmModel
-from ray_judge.judges import Parsed, Question
+from ray_judge.judging.engines.engine import Reading
+from ray_judge.judging.engines.tokens import TokenReader
+from ray_judge.judging.engines.vllm import VllmModel
+from ray_judge.judging.formats import Parsed, Question
 from ray_judge.records import Example, Task
 
 TOKENIZER = Path(ray_judge.__file__).parent / "demo" / "model" / "judge"

@@ -19,9 +19,9 @@ from collections.abc import Awaitable
 from decimal import Decimal
 from pathlib import Path
 
-from ray_judge.escalation.journal import JournalWriter, load_journal
+from ray_judge.escalation.books.journal import JournalWriter, load_journal
 from ray_judge.records import Answer, Outcome, Usage
-from ray_judge.storage import open_storage
+from ray_judge.storage.local import open_storage
 
 PER_MINUTE = 5000
 WITHIN_S = 0.25

@@ -26,12 +26,12 @@ import polars as pl
 import ray_judge
 from ray_judge.config import RunConfig, parse
 from ray_judge.demo.tasks import IN_DOMAIN, make_pairs
-from ray_judge.engines.vllm import CPU_DEFAULTS
-from ray_judge.inputs import plan_input
-from ray_judge.judges import format_for
-from ray_judge.judging import CHUNKS_PER_ACTOR, judge_chunks
+from ray_judge.judging.engines.vllm import CPU_DEFAULTS
+from ray_judge.judging.formats import format_for
+from ray_judge.judging.stage import CHUNKS_PER_ACTOR, judge_chunks
 from ray_judge.records import Example
-from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.run.plan import plan_input
 from ray_judge.workers import connected
 
 MODEL = Path(ray_judge.__file__).parent / "demo" / "model" / "judge"

@@ -147,8 +147,8 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from ray_judge.commands.plan import as_text, plan
     from ray_judge.config import load
-    from ray_judge.planning import as_text, plan
     from ray_judge.progress import Progress
 
     found = plan(load(options.config, options.set), options.sample, Progress(quiet=options.quiet))
@@ -157,7 +157,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from ray_judge.calibrating import as_text, calibrate
+    from ray_judge.commands.calibrate import as_text, calibrate
     from ray_judge.config import load
     from ray_judge.progress import Progress
 
@@ -190,11 +190,11 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from ray_judge.run_directory import RunDirectory
+    from ray_judge.run.directory import RunDirectory
 
     run = RunDirectory(options.output)
     if options.labels is not None:
-        from ray_judge.evaluating import as_text, evaluate_run
+        from ray_judge.commands.evaluate import as_text, evaluate_run
 
         print(as_text(evaluate_run(options.output, options.labels or None)))
         print(f"{run.uri}/report.html", file=sys.stderr)
@@ -210,21 +210,21 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _judges_list(_: argparse.Namespace) -> int:
-    from ray_judge.judges.listing import overview
+    from ray_judge.judging.formats.listing import overview
 
     print("\n".join(overview()))
     return 0
 
 
 def _judges_pull(options: argparse.Namespace) -> int:
-    from ray_judge.judges.listing import pull
+    from ray_judge.judging.formats.listing import pull
 
     print("\n".join(pull(options.names, Path(options.source) if options.source else None)))
     return 0
 
 
 def _judges_check(options: argparse.Namespace) -> int:
-    from ray_judge.judges.listing import check
+    from ray_judge.judging.formats.listing import check
 
     lines, right = check(options.names)
     print("\n".join(lines))

@@ -13,21 +13,21 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ray_judge.calibrated import calibration_of, pin_calibration
 from ray_judge.calibration.document import Calibration
-from ray_judge.cascade import Rows, passed_on
+from ray_judge.calibration.load import calibration_of, pin_calibration
 from ray_judge.config import RunConfig
-from ray_judge.engines.engine import check_engine, extra_columns
 from ray_judge.errors import PromiseBroken
 from ray_judge.escalation.escalate import Answers, check_books, check_strong, escalate
-from ray_judge.inputs import check_unchanged, plan_input
-from ray_judge.judging import judge_chunks
-from ray_judge.merging import merge
+from ray_judge.judging.engines.engine import check_engine, extra_columns
+from ray_judge.judging.stage import judge_chunks
+from ray_judge.merge import merge
 from ray_judge.report.page import write_page
 from ray_judge.report.summary import summarise
 from ray_judge.review import write_review
-from ray_judge.routed import Routed
-from ray_judge.run_directory import REVIEW, Plan, RunDirectory
+from ray_judge.routing.stream import Routed
+from ray_judge.routing.tiers import Rows, passed_on
+from ray_judge.run.directory import REVIEW, Plan, RunDirectory
+from ray_judge.run.plan import check_unchanged, plan_input
 from ray_judge.workers import connected
 
 Watch = Callable[[str, Mapping[str, Any]], None]

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_judge.columns import Columns
 from ray_judge.errors import CorruptedError
-from ray_judge.inputs import read_examples, row_keys
 from ray_judge.records import Example, Outcome, Shard, Task, verdict_type
-from ray_judge.run_directory import REVIEW, Plan, RunDirectory
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import REVIEW, Plan, RunDirectory
+from ray_judge.run.plan import read_examples, row_keys
 
 VERDICTS = ("judge_verdict", "judge_confidence", "strong_verdict", "strong_prob", "error")
 

@@ -7,7 +7,7 @@ ships the first and the last:
     a language model of the in-domain tasks: it has learnt to *solve* them, and gives A and B
     about one half each as a verdict.
 ``DIR/plain``
-    tuned from the base to answer A or B right after the prompt of ``ray_judge.judges.demo``,
+    tuned from the base to answer A or B right after the prompt of ``formats.demo``,
     on answerable pairs alone; kept for comparison, for it is as sure of tasks it does not know.
 ``DIR/judge``
     tuned further with pairs that have no better answer (``ray_judge.demo.unanswerable``) and a
@@ -45,7 +45,7 @@ from ray_judge.demo.metrics import Judged, summary
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, corrupt, make_item, make_pairs
 from ray_judge.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, save_tokenizer
 from ray_judge.demo.unanswerable import unanswerable
-from ray_judge.judges.demo import ALTERNATIVES, TEMPLATE
+from ray_judge.judging.formats.demo import ALTERNATIVES, TEMPLATE
 
 BATCH: Final = 16
 POOL: Final = 64  # batches drawn at once and sorted by length, so that little padding is needed

@@ -22,10 +22,11 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import EscalationError, LedgerFenced, RayJudgeError
-from ray_judge.escalation.actors import AskerActor, Secret
-from ray_judge.escalation.batch import ask_in_batches
-from ray_judge.escalation.batch_notices import BatchNotices
-from ray_judge.escalation.books import (
+from ray_judge.escalation.batch.courier import ask_in_batches
+from ray_judge.escalation.batch.notices import BatchNotices
+from ray_judge.escalation.books.journal import load_journal
+from ray_judge.escalation.books.ledger import recorded
+from ray_judge.escalation.books.places import (
     compact_journal,
     journal_name,
     journal_storage,
@@ -34,14 +35,13 @@ from ray_judge.escalation.books import (
     month_is_full,
 )
 from ray_judge.escalation.feed import Feed, Unit
-from ray_judge.escalation.governor_actor import AskerDied, GovernorActor, GovernorDied
-from ray_judge.escalation.journal import load_journal
-from ray_judge.escalation.ledger import recorded
+from ray_judge.escalation.online.actors import AskerActor, Secret
+from ray_judge.escalation.online.governor_actor import AskerDied, GovernorActor, GovernorDied
 from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.turn import Turn
 from ray_judge.records import Answer
-from ray_judge.run_directory import Plan, RunDirectory
-from ray_judge.storage import Missing
+from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.storage.local import Missing
 from ray_judge.workers import alone, our_error
 
 PER_ASKER = 64

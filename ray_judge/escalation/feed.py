@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from ray_judge.errors import RayJudgeError
-from ray_judge.escalation.actors import Ask
+from ray_judge.escalation.online.actors import Ask
 from ray_judge.records import Chunk
-from ray_judge.routing import in_asking_order
+from ray_judge.routing.policies import in_asking_order
 
 PER_UNIT = 256
 """Questions in one call to an asker."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray_judge.config import RunConfig
 from ray_judge.escalation.verdict_prob import SAID, Numbers, Reading, Words, verdict_probs
-from ray_judge.judges.generic import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
+from ray_judge.judging.formats.generic import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
 from ray_judge.records import Answer, Example, Verdict
 
 TOP_LOGPROBS = 20

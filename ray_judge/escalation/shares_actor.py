@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 
 from ray_judge import __version__
 from ray_judge.config import StrongConfig
-from ray_judge.escalation.governor import Governor
+from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.shares import SILENT_S, Shares
 
 NAMESPACE = "ray_judge"

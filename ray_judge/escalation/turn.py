@@ -14,8 +14,8 @@ from typing import Any
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import PausedError, RunLockedError
-from ray_judge.locks import locked
-from ray_judge.storage import open_storage
+from ray_judge.storage.local import open_storage
+from ray_judge.storage.lock import locked
 
 LOCK = "asking.lock"
 POLL_S = 2.0

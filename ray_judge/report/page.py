@@ -10,7 +10,7 @@ import polars as pl
 
 from ray_judge.report.drawing import figure, pyplot, svg, table
 from ray_judge.report.sections import evaluation_section, promise_section
-from ray_judge.run_directory import RunDirectory
+from ray_judge.run.directory import RunDirectory
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;

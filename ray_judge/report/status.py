@@ -6,9 +6,9 @@ from decimal import Decimal
 from typing import Any
 
 from ray_judge.errors import InputError
-from ray_judge.escalation.books import journal_name, journal_storage
-from ray_judge.escalation.journal import load_journal
-from ray_judge.run_directory import RunDirectory
+from ray_judge.escalation.books.journal import load_journal
+from ray_judge.escalation.books.places import journal_name, journal_storage
+from ray_judge.run.directory import RunDirectory
 
 
 def status(output: str) -> dict[str, Any]:

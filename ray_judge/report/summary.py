@@ -15,8 +15,8 @@ from ray_judge.calibration.document import Calibration
 from ray_judge.config import RunConfig
 from ray_judge.errors import CorruptedError, PromiseBroken, RayJudgeError
 from ray_judge.records import Outcome, Route, Source
-from ray_judge.report.drifting import drifted
-from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.report.drift import drifted
+from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.workers import results
 
 if TYPE_CHECKING:  # the workers that read shards need nothing of phase B

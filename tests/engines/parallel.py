@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from ray_judge.engines.engine import Reading
-from ray_judge.engines.tokens import TokenReader
-from ray_judge.engines.vllm import VllmModel
+from ray_judge.judging.engines.engine import Reading
+from ray_judge.judging.engines.tokens import TokenReader
+from ray_judge.judging.engines.vllm import VllmModel
 
 from . import tiny
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from ray_judge.confidence import confidence, verdict_probs
-from ray_judge.engines.engine import LanguageModel, Reading
-from ray_judge.engines.tokens import TokenReader
+from ray_judge.judging.confidence import confidence, verdict_probs
+from ray_judge.judging.engines.engine import LanguageModel, Reading
+from ray_judge.judging.engines.tokens import TokenReader
 from ray_judge.records import Example, Scored
 
 from . import tiny
@@ -127,7 +127,7 @@ class Models:
         return self._vllm(name, caching)
 
     def _start(self, name: str, caching: bool) -> LanguageModel:
-        from ray_judge.engines.vllm import VllmModel
+        from ray_judge.judging.engines.vllm import VllmModel
 
         options = {
             "enable_prefix_caching": caching,
@@ -206,7 +206,7 @@ def test_full(models: Models, name: str) -> None:
 @pytest.mark.parametrize("decode", ["verdict", "full"])
 @pytest.mark.parametrize("name", ["letters", "phrases"])
 def test_the_transformers_engine_is_the_same(models: Models, name: str, decode: str) -> None:
-    from ray_judge.engines.transformers import TransformersModel
+    from ray_judge.judging.engines.transformers import TransformersModel
 
     format_ = FORMATS[name][0](at=4)
     judge = models.judge("judge", decode=decode)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from ray_judge.config import FORMAT_SCORES, RunConfig, parse
-from ray_judge.engines.engine import LanguageModel, Reading
-from ray_judge.engines.local import ModelEngine
-from ray_judge.engines.tokens import CUT, TokenReader
-from ray_judge.judges import format_for
+from ray_judge.judging.engines.engine import LanguageModel, Reading
+from ray_judge.judging.engines.local import ModelEngine
+from ray_judge.judging.engines.tokens import CUT, TokenReader
+from ray_judge.judging.formats import format_for
 from ray_judge.records import Example, Task
 
 from . import tiny
@@ -31,7 +31,7 @@ FAMILIES = ["judgelm", "pandalm", "auto-j", "prometheus", "prometheus-2"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    from ray_judge.engines.vllm import VllmModel
+    from ray_judge.judging.engines.vllm import VllmModel
 
     folder = tiny.make_model(tmp_path_factory.mktemp("family") / "m", 5, chat=True)
     options = {"kv_cache_memory_bytes": 128 << 20}

@@ -21,13 +21,13 @@ from typing import Any
 import pytest
 import tenacity
 
-from ray_judge.confidence import verdict_probs
 from ray_judge.config import JudgeConfig
-from ray_judge.engines import http as module
-from ray_judge.engines.engine import LanguageModel, Reading
-from ray_judge.engines.http import HttpReader
-from ray_judge.engines.tokens import TokenReader
 from ray_judge.errors import ConfigError, EngineError
+from ray_judge.judging.confidence import verdict_probs
+from ray_judge.judging.engines import http as module
+from ray_judge.judging.engines.engine import LanguageModel, Reading
+from ray_judge.judging.engines.http import HttpReader
+from ray_judge.judging.engines.tokens import TokenReader
 
 from . import tiny
 
@@ -94,7 +94,7 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def here(model: Path) -> LanguageModel:
-    from ray_judge.engines.vllm import VllmModel
+    from ray_judge.judging.engines.vllm import VllmModel
 
     return VllmModel(tiny.judge(model, engine_options={"kv_cache_memory_bytes": 64 << 20}))
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_judge.confidence import verdict_probs
-from ray_judge.engines.engine import Reading
-from ray_judge.engines.tokens import TokenReader
+from ray_judge.judging.confidence import verdict_probs
+from ray_judge.judging.engines.engine import Reading
+from ray_judge.judging.engines.tokens import TokenReader
 
 from . import parallel, tiny
 from .test_exactness import CLOSE, Reference
@@ -58,7 +58,7 @@ def make_adapter(base: Path, folder: Path) -> Path:
 
 
 def test_an_adapter(tmp_path: Path) -> None:
-    from ray_judge.engines.vllm import VllmModel
+    from ray_judge.judging.engines.vllm import VllmModel
 
     base = tiny.make_model(tmp_path / "base", 1)
     merged = Reference(make_adapter(base, tmp_path))

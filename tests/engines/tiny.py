@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judges import Parsed, Question
+from ray_judge.judging.formats import Parsed, Question
 from ray_judge.records import Example, Task
 
 CONTEXT = 2048

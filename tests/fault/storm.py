@@ -25,9 +25,9 @@ from typing import Any
 from ray_judge.demo.server import RunningServer, ServerConfig, running_server
 from ray_judge.demo.server.fault_kinds import ALL_KINDS
 from ray_judge.errors import PausedError
-from ray_judge.escalation.journal import Journal, load_journal
-from ray_judge.escalation.ledger import recorded
-from ray_judge.storage import open_storage
+from ray_judge.escalation.books.journal import Journal, load_journal
+from ray_judge.escalation.books.ledger import recorded
+from ray_judge.storage.local import open_storage
 
 from .kill import Scored, write_pairs
 from .one_process import ask, clean, configuration

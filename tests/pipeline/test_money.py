@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from ray_judge.demo.server import RunningServer
-from ray_judge.escalation.ledger import recorded
-from ray_judge.storage import open_storage
+from ray_judge.escalation.books.ledger import recorded
+from ray_judge.storage.local import open_storage
 
 from .conftest import Runs, pairs
 

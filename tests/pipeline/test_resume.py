@@ -15,8 +15,8 @@ from ray_judge.demo.server import RunningServer
 from ray_judge.escalation.escalate import OnFile, _Session
 from ray_judge.escalation.feed import Feed
 from ray_judge.escalation.turn import Turn
-from ray_judge.routed import Routed
-from ray_judge.run_directory import RunDirectory
+from ray_judge.routing.stream import Routed
+from ray_judge.run.directory import RunDirectory
 
 from .conftest import Run, Runs, pairs
 

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ray_judge.calibrated import read_calibration
+from ray_judge.calibration.load import read_calibration
 from ray_judge.cli import main
 from ray_judge.demo.server import LookupAnswers, RunningServer
 

@@ -1,6 +1,6 @@
 """The simulated disk or object store: what it promises is kept, everything else is broken.
 
-Kept, as `ray_judge/storage.py` states it: a file appears whole or not at all, a `create` is
+Kept, as `ray_judge/storage/local.py` states it: a file appears whole or not at all, a `create` is
 exclusive, what a returned `sync` wrote stays. Broken at the seed's will: how long anything takes,
 whether it fails, whether a failed operation took effect all the same, and what a crash leaves of
 bytes that were being synced (a prefix, with or without zeros in it).
@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from ray_judge.errors import AlreadyExists, StorageError
-from ray_judge.object_storage import _ObjectLog
-from ray_judge.storage import AppendLog, BufferedLog, Missing
+from ray_judge.storage.local import AppendLog, BufferedLog, Missing
+from ray_judge.storage.object_store import _ObjectLog
 
 from .loop import Process, SimLoop
 

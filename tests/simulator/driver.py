@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_judge.errors import EscalationError, RayJudgeError
-from ray_judge.escalation.accounts import Accounts
-from ray_judge.escalation.journal import Journal, compact, load_journal
+from ray_judge.escalation.books.accounts import Accounts
+from ray_judge.escalation.books.journal import Journal, compact, load_journal
 from ray_judge.records import Outcome
 
 from .hosts import AskerHost, GovernorDied, GovernorHost, ProcessDied, call

@@ -12,12 +12,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ray_judge.errors import EscalationError, PausedError, RayJudgeError
-from ray_judge.escalation.asker import Asker, Purse, Slot
+from ray_judge.escalation.books.journal import JournalWriter, load_journal
+from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
 from ray_judge.escalation.client import Reply
-from ray_judge.escalation.governor import Governor, Need, Permit
-from ray_judge.escalation.journal import JournalWriter, load_journal
-from ray_judge.escalation.ledger import LeaseSlot, Ledger
-from ray_judge.escalation.limiter import Feedback, Limiter
+from ray_judge.escalation.online.asker import Asker, Purse, Slot
+from ray_judge.escalation.online.governor import Governor, Need, Permit
+from ray_judge.escalation.online.limiter import Feedback, Limiter
 from ray_judge.records import Outcome
 
 from .loop import Process

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_judge.errors import PausedError, RayJudgeError
-from ray_judge.escalation.governor import Governor
-from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
-from ray_judge.escalation.ledger import Ledger, recorded
+from ray_judge.escalation.books.journal import Journal, JournalWriter, load_journal
+from ray_judge.escalation.books.ledger import Ledger, recorded
+from ray_judge.escalation.online.governor import Governor
 from ray_judge.records import Outcome
 
 from .disk import Disk, SimStorage

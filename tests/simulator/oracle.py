@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from ray_judge.escalation.accounts import Accounts
-from ray_judge.escalation.governor import Need
-from ray_judge.escalation.ledger import LeaseSlot, Ledger
+from ray_judge.escalation.books.accounts import Accounts
+from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
+from ray_judge.escalation.online.governor import Need
 from ray_judge.records import Outcome
 
 from .disk import Disk

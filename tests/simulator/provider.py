@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray_judge.escalation.asker import MAY_BE_BILLED
+from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.client import Kind, Reply, RequestFailed
-from ray_judge.escalation.ledger import LeaseSlot
+from ray_judge.escalation.online.asker import MAY_BE_BILLED
 from ray_judge.records import Usage
 
 from .loop import Process, SimLoop

@@ -13,24 +13,24 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-import ray_judge.escalation.ledger
+import ray_judge.escalation.books.ledger
 from ray_judge.errors import LedgerFenced
-from ray_judge.escalation.accounts import to_nanos
-from ray_judge.escalation.asker import Slot
+from ray_judge.escalation.books.accounts import to_nanos
+from ray_judge.escalation.books.claims import claim_path
+from ray_judge.escalation.books.journal import JournalWriter
+from ray_judge.escalation.books.ledger import Lease, Ledger
 from ray_judge.escalation.client import Kind
-from ray_judge.escalation.governor import Governor, Need, Permit
-from ray_judge.escalation.journal import JournalWriter
-from ray_judge.escalation.ledger import Lease, Ledger
-from ray_judge.escalation.ledger_files import claim_path
-from ray_judge.escalation.limiter import Feedback
+from ray_judge.escalation.online.asker import Slot
+from ray_judge.escalation.online.governor import Governor, Need, Permit
+from ray_judge.escalation.online.limiter import Feedback
 from ray_judge.records import Answer
-from ray_judge.storage import AppendLog
+from ray_judge.storage.local import AppendLog
 
 from .disk import SimStorage, _DiskLog
 from .hosts import SLOT, RememberingAsker, WatchedPurse
 from .night import Parts
 
-MODULE: Any = ray_judge.escalation.ledger
+MODULE: Any = ray_judge.escalation.books.ledger
 
 # --- the ledger ---
 

@@ -14,15 +14,15 @@ import pytest
 from ray_judge.config import RunConfig, parse
 from ray_judge.demo.server import RunningServer
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, StorageError
-from ray_judge.escalation.asker import LOST_TRIES, TRIES, Asker, Purse
+from ray_judge.escalation.books.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.governor import PROVIDER_DOWN, Need, Permit
-from ray_judge.escalation.journal import Journal, JournalWriter, load_journal
-from ray_judge.escalation.limiter import Feedback, Signal
+from ray_judge.escalation.online.asker import LOST_TRIES, TRIES, Asker, Purse
+from ray_judge.escalation.online.governor import PROVIDER_DOWN, Need, Permit
+from ray_judge.escalation.online.limiter import Feedback, Signal
 from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.records import Answer, Example, Outcome
-from ray_judge.storage import open_storage
+from ray_judge.storage.local import open_storage
 
 pytestmark = pytest.mark.timeout(60)
 

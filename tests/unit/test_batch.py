@@ -20,17 +20,17 @@ from ray_judge.errors import (
     PausedError,
     ProviderDown,
 )
-from ray_judge.escalation.asker import TRIES
-from ray_judge.escalation.batch_files import Asked, BatchFolder, BatchState
-from ray_judge.escalation.batch_provider import METADATA, View
-from ray_judge.escalation.batch_results import Past, Reading, ResultReader, read_results
+from ray_judge.escalation.batch.provider import METADATA, View
+from ray_judge.escalation.batch.records import Asked, BatchFolder, BatchState
+from ray_judge.escalation.batch.results import Past, Reading, ResultReader, read_results
 from ray_judge.escalation.client import BatchClient, Kind, RequestFailed, StrongClient
+from ray_judge.escalation.online.asker import TRIES
 from ray_judge.escalation.pricing import cost, price_of
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.escalation.turn import LOCK
-from ray_judge.locks import locked
 from ray_judge.records import Example, Usage
-from ray_judge.storage import open_storage
+from ray_judge.storage.local import open_storage
+from ray_judge.storage.lock import locked
 
 from ..fault.batch_night import BY_ITSELF, Night, clean, end, provider  # noqa: TID252
 

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.calibrated import (
+from ray_judge.calibration.document import Calibration
+from ray_judge.calibration.fit import make
+from ray_judge.calibration.load import (
     calibration_of,
     identity,
     pin_calibration,
@@ -21,16 +23,14 @@ from ray_judge.calibrated import (
     template_hash,
     write_calibration,
 )
-from ray_judge.calibration.document import Calibration
-from ray_judge.calibration.making import make
-from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, parse
-from ray_judge.costing import corrected, count_rows, expected_nano_usd, output_tokens
 from ray_judge.errors import ConfigError, InputError, RunChangedError
-from ray_judge.inputs import plan_input
 from ray_judge.records import Answer, Outcome, Usage
-from ray_judge.run_directory import RunDirectory
-from ray_judge.sampling import draw, labelled_rows, take, write_sample
+from ray_judge.routing.cost import corrected, count_rows, expected_nano_usd, output_tokens
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import RunDirectory
+from ray_judge.run.plan import plan_input
+from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -20,11 +20,11 @@ import pytest
 import yaml
 
 from ray_judge.cli import main
-from ray_judge.columns import Columns
 from ray_judge.config import load
 from ray_judge.demo.server import RunningServer
 from ray_judge.records import Shard
-from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import Plan, RunDirectory
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -255,7 +255,7 @@ def begun(case: Case) -> RunDirectory:
     """A run directory as a killed process leaves it."""
     path = case.shard()
     case.score("strong.max_cost_usd=lots")  # writes the YAML, begins nothing
-    from ray_judge.inputs import plan_input
+    from ray_judge.run.plan import plan_input
 
     config = load(case.folder / "run.yaml")
     shards, columns = plan_input(config, ("p_a", "p_b"))

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_judge.confidence import both_orders, confidence, judgment, orders_agree, verdict_probs
+from ray_judge.judging.confidence import (
+    both_orders,
+    confidence,
+    judgment,
+    orders_agree,
+    verdict_probs,
+)
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -13,7 +13,7 @@ import yaml
 
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import ConfigError
-from ray_judge.judges import Format, format_for
+from ray_judge.judging.formats import Format, format_for
 from ray_judge.records import Example
 
 pytestmark = pytest.mark.timeout(30)

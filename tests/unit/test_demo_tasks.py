@@ -14,7 +14,7 @@ from ray_judge.demo import tasks
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, make_pairs
 from ray_judge.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
 from ray_judge.demo.unanswerable import BANK, unanswerable
-from ray_judge.judges.demo import ALTERNATIVES, TEMPLATE
+from ray_judge.judging.formats.demo import ALTERNATIVES, TEMPLATE
 
 ALL = (*IN_DOMAIN, *OUT_OF_DOMAIN)
 MODEL = Path(tasks.__file__).parent / "model"

@@ -16,9 +16,9 @@ from ray_judge.errors import RayJudgeError
 pytestmark = pytest.mark.timeout(60)
 
 ROOMS = (
-    "ray_judge.storage",
-    "ray_judge.escalation.actors",
-    "ray_judge.escalation.governor_actor",
+    "ray_judge.storage.local",
+    "ray_judge.escalation.online.actors",
+    "ray_judge.escalation.online.governor_actor",
 )
 """Modules with errors of their own below the tree."""
 

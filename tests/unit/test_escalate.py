@@ -13,16 +13,16 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ray_judge.columns import Columns
 from ray_judge.config import parse
 from ray_judge.errors import EngineError, InputError, RayJudgeError
 from ray_judge.escalation.escalate import Answers, escalate
 from ray_judge.escalation.feed import PER_UNIT, Feed, units
 from ray_judge.escalation.turn import LOCK
-from ray_judge.locks import locked
 from ray_judge.records import Chunk, Shard, judged_schema
-from ray_judge.routed import Routed
-from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.routing.stream import Routed
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.storage.lock import locked
 
 pytestmark = pytest.mark.timeout(60)
 

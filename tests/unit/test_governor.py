@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from ray_judge.errors import ConfigError, LedgerFenced, StorageError
-from ray_judge.escalation.governor import PROVIDER_DOWN, Governor, Need, Permit
-from ray_judge.escalation.ledger import Ledger
-from ray_judge.escalation.limiter import Feedback, Limiter, Signal
-from ray_judge.storage import LocalStorage
+from ray_judge.escalation.books.ledger import Ledger
+from ray_judge.escalation.online.governor import PROVIDER_DOWN, Governor, Need, Permit
+from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
+from ray_judge.storage.local import LocalStorage
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import ConfigError, InputChangedError, InputError
-from ray_judge.inputs import (
+from ray_judge.records import VERDICT_COLUMNS, Example
+from ray_judge.run.columns import Columns
+from ray_judge.run.plan import (
     check_unchanged,
     find_shards,
     plan_input,
@@ -21,8 +22,7 @@ from ray_judge.inputs import (
     read_slices,
     row_keys,
 )
-from ray_judge.records import VERDICT_COLUMNS, Example
-from ray_judge.storage import open_storage
+from ray_judge.storage.local import open_storage
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_judge.errors import AlreadyExists, CorruptedError, StorageError
-from ray_judge.escalation.journal import JournalWriter, compact, load_journal
+from ray_judge.escalation.books.journal import JournalWriter, compact, load_journal
 from ray_judge.records import Answer, Outcome, Usage
-from ray_judge.storage import LocalStorage, open_storage
+from ray_judge.storage.local import LocalStorage, open_storage
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_judge.config import JudgeConfig
-from ray_judge.engines.checkpoint import check_model
 from ray_judge.errors import ConfigError
-from ray_judge.judges import Format, base_model_of, format_for
-from ray_judge.judges.demo import DemoFormat
-from ray_judge.judges.generic import DEFAULT_RUBRIC
-from ray_judge.judges.slots import Slots
+from ray_judge.judging.engines.checkpoint import check_model
+from ray_judge.judging.formats import Format, base_model_of, format_for
+from ray_judge.judging.formats.demo import DemoFormat
+from ray_judge.judging.formats.generic import DEFAULT_RUBRIC
+from ray_judge.judging.formats.slots import Slots
 from ray_judge.records import Example, Task
 
 pytestmark = pytest.mark.timeout(30)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judging import Pool, calibrate_rows, for_the_base, pool_sizes
+from ray_judge.judging.stage import Pool, calibrate_rows, for_the_base, pool_sizes
 from ray_judge.records import Scored, judged_schema
 
 pytestmark = pytest.mark.timeout(30)

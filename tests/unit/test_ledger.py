@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ray_judge.errors import ConfigError, CorruptedError, EscalationError, LedgerFenced
-from ray_judge.escalation.ledger import Lease, Ledger
-from ray_judge.escalation.lines import decode_log, encode
-from ray_judge.storage import AppendLog, LocalStorage, Missing
+from ray_judge.escalation.books.ledger import Lease, Ledger
+from ray_judge.escalation.books.lines import decode_log, encode
+from ray_judge.storage.local import AppendLog, LocalStorage, Missing
 
 pytestmark = pytest.mark.timeout(120)
 

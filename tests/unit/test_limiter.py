@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from ray_judge.errors import ConfigError
-from ray_judge.escalation.limiter import (
+from ray_judge.escalation.online.limiter import (
     Circuit,
     Feedback,
     Limiter,

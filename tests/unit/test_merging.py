@@ -10,12 +10,11 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ray_judge.columns import Columns
 from ray_judge.config import parse
-from ray_judge.engines.columns import ColumnsEngine
 from ray_judge.escalation.question import StrongQuestion
-from ray_judge.judging import judge_rows
-from ray_judge.merging import payers, verdict_columns
+from ray_judge.judging.engines.columns import ColumnsEngine
+from ray_judge.judging.stage import judge_rows
+from ray_judge.merge import payers, verdict_columns
 from ray_judge.records import (
     PAIRWISE_ALTERNATIVES,
     VERDICT_COLUMNS,
@@ -24,6 +23,7 @@ from ray_judge.records import (
     judged_schema,
     verdict_schema,
 )
+from ray_judge.run.columns import Columns
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judges import Format, auto_j, format_for, judgelm, pandalm, prometheus
-from ray_judge.judges.slots import Slots
+from ray_judge.judging.formats import Format, auto_j, format_for, judgelm, pandalm, prometheus
+from ray_judge.judging.formats.slots import Slots
 
 from . import malformed_answers as table
 

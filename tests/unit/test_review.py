@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.columns import Columns
 from ray_judge.errors import CorruptedError
 from ray_judge.records import PAIRWISE_ALTERNATIVES, Shard, verdict_schema
 from ray_judge.review import review_schema, write_review
-from ray_judge.run_directory import REVIEW, Plan, RunDirectory
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import REVIEW, Plan, RunDirectory
 
 pytestmark = pytest.mark.timeout(60)
 

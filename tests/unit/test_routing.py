@@ -20,7 +20,7 @@ from ray_judge.calibration.drift import reference
 from ray_judge.calibration.selection import Selection, select_in_turn
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
-from ray_judge.routing import (
+from ray_judge.routing.policies import (
     expected_gain,
     fraction_count,
     in_asking_order,

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pytest
 
 from ray_judge import locks, run_directory
-from ray_judge.columns import Columns
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import CorruptedError, RunChangedError, RunLockedError
 from ray_judge.records import Shard, judged_schema
-from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import Plan, RunDirectory
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -161,7 +161,7 @@ def test_the_lock_is_given_back_by_a_failure(run: RunDirectory) -> None:
 
 HOLDER = """
 import sys
-from ray_judge.run_directory import RunDirectory
+from ray_judge.run.directory import RunDirectory
 with RunDirectory(sys.argv[1]).locked():
     print("held", flush=True)
     sys.stdin.read()

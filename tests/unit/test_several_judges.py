@@ -10,18 +10,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ray_judge.calibrated import calibration_of, identity, write_calibration
-from ray_judge.calibrating import as_text, judge_runs
 from ray_judge.calibration.document import Calibration, dumps, loads
-from ray_judge.calibration.making import make
-from ray_judge.columns import Columns
+from ray_judge.calibration.fit import make
+from ray_judge.calibration.load import calibration_of, identity, write_calibration
+from ray_judge.commands.calibrate import as_text, judge_runs
+from ray_judge.commands.plan import _Table
 from ray_judge.config import RouteConfig, RunConfig, parse
 from ray_judge.errors import InputError
-from ray_judge.planning import _Table
 from ray_judge.records import Shard
-from ray_judge.report.drifting import drifted
+from ray_judge.report.drift import drifted
 from ray_judge.report.sections import promise_section
-from ray_judge.run_directory import Plan, RunDirectory
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import Plan, RunDirectory
 
 pytestmark = pytest.mark.timeout(60)
 

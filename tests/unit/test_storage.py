@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_judge.errors import AlreadyExists, ConfigError, StorageError
-from ray_judge.storage import LocalStorage, Missing, Storage, open_storage
+from ray_judge.storage.local import LocalStorage, Missing, Storage, open_storage
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -20,11 +20,11 @@ import pytest
 from ray_judge.cli import main
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
-from ray_judge.judges import format_for
-from ray_judge.judges.download import MIRROR_ENV
-from ray_judge.judges.literals import NotReadable, texts_of
-from ray_judge.judges.registry import PINS, Pin, pin_for
-from ray_judge.judges.templates import cache_path, find, keep, read_cache, state, template
+from ray_judge.judging.formats import format_for
+from ray_judge.judging.formats.download import MIRROR_ENV
+from ray_judge.judging.formats.literals import NotReadable, texts_of
+from ray_judge.judging.formats.registry import PINS, Pin, pin_for
+from ray_judge.judging.formats.templates import cache_path, find, keep, read_cache, state, template
 from ray_judge.records import Example
 
 pytestmark = pytest.mark.timeout(60)
@@ -407,7 +407,7 @@ class Silent(Cut):
 def test_servers_that_fail(
     handler: type[Cut], said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_judge.judges.download.SILENCE_S", 0.3)
+    monkeypatch.setattr("ray_judge.judging.formats.download.SILENCE_S", 0.3)
     with serving(handler) as url:
         monkeypatch.setenv(MIRROR_ENV, url)
         assert main(["judges", "pull", "judgelm"]) == 2

@@ -1,0 +1,127 @@
+"""The calibration that a run stands on: which judge it has to be for, and where it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray_judge.calibration.document import Calibration, check, dumps, loads
+from ray_judge.config import OPERATIONAL, RunConfig
+from ray_judge.errors import ConfigError, RunChangedError, StorageError
+from ray_judge.judging.formats import format_for
+from ray_judge.records import Example
+from ray_judge.run.directory import RunDirectory
+from ray_judge.storage.local import Missing, open_storage
+
+PROBE = ("instruction", "response 1", "response 2", "input", "reference", "rubric")
+"""Texts that a judge's prompt is rendered around, to tell one template from another."""
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Name a run's local judge by everything that could change its verdicts or confidences.
+
+    Keys that are at their default are left out, but for those that every calibration names.
+    """
+    judge = config.judge
+    given = judge.model_dump(mode="json", exclude_defaults=True)
+    operational = {key.removeprefix("judge.") for key in OPERATIONAL}
+    named = {key: value for key, value in given.items() if key not in operational | {"route"}}
+    return {
+        **named,
+        "format": judge.format,
+        "model": judge.model,
+        "revision": judge.revision,
+        "template": template_hash(config),
+        "confidence": judge.confidence,
+        "task": config.task,
+    }
+
+
+def template_hash(config: RunConfig) -> str | None:
+    """SHA-256 (hex) of the prompt around fixed texts; None for a judge that has already run."""
+    if config.judge.engine == "columns":
+        return None
+    instruction, first, second, *optional = PROBE
+    responses = (first, second) if config.task == "pairwise" else (first,)
+    judge = format_for(config.judge, config.task)
+    # a row's own rubric replaces the configured one: the prompt is looked at with and without
+    examples = (Example(instruction, responses), Example(instruction, responses, *optional))
+    text = json.dumps([asdict(judge.render(example)) for example in examples], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_calibration(uri: str) -> Calibration:
+    """Read a calibration.json. Raises ConfigError where there is none, or a damaged one."""
+    root, name = _split(uri)
+    try:
+        text = open_storage(root).read(name)
+    except Missing:
+        raise ConfigError(
+            "there is no calibration here: ray-judge calibrate makes one", file=uri
+        ) from None
+    except StorageError as error:
+        raise ConfigError(f"cannot read this calibration: {error.message}", file=uri) from None
+    return loads(text, uri)
+
+
+def write_calibration(uri: str, calibration: Calibration) -> None:
+    """Write a calibration.json, whole or not at all."""
+    root, name = _split(uri)
+    open_storage(root).write(name, dumps(calibration))
+
+
+def _split(uri: str) -> tuple[str, str]:
+    path = uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    root, _, name = path.rpartition("/")
+    return root or "/", name
+
+
+def calibration_of(config: RunConfig) -> Calibration | None:
+    """Read the run's calibration and refuse one that does not fit it; None where none is named.
+
+    Raises ConfigError: another judge (naming every key that differs), other levels, or a
+    promise about another strong judge's verdicts.
+    """
+    route = config.route
+    if route.calibration is None:
+        return None
+    found = read_calibration(route.calibration)
+    try:
+        check(found, [identity(tier) for tier in config.tiers()])
+    except ConfigError as error:
+        raise ConfigError(error.message, file=route.calibration) from None
+    for name, given, known in (
+        ("alpha", route.alpha, found.alpha),
+        ("delta", route.delta, found.delta),
+    ):
+        if given is not None and given != known:
+            raise ConfigError(
+                f"route.{name} is {given:g}, and this calibration was made for {known:g}: "
+                "calibrate again with it",
+                file=route.calibration,
+            )
+    if found.label_kind == "strong" and found.strong_model != config.strong.model:
+        raise ConfigError(
+            f"this calibration promises agreement with {found.strong_model}, and the strong judge "
+            f"of this run is {config.strong.model}",
+            file=route.calibration,
+        )
+    return found
+
+
+def pin_calibration(run: RunDirectory, calibration: Calibration | None) -> None:
+    """Keep the calibration with the run, and refuse another one when the run is continued."""
+    if calibration is None:
+        return
+    name = "calibration.json"
+    if not run.storage.exists(name):
+        run.storage.write(name, dumps(calibration))
+    elif loads(run.storage.read(name), f"{run.uri}/{name}") != calibration:
+        raise RunChangedError(
+            "the calibration is not the one that this run began with (it is kept beside run.json): "
+            "choose another output, or go back to it",
+            run=run.uri,
+        )

@@ -1,0 +1,213 @@
+"""`ray-judge calibrate`: from labels, or the strong judge's verdicts on a sample, to the file.
+
+The rows are drawn from the run's input, written as a shard of their own, and go through the
+ordinary `score` under `<output>/calibration/`: all of them to every local judge, each in a run of
+its own, and with `--against strong` all of them once to the strong one, under the configured cap.
+So it can be stopped and continued like any run, and its answers are never paid for twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ray_judge.calibration.document import Calibration, Tier, dumps, judge_name
+from ray_judge.calibration.fit import make
+from ray_judge.calibration.load import identity, write_calibration
+from ray_judge.calibration.selection import check_levels
+from ray_judge.config import RouteConfig, RunConfig
+from ray_judge.errors import ConfigError, InputError
+from ray_judge.judging.engines.engine import extra_columns
+from ray_judge.pipeline import score
+from ray_judge.report.summary import scored_table
+from ray_judge.run.directory import RunDirectory
+from ray_judge.run.plan import plan_input
+from ray_judge.run.sample import draw, labelled_rows, take, write_sample
+
+STRONG_SAMPLE = 500
+"""Rows that the strong judge is asked about unless `--sample` says otherwise: so many for each
+local judge, since a label tests one of them."""
+ALPHA = DELTA = 0.1
+Watch = Callable[[str, Mapping[str, Any]], None]
+
+
+def calibrate(
+    config: RunConfig,
+    *,
+    labels: str | None = None,
+    against_strong: bool = False,
+    sample: int | None = None,
+    alpha: float | None = None,
+    delta: float | None = None,
+    to: str | None = None,
+    watch: Watch = lambda phase, figures: None,
+) -> tuple[Calibration, str]:
+    """Calibrate the run's local judges; give the calibration and where it was written.
+
+    `labels`: an input column. `against_strong`: buy the strong judge's verdicts, which are the
+    labels unless a column is named, too. α and δ: as given, else as in `route`, else 0.1.
+    """
+    if labels is None and not against_strong:
+        raise ConfigError("calibrate needs --labels COLUMN, or --against strong, or both")
+    if against_strong and not config.strong.max_cost_usd:
+        raise ConfigError("--against strong asks the strong judge, and strong.max_cost_usd is 0")
+    alpha = next(a for a in (alpha, config.route.alpha, ALPHA) if a is not None)
+    delta = next(d for d in (delta, config.route.delta, DELTA) if d is not None)
+    check_levels(alpha, delta)
+    part = sample_run(config, "calibration", labels, sample, ask=against_strong)
+    judged = []
+    for single in judge_runs(part):
+        score(single, watch)
+        run = RunDirectory(single.output)
+        judged.append(
+            pl.DataFrame(
+                pl.from_arrow(scored_table(run, "rows.parquet", labels, more=("judge_probs",)))
+            )
+        )
+    plan = RunDirectory(part.output).plan()
+    assert plan is not None  # it was scored just now
+    made = make(
+        _with_labels(judged, labels),
+        task=config.task,
+        judges=[identity(tier) for tier in config.tiers()],
+        alpha=alpha,
+        delta=delta,
+        label_kind="human" if labels else "strong",
+        column=labels,
+        data=plan.shards[0].fingerprint,
+        strong_model=config.strong.model if against_strong else None,
+    )
+    place = to or config.route.calibration or f"{config.output.rstrip('/')}/calibration.json"
+    write_calibration(place, made)
+    return made, place
+
+
+def _with_labels(judged: Sequence[pl.DataFrame], labels: str | None) -> list[pl.DataFrame]:
+    """Give every judge's rows the strong verdicts, which only the first run asked for."""
+    strong = judged[0]["strong_verdict"]
+    rows = [frame.with_columns(strong_verdict=strong) for frame in judged]
+    if labels is not None:
+        return rows
+    if not strong.count():
+        raise InputError("the strong judge gave no verdict on the sample (see the cap)")
+    return [frame.with_columns(label=strong) for frame in rows]
+
+
+def judge_runs(part: RunConfig) -> list[RunConfig]:
+    """One run per local judge over the whole sample; only the first one asks the strong judge."""
+    if not part.judges:
+        return [part]
+    runs = []
+    for number, tier in enumerate(part.tiers(), 1):
+        judge = tier.judge.model_copy(update={"route": None})
+        changes: dict[str, Any] = {"judge": judge, "route": part.route}
+        if number > 1:
+            free = tier.strong.model_copy(update={"max_cost_usd": Decimal(0)})
+            nobody = RouteConfig(policy="fraction", fraction=Decimal(0))
+            changes |= {"route": nobody, "strong": free, "output": f"{part.output}-{number}"}
+        runs.append(tier.model_copy(update=changes))
+    return runs
+
+
+def sample_run(
+    config: RunConfig,
+    purpose: str,
+    labels: str | None,
+    sample: int | None,
+    *,
+    ask: bool,
+    calibration: Calibration | None = None,
+) -> RunConfig:
+    """Draw rows of the input, write them as a shard, and describe the run over them.
+
+    `labels`: only rows with a label there. `ask`: the strong judge is asked about every row that
+    comes to it, else about none, and no money can be spent. `calibration`: what the run's own
+    `route.calibration` holds, where one of several judges routes by it.
+    """
+    columns: dict[str, str | None] = {**config.columns, "label": labels}
+    route = RouteConfig(policy="fraction", fraction=Decimal(int(ask)))
+    judges = config.judges
+    if judges:  # the last one's own route would come before this one
+        judges = (*judges[:-1], judges[-1].model_copy(update={"route": None}))
+        if calibration is not None:
+            route = route.model_copy(update={"calibration": config.route.calibration})
+    source = config.model_copy(update={"columns": columns, "route": route, "judges": judges})
+    shards, found = plan_input(source, extra_columns(source))
+    everything = np.arange(sum(shard.rows for shard in shards), dtype=np.int64)
+    rows = labelled_rows(shards, labels) if labels else everything
+    if not len(rows):
+        raise InputError("no row has a label", column=labels)
+    if sample is None and ask and labels is None:
+        sample = STRONG_SAMPLE * len(config.tiers())
+    rows = draw(rows, sample)
+    wanted = list(dict.fromkeys([*found.needed(), *([labels] if labels else [])]))
+    table = take(shards, rows, wanted)
+    prints = [shard.fingerprint for shard in shards]
+    seed = [source.digest(), *prints, *map(str, rows)]
+    if judges and calibration is not None:  # another one under the same name is another run
+        seed.append(hashlib.sha256(dumps(calibration)).hexdigest())
+    name = hashlib.sha256("\n".join(seed).encode()).hexdigest()[:12]
+    home = f"{config.output.rstrip('/')}/{purpose}"
+    strong = {"journal": config.strong.journal or home} if ask else {"max_cost_usd": Decimal(0)}
+    return source.model_copy(
+        update={
+            "input": write_sample(f"{home}/{name}", table),
+            "output": f"{home}/{name}/run",
+            "strong": config.strong.model_copy(update=strong),
+        }
+    )
+
+
+def as_text(made: Calibration, place: str) -> str:
+    """What the command prints."""
+    several = len(made.tiers) > 1
+    compared = made.comparison["judges"] if several else [made.comparison]
+    lines = []
+    for number, (tier, comparison) in enumerate(zip(made.tiers, compared, strict=True)):
+        if several:
+            lines += [*([""] if number else []), judge_name(tier.judge, number)]
+        lines += _judge_lines(tier, comparison)
+        if several and math.isfinite(tier.threshold):
+            lines.append(_accepting(tier, "rows of its part of the labels that reach it"))
+    if several and made.attainable:
+        lines += ["", f"Promise: {made.promise()}"]
+    elif made.attainable:
+        said = _accepting(made.tiers[0], "labelled rows")
+        lines.append(f"{said}. Promise: {made.promise()}")
+    lines += [f"warning: {text}" for text in made.warnings]
+    lines.append(f"\n{place}")
+    return "\n".join(lines)
+
+
+def _judge_lines(tier: Tier, comparison: Mapping[str, Any]) -> list[str]:
+    """One judge: its confidence methods, which to use, and the map to P(correct)."""
+    lines = []
+    for method in comparison["methods"]:
+        figures = [
+            f"{name} {method[key]['value']:.4f} ({method[key]['low']:.4f} to "
+            f"{method[key]['high']:.4f})"
+            for key, name in (
+                ("auroc", "AUROC"), ("aurc", "AURC"), ("ece", "ECE"), ("brier", "Brier"),
+            )
+            if method[key]
+        ]  # fmt: skip
+        lines.append(f"{method['method']:<20} {'  '.join(figures)}")
+    lines += ["", comparison["advice"], ""]
+    lines.append(
+        f"P(correct) from confidence: {tier.correct.kind}, {len(tier.correct.confidence)} points"
+    )
+    return lines
+
+
+def _accepting(tier: Tier, rows: str) -> str:
+    chosen = tier.selection
+    return (
+        f"threshold {chosen.threshold:.6g}: {chosen.accepted} of {chosen.rows} {rows} "
+        f"would be accepted, {chosen.right / chosen.accepted:.4f} of them right"
+    )

@@ -1,0 +1,91 @@
+"""`ray-judge report OUTPUT --labels`: a finished run held against labels; JSON and page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from ray_judge.calibration.bounds import interval
+from ray_judge.calibration.labels import check_labels
+from ray_judge.errors import ConfigError, InputError
+from ray_judge.report.evaluation import evaluate
+from ray_judge.report.page import write_page
+from ray_judge.report.summary import scored_table
+from ray_judge.run.directory import RunDirectory
+
+
+def evaluate_run(output: str, column: str | None = None) -> dict[str, Any]:
+    """Evaluate a finished run; writes evaluation.json and the page anew.
+
+    `column`: where the labels are; None: the run's own label column. Raises InputError where
+    there is no run, no such column, or a label that is no verdict.
+    """
+    run = RunDirectory(output)
+    plan, config, summary = run.plan(), run.config(), run.summary()
+    if plan is None or config is None:
+        raise InputError("there is no run here", run=output)
+    if summary is None:
+        raise ConfigError("this run is not finished: score it first", run=output)
+    label = column or plan.columns.label
+    if label is None:
+        raise InputError("this run has no label column: name one with --labels COLUMN", run=output)
+    parts, agreed = [], []
+    for shard in plan.shards:
+        scored = pl.DataFrame(
+            pl.from_arrow(scored_table(run, shard.name, label, more=("strong_cost_usd",)))
+        )
+        judged = [run.read_judged(chunk.name) for chunk in plan.shard_chunks(shard)]
+        agreed += [value for part in judged for value in part["judge_orders_agree"].to_pylist()]
+        series = [pl.Series("row_key", pl.from_arrow(part.column("row_key"))) for part in judged]
+        parts.append(scored.with_columns(pl.concat(series) if series else pl.Series("row_key", [])))
+    rows = pl.concat(parts)
+    check_labels(rows["label"], config.task, label)
+    found = evaluate(rows) | {"under_swap": under_swap(agreed)}
+    run.storage.write("evaluation.json", json.dumps(found, indent=1).encode() + b"\n")
+    write_page(run, config.output, summary, rows, found)
+    return found
+
+
+def under_swap(agreed: Sequence[bool | None]) -> dict[str, Any] | None:
+    """How often the local judge says the same in both orders, with its exact 95 % interval.
+
+    None for a run that was not judged in both orders.
+    """
+    known = [value for value in agreed if value is not None]
+    if not known:
+        return None
+    low, high = interval(sum(known), len(known))
+    return {"n": len(known), "agreement": sum(known) / len(known), "low": low, "high": high}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """What the command prints."""
+    lines = [f"{'':<46}{'rows':>8}  accuracy  95 % interval     macro-F1   kappa"]
+    for name, scored in found["judges"].items():
+        if scored:
+            kappa = "–" if scored["kappa"] is None else f"{scored['kappa']:.4f}"
+            lines.append(
+                f"{name:<46}{scored['n']:>8,}    {scored['accuracy']:.4f}  {scored['low']:.4f} to "
+                f"{scored['high']:.4f}    {scored['macro_f1']:.4f}  {kappa:>6}"
+            )
+    if swap := found["under_swap"]:
+        lines.append(
+            f"\nthe local judge agrees with itself in both orders on {swap['agreement']:.4f} of "
+            f"{swap['n']:,} rows ({swap['low']:.4f} to {swap['high']:.4f})"
+        )
+    curve = found["curve"]
+    if curve:
+        lines.append(f"\n{'asked':>6}{'rows':>8}  cascade  at random  oracle    dollars")
+        for n in range(0, len(curve["fraction"]), 10):
+            dollars = "–" if curve["dollars"] is None else f"{curve['dollars'][n]:.4f}"
+            lines.append(
+                f"{curve['fraction'][n]:>6.0%}{curve['rows'][n]:>8,}   {curve['cascade'][n]:.4f}"
+                f"     {curve['random'][n]:.4f}  {curve['oracle'][n]:.4f}  {dollars:>9}"
+            )
+        lines.append(f"\n{found['break_even']}")
+    else:
+        lines.append("\nThe strong judge answered no labelled row: there is no curve to draw.")
+    return "\n".join(lines)

@@ -1,0 +1,249 @@
+"""The provider as batch mode sees it: calls that are tried again, and a lost batch that is found.
+
+A batch must not be created twice, and the API has no idempotency key. What stands in for one:
+
+* The batch carries our own id in its metadata, and the list of batches shows it.
+* A batch begins from an input file. Once that file is deleted no creation can succeed, be it one
+  that still travels or one of a process that wakes up late: deleting it is the fence.
+
+So after a creation whose fate is unknown: look in the list; if it is not there, delete the input
+file, and look again for `patience_s`, since a list may lag behind. Only then is it given up, and
+its questions go into another batch, under another id, from another file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import tenacity
+
+from ray_judge.config import StrongConfig
+from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
+from ray_judge.escalation.batch.records import BatchState
+from ray_judge.escalation.client import BatchClient, Kind, RequestFailed, suspect_model
+from ray_judge.escalation.online.limiter import retry_after_s
+
+METADATA = "ray_judge_submission"
+LOOKS = 5
+"""How often the list is read again within `patience_s`."""
+CLOCKS_S = 86_400.0
+"""More than the clocks of provider and client differ: where looking through the list ends."""
+ENDS = frozenset({"completed", "failed", "expired", "cancelled"})
+QUEUE_FULL = "token_limit_exceeded"
+PASSING = (Kind.RATE_LIMIT, Kind.TRANSIENT, Kind.BROKEN, Kind.AMBIGUOUS)
+UNCLEAR = (Kind.TRANSIENT, Kind.BROKEN, Kind.AMBIGUOUS)
+"""After these a batch may have been created."""
+
+_T = TypeVar("_T")
+
+
+def _again(failure: BaseException) -> bool:
+    """Whether a call that changes nothing, or may be made twice, is tried again."""
+    return isinstance(failure, RequestFailed) and failure.kind in PASSING
+
+
+def _not_created(failure: BaseException) -> bool:
+    """Whether a creation surely did not happen, and may succeed the next time."""
+    if not isinstance(failure, RequestFailed) or failure.code == QUEUE_FULL:
+        return False
+    never_sent = failure.kind is Kind.TRANSIENT and failure.status is None
+    return failure.kind is Kind.RATE_LIMIT or never_sent
+
+
+_BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=60)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """As long as the provider says, and no less than the backoff."""
+    failure = state.outcome.exception() if state.outcome else None
+    headers = failure.headers if isinstance(failure, RequestFailed) else {}
+    return max(_BACKOFF(state), retry_after_s(headers, time.time()) or 0.0)
+
+
+RETRY = tenacity.Retrying(retry=tenacity.retry_if_exception(_again), wait=_wait, reraise=True)
+"""What is tried again in batch mode; copied per call with the run's patience and sleep."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A batch as the provider describes it.
+
+    `completed`: requests that it says it answered; None when it does not say. `codes`: why the
+    whole batch failed.
+    """
+
+    status: str
+    output_file: str | None
+    error_file: str | None
+    completed: int | None
+    codes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> View:
+        """Read the API's batch object."""
+        counts = document.get("request_counts")
+        completed = counts.get("completed") if isinstance(counts, dict) else None
+        errors = document.get("errors")
+        data = errors.get("data") if isinstance(errors, dict) else None
+        codes = [str(e.get("code")) for e in data or [] if isinstance(e, dict)]
+        return cls(
+            status=str(document.get("status")),
+            output_file=document.get("output_file_id") or None,
+            error_file=document.get("error_file_id") or None,
+            completed=completed if isinstance(completed, int) else None,
+            codes=tuple(dict.fromkeys(codes)),
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.status in ENDS
+
+    @property
+    def nothing_ran(self) -> bool:
+        """Whether the batch was refused as a whole."""
+        files = self.output_file or self.error_file
+        return self.status == "failed" and not files and not self.completed
+
+    @property
+    def billed(self) -> int | None:
+        """How many requests were answered, where a request without a result need not have run.
+
+        A batch that completed or expired names every request in one of its files, so one that is
+        in neither counts as answered (None). A cancelled one just ends.
+        """
+        return None if self.status in ("completed", "expired") else self.completed
+
+
+class Provider:
+    """Calls about batches. What passes is waited for; RequestFailed is raised for what does not."""
+
+    def __init__(
+        self,
+        strong: StrongConfig,
+        key: str,
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
+        """Open a client. `clock` gives seconds, any origin; `sleep` takes them."""
+        self._strong = strong
+        self._client = BatchClient(strong, key)
+        self._clock = clock
+        self._sleep = sleep
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def upload(self, state: BatchState, content: bytes) -> str:
+        """Store the input file. One whose answer was lost stays behind, unused and not billed."""
+        return self._tried(lambda: self._client.upload(f"{state.id}.jsonl", content))
+
+    def create(self, state: BatchState, fence: Callable[[], None]) -> str | None:
+        """Begin the batch, once; give its id, or None when nobody knows whether it was created.
+
+        Raises RequestFailed when it certainly was not. `fence` is called before every try, and
+        raises when this process may not create any more.
+        """
+
+        def once() -> dict[str, Any]:
+            fence()
+            return self._client.create(str(state.file), {METADATA: state.id})
+
+        try:
+            return str(self._tried(once, _not_created)["id"])
+        except RequestFailed as failure:
+            if failure.kind not in UNCLEAR or _not_created(failure):
+                raise
+            return None
+
+    def find(self, state: BatchState) -> str | None:
+        """Look for a batch that may have been created; None: it was not, and never will be."""
+        found = self._listed(state)
+        if found is not None:
+            return found
+        self._fence(state)
+        pause_s = self._strong.batch.patience_s / LOOKS
+        for _ in range(LOOKS):
+            self._sleep(pause_s)
+            found = self._listed(state)
+            if found is not None:
+                return found
+        return None
+
+    def look(self, batch: str) -> View:
+        """See how far a batch is."""
+        return View.of(self._tried(lambda: self._client.retrieve(batch)))
+
+    def results(self, view: View) -> tuple[bytes, bytes]:
+        """Read the output and the error file; a file that there is not is empty."""
+        output, errors = (
+            self._tried(lambda file=file: self._client.download(file)) if file else b""  # type: ignore[misc]
+            for file in (view.output_file, view.error_file)
+        )
+        return output, errors
+
+    def _fence(self, state: BatchState) -> None:
+        if state.file is None:
+            return
+        try:
+            self._tried(lambda: self._client.delete(str(state.file)))
+        except RequestFailed as failure:
+            if failure.status != 404:  # gone already: just as good
+                raise
+
+    def _listed(self, state: BatchState) -> str | None:
+        after: str | None = None
+        while True:
+            batches, more = self._tried(lambda after=after: self._client.page(after))  # type: ignore[misc]
+            for batch in batches:
+                if (batch.get("metadata") or {}).get(METADATA) == state.id:
+                    return str(batch["id"])
+            oldest = batches[-1] if batches else {}
+            if not more or not batches or oldest.get("created_at", 0) < state.at - CLOCKS_S:
+                return None
+            after = str(oldest["id"])
+
+    def _tried(self, call: Callable[[], _T], again: Callable[[BaseException], bool] = _again) -> _T:
+        begun = self._clock()
+
+        def enough(_: tenacity.RetryCallState) -> bool:
+            return self._clock() - begun >= self._strong.give_up_after_s
+
+        policy = RETRY.copy(
+            retry=tenacity.retry_if_exception(again), stop=enough, sleep=self._sleep
+        )
+        return policy(call)
+
+
+def explained(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
+    """Say what a failed call means for the run."""
+    if failure.kind is Kind.BILLING:
+        return PausedError(f"the provider wants money first ({failure.reason}): mend it, run again")
+    if failure.kind in PASSING:
+        return ProviderDown(
+            f"the strong judge's server did not do its work ({failure.reason}) for "
+            "strong.give_up_after_s seconds: everything is kept, run again later"
+        )
+    return EscalationError(
+        f"the strong judge's server refuses batches: {failure.reason}. Check the key in "
+        f"{strong.api_key_env}, {suspect_model(strong)}, strong.base_url and strong.batch"
+    )
+
+
+def gone(
+    failure: RequestFailed, strong: StrongConfig, batch: str | None, record: str
+) -> RayJudgeError:
+    """Say the same of a call about a batch that was created; `record` is the file that says so."""
+    if failure.status != 404:
+        return explained(failure, strong)
+    return EscalationError(
+        f"the provider does not know batch {batch}, or its files, any more. Mend strong.base_url "
+        "or the key; or delete this record: then the batch's money counts as spent, and its "
+        "questions are asked again",
+        file=record,
+    )

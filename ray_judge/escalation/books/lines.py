@@ -1,0 +1,146 @@
+r"""The line format of the ledger's and the journal's logs: what a crash left is never mis-read.
+
+One record a line:
+
+    <version> <number> <synced> <checksum> <JSON object>\\n
+
+`number` counts the lines of a log from 1. `synced` is the number of lines that were known to be
+durable when this one was written. `checksum` (16 hex digits) covers everything else.
+
+What can be wrong, and what it means:
+
+* The end of the log is cut off, or pages of it are zeros: a crash in the middle of a sync that
+  never returned. Nobody was told that those lines exist, so they are dropped.
+* The same, but a later, sound line says that the broken one had been synced: a sync that
+  returned has lost data. The disk or a hand did that: `CorruptedError`.
+* A complete line without zeros whose checksum is wrong: a crash cannot do that to a log that
+  only grows: `CorruptedError`.
+* A complete line of a higher version: `CorruptedError`, saying so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ray_judge.errors import CorruptedError
+from ray_judge.storage.local import AppendLog, Storage
+
+VERSION = 1
+
+
+def encode(number: int, synced: int, payload: Mapping[str, Any]) -> bytes:
+    """One line; `payload` must hold plain JSON values (money as strings, never floats)."""
+    text = json.dumps(payload, separators=(",", ":"), allow_nan=False)
+    head = f"{VERSION} {number} {synced} "
+    return f"{head}{_checksum(head, text)} {text}\n".encode()
+
+
+def _checksum(head: str, text: str) -> str:
+    return hashlib.blake2b((head + text).encode(), digest_size=8).hexdigest()
+
+
+def _decode(line: bytes) -> tuple[int, int, dict[str, Any]] | None:
+    """(number, synced, payload), or None when the line is not sound."""
+    try:
+        version, number, synced, checksum, text = line.decode().split(" ", 4)
+    except (UnicodeDecodeError, ValueError):
+        return None
+    if checksum != _checksum(f"{version} {number} {synced} ", text) or version != str(VERSION):
+        return None
+    payload = json.loads(text)
+    return int(number), int(synced), payload
+
+
+def _version(line: bytes) -> int:
+    """The version that a line claims; this one's when it claims none."""
+    word = line.split(b" ", 1)[0]
+    return int(word) if word.isdigit() and len(word) < 6 else VERSION
+
+
+def decode_log(data: bytes, name: str) -> list[dict[str, Any]]:
+    """The records of one log, torn tail dropped; `CorruptedError` names `name` and the line."""
+    pieces = data.split(b"\n")[:-1]  # behind the last newline: empty, or a torn line
+    records: list[dict[str, Any]] = []
+    hole = False
+    for at, piece in enumerate(pieces, start=1):
+        zeros, line = piece.rpartition(b"\0")[1:]  # zeros of a lost page may precede a line
+        hole = hole or bool(zeros)
+        decoded = _decode(line)
+        if decoded is None and not zeros and _version(line) > VERSION:
+            raise CorruptedError(
+                f"written by a newer version (format {_version(line)})", file=name, line=at
+            )
+        if decoded is None and not zeros:
+            raise CorruptedError("a damaged line", file=name, line=at)
+        if decoded is None:
+            continue
+        number, synced, payload = decoded
+        expected = len(records) + 1
+        if number < expected or (number == expected and hole) or synced >= number:
+            raise CorruptedError("a line is out of its place", file=name, line=at)
+        if number > expected:
+            hole = True
+        if hole and synced >= expected:
+            raise CorruptedError(
+                f"line {expected} had been stored safely and is damaged or gone", file=name, line=at
+            )
+        if not hole:
+            records.append(payload)
+    return records
+
+
+def log_names(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Group files into logs: `x.log` on a disk, segments `x.log.00000001`, ... in a store."""
+    logs: dict[str, list[str]] = {}
+    for path in paths:
+        stem, dot, last = path.rpartition(".")
+        if path.endswith(".log"):
+            logs.setdefault(path, []).append(path)
+        elif dot and last.isdigit() and stem.endswith(".log"):
+            logs.setdefault(stem, []).append(path)
+    return {log: sorted(parts) for log, parts in sorted(logs.items())}
+
+
+def read_log(storage: Storage, name: str, parts: Iterable[str]) -> list[dict[str, Any]]:
+    """Read one log from its file or segments."""
+    return decode_log(b"".join(storage.read(part) for part in parts), f"{storage.uri}/{name}")
+
+
+class LineLog:
+    """Appends records to a new log; keeps the count that `synced` needs."""
+
+    def __init__(self, log: AppendLog) -> None:
+        """Wrap a log that has nothing in it yet."""
+        self._log = log
+        self._written = 0
+        self._synced = 0
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something was appended that no sync has made durable."""
+        return self._written > self._synced
+
+    def append(self, payload: Mapping[str, Any]) -> int:
+        """Buffer one record and return its number."""
+        number = self._written + 1
+        self._log.append(encode(number, self._synced, payload))
+        # Counted only once it is in the buffer: a sync in another thread must not claim it before.
+        self._written = number
+        return number
+
+    def sync(self) -> int:
+        """Make all appended records durable; return the number of the last one that is.
+
+        May run in a thread while others are appended: those belong to the next sync.
+        """
+        upto = self._written
+        self._log.sync()
+        self._synced = upto
+        return upto
+
+    def close(self) -> None:
+        """Sync and close."""
+        self._log.close()

@@ -1,0 +1,377 @@
+"""One per cluster: every request to the strong judge needs a permit of money and of rate.
+
+A plain asyncio class with an injected clock; a Ray actor wraps it. Actors ask in batches; they
+are served in turn. All answers of one round are made durable by one commit of the ledger, and
+nobody is answered before it has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Protocol
+
+from ray_judge.escalation.books.ledger import Lease, LeaseSlot, Ledger
+from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
+
+HORIZON_S = 0.5
+"""How far ahead permits are handed out: long enough to batch, and to bear a commit or a process
+that is half of it late without a gap in the rate; short enough to react to a 429."""
+
+TURN_SLOTS = 16
+"""The most that one actor gets before the next one's turn."""
+PROVIDER_DOWN = "provider_down"
+"""The reason of the pause that the governor itself begins, when `patience_s` is over."""
+
+
+class Clock(Protocol):
+    """Where the governor takes its time from."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Let that much time pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One request: the most it can cost in USD, and its tokens (in and out, estimated)."""
+
+    max_cost_usd: Decimal
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to send the first `slots` of the requests asked for, each at most once.
+
+    `send_after_s[i]`: seconds after this permit arrived before request i goes out. With no slot:
+    `denied` (the money for the first need can never be had; `account` names the cap: `run:...` or
+    `month:...`), or `paused` gives the reason why the whole run rests.
+    """
+
+    lease_id: str
+    slots: int
+    send_after_s: tuple[float, ...] = ()
+    denied: bool = False
+    account: str | None = None
+    paused: str | None = None
+
+
+@dataclass(slots=True)
+class _Waiter:
+    actor: str
+    needs: Sequence[Need]
+    permit: asyncio.Future[Permit]
+
+
+@dataclass(slots=True)
+class _Answered:
+    """A waiter, its lease (proposed, or denied), and when each request may be sent."""
+
+    waiter: _Waiter
+    lease: Lease
+    times: list[float]
+
+
+class _HeldBy(Enum):
+    """Why the first waiter cannot be answered yet."""
+
+    MONEY = "open leases hold what it needs"
+    RATE = "no place within the horizon"
+
+
+async def _in_thread(work: Callable[[], None]) -> None:
+    await asyncio.to_thread(work)
+
+
+class Governor:
+    """Serves permits from one ledger and one limiter."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        limiter: Limiter,
+        clock: Clock,
+        *,
+        horizon_s: float = HORIZON_S,
+        patience_s: float = math.inf,
+        off_loop: Callable[[Callable[[], None]], Awaitable[None]] = _in_thread,
+    ) -> None:
+        """Own `ledger` and `limiter` from here on.
+
+        `patience_s`: a provider that is down for longer pauses the run. `off_loop` runs the
+        ledger's blocking commit (in a thread, unless a test decides otherwise).
+        """
+        self._ledger = ledger
+        self._limiter = limiter
+        self._clock = clock
+        self._horizon_s = horizon_s
+        self._patience_s = patience_s
+        self._off_loop = off_loop
+        self._waiting: dict[str, deque[_Waiter]] = {}
+        self._turns: deque[str] = deque()
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._ledger_free = asyncio.Lock()
+        self._paused: str | None = None
+        self._failure: BaseException | None = None
+        self._answers: list[_Answered] = []
+        self._in_flight: set[LeaseSlot] = set()
+        self._commit_s = 0.0
+
+    # --- what actors call ---
+
+    async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
+        """Wait for rate and money for at least the first of `needs`; see `Permit`.
+
+        Denial comes only when nothing that is open could free enough. Raises `LedgerFenced` or
+        `StorageError` when the ledger is lost: nothing more can be sent under it. Raises
+        `ConfigError` for a cost that is no amount of money.
+        """
+        if not needs:
+            raise ValueError("acquire needs at least one need")
+        self._check()
+        self._ledger.fitting([need.max_cost_usd for need in needs])  # refuses what is no amount
+        waiter = _Waiter(actor, needs, asyncio.get_running_loop().create_future())
+        if actor not in self._waiting:
+            self._waiting[actor] = deque()
+            self._turns.append(actor)
+        self._waiting[actor].append(waiter)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.ensure_future(self._serve())
+            self._pump.add_done_callback(self._ended)
+        self._wake.set()
+        return await waiter.permit
+
+    async def settle(
+        self,
+        actor: str,
+        items: Sequence[tuple[str, int, Decimal]],
+        released: Sequence[LeaseSlot] = (),
+        feedback: Sequence[Feedback] = (),
+    ) -> None:
+        """Book costs, give back unused slots, and learn from the answers. Safe to repeat.
+
+        `items`: (lease, slot, cost in USD) of requests that were sent; one `Feedback` belongs to
+        each, in the same order (missing ones count as OK).
+        """
+        async with self._ledger_free:
+            self._check()
+            now = self._clock.now()
+            for at, (lease, slot, cost) in enumerate(items):
+                told = feedback[at] if at < len(feedback) else Feedback(Signal.OK)
+                self._book(lease, slot, cost, told, now)
+            for lease, slot in released:
+                self._book(lease, slot, Decimal(0), None, now)
+        self._wake.set()
+
+    async def actor_died(self, actor: str, paid: Mapping[LeaseSlot, Decimal]) -> None:
+        """Count the actor's open slots as spent, except for what the journal proves (`paid`)."""
+        async with self._ledger_free:
+            self._check()
+            for waiter in self._waiting.pop(actor, ()):
+                waiter.permit.cancel()
+            with contextlib.suppress(ValueError):
+                self._turns.remove(actor)
+            for slot in self._ledger.open_slots(actor):
+                if slot in self._in_flight:
+                    self._in_flight.remove(slot)
+                    self._limiter.undo()
+            self._ledger.forsake(actor, paid)
+        self._wake.set()
+
+    def pause(self, reason: str) -> None:
+        """Answer every waiting and every later `acquire` with this reason, until `resume`."""
+        self._paused = reason
+        self._urgent.set()
+        self._wake.set()
+
+    def resume(self) -> None:
+        """Serve again."""
+        self._paused = None
+        self._wake.set()
+
+    def wants(self) -> float:
+        """What part of the provider's limits could be used; see `Limiter.wants`."""
+        return self._limiter.wants(self._clock.now())
+
+    def set_portion(self, portion: float) -> None:
+        """Use this part of the provider's limits from now on: other runs use the rest."""
+        self._limiter.set_portion(portion, self._clock.now())
+        self._urgent.set()
+        self._wake.set()
+
+    def state(self) -> dict[str, Any]:
+        """Money in USD and rates per minute, for progress displays."""
+        return {
+            "spent_usd": self._ledger.spent_usd,
+            "open_usd": self._ledger.open_usd,
+            "lost_usd": self._ledger.lost_usd,
+            "cap_usd": self._ledger.cap_usd,
+            "month_usd": self._ledger.month_usd(),
+            "overruns": self._ledger.overruns,
+            "waiting": sum(map(len, self._waiting.values())),
+            "paused": self._paused,
+            **self._limiter.state(self._clock.now()),
+        }
+
+    async def flush(self) -> None:
+        """Make settlements durable now."""
+        async with self._ledger_free:
+            self._check()
+            await self._off_loop(self._ledger.flush)
+
+    async def close(self) -> None:
+        """Answer waiters with a pause, write the ledger's final snapshot, and stop."""
+        self.pause(self._paused or "the run is ending")
+        self._answer_all(Permit("", 0, paused=self._paused))
+        if self._pump is not None:
+            self._pump.cancel()
+        async with self._ledger_free:
+            await self._off_loop(self._ledger.close)
+
+    # --- serving ---
+
+    async def _serve(self) -> None:
+        """Serve rounds while anyone waits. What it raises ends the governor: see `_ended`."""
+        while self._waiting:
+            self._wake.clear()
+            self._urgent.clear()
+            held_by = await self._round()
+            if held_by is not None and self._waiting:
+                await self._rest(held_by)
+
+    def _ended(self, pump: asyncio.Task[None]) -> None:
+        """Nobody may wait for ever: whatever ended the serving is told to all who are waiting."""
+        if pump.cancelled() or pump.exception() is None:
+            return
+        self._failure = pump.exception()
+        for waiter in [*(answer.waiter for answer in self._answers), *self._take_all()]:
+            if not waiter.permit.done() and self._failure is not None:
+                waiter.permit.set_exception(self._failure)
+
+    async def _round(self) -> _HeldBy | None:
+        """Answer as many as can be answered, after one commit; what holds up the rest."""
+        async with self._ledger_free:
+            now = self._clock.now()
+            if self._limiter.down_s(now) > self._patience_s:
+                self._paused = PROVIDER_DOWN
+            if self._paused is not None:
+                self._answer_all(Permit("", 0, paused=self._paused))
+                return None
+            answers = self._answers = []
+            held_by: _HeldBy | None = None
+            while self._turns and held_by is None:
+                waiter = self._waiting[self._turns[0]][0]
+                if waiter.permit.done():  # cancelled while it waited
+                    self._next_turn()
+                    continue
+                offer = self._offer(waiter, now)
+                if isinstance(offer, _HeldBy):
+                    # Nobody overtakes: a later, smaller need must not starve this one.
+                    held_by = offer
+                else:
+                    answers.append(offer)
+                    self._next_turn()
+            if any(answer.lease.slots for answer in answers):
+                await self._off_loop(self._ledger.commit)
+                self._commit_s = self._clock.now() - now
+            for answer in answers:
+                self._deliver(answer)
+        return held_by
+
+    def _offer(self, waiter: _Waiter, now: float) -> _Answered | _HeldBy:
+        """Money first, because looking is free; then places; then both are taken."""
+        costs = [need.max_cost_usd for need in waiter.needs[:TURN_SLOTS]]
+        affordable = self._ledger.fitting(costs)
+        if not affordable:
+            refusal = self._ledger.propose(waiter.actor, costs)
+            return _Answered(waiter, refusal, []) if refusal.denied else _HeldBy.MONEY
+        times: list[float] = []
+        for need in waiter.needs[:affordable]:
+            # The commit comes before the first request: places start behind it.
+            at = self._limiter.reserve(need.tokens, now + self._commit_s, self._horizon_s)
+            if at is None:
+                break
+            times.append(at)
+        if not times:
+            return _HeldBy.RATE
+        lease = self._ledger.propose(waiter.actor, costs[: len(times)])
+        self._in_flight.update((lease.id, slot) for slot in range(lease.slots))
+        return _Answered(waiter, lease, times)
+
+    def _deliver(self, answer: _Answered) -> None:
+        lease, now = answer.lease, self._clock.now()
+        if answer.waiter.permit.done():  # whoever asked is gone
+            for slot in range(lease.slots):
+                self._book(lease.id, slot, Decimal(0), None, now)
+            self._wake.set()
+            return
+        after = tuple(max(0.0, at - now) for at in answer.times)
+        answer.waiter.permit.set_result(
+            Permit(lease.id, lease.slots, after, denied=lease.denied, account=lease.account)
+        )
+
+    async def _rest(self, held_by: _HeldBy) -> None:
+        """Until what holds up the first waiter may have changed."""
+        now = self._clock.now()
+        wait_s = self._limiter.wait_s(now) if held_by is _HeldBy.RATE else math.inf
+        if not math.isfinite(wait_s):
+            await self._wake.wait()
+            return
+        # Let a batch gather; the places handed out so far last for twice as long.
+        wait_s = max(self._horizon_s / 2, wait_s - self._horizon_s)
+        sleepers = [
+            asyncio.ensure_future(self._urgent.wait()),
+            asyncio.ensure_future(self._clock.sleep(wait_s)),
+        ]
+        try:
+            await asyncio.wait(sleepers, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for sleeper in sleepers:
+                sleeper.cancel()
+
+    def _next_turn(self) -> None:
+        """Take the served waiter away; its actor's next one comes behind the other actors'."""
+        actor = self._turns.popleft()
+        self._waiting[actor].popleft()
+        if self._waiting[actor]:
+            self._turns.append(actor)
+        else:
+            del self._waiting[actor]
+
+    def _take_all(self) -> list[_Waiter]:
+        waiters = [waiter for queue in self._waiting.values() for waiter in queue]
+        self._waiting.clear()
+        self._turns.clear()
+        return waiters
+
+    def _answer_all(self, permit: Permit) -> None:
+        for waiter in self._take_all():
+            if not waiter.permit.done():
+                waiter.permit.set_result(permit)
+
+    def _book(
+        self, lease: str, slot: int, cost: Decimal, feedback: Feedback | None, now: float
+    ) -> None:
+        """Settle one slot; the limiter hears of it once, and only if the place was its own."""
+        self._ledger.settle(lease, slot, cost)
+        if (lease, slot) in self._in_flight:
+            self._in_flight.remove((lease, slot))
+            if feedback is None:
+                self._limiter.undo()
+            else:
+                self._limiter.done(feedback, now)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure

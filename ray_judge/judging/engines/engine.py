@@ -1,0 +1,182 @@
+"""The seams of the local half: a chunk of rows ─► engine ─► reader ─► language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from ray_judge.config import RunConfig
+from ray_judge.errors import ConfigError
+from ray_judge.judging.engines.verdict_tree import Position
+from ray_judge.judging.formats import Format, base_model_of, format_for
+from ray_judge.records import Example, Judgment, Scored
+
+
+class Engine(Protocol):
+    """Judges many rows at once. Thread-safe: several chunks are in flight per engine."""
+
+    model: str
+    """What `judge_model` says."""
+    needs_text: bool
+    """False for an engine that judges by `rows` alone: it gets every row, and no examples."""
+
+    def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
+        """Judge the examples, in order. `rows` are the same rows with `extra_columns`.
+
+        A misfortune of one row is that row's `error`; EngineError is for the engine itself.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model says where the verdict of one prompt sits.
+
+    `logprobs`: alternative → natural logs of the unmasked probabilities of its spellings.
+    `entropy`: mean of Σ p ln p over the generated tokens (null where it was not asked for).
+    `scored`: the tokens that the base model is asked about. `note`: what was done to the prompt.
+    `unseen`: most probability that alternatives which the server did not show can have together.
+    """
+
+    logprobs: Mapping[str, Sequence[float]]
+    entropy: float | None = None
+    scored: Scored | None = None
+    note: str | None = None
+    unseen: float = 0.0
+
+
+class Reader(Protocol):
+    """Asks a model about examples in its format's own task and orientation."""
+
+    name: str
+    """What `judge_model` says."""
+
+    def read(self, examples: Sequence[Example]) -> list[Reading | str]:
+        """Read each example's verdict position; text instead says why there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a model wrote: token ids (its end token included), text, entropies per token.
+
+    `ended`: by itself or at a stop text, not by the budget.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    entropies: tuple[float, ...]
+    ended: bool
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
+    """An answer's text: without its end token, and up to the first stop text."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+    ends = [at for word in stop if (at := text.find(word)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+class LanguageModel(Protocol):
+    """A model in this process, asked by tokens. Thread-safe."""
+
+    name: str
+    context: int
+    """Tokens of prompt and answer together."""
+    tokenizer: Any
+    """As of transformers."""
+
+    def positions(
+        self, asks: Sequence[tuple[Sequence[int], Sequence[int]]], *, entropy: bool
+    ) -> list[Position]:
+        """The next token's distribution behind each prompt: (prompt ids, ids asked for)."""
+        ...
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str], entropy: bool
+    ) -> list[Written]:
+        """Write an answer behind each prompt, greedily, of at most `most` tokens."""
+        ...
+
+    def entropies(self, scored: Sequence[Scored]) -> list[list[float]]:
+        """Σ p ln p at each token of given answers: a token's own distribution, not the next's."""
+        ...
+
+
+def extra_columns(config: RunConfig) -> tuple[str, ...]:
+    """Name the input columns that the engines read besides the example's own."""
+    columns = [
+        column for tier in config.tiers() for column in (tier.judge.prob_columns or {}).values()
+    ]
+    return tuple(dict.fromkeys(columns))
+
+
+def check_engine(config: RunConfig) -> Format | None:
+    """Refuse what can be known to fail before a model is loaded. Raises ConfigError.
+
+    Gives the judge's format, with its template at hand: it travels to the engines from here.
+    """
+    judge = config.judge
+    if judge.engine == "columns":
+        return None
+    if judge.engine in ("vllm", "transformers"):
+        from ray_judge.judging.engines.checkpoint import check_model
+
+        check_model("judge.model", str(judge.model))
+        if judge.confidence == "calibrated_entropy":
+            check_model("judge.base_model", base_of(config))
+    return format_for(judge, config.task)
+
+
+def base_of(config: RunConfig) -> str:
+    """The model that the judge was tuned from. Raises ConfigError where nobody says."""
+    base = config.judge.base_model or base_model_of(config.judge)
+    if base is None:
+        raise ConfigError(
+            "confidence: calibrated_entropy needs judge.base_model: the model that "
+            f"{config.judge.model} was tuned from"
+        )
+    return base
+
+
+def make_engine(config: RunConfig, format_: Format | None) -> Engine:
+    """Start the engine that the configuration names (seconds to minutes for a model).
+
+    Raises ConfigError for a model that is not there and EngineError when it does not start.
+    """
+    if config.judge.engine == "columns":
+        from ray_judge.judging.engines.columns import ColumnsEngine
+
+        return ColumnsEngine(config)
+    from ray_judge.judging.engines.local import ModelEngine
+
+    assert format_ is not None
+    return ModelEngine(config, format_, _reader(config, format_))
+
+
+def _reader(config: RunConfig, format_: Format) -> Reader:
+    if config.judge.engine == "http":
+        from ray_judge.judging.engines.http import HttpReader
+
+        return HttpReader(config.judge, format_)
+    from ray_judge.judging.engines.tokens import TokenReader
+
+    return TokenReader(config.judge, format_, make_model(config))
+
+
+def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
+    """Load the judge, or the base model that it was tuned from."""
+    judge = config.judge
+    if base:
+        judge = judge.model_copy(
+            update={"model": base_of(config), "revision": judge.base_revision, "adapter": None}
+        )
+    if judge.engine == "transformers":
+        from ray_judge.judging.engines.transformers import TransformersModel
+
+        return TransformersModel(judge)
+    from ray_judge.judging.engines.vllm import VllmModel
+
+    return VllmModel(judge)

@@ -1,0 +1,377 @@
+"""Phase A: chunks through a pool of judge actors under Ray Data, each committed when it is done.
+
+One chunk is one read task, one block, one call and one file, so its identity and order are kept
+from the input's slice to `judged/<chunk>.parquet`. What comes out of the stream is a receipt per
+chunk; the verdicts are already on disk by then.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayError, RayTaskError
+
+from ray_judge.config import JudgeConfig, RunConfig
+from ray_judge.errors import EngineError, RayJudgeError
+from ray_judge.escalation.question import StrongQuestion
+from ray_judge.judging.confidence import mean
+from ray_judge.judging.engines.checkpoint import weight_bytes
+from ray_judge.judging.engines.engine import (
+    Engine,
+    LanguageModel,
+    base_of,
+    check_engine,
+    make_engine,
+    make_model,
+)
+from ray_judge.judging.formats import Format
+from ray_judge.records import Chunk, Example, Judgment, Scored, judged_schema
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import RunDirectory
+from ray_judge.run.plan import read_examples, read_rows, row_keys
+from ray_judge.workers import our_error
+
+Rows = Mapping[str, Sequence[int]]
+"""Chunk → rows of its shard that are judged."""
+WEIGHTS_SHARE = 0.6
+"""Of a GPU's memory that the weights of two models may take together; the rest is for caches."""
+CHUNKS_PER_ACTOR = 3
+"""In flight at once: one being judged, one being read and tokenised, one being committed."""
+STUCK_AFTER_S = 1800
+"""Ray Data gives up when nothing at all has moved for so long."""
+
+log = logging.getLogger(__name__)
+
+
+class ChunkSource(Datasource):
+    """A Ray Data source whose read tasks are exactly the chunks that are still to be judged."""
+
+    def __init__(self, chunks: Sequence[Chunk], columns: Columns, rows: Rows | None) -> None:
+        """Hold the work; nothing is read here. `rows`: those of each chunk, None for all."""
+        super().__init__()
+        self._chunks = list(chunks)
+        self._columns = columns
+        self._rows = rows
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before reading."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """One task per chunk, whatever parallelism Ray Data would like."""
+        return [
+            ReadTask(
+                _Reader(chunk, self._columns, rows),
+                BlockMetadata(
+                    num_rows=chunk.rows if rows is None else len(rows),
+                    size_bytes=None,
+                    input_files=None,
+                    exec_stats=None,
+                ),
+            )
+            for chunk in self._chunks
+            for rows in (None if self._rows is None else self._rows[chunk.name],)
+        ]
+
+
+class _Reader:
+    """Reads one chunk; its block carries the chunk's name in the schema's metadata."""
+
+    def __init__(self, chunk: Chunk, columns: Columns, rows: Sequence[int] | None) -> None:
+        self.chunk = chunk
+        self.columns = columns
+        self.rows = rows
+
+    def __call__(self) -> list[pa.Table]:
+        chunk = self.chunk
+        table = read_rows(chunk.shard, chunk.start, chunk.rows, self.columns.needed())
+        name = pa.array([chunk.name] * len(table), pa.string())
+        rows = pa.array(range(chunk.start, chunk.start + len(table)), pa.int64())
+        shard = pa.array([chunk.shard_name] * len(table), pa.string())
+        for column, values in ((CHUNK, name), (SHARD, shard), (ROW, rows)):
+            table = table.append_column(column, values)
+        if self.rows is not None:
+            table = table.take([row - chunk.start for row in self.rows])
+        return [table]
+
+
+CHUNK, SHARD, ROW = "__chunk", "__shard", "__row"
+
+
+class JudgeActor:
+    """One engine and the chunks that pass through it."""
+
+    def __init__(
+        self, config: RunConfig, columns: Columns, run: RunDirectory, format_: Format | None
+    ) -> None:
+        """Start the engine. A failure is kept for the first call, which can carry it home."""
+        self._columns = columns
+        self._run = run
+        self._config = config
+        self._question = StrongQuestion(config)
+        self._failure: RayJudgeError | None = None
+        self._engine: Engine | None = None
+        try:
+            self._engine = make_engine(config, format_)
+        except RayJudgeError as error:
+            self._failure = error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Judge one chunk, commit it, and give its receipt.
+
+        Where the base model has its say yet (calibrated_entropy), the judged chunk goes on to it.
+        """
+        if self._engine is None:
+            raise self._failure or EngineError("the engine did not start")
+        chunk = block.column(CHUNK)[0].as_py()
+        judged, scored = judge_rows(
+            block, self._engine, self._config, self._columns, self._question
+        )
+        if self._config.judge.confidence == "calibrated_entropy":
+            return for_the_base(judged, scored, chunk)
+        return commit(self._run, self._config, chunk, judged)
+
+
+class BaseActor:
+    """The model that the judge was tuned from, and the chunks whose confidence it calibrates."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
+        """Load the base model; a failure is kept for the first call."""
+        self._config = config
+        self._run = run
+        self._failure: RayJudgeError | None = None
+        self._model: LanguageModel | None = None
+        try:
+            self._model = make_model(config, base=True)
+        except RayJudgeError as error:
+            self._failure = error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Subtract the base model's entropies, commit the chunk, and give its receipt."""
+        if self._model is None:
+            raise self._failure or EngineError("the base model did not start")
+        chunk = block.column(CHUNK)[0].as_py()
+        return commit(self._run, self._config, chunk, calibrate_rows(block, self._model))
+
+
+def commit(run: RunDirectory, config: RunConfig, chunk: str, judged: pa.Table) -> pa.Table:
+    """Make a judged chunk durable; gives its receipt, which is all that goes on."""
+    judged = judged.select(judged_schema(config.task, config.alternatives()).names)
+    run.commit_judged(chunk, judged)
+    failed = judged.column("judge_verdict").null_count
+    return pa.table({"chunk": [chunk], "rows": [len(judged)], "failed": [failed]})
+
+
+SCORED_PROMPTS, SCORED_ANSWERS = "__prompts", "__answers"
+TOKENS = pa.list_(pa.list_(pa.int32()))
+
+
+def for_the_base(judged: pa.Table, scored: Sequence[Sequence[Scored]], chunk: str) -> pa.Table:
+    """Put beside each judged row the tokens that the base model is asked about."""
+    prompts = [[list(item.prompt) for item in row] for row in scored]
+    answers = [[list(item.answer) for item in row] for row in scored]
+    table = judged.append_column(SCORED_PROMPTS, pa.array(prompts, TOKENS))
+    table = table.append_column(SCORED_ANSWERS, pa.array(answers, TOKENS))
+    return table.append_column(CHUNK, pa.array([chunk] * len(judged), pa.string()))
+
+
+def calibrate_rows(block: pa.Table, model: LanguageModel) -> pa.Table:
+    """The same rows with `judge_confidence`: the judge's mean entropy minus the base model's."""
+    prompts = block.column(SCORED_PROMPTS).to_pylist()
+    answers = block.column(SCORED_ANSWERS).to_pylist()
+    own = block.column("judge_confidence").to_pylist()
+    asked = [
+        [Scored(tuple(p), tuple(a)) for p, a in zip(*row, strict=True)] if known is not None else []
+        for *row, known in zip(prompts, answers, own, strict=True)
+    ]
+    found = iter(model.entropies([item for row in asked for item in row]))
+    values = [
+        None if known is None else known - mean([mean(next(found)) for _ in row])
+        for known, row in zip(own, asked, strict=True)
+    ]
+    place = block.schema.get_field_index("judge_confidence")
+    return block.set_column(place, block.schema.field(place), pa.array(values, pa.float64()))
+
+
+def judge_rows(
+    block: pa.Table,
+    engine: Engine,
+    config: RunConfig,
+    columns: Columns,
+    question: StrongQuestion,
+) -> tuple[pa.Table, list[Sequence[Scored]]]:
+    """Judge the rows of one chunk: one judged row per input row, in order, whatever befalls it.
+
+    Gives the judged rows and, for each, what the base model is to be asked.
+    """
+    examples = read_examples(block, columns)
+    judgments = [_unread(example) for example in examples]
+    keys = [None if isinstance(example, str) else question.keys(example) for example in examples]
+    readable = [n for n, example in enumerate(examples) if not isinstance(example, str)]
+    if not engine.needs_text:  # its verdicts are there, whatever the row's text is like
+        readable = list(range(len(examples)))
+    if readable:
+        texts = [example for n in readable if not isinstance(example := examples[n], str)]
+        for n, result in zip(readable, engine.judge(texts, block.take(readable)), strict=True):
+            judgments[n] = replace(result, error=result.error or judgments[n].error)
+    positions = block.column(ROW).to_pylist()
+    names = config.alternatives()
+    columns_out = {
+        "row": block.column(ROW),
+        "row_key": row_keys(block, columns, block.column(SHARD)[0].as_py(), positions),
+        "judge_verdict": [judgment.verdict for judgment in judgments],
+        "judge_probs": [_struct(judgment, names) for judgment in judgments],
+        "judge_mass": [judgment.mass for judgment in judgments],
+        "judge_unseen": [judgment.unseen for judgment in judgments],
+        "judge_orders_agree": [judgment.orders_agree for judgment in judgments],
+        "judge_confidence": [judgment.confidence for judgment in judgments],
+        "judge_model": [engine.model] * len(judgments),
+        "error": [judgment.error for judgment in judgments],
+        "question_keys": keys,
+    }
+    schema = judged_schema(config.task, names)
+    judged = pa.table(
+        {
+            field.name: pa.chunked_array(columns_out[field.name].chunks, field.type)
+            if isinstance(columns_out[field.name], pa.ChunkedArray)
+            else pa.array(columns_out[field.name], field.type)
+            for field in schema
+        },
+        schema=schema,
+    )
+    return judged, [judgment.scored for judgment in judgments]
+
+
+def _unread(example: Example | str) -> Judgment:
+    return Judgment(None, None, None, None, example if isinstance(example, str) else None)
+
+
+def _struct(judgment: Judgment, names: Sequence[str]) -> dict[str, float | None] | None:
+    if judgment.probs is None:
+        return None
+    return {name: judgment.probs.get(name) for name in names}
+
+
+def judge_chunks(
+    config: RunConfig,
+    chunks: Sequence[Chunk],
+    columns: Columns,
+    run: RunDirectory,
+    rows: Rows | None = None,
+) -> Iterator[str]:
+    """Judge the chunks and give each one's name once it is committed (in any order).
+
+    `rows`: which rows of each chunk; None for all of them.
+    """
+    if not chunks:
+        return
+    format_ = check_engine(config)
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = STUCK_AFTER_S
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    dataset = ray.data.read_datasource(
+        ChunkSource(chunks, columns, rows), override_num_blocks=len(chunks)
+    )
+    config = sharing(config)
+    pools = pool_sizes(config.judge, ray.cluster_resources(), len(chunks))
+    stages: list[tuple[Any, tuple[Any, ...]]] = [(JudgeActor, (config, columns, run, format_))]
+    if config.judge.confidence == "calibrated_entropy":
+        stages.append((BaseActor, (config, run)))
+    for (actor, arguments), pool in zip(stages, pools, strict=True):
+        dataset = dataset.map_batches(
+            actor,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            **_strategy(pool),
+        )
+    try:
+        for receipt in dataset.iter_rows():
+            yield receipt["chunk"]
+    except RayTaskError as error:
+        raise our_error(error) from None
+    except RayError as error:
+        raise EngineError(f"the judge's actors died: {error}") from None
+
+
+def sharing(config: RunConfig) -> RunConfig:
+    """Settle whether judge and base model share a GPU: as configured, else when they fit.
+
+    Only local checkpoints are measured: what a hub would send is not known before it is loaded.
+    """
+    judge = config.judge
+    if judge.confidence != "calibrated_entropy" or judge.share_gpu is not None:
+        return config
+    sizes = [weight_bytes(str(judge.model)), weight_bytes(base_of(config))]
+    fits = False
+    if ray.cluster_resources().get("GPU") and all(sizes):
+        there = ray.get(gpu_bytes.remote())
+        fits = sum(size or 0 for size in sizes) <= there * WEIGHTS_SHARE
+    update = {"judge": judge.model_copy(update={"share_gpu": fits})}
+    return config.model_copy(update=update)
+
+
+@ray.remote(num_gpus=0.01, num_cpus=0.01)
+def gpu_bytes() -> int:
+    """Memory of the GPU that Ray gives to a worker; 0 where nobody says."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return 0
+    sizes = [int(line) for line in found.split() if line.isdigit()]
+    return min(sizes, default=0) << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Actors of one model: how many, and what each one holds."""
+
+    replicas: int
+    gpus: float
+    cpus: float
+
+
+def pool_sizes(judge: JudgeConfig, cluster: Mapping[str, float], chunks: int) -> tuple[Pool, ...]:
+    """Size the actor pools (judge; with calibrated_entropy its base model, too).
+
+    GPUs where there are any: one per engine and tensor-parallel rank, or half of one where judge
+    and base model share it. Else a part of the CPUs: Ray hangs silently when actors hold every
+    CPU and the read tasks find none, so all pools together take at most half of what there is.
+    """
+    replicas = min(judge.replicas, chunks)
+    models = 2 if judge.confidence == "calibrated_entropy" else 1
+    gpus = judge.gpus_per_replica
+    if gpus is None:
+        here = bool(cluster.get("GPU")) and judge.engine in ("vllm", "transformers")
+        ranks = float(judge.engine_options.get("tensor_parallel_size", 1))
+        shared = models == 2 and ranks == 1 and judge.share_gpu
+        gpus = (0.5 if shared else ranks) if here else 0.0
+    cpus = judge.cpus_per_replica
+    if cpus is None:
+        cpus = 1.0 if gpus else min(1.0, cluster.get("CPU", 1.0) / 2 / (replicas * models))
+    return (Pool(replicas, gpus, cpus),) * models
+
+
+def _strategy(pool: Pool) -> dict[str, Any]:
+    return {
+        "compute": ray.data.ActorPoolStrategy(
+            size=pool.replicas,
+            max_concurrent_calls_per_actor=CHUNKS_PER_ACTOR,
+            max_tasks_in_flight_per_actor=CHUNKS_PER_ACTOR + 1,
+            enable_true_multi_threading=True,
+        ),
+        "num_gpus": pool.gpus or None,
+        "num_cpus": pool.cpus,
+    }

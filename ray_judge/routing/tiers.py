@@ -1,0 +1,101 @@
+"""Several local judges, one after the other: what each was asked, and what they say together.
+
+Tier 0 judges every row; each later one judges the rows that its predecessor's policy passed on.
+A row's local verdict is that of the last tier that gave one, and `judge_model` says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from ray_judge.calibration.document import Calibration
+from ray_judge.config import RunConfig
+from ray_judge.records import Route
+from ray_judge.routing.policies import route
+from ray_judge.run.directory import Plan, RunDirectory
+
+Rows = Mapping[str, Sequence[int]]
+"""Chunk → rows of its shard, rising: what a tier judges."""
+VERDICT = ("judge_verdict", "judge_probs", "judge_mass", "judge_unseen",
+    "judge_orders_agree", "judge_confidence",
+           "judge_model")  # fmt: skip
+
+
+def read_judged(run: RunDirectory, tiers: int, chunk: str) -> tuple[pa.Table, list[int]]:
+    """A chunk's judged rows, all tiers together, and the last tier that each row reached."""
+    table = run.tier(0).read_judged(chunk)
+    if tiers == 1:
+        return table, [0] * len(table)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    place = {row["row"]: n for n, row in enumerate(rows)}
+    reached = [0] * len(rows)
+    for tier in range(1, tiers):
+        here = run.tier(tier)
+        if not here.has_judged(chunk):
+            break
+        for later in here.read_judged(chunk).to_pylist():
+            n = place[later["row"]]
+            rows[n], reached[n] = _together(rows[n], later), tier
+    return pa.Table.from_pylist(rows, schema=table.schema), reached
+
+
+def _together(before: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The later tier's verdict; without one the earlier verdict stands, as unsure as can be."""
+    if later["judge_verdict"] is not None:
+        return {**before, **{name: later[name] for name in VERDICT}, "error": later["error"]}
+    errors = [error for error in (before["error"], later["error"]) if error]
+    return {**before, "judge_confidence": None, "error": "; ".join(errors) or None}
+
+
+def judged_frame(run: RunDirectory, tiers: int, chunk: str) -> pl.DataFrame:
+    """What routing and asking need of a judged chunk; `tier` is the last one a row reached."""
+    table, reached = read_judged(run, tiers, chunk)
+    table = table.select(["row", "row_key", "judge_confidence", "question_keys"])
+    return pl.DataFrame(pl.from_arrow(table)).with_columns(
+        pl.lit(chunk).alias("chunk"),
+        pl.col("question_keys").is_not_null().alias("askable"),
+        pl.Series("tier", reached, pl.Int32),
+    )
+
+
+def own_confidences(run: RunDirectory, plan: Plan, tier: int) -> pl.Series:
+    """How sure a tier's judge was of each row that reached it; null where it gave no verdict."""
+    here = run.tier(tier)
+    committed = here.judged()
+    parts = [
+        pl.Series(pl.from_arrow(here.read_judged(chunk.name)["judge_confidence"]))
+        for chunk in plan.chunks()
+        if chunk.name in committed
+    ]
+    return pl.concat(parts) if parts else pl.Series([], dtype=pl.Float64)
+
+
+def passed_on(
+    run: RunDirectory,
+    config: RunConfig,
+    plan: Plan,
+    tier: int,
+    calibration: Calibration | None,
+) -> Rows:
+    """The rows that a tier's policy sends to the next one, once all its chunks are judged."""
+    frames = [judged_frame(run, tier + 1, chunk.name) for chunk in plan.chunks()]
+    here = pl.concat(frames).filter(pl.col("tier") == tier)
+    policy = config.tiers()[tier].route
+    calibrated = calibration.tiers[tier] if calibration else None
+    decided = route(here, policy, calibrated, run_seed(config, plan))
+    rows: dict[str, list[int]] = {}
+    chosen = decided.filter(route=Route.ESCALATE.value).sort("chunk", "row")
+    for chunk, row in chosen.select("chunk", "row").rows():
+        rows.setdefault(chunk, []).append(row)
+    return rows
+
+
+def run_seed(config: RunConfig, plan: Plan) -> str:
+    """What a run's draws stand on: its configuration and its input, so that no two nights match."""
+    prints = [shard.fingerprint for shard in plan.shards]
+    return hashlib.sha256("\n".join([config.digest(), *prints]).encode()).hexdigest()

@@ -1,0 +1,301 @@
+"""The input as found: which shards, whether they can be judged, and how to read a slice.
+
+Everything that can be known before money is spent is refused here, naming file, column and row.
+A misfortune of a single row (null, empty or undecodable text) is not refused: `read_examples`
+reports it as that row's error.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_judge.config import RunConfig
+from ray_judge.errors import InputChangedError, InputError, StorageError
+from ray_judge.records import Example, Shard
+from ray_judge.run.columns import OPTIONAL, Columns, is_text, resolve_columns
+from ray_judge.storage.local import open_storage
+
+AT_ONCE = 8
+"""Shards that are looked at together while planning (hashing and I/O leave Python's lock)."""
+
+
+def plan_input(config: RunConfig, extra: Sequence[str]) -> tuple[list[Shard], Columns]:
+    """Find, check and fingerprint every shard. Raises InputError."""
+    shards: list[Shard] = []
+    columns: Columns | None = None
+    first: tuple[str, pa.Schema] | None = None
+    found = [(f"{root.rstrip('/')}/{name}", name) for root, name in find_shards(config.input)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for (path, name), (schema, rows, print_) in zip(
+            found, pool.map(_inspect, [path for path, _ in found]), strict=True
+        ):
+            columns = resolve_columns(config, schema, extra, path)
+            first = first or (path, schema)
+            _same_schema(first, (path, schema))
+            if rows == 0 and not config.allow_empty_shards:
+                raise InputError(
+                    "this shard has no rows: remove it, or say allow_empty_shards: true", file=path
+                )
+            shards.append(Shard(path, name, rows, print_))
+    if columns is None or not sum(shard.rows for shard in shards):
+        raise InputError("there is nothing to judge: the input has no rows", input=config.input)
+    if columns.id:
+        _unique_ids(shards, columns.id)
+    return shards, columns
+
+
+def _inspect(path: str) -> tuple[pa.Schema, int, str]:
+    """Schema, rows and fingerprint of one shard."""
+    with open_shard(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    return schema, rows, fingerprint(path)
+
+
+def find_shards(uri: str) -> list[tuple[str, str]]:
+    """List (root, name) of every Parquet file that a file, folder, glob or URI stands for.
+
+    In a glob `*` stays within a folder and `**` crosses folders. Names that begin with a dot or
+    an underscore are left out, as everywhere in this trade, unless the file itself is named.
+    """
+    root, pattern = _split(uri)
+    if pattern is not None and "://" not in root and Path(root, pattern).is_file():
+        return [(root, pattern)]
+    storage = open_storage(root)
+    names = [
+        name
+        for name in storage.list("")
+        if not any(part.startswith((".", "_")) for part in name.split("/"))
+    ]
+    if pattern is None:
+        names = [name for name in names if name.endswith((".parquet", ".pq"))]
+    else:
+        wanted = pattern.split("/")
+        names = [name for name in names if _matches(name.split("/"), wanted)]
+    if not names:
+        raise InputError("no Parquet shards here (*.parquet)", input=uri)
+    return [(storage.uri, name) for name in names]
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Match a path with a glob, folder by folder."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or bool(parts and _matches(parts[1:], pattern))
+    here = bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0])
+    return here and _matches(parts[1:], pattern[1:])
+
+
+def _split(uri: str) -> tuple[str, str | None]:
+    """Split a URI into the root to list and the pattern, None for a whole folder."""
+    remote = "://" in uri
+    path = Path(uri).expanduser().absolute()
+    if not remote and (path.exists() or not any(c in uri for c in "*?[")):
+        if path.is_dir():
+            return str(path), None
+        if not path.exists():
+            raise InputError("there is no such file or folder", input=uri)
+        return str(path.parent), path.name
+    text = uri if remote else str(path)
+    parts = text.split("/")
+    wild = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), None)
+    if wild is None:
+        if text.endswith((".parquet", ".pq")):
+            return text.rpartition("/")[0], text.rpartition("/")[2]
+        return text, None
+    return "/".join(parts[:wild]) or "/", "/".join(parts[wild:])
+
+
+@contextmanager
+def open_shard(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a shard for reading; whatever Parquet refuses becomes an InputError naming it."""
+    root, _, name = path.rpartition("/")
+    try:
+        with pq.ParquetFile(open_storage(root).open_input(name), pre_buffer=True) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"not a readable Parquet file: {reason}", file=path) from None
+    except StorageError as error:
+        raise InputError(f"cannot read this shard: {error.message}", file=path) from None
+
+
+def _same_schema(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> None:
+    (first_path, wanted), (path, schema) = first, other
+    for name in sorted(set(wanted.names) | set(schema.names)):
+        here = schema.field(name).type if name in schema.names else "missing"
+        there = wanted.field(name).type if name in wanted.names else "missing"
+        if here != there:
+            raise InputError(
+                f"shards differ: {here} here, {there} in {first_path}", file=path, column=name
+            )
+
+
+def _unique_ids(shards: Sequence[Shard], column: str) -> None:
+    """Refuse a null id and an id that two rows have, naming both."""
+    parts = []
+    for number, shard in enumerate(shards):
+        with open_shard(shard.path) as file:
+            ids = file.read(columns=[column]).column(0)
+        if ids.null_count:
+            row = pc.index(ids.is_null(), True).as_py()
+            raise InputError("id is null", file=shard.path, column=column, row=row)
+        ids = _bytes(ids) if is_text(ids.type) else ids
+        where = {"shard": pa.array([number] * len(ids)), "row": pa.array(range(len(ids)))}
+        parts.append(pa.table({"id": ids, **where}))
+    table = pa.concat_tables(parts)
+    counts = table.group_by("id").aggregate([([], "count_all")])
+    twice = counts.filter(pc.greater(counts["count_all"], 1))["id"]
+    if len(twice):
+        rows = table.filter(pc.equal(table["id"], twice[0])).slice(0, 2).to_pylist()
+        places = " and ".join(f"{shards[r['shard']].path} row {r['row']}" for r in rows)
+        first = twice[0].as_py()
+        shown = first.decode(errors="backslashreplace") if isinstance(first, bytes) else first
+        raise InputError(
+            f"{len(twice)} ids occur more than once, the first, {shown!r}, in {places}",
+            file=shards[rows[1]["shard"]].path,
+            column=column,
+            row=rows[1]["row"],
+        )
+
+
+def fingerprint(path: str) -> str:
+    """Give what changes whenever the bytes do: SHA-256 of the file.
+
+    On an object store the footer stands for the bytes: reading a terabyte to plan a night would
+    be dear, and the footer holds every page's size, offset and statistics.
+    """
+    root, _, name = path.rpartition("/")
+    if "://" not in path:
+        with open(path, "rb") as local:
+            return hashlib.file_digest(local, "sha256").hexdigest()
+    with open_storage(root).open_input(name) as file:
+        size = file.size()
+        file.seek(max(0, size - 8))
+        tail = int.from_bytes(file.read(4), "little") + 8
+        file.seek(max(0, size - tail))
+        return f"{size}-{hashlib.sha256(file.read()).hexdigest()}"
+
+
+def check_unchanged(shard: Shard) -> None:
+    """Raise InputChangedError when a shard is not what it was when the run was planned."""
+    try:
+        now = fingerprint(shard.path)
+    except (OSError, StorageError):
+        now = None
+    if now != shard.fingerprint:
+        raise InputChangedError(
+            "this shard is gone" if now is None else "this shard changed since the run began",
+            file=shard.path,
+        )
+
+
+def read_rows(path: str, start: int, rows: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a slice of a shard, decoding only the row groups that it touches."""
+    with open_shard(path) as file:
+        groups, skip = [], None
+        begin = 0
+        for number in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(number).num_rows
+            if begin < start + rows and end > start:
+                skip = start - begin if skip is None else skip
+                groups.append(number)
+            begin = end
+        wanted = list(columns) if columns is not None else None
+        if not groups:
+            return file.schema_arrow.empty_table().select(wanted or file.schema_arrow.names)
+        parts, seen, skip = [], 0, skip or 0
+        for batch in file.iter_batches(batch_size=4096, row_groups=groups, columns=wanted):
+            first, last = max(skip, seen), min(skip + rows, seen + batch.num_rows)
+            if first < last:
+                parts.append(batch.slice(first - seen, last - first))
+            seen += batch.num_rows
+            if seen >= skip + rows:
+                break
+        return pa.Table.from_batches(parts)
+
+
+def read_slices(path: str, sizes: Sequence[int]) -> Iterator[pa.Table]:
+    """Read a shard from its first row, in slices of these sizes, decoding everything once.
+
+    The last slices are shorter, or empty, where the shard has fewer rows.
+    """
+    with open_shard(path) as file:
+        batches = file.iter_batches(batch_size=4096)
+        rest = file.schema_arrow.empty_table()
+        for size in sizes:
+            parts = [rest]
+            held = len(rest)
+            while held < size and (batch := next(batches, None)) is not None:
+                parts.append(pa.Table.from_batches([batch]))
+                held += batch.num_rows
+            whole = pa.concat_tables(parts)
+            yield whole.slice(0, size)
+            rest = whole.slice(size)
+
+
+def read_examples(table: pa.Table, columns: Columns) -> list[Example | str]:
+    """Turn rows into examples; text instead of an example says why the row has none."""
+    texts = {role: _decode(table.column(name)) for role, name in columns.text.items()}
+    return [
+        _example({role: values[n] for role, values in texts.items()}) for n in range(len(table))
+    ]
+
+
+def _example(values: Mapping[str, str | bytes | None]) -> Example | str:
+    clean: dict[str, str] = {}
+    for role, value in values.items():
+        optional = role in OPTIONAL
+        if isinstance(value, bytes):
+            return f"input: {role} is not UTF-8 text"
+        if not value or (not optional and not value.strip()):
+            if not optional:
+                return f"input: {role} is {'null' if value is None else 'empty'}"
+            continue
+        clean[role] = value
+    responses = tuple(clean[r] for r in ("response_a", "response_b", "response") if r in clean)
+    return Example(
+        clean["instruction"],
+        responses,
+        clean.get("input"),
+        clean.get("reference"),
+        clean.get("rubric"),
+    )
+
+
+def _decode(column: pa.ChunkedArray) -> list[str | bytes | None]:
+    """Give text per row; bytes where they are not UTF-8."""
+    values: list[str | bytes | None] = []
+    for value in _bytes(column).to_pylist():
+        try:
+            values.append(None if value is None else value.decode())
+        except UnicodeDecodeError:
+            values.append(value)
+    return values
+
+
+def _bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text of any type as bytes, whether or not they are UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.large_binary())
+
+
+def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[int]) -> list[str]:
+    """Name each row: its id, else its shard and position (both sort as they should)."""
+    if not columns.id:
+        return [f"{shard}#{position:012d}" for position in positions]
+    ids = _decode(table.column(columns.id)) if is_text(table.column(columns.id).type) else None
+    if ids is not None:
+        return [key.hex() if isinstance(key, bytes) else str(key) for key in ids]
+    numbers = table.column(columns.id).to_pylist()
+    return [f"{n:020d}" if n >= 0 else f"-{n + (1 << 63):020d}" for n in numbers]

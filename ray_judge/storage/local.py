@@ -1,0 +1,309 @@
+"""The file-system edge: local disks and object stores behind one narrow seam.
+
+A run directory lives in a `Storage`. What the rest of the package relies on:
+
+* `write` and `write_stream` replace atomically: a reader sees the old file, the new one, never
+  a part; what they return from is durable.
+* `create` is exclusive: of any number of racing callers exactly one returns, all others get
+  `AlreadyExists`. Fencing of the ledger stands on this.
+* `exists` and `list` see every `create` that returned before they were called (local disks, S3
+  and GCS are strongly consistent; a network file system with cached look-ups is not, and must
+  not hold a ledger).
+* An `AppendLog` keeps what was appended before a `sync` that returned. What came after it may
+  be there in part: readers of logs check every line (`escalation/lines.py`).
+
+Exceptions of the operating system and (in `object_storage.py`) of the object store's client are
+translated here, by type, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from ray_judge.errors import AlreadyExists, ConfigError, StorageError
+
+_TEMPORARY = ".tmp-"
+"""Prefix of names that are being written; never listed, worthless after a crash."""
+
+
+class Missing(StorageError):
+    """There is no file of this name."""
+
+
+@runtime_checkable
+class AppendLog(Protocol):
+    """A log that only grows; `append` from one thread, `sync` possibly from another."""
+
+    def append(self, data: bytes) -> None:
+        """Buffer `data`; nothing is durable yet."""
+
+    def sync(self) -> None:
+        """Make everything appended before this call durable, or raise `StorageError`.
+
+        After a failure the log refuses all further work: what a failed fsync left on the disk
+        is unknown, so a later success would prove nothing.
+        """
+
+    def close(self) -> None:
+        """Sync what is buffered and release the file."""
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """A root under which relative paths with forward slashes name files."""
+
+    @property
+    def uri(self) -> str:
+        """The root, e.g. `/abs/path` or `s3://bucket/prefix`."""
+
+    def read(self, path: str) -> bytes:
+        """The whole file; `Missing` when there is none."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace atomically and durably."""
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write atomically and durably where nothing is; `AlreadyExists` when taken."""
+
+    def exists(self, path: str) -> bool:
+        """Whether a complete file has this name."""
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted relative paths of the complete files under the folder `prefix`."""
+
+    def delete(self, path: str) -> None:
+        """Remove; a missing file is fine."""
+
+    def log(self, path: str) -> AppendLog:
+        """Begin a new append-only log; `AlreadyExists` when the name was used before."""
+
+    def write_stream(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """A file object that replaces `path` when the block ends well, else leaves nothing."""
+
+    def open_input(self, path: str) -> Any:
+        """A seekable binary file for `pyarrow.parquet`; `Missing` when there is none."""
+
+
+def open_storage(uri: str) -> Storage:
+    """Open a local path, `file://`, `s3://` or `gs://` root; nothing is created or contacted yet.
+
+    Credentials and endpoints come from the environment (`AWS_*`, `GOOGLE_*`). Raises
+    `ConfigError` for another scheme, or when the optional dependency is not installed.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme in ("", "file"):
+        path = parts.path if parts.scheme == "file" else uri
+        if not path:
+            raise ConfigError("an empty path cannot hold a run directory", uri=uri)
+        return LocalStorage(os.path.abspath(path))
+    if parts.scheme in ("s3", "gs"):
+        if not parts.netloc:
+            raise ConfigError("the URI names no bucket", uri=uri)
+        from ray_judge.storage.object_store import ObjectStorage
+
+        return ObjectStorage(uri.rstrip("/"))
+    raise ConfigError(f"cannot store in {parts.scheme}:// (local path, file, s3, gs)", uri=uri)
+
+
+def checked(path: str) -> str:
+    """Refuse paths that leave the root: every name in a run directory is our own making."""
+    if not path or path.startswith("/") or ".." in path.split("/"):
+        raise StorageError("not a relative path inside the storage", path=path)
+    return path
+
+
+# --- local disks -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _local_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Missing("no such file", path=path) from error
+    except FileExistsError as error:
+        raise AlreadyExists("the name is taken", path=path) from error
+    except OSError as error:
+        raise StorageError(f"the file system refused: {error.strerror}", path=path) from error
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the names in `folder` durable: without it a crash may forget a rename."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class LocalStorage:
+    """Files under one folder of a local disk."""
+
+    def __init__(self, root: str) -> None:
+        """Remember the absolute folder `root`."""
+        self.uri = root
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the root alone."""
+        return (LocalStorage, (self.uri,))
+
+    def _at(self, path: str) -> str:
+        return os.path.join(self.uri, checked(path))
+
+    def _folder(self, path: str) -> str:
+        """The folder of `path`, made if need be, its own name durable in its parent."""
+        folder = os.path.dirname(self._at(path))
+        missing = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for name in reversed(missing):
+            os.makedirs(name, exist_ok=True)
+            _sync_folder(os.path.dirname(name))
+        return os.path.dirname(self._at(path))
+
+    def read(self, path: str) -> bytes:
+        """See `Storage.read`."""
+        with _local_errors(path):
+            return Path(self._at(path)).read_bytes()
+
+    def write(self, path: str, data: bytes) -> None:
+        """See `Storage.write`."""
+        with self.write_stream(path) as file:
+            file.write(data)
+
+    def create(self, path: str, data: bytes) -> None:
+        """See `Storage.create`: a hard link either takes the name or fails, atomically."""
+        with _local_errors(path):
+            with self._temporary(path) as (file, temporary):
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.link(temporary, self._at(path))
+            _sync_folder(os.path.dirname(self._at(path)))
+
+    def exists(self, path: str) -> bool:
+        """See `Storage.exists`."""
+        return os.path.isfile(self._at(path))
+
+    def list(self, prefix: str) -> list[str]:
+        """See `Storage.list`."""
+        found = []
+        start = self._at(prefix) if prefix else self.uri
+        for folder, _, names in os.walk(start):
+            for name in names:
+                if not name.startswith(_TEMPORARY):
+                    relative = os.path.relpath(os.path.join(folder, name), self.uri)
+                    found.append(relative.replace(os.sep, "/"))
+        return sorted(found)
+
+    def delete(self, path: str) -> None:
+        """See `Storage.delete`."""
+        with _local_errors(path), contextlib.suppress(FileNotFoundError):
+            os.unlink(self._at(path))
+
+    def log(self, path: str) -> AppendLog:
+        """See `Storage.log`."""
+        with _local_errors(path):
+            folder = self._folder(path)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
+            handle = os.open(self._at(path), flags, 0o644)
+            _sync_folder(folder)
+        return _LocalLog(path, handle)
+
+    @contextmanager
+    def _temporary(self, path: str) -> Iterator[tuple[BinaryIO, str]]:
+        """A new file beside `path` under a name that readers skip; removed at the end."""
+        folder = self._folder(path)
+        name = os.path.join(folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            with open(name, "xb") as file:
+                yield file, name
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+    @contextmanager
+    def write_stream(self, path: str) -> Iterator[BinaryIO]:
+        """See `Storage.write_stream`. Errors raised in the caller's block pass unchanged."""
+        temporaries = self._temporary(path)
+        with _local_errors(path):
+            file, temporary = temporaries.__enter__()
+        try:
+            yield file
+            with _local_errors(path):
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, self._at(path))
+                _sync_folder(os.path.dirname(self._at(path)))
+        finally:
+            temporaries.__exit__(None, None, None)
+
+    def open_input(self, path: str) -> Any:
+        """See `Storage.open_input`."""
+        with _local_errors(path):
+            return pa.OSFile(self._at(path), "rb")
+
+
+class BufferedLog:
+    """Bytes waiting for the next sync; knows whether an earlier sync failed."""
+
+    def __init__(self, path: str) -> None:
+        """Nothing is waiting; `path` is for messages."""
+        self.path = path
+        self._pending = bytearray()
+        self._pending_lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._broken = False
+
+    def append(self, data: bytes) -> None:
+        """See `AppendLog.append`."""
+        with self._pending_lock:
+            self._pending += data
+
+    def sync(self) -> None:
+        """See `AppendLog.sync`."""
+        with self._sync_lock:
+            if self._broken:
+                raise StorageError("an earlier write to this log failed", path=self.path)
+            with self._pending_lock:
+                data, self._pending = bytes(self._pending), bytearray()
+            if data:
+                self._broken = True  # until the write is known to have succeeded
+                self._put(data)
+                self._broken = False
+
+    def _put(self, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class _LocalLog(BufferedLog):
+    def __init__(self, path: str, handle: int) -> None:
+        super().__init__(path)
+        self._handle = handle
+
+    def _put(self, data: bytes) -> None:
+        with _local_errors(self.path):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
+            os.fsync(self._handle)
+
+    def close(self) -> None:
+        if self._handle < 0:
+            return
+        try:
+            self.sync()
+        finally:
+            os.close(self._handle)
+            self._handle, self._broken = -1, True

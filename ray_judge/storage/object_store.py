@@ -1,0 +1,168 @@
+"""Run directories on S3 and GCS, through obstore (the extra `s3`). See `storage.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from ray_judge.errors import AlreadyExists, ConfigError, StorageError
+from ray_judge.storage.local import AppendLog, BufferedLog, Missing, checked
+
+_SPOOL_BYTES = 32 << 20
+"""A stream is kept in memory up to this size, then in a temporary file, then put at once."""
+
+
+@contextmanager
+def _object_errors(path: str) -> Iterator[None]:
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Missing("no such object, or no such bucket", path=path) from error
+    except (AlreadyExistsError, PreconditionError) as error:
+        raise AlreadyExists("the name is taken", path=path) from error
+    except (BaseError, OSError) as error:
+        # The store's own text is kept short: it may quote whole responses.
+        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise StorageError(f"the object store refused: {text}", path=path) from error
+
+
+class ObjectStorage:
+    """Objects under one prefix of an S3 or GCS bucket, through obstore."""
+
+    def __init__(self, uri: str) -> None:
+        """Connect lazily by `uri`; raises `ConfigError` when obstore is not installed."""
+        try:
+            import obstore
+            from obstore.store import from_url
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "object stores need the extra `s3`: pip install 'ray-judge[s3]'", uri=uri
+            ) from error
+        self.uri = uri
+        self._obstore = obstore
+        endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+        connect: Any = from_url  # its overloads cannot be chosen by a URI known at run time
+        with _object_errors(uri):
+            self._store = connect(
+                uri, client_options={"allow_http": endpoint.startswith("http://")}
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the URI alone; the other side takes credentials from its environment."""
+        return (ObjectStorage, (self.uri,))
+
+    def read(self, path: str) -> bytes:
+        """See `Storage.read`."""
+        with _object_errors(path):
+            return bytes(self._obstore.get(self._store, checked(path)).bytes())
+
+    def write(self, path: str, data: bytes) -> None:
+        """See `Storage.write`: one put is atomic."""
+        with _object_errors(path):
+            self._obstore.put(self._store, checked(path), data, use_multipart=False)
+
+    def create(self, path: str, data: bytes) -> None:
+        """See `Storage.create`: a put with `If-None-Match: *`.
+
+        A put that succeeded but whose answer was lost is sent again by the client and then
+        refused: the caller sees `AlreadyExists` for its own object. Callers that must know put
+        something of their own in `data` and read it back.
+        """
+        with _object_errors(path):
+            self._obstore.put(self._store, checked(path), data, mode="create", use_multipart=False)
+
+    def exists(self, path: str) -> bool:
+        """See `Storage.exists`."""
+        try:
+            with _object_errors(path):
+                self._obstore.head(self._store, checked(path))
+        except Missing:
+            return False
+        return True
+
+    def list(self, prefix: str) -> list[str]:
+        """See `Storage.list`."""
+        with _object_errors(prefix):
+            batches = self._obstore.list(self._store, prefix=prefix.rstrip("/") or None)
+            return sorted(str(item["path"]) for batch in batches for item in batch)
+
+    def delete(self, path: str) -> None:
+        """See `Storage.delete`."""
+        with contextlib.suppress(Missing), _object_errors(path):
+            self._obstore.delete(self._store, checked(path))
+
+    def log(self, path: str) -> AppendLog:
+        """See `Storage.log`: every sync creates the next object `path.00000001`, ..."""
+        if self.exists(f"{path}.{1:08d}"):
+            raise AlreadyExists("the name is taken", path=path)
+        return _ObjectLog(self, checked(path))
+
+    @contextmanager
+    def write_stream(self, path: str) -> Iterator[BinaryIO]:
+        """See `Storage.write_stream`: spooled here, then one (multipart) put."""
+        with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as file:
+            yield cast(BinaryIO, file)
+            file.seek(0)
+            with _object_errors(path):
+                self._obstore.put(self._store, checked(path), cast(Any, file))
+
+    def open_input(self, path: str) -> Any:
+        """See `Storage.open_input`."""
+        with _object_errors(path):
+            reader = self._obstore.open_reader(self._store, checked(path))
+        return pa.PythonFile(_ObjectFile(path, reader), mode="r")
+
+
+class _ObjectFile(io.RawIOBase):
+    """obstore's reader with our errors, as pyarrow wants a Python file to be."""
+
+    def __init__(self, path: str, reader: Any) -> None:
+        self._path = path
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        with _object_errors(self._path):
+            return bytes(self._reader.read(None if size is None or size < 0 else size))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
+
+
+class _ObjectLog(BufferedLog):
+    def __init__(self, storage: ObjectStorage, path: str) -> None:
+        super().__init__(path)
+        self._storage = storage
+        self._segment = 0
+
+    def _put(self, data: bytes) -> None:
+        self._segment += 1
+        name = f"{self.path}.{self._segment:08d}"
+        try:
+            self._storage.create(name, data)
+        except AlreadyExists:
+            # Our own put whose answer was lost, or another writer under our name: the bytes tell.
+            if self._storage.read(name) != data:
+                raise
+
+    def close(self) -> None:
+        if not self._broken:
+            self.sync()
+        self._broken = True
