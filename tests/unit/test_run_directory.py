@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ray_judge import locks, run_directory
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import CorruptedError, RunChangedError, RunLockedError
 from ray_judge.records import Shard, judged_schema
+from ray_judge.run import directory as run_directory
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.storage import lock as locks
 
 pytestmark = pytest.mark.timeout(120)
 
