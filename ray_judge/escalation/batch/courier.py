@@ -1,324 +1,254 @@
-"""Batch mode: the questions go out as files, at half the price, and come back within a day.
+"""The batch courier: questions go out as files, at half the price, and come back within a day.
 
 One batch is one lease whose slots are its requests. Each step is durable before the next:
 
     intent → lease → upload → creating → CREATE → submitted → ended → journal → ledger → read
-    └───── given back ─────┘└─── looked for ───┘└────────── read, or read again ─────────┘
-    (where runs share a journal, a notice says from the lease until `read` what is being asked)
+    └──── given back ────┘└─ looked for ─┘└──────── read, or read again ────────┘
 
 Whoever comes after a crash does with each batch what stands below its last durable step, so no
 batch is created twice, none is forgotten, and no answer counts twice. What is not obvious about
 that stands in docs/decisions/0020-batch-mode.md.
 
-Why two processes cannot create one batch each (on object stores; on a local disk the run's lock is
-the kernel's): `creating` is written, and *then* the ledger makes sure that it has no newer owner.
-A newer owner reads the records after it claimed the ledger, so it sees `creating` and looks for
-the batch; a process that has lost the ledger stops before the call, or finds its file deleted.
-The same reading shows it every batch that it does not know yet, and whose questions are not its to
-ask: so it is done at each claim, before anything is sent (`_claim`).
+Why two processes cannot create one batch each: `creating` is written, and *then* the ledger makes
+sure that it has no newer owner. A newer owner reads the records after its claim, so it sees
+`creating` and looks for the batch; a process that has lost the books stops before the call, or
+finds its file deleted. The books are owned only while there is something to book: a night's wait
+keeps no other run from books that they share.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import math
 import secrets
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import polars as pl
-
-from ray_judge.config import RunConfig, api_key
-from ray_judge.errors import EscalationError, PausedError, RayJudgeError
-from ray_judge.escalation.batch.batch_books import BatchBooks
-from ray_judge.escalation.batch.notices import BatchNotices
-from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, explained, gone
-from ray_judge.escalation.batch.queue import BatchQueue
-from ray_judge.escalation.batch.records import (
-    BatchFolder,
-    BatchState,
-    Request,
-    RequestReader,
-    Stage,
-    Wanted,
-    wanted,
-)
-from ray_judge.escalation.batch.results import History, Result, ResultReader, read_results
+from ray_judge.config import RunConfig
+from ray_judge.errors import EscalationError, PausedError
+from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, explain, explain_lost
+from ray_judge.escalation.batch.queue import BatchQueue, Request
+from ray_judge.escalation.batch.records import BatchRecord, Stage, load, path_of, save
+from ray_judge.escalation.batch.results import Result, ResultReader, read_results
+from ray_judge.escalation.books.books import Books, Claim
+from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger
-from ray_judge.escalation.books.places import month_is_full
-from ray_judge.escalation.client import Kind, RequestFailed
-from ray_judge.escalation.online.asker import LOST_TRIES, TRIES
-from ray_judge.escalation.pricing import price_of
-from ray_judge.escalation.turn import Turn
-from ray_judge.run.columns import Columns
-from ray_judge.run.directory import Plan, RunDirectory
-from ray_judge.storage.local import open_storage
+from ray_judge.escalation.client import BatchClient
+from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.escalation.online.governor import Clock
+from ray_judge.escalation.processes import identity
+from ray_judge.escalation.questions import Question, QuestionMaker
+from ray_judge.escalation.session import POLL_S, Report, Session
+from ray_judge.records import Chunk, Outcome
 
 STRIKES = 3
 """So many batches in a row that the provider refused as a whole end the run."""
 
-Progress = Callable[[Mapping[str, Any]], None]
 
-
-def ask_in_batches(
-    config: RunConfig, plan: Plan, routed: Iterable[pl.DataFrame], progress: Progress
-) -> None:
-    """Ask every routed question that the journal does not answer yet, once all are known.
-
-    Raises PausedError with batches pending (the next `score` goes on), ProviderDown,
-    EscalationError, StorageError; whatever was read by then is in the journal.
-    """
-    frames = list(routed)
-    chunks = {chunk.name: chunk for chunk in plan.chunks()}
-    questions = wanted(pl.concat(frames), chunks) if frames else []
-    session = BatchSession(config, plan.columns, questions, progress)
-    try:
-        session.run()
-    except RayJudgeError:
-        with contextlib.suppress(RayJudgeError):  # the first error is the one to be told
-            session.close()
-        raise
-    session.close()
-
-
-class BatchSession:
-    """One process's work on a run's batches. After a crash at any point another one goes on."""
+class BatchCourier:
+    """Asks the questions of a session in batches. After a crash at any point another one goes on."""
 
     def __init__(
         self,
         config: RunConfig,
-        columns: Columns,
-        questions: Sequence[Wanted],
-        progress: Progress = lambda figures: None,
-        *,
-        clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
-        checkpoint: Callable[[str], None] = lambda step: None,
+        books: Books,
+        maker: QuestionMaker,
+        chunks: Mapping[str, Chunk],
+        client: BatchClient,
+        clock: Clock,
+        report: Report,
     ) -> None:
-        """Take the questions in the order in which they deserve the money.
-
-        `clock` gives Unix seconds. `checkpoint` is called behind every step with its name: tests
-        let a crash happen there.
-        """
-        self._config, self._strong = config, config.strong
-        override = self._strong.price
-        price = price_of(
-            self._strong.model, override.model_dump(exclude_none=True) if override else None
+        """Own nothing yet."""
+        self._strong, self._books, self._clock, self._report = config.strong, books, clock, report
+        self._provider = Provider(config.strong, client, clock)
+        self._queue = BatchQueue(
+            config.strong.batch, lambda questions: maker.bodies(questions, chunks)
         )
-        self._progress, self._clock, self._sleep = progress, clock, sleep
-        self._checkpoint = checkpoint
-        self._folder = BatchFolder(open_storage(config.output))
-        self._notices = BatchNotices(config)
-        reader = RequestReader(config, columns, price)
-        self._queue = BatchQueue(self._strong.batch, questions, reader)
-        self._keys = [question.key for question in questions]
-        self._results = ResultReader(config, price, tries=TRIES, lost_tries=LOST_TRIES)
-        self._pending: dict[str, BatchState] = {}
-        turn = Turn(config, progress, clock=clock, sleep=sleep)
-        self._books = BatchBooks(config, self._owners, clock, checkpoint, turn)
-        self._connection: Provider | None = None
+        self._results = ResultReader(config)
+        self._ledger: Ledger | None = None
+        self._writer: JournalWriter | None = None
+        self._pending: dict[str, BatchRecord] = {}
+        self._asked: dict[str, set[str]] = {}
+        """Pending batch → the keys of its questions."""
+        self._questions: dict[str, Question] = {}
         self._completed: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
-        self._history = History()
-        self._known: set[str] = set()
-        self._claimed: Ledger | None = None
-        """The ledger that this process owned when it last read the records."""
-        self._strikes = self._denied = 0
+        self._strikes = 0
+        self._full = False
+        """No room, or no money, until a pending batch has ended."""
         self._stop: Result | None = None
 
-    def run(self) -> None:
-        """Ask until every question is answered or denied. Raises as `ask_in_batches` does."""
-        answered = set(self._books.journal().answers)
-        noticed = self._notices.mine()
-        states = self._folder.states()
-        stages = {state.id: state.stage for state in states if not state.over}
-        for batch in noticed - stages.keys():
-            self._notices.take_down(batch)  # its process died before it could
-        if not stages and answered.issuperset(self._keys):
-            return  # nothing to ask: no lease, no owner, nothing changed
-        RunDirectory(self._config.output).reopen()  # a scored shard knows less than is to come
-        self._queue.fill(answered)
-        if set(stages.values()) <= {Stage.SUBMITTED}:
-            self._take_over(states)  # they are only to be waited for: that needs no turn
-        else:
-            self._claim()
-        begun = self._clock()
-        while True:
-            self._collect()
-            self._submit()
-            if not self._pending and not self._queue:
-                break
-            rest_s = begun + self._strong.batch.wait_s - self._clock()
-            if rest_s <= 0:
-                raise PausedError(self._waiting_for())
-            self._books.let_go()
-            self._show()
-            self._sleep(min(self._strong.batch.poll_s, rest_s))
-        if self._books.left:
-            raise month_is_full(self._config, self._books.left)
-        if self._queue.elsewhere:
-            raise self._notices.asked(self._queue.elsewhere)
+    # --- what the session calls ---
 
-    def close(self) -> None:
-        """Let go of ledger, journal and connections, in good order."""
-        if self._connection is not None:
-            self._connection.close()
-        self._books.close()
-        self._show()
+    async def open(self) -> Claim:
+        """Claim the books, and go on with this run's batches as their records say.
+
+        The records are read after the claim: nobody who owned the books before can add one now.
+        """
+        self._ledger, claim = await asyncio.to_thread(self._books.claim, identity())
+        asked: dict[str, set[str]] = {}
+        for key, batch in claim.batched.items():
+            asked.setdefault(batch, set()).add(key)
+        self._pending, self._asked = {}, asked
+        others = dict(claim.batched)
+        for record in await asyncio.to_thread(load, self._books.storage, self._books.run):
+            self._queue.words |= record.words or record.refused
+            for key in asked.get(record.id, ()):
+                others.pop(key, None)
+            if record.stage is Stage.SUBMITTED:
+                self._pending[record.id] = record
+            elif record.stage is Stage.CREATING:
+                await self._find(record)
+            elif record.stage is Stage.INTENT:
+                await self._abandon(record)
+        return replace(claim, batched=others)
+
+    async def carry(self, session: Session) -> None:
+        """Ask all questions, once all are known. Raises PausedError with batches pending."""
+        while await session.take(math.inf):
+            await self._clock.sleep(POLL_S)
+        self._questions = {**session.waiting, **session.aside}
+        if not self._questions and not await self._has_pending():
+            return  # nothing to ask: no lease, no owner, nothing changed
+        begun = self._clock.now()
+        await session.own()
+        while True:
+            await self._collect(session)
+            await self._submit(session)
+            if not self._pending and not session.waiting and not await session.recheck():
+                return
+            rest_s = begun + self._strong.batch.wait_s - self._clock.now()
+            if rest_s <= 0:
+                raise PausedError(self._describe_pending(session))
+            await session.release()
+            await self._show(session)
+            await self._clock.sleep(min(self._strong.batch.poll_s, rest_s))
+
+    async def close(self) -> None:
+        """Write the ledger's final snapshot, and end the journal's log."""
+        ledger, self._ledger = self._ledger, None
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                await asyncio.to_thread(writer.close)
+        finally:
+            if ledger is not None:
+                await asyncio.to_thread(ledger.close)
+
+    async def kill(self) -> None:
+        """Forget the books. What they do not know yet is found by whoever claims them next."""
+        self._ledger = self._writer = None
+        await self._provider.close()
 
     # --- continuing what another process began ---
 
-    def _claim(self) -> None:
-        """Own the ledger. Its new owner reads the records, for those who can add none any more."""
-        ledger = self._books.ledger()
-        if ledger is not self._claimed:
-            self._claimed = ledger
-            self._take_over(self._folder.states())
-            self._leave_to_others()
+    async def _has_pending(self) -> bool:
+        records = await asyncio.to_thread(load, self._books.storage, self._books.run)
+        return any(not record.over for record in records)
 
-    def _take_over(self, states: Iterable[BatchState]) -> None:
-        """Go on with the batches that this process does not know yet."""
-        new = [state for state in states if state.id not in self._known]
-        self._known.update(state.id for state in new)
-        self._remember(new)
-        self._recover([state for state in new if not state.over])
-        for state in new:
-            if state.id in self._pending:
-                self._queue.forget(ask.key for ask in self._folder.asked(state.id))
-
-    def _leave_to_others(self) -> None:
-        """Do not ask what was answered meanwhile, or is in a batch of another run."""
-        asked = self._notices.others()  # before the journal
-        self._queue.forget(self._books.journal().answers)
-        self._queue.set_aside(asked)
-
-    def _remember(self, states: Sequence[BatchState]) -> None:
-        """Keep what the run's earlier batches say about the questions that are still open."""
-        for state in states:
-            if state.words or state.refused:
-                self._queue.ask_in_words()
-            if state.lease is not None:
-                self._history.leased(state.lease)
-            if state.stage is Stage.READ and state.unanswered:
-                self._history.not_run(self._folder.asked(state.id), state.unanswered)
-
-    def _recover(self, states: Sequence[BatchState]) -> None:
-        for state in states:
-            if state.stage is Stage.SUBMITTED:
-                self._wait_for(state)
-            elif state.stage is Stage.CREATING:
-                self._find(state)
-            else:
-                self._abandon(state)
-
-    def _find(self, state: BatchState) -> bool:
+    async def _find(self, record: BatchRecord) -> bool:
         """Look for a batch whose creation nobody saw; False: there is none, and never will be."""
         try:
-            batch = self._provider().find(state)
+            batch = await self._provider.find(record)
         except RequestFailed as failure:  # still unknown: its money stays where it is
-            raise explained(failure, self._strong) from None
+            raise explain(failure, self._strong) from None
         if batch is None:
-            self._abandon(state)
+            await self._abandon(record)
             return False
-        self._created(state, batch)
+        await self._wait_for(record, batch)
         return True
 
-    def _created(self, state: BatchState, batch: str) -> None:
-        self._checkpoint("created")
-        self._wait_for(self._step(state, Stage.SUBMITTED, batch=batch))
+    async def _wait_for(self, record: BatchRecord, batch: str) -> None:
+        self._pending[record.id] = await self._step(record, Stage.SUBMITTED, batch=batch)
 
-    def _wait_for(self, state: BatchState) -> None:
-        self._pending[state.id] = state
-        self._books.adopt(state.actor)
-
-    def _abandon(self, state: BatchState) -> None:
+    async def _abandon(self, record: BatchRecord) -> None:
         """Close the record of a batch of which nothing ran, nor will; its money comes back."""
-        self._books.give_back(state.actor)
-        self._checkpoint("released")
-        self._step(state, Stage.ABANDONED)
+        ledger = self._owned()
+        for slot in ledger.held(record.actor):
+            ledger.release(slot.lease, [slot.slot])
+        await asyncio.to_thread(ledger.commit)
+        await self._step(record, Stage.ABANDONED)
+
+    async def _step(self, record: BatchRecord, stage: Stage, **found: Any) -> BatchRecord:
+        record = replace(record, stage=stage, **found)
+        await asyncio.to_thread(save, self._books.storage, record)
+        if record.over:
+            self._pending.pop(record.id, None)
+            self._asked.pop(record.id, None)
+        return record
+
+    def _owned(self) -> Ledger:
+        assert self._ledger is not None
+        return self._ledger
 
     # --- sending ---
 
-    def _submit(self) -> None:
+    async def _submit(self, session: Session) -> None:
         """Send what money, limits and the provider's queue have room for."""
-        if self._config.strong.journal and (self._queue or self._queue.elsewhere):
-            self._leave_to_others()  # where nothing is left for us we need no turn
-        if not self._queue.open(self._clock()):
-            return
-        self._claim()
-        while self._queue.open(self._clock()):
-            enqueued = sum(state.tokens for state in self._pending.values())
-            requests = self._queue.take(enqueued if self._pending else None)
-            costs = [request.asked.max_cost_usd for request in requests]
-            denied, end = self._books.affordable(costs, pending=bool(self._pending))
-            self._denied += denied
-            self._queue.put_back(request.asked.key for request in requests[end:])
-            if denied < end:
-                if not self._send(requests[denied:end]):
-                    self._queue.put_back(request.asked.key for request in requests[denied:end])
-            elif not denied:
-                return  # no room, or no money, until a pending batch has ended
+        while (free := self._free(session)) and not self._full:
+            if not self._queue.is_open(self._clock.now()):
+                return
+            await session.own()
+            ledger = self._owned()
+            session.deny(ledger.best_usd())
+            free = self._free(session)
+            queued = sum(record.tokens for record in self._pending.values())
+            requests = await asyncio.to_thread(
+                self._queue.take, free, queued if self._pending else None
+            )
+            fitting = ledger.fitting([request.question.max_cost_usd for request in requests])
+            if fitting:
+                await self._send(session, requests[:fitting])
+            elif requests and not self._pending:
+                session.outcomes[requests[0].question.key] = Outcome.PENDING  # this month's cap
+                del session.waiting[requests[0].question.key]
+            else:
+                self._full = bool(free)
 
-    def _send(self, requests: Sequence[Request]) -> bool:
-        """Submit one batch; False: it was not created, and its questions are still to be asked."""
-        asked = [request.asked for request in requests]
-        state = BatchState(
+    def _free(self, session: Session) -> list[Question]:
+        """What waits and is in no pending batch."""
+        busy = set().union(*(self._asked[batch] for batch in self._pending))
+        return [question for key, question in session.waiting.items() if key not in busy]
+
+    async def _send(self, session: Session, requests: Sequence[Request]) -> None:
+        """Submit one batch. Where it was not created its questions still wait."""
+        record = BatchRecord(
             id=f"rj-{secrets.token_hex(12)}",
-            requests=len(asked),
-            tokens=sum(request.tokens for request in requests),
-            at=self._clock(),
+            run=self._books.run,
+            requests=len(requests),
+            tokens=sum(request.question.tokens for request in requests),
+            at=self._clock.now(),
             words=self._queue.words,
         )
-        self._folder.begin(state, asked)
-        self._known.add(state.id)
-        self._checkpoint("intent")
-        ledger = self._books.ledger()
-        lease = ledger.grant(state.actor, [ask.max_cost_usd for ask in asked])
-        self._checkpoint("granted")
-        if lease.slots < len(asked):  # a month began between looking and granting
-            self._abandon(state)
-            return False
-        self._history.leased(lease.id)
-        state = self._step(state, Stage.LEASED, lease=lease.id)
-        self._notices.put_up(state.id, [ask.key for ask in asked])
+        await self._step(record, Stage.INTENT)
+        ledger, questions = self._owned(), [request.question for request in requests]
+        costs = [(question.key, question.max_cost_usd) for question in questions]
+        lease = await asyncio.to_thread(ledger.grant, record.actor, costs)
+        if lease.slots < len(requests):  # a month began between looking and granting
+            await self._abandon(record)
+            return
+        self._asked[record.id] = {question.key for question in questions}
         try:
-            file = self._provider().upload(state, b"".join(request.line for request in requests))
-            self._checkpoint("stored")
-            state = self._step(state, Stage.UPLOADED, file=file)
-            state = self._step(state, Stage.CREATING)
-            batch = self._provider().create(state, ledger.commit)
+            content = b"".join(request.line for request in requests)
+            file = await self._provider.upload(record, content)
+            record = await self._step(record, Stage.CREATING, file=file)
+            batch = await self._provider.create(record, lambda: asyncio.to_thread(ledger.commit))
         except RequestFailed as failure:
-            self._refused(state, failure)
-            return False
+            await self._abandon(record)
+            if failure.code != QUEUE_FULL:
+                raise explain(failure, self._strong) from None
+            self._queue_is_full(record)
+            return
         if batch is not None:
-            self._created(state, batch)
-            return True
-        self._checkpoint("unknown")
-        if self._find(state):
-            return True
-        self._strike("the provider did not answer their creation, and does not list them")
-        return False
+            await self._wait_for(record, batch)
+        elif not await self._find(record):
+            self._strike("the provider did not answer their creation, and does not list them")
 
-    def _step(self, state: BatchState, stage: Stage, **found: str) -> BatchState:
-        state = replace(state, stage=stage, **found)  # type: ignore[arg-type]
-        self._folder.save(state)
-        if state.over:
-            self._notices.take_down(state.id)
-        self._checkpoint(stage.value)
-        return state
-
-    def _refused(self, state: BatchState, failure: RequestFailed) -> None:
-        """The provider said no, so nothing was created. Raises unless smaller batches may help."""
-        self._abandon(state)
-        if failure.code != QUEUE_FULL:
-            raise explained(failure, self._strong)
-        self._queue_full(state)
-
-    def _queue_full(self, state: BatchState) -> None:
+    def _queue_is_full(self, record: BatchRecord) -> None:
         others = sum(other.tokens for other in self._pending.values())
-        self._queue.full(state.tokens + others, self._clock())
+        self._queue.shrink(record.tokens + others, self._clock.now())
 
     def _strike(self, why: str) -> None:
         self._strikes += 1
@@ -327,80 +257,90 @@ class BatchSession:
 
     # --- reading ---
 
-    def _collect(self) -> None:
+    async def _collect(self, session: Session) -> None:
         """Read every batch that has ended; only then say what one of them found for all."""
-        for state in list(self._pending.values()):
+        for record in list(self._pending.values()):
             try:
-                view = self._provider().look(str(state.batch))
-                self._completed[state.id] = view.completed or 0
-                if self._ready(state, view):
-                    self._read(state, view)
+                view = await self._provider.look(str(record.batch))
+                self._completed[record.id] = view.completed or 0
+                if self._is_ready(record, view):
+                    await session.own()
+                    if record.id in self._pending:
+                        await self._read(session, record, view)
             except RequestFailed as failure:
-                record = f"{self._config.output}/batches/{state.id}.json"
-                raise gone(failure, self._strong, state.batch, record) from None
+                file = f"{self._books.storage.uri}/{path_of(record.id)}"
+                raise explain_lost(failure, self._strong, record.batch, file) from None
         if self._stop is not None:
             kind = self._stop.kind or Kind.RUN
-            raise explained(RequestFailed(kind, self._stop.reason), self._strong)
+            raise explain(RequestFailed(kind, self._stop.reason), self._strong)
 
-    def _ready(self, state: BatchState, view: View) -> bool:
+    def _is_ready(self, record: BatchRecord, view: View) -> bool:
         """Whether the batch has ended, and its answers can be expected to be there."""
         if view.status not in ("validating", "failed"):
             self._strikes = 0
-            self._queue.accepted()
+            self._queue.accept()
         if not view.ended:
             return False
-        ended_at = self._ended_at.setdefault(state.id, self._clock())
-        late = self._clock() - ended_at >= self._strong.batch.patience_s
+        ended_at = self._ended_at.setdefault(record.id, self._clock.now())
+        late = self._clock.now() - ended_at >= self._strong.batch.patience_s
         return late or not view.completed or view.output_file is not None
 
-    def _read(self, state: BatchState, view: View) -> None:
-        """Take an ended batch to the journal and the ledger; what it lacks waits again."""
-        asked = self._folder.asked(state.id)
+    async def _read(self, session: Session, record: BatchRecord, view: View) -> None:
+        """Take an ended batch to the journal and the ledger; what it lacks waits again.
+
+        Slots that an earlier reading of it, before a crash, brought into the journal were settled
+        when the books were claimed: only the others are still held.
+        """
+        self._full = False
         if view.nothing_ran:
-            self._abandon(state)
-            del self._pending[state.id]
-            self._queue.put_back(ask.key for ask in asked)
+            await self._abandon(record)
             if QUEUE_FULL in view.codes:
-                self._queue_full(state)
+                self._queue_is_full(record)
             else:
                 self._strike(", ".join(view.codes) or "no reason given")
             return
-        results = read_results(*self._provider().results(view))
-        self._checkpoint("downloaded")
-        journal = self._books.journal()
-        past = self._history.before(state, journal.rows)
-        reading = self._results.read(state, asked, results, past, view.billed, self._clock())
-        self._books.keep(reading.answers, journal.paid)
-        self._books.settle(str(state.lease), reading.answers, reading.free, journal.paid)
-        state = replace(state, unanswered=tuple(reading.unanswered), refused=reading.refused)
-        self._step(state, Stage.READ)
-        del self._pending[state.id]
-        self._history.not_run(asked, reading.unanswered)
-        if reading.refused:
-            self._queue.ask_in_words()
-        final = {answer.key for answer in reading.answers if answer.final}
-        self._queue.put_back(ask.key for ask in asked if ask.key not in final)
+        results = read_results(*await self._provider.results(view))
+        ledger = self._owned()
+        reading = self._results.read(
+            ledger.held(record.actor), self._questions, results, session.in_vain,
+            billed=view.billed, at=self._clock.now(), words=record.words,
+        )  # fmt: skip
+        await asyncio.to_thread(self._keep, reading.answers)
+        for answer in reading.answers:
+            ledger.settle(answer.lease, answer.slot, answer.cost_usd)
+        for slot in reading.free:
+            ledger.release(slot.lease, [slot.slot])
+        await asyncio.to_thread(ledger.commit)
+        await self._step(record, Stage.READ, refused=reading.refused)
+        self._queue.words |= reading.refused
         self._stop = self._stop or reading.stop
+        await session.look()
 
-    # --- parts ---
+    def _keep(self, answers: Sequence[Any]) -> None:
+        if self._writer is None:
+            self._writer = self._books.writer(f"batch-{secrets.token_hex(4)}@{identity()}")
+        for answer in answers:
+            self._writer.append(answer)
+        self._writer.sync()
 
-    def _owners(self) -> list[str]:
-        return [state.actor for state in self._pending.values()]
+    # --- telling ---
 
-    def _provider(self) -> Provider:
-        if self._connection is None:
-            key = api_key(self._strong)
-            self._connection = Provider(self._strong, key, clock=self._clock, sleep=self._sleep)
-        return self._connection
+    async def _show(self, session: Session) -> None:
+        settled, held = await asyncio.to_thread(self._books.recorded)
+        self._report(
+            {
+                "spent_usd": settled,
+                "open_usd": held,
+                "cap_usd": self._books.cap_usd,
+                "denied": session.denied,
+                "waiting": len(session.waiting),
+                "in_batches": sum(record.requests for record in self._pending.values()),
+            }
+        )
 
-    def _show(self) -> None:
-        asked = sum(state.requests for state in self._pending.values())
-        denied = self._denied - self._books.left
-        more = {"denied": denied, "waiting": len(self._queue), "in_batches": asked}
-        self._progress({**self._books.figures(), **more})
-
-    def _waiting_for(self) -> str:
-        total = sum(state.requests for state in self._pending.values())
+    def _describe_pending(self, session: Session) -> str:
+        total = sum(record.requests for record in self._pending.values())
         done = sum(self._completed[batch] for batch in self._pending)
-        more = f", {len(self._queue)} questions wait for a batch" if self._queue else ""
+        left = len(self._free(session))
+        more = f", {left} questions wait for a batch" if left else ""
         return f"batch pending: {done} of {total} requests done{more}; run again to go on"

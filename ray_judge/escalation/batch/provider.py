@@ -14,7 +14,7 @@ its questions go into another batch, under another id, from another file.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,8 +22,10 @@ import tenacity
 
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
-from ray_judge.escalation.batch.records import BatchState
-from ray_judge.escalation.client import BatchClient, Kind, RequestFailed, suspect_model
+from ray_judge.escalation.batch.records import BatchRecord
+from ray_judge.escalation.client import BatchClient
+from ray_judge.escalation.failures import PASSING, UNCLEAR, Kind, RequestFailed
+from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.online.limiter import retry_after_s
 
 METADATA = "ray_judge_submission"
@@ -33,10 +35,6 @@ CLOCKS_S = 86_400.0
 """More than the clocks of provider and client differ: where looking through the list ends."""
 ENDS = frozenset({"completed", "failed", "expired", "cancelled"})
 QUEUE_FULL = "token_limit_exceeded"
-PASSING = (Kind.RATE_LIMIT, Kind.TRANSIENT, Kind.BROKEN, Kind.AMBIGUOUS)
-UNCLEAR = (Kind.TRANSIENT, Kind.BROKEN, Kind.AMBIGUOUS)
-"""After these a batch may have been created."""
-
 _T = TypeVar("_T")
 
 
@@ -63,8 +61,10 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return max(_BACKOFF(state), retry_after_s(headers, time.time()) or 0.0)
 
 
-RETRY = tenacity.Retrying(retry=tenacity.retry_if_exception(_again), wait=_wait, reraise=True)
-"""What is tried again in batch mode; copied per call with the run's patience and sleep."""
+RETRY = tenacity.AsyncRetrying(
+    retry=tenacity.retry_if_exception(_again), wait=_wait, reraise=True
+)
+"""What is tried again in batch mode; copied per call with the run's patience and clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,106 +121,98 @@ class View:
 class Provider:
     """Calls about batches. What passes is waited for; RequestFailed is raised for what does not."""
 
-    def __init__(
-        self,
-        strong: StrongConfig,
-        key: str,
-        *,
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-    ) -> None:
-        """Open a client. `clock` gives seconds, any origin; `sleep` takes them."""
-        self._strong = strong
-        self._client = BatchClient(strong, key)
-        self._clock = clock
-        self._sleep = sleep
+    def __init__(self, strong: StrongConfig, client: BatchClient, clock: Clock) -> None:
+        self._strong, self._client, self._clock = strong, client, clock
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+    async def close(self) -> None:
+        await self._client.close()
 
-    def upload(self, state: BatchState, content: bytes) -> str:
+    async def upload(self, record: BatchRecord, content: bytes) -> str:
         """Store the input file. One whose answer was lost stays behind, unused and not billed."""
-        return self._tried(lambda: self._client.upload(f"{state.id}.jsonl", content))
+        return await self._tried(lambda: self._client.upload(f"{record.id}.jsonl", content))
 
-    def create(self, state: BatchState, fence: Callable[[], None]) -> str | None:
+    async def create(
+        self, record: BatchRecord, fence: Callable[[], Awaitable[None]]
+    ) -> str | None:
         """Begin the batch, once; give its id, or None when nobody knows whether it was created.
 
         Raises RequestFailed when it certainly was not. `fence` is called before every try, and
         raises when this process may not create any more.
         """
 
-        def once() -> dict[str, Any]:
-            fence()
-            return self._client.create(str(state.file), {METADATA: state.id})
+        async def once() -> dict[str, Any]:
+            await fence()
+            return await self._client.create(str(record.file), {METADATA: record.id})
 
         try:
-            return str(self._tried(once, _not_created)["id"])
+            return str((await self._tried(once, _not_created))["id"])
         except RequestFailed as failure:
             if failure.kind not in UNCLEAR or _not_created(failure):
                 raise
             return None
 
-    def find(self, state: BatchState) -> str | None:
+    async def find(self, record: BatchRecord) -> str | None:
         """Look for a batch that may have been created; None: it was not, and never will be."""
-        found = self._listed(state)
+        found = await self._listed(record)
         if found is not None:
             return found
-        self._fence(state)
+        await self._fence(record)
         pause_s = self._strong.batch.patience_s / LOOKS
         for _ in range(LOOKS):
-            self._sleep(pause_s)
-            found = self._listed(state)
+            await self._clock.sleep(pause_s)
+            found = await self._listed(record)
             if found is not None:
                 return found
         return None
 
-    def look(self, batch: str) -> View:
+    async def look(self, batch: str) -> View:
         """See how far a batch is."""
-        return View.of(self._tried(lambda: self._client.retrieve(batch)))
+        return View.of(await self._tried(lambda: self._client.retrieve(batch)))
 
-    def results(self, view: View) -> tuple[bytes, bytes]:
+    async def results(self, view: View) -> tuple[bytes, bytes]:
         """Read the output and the error file; a file that there is not is empty."""
-        output, errors = (
-            self._tried(lambda file=file: self._client.download(file)) if file else b""  # type: ignore[misc]
-            for file in (view.output_file, view.error_file)
-        )
-        return output, errors
+        return await self._download(view.output_file), await self._download(view.error_file)
 
-    def _fence(self, state: BatchState) -> None:
-        if state.file is None:
-            return
+    async def _download(self, file: str | None) -> bytes:
+        return await self._tried(lambda: self._client.download(str(file))) if file else b""
+
+    async def _fence(self, record: BatchRecord) -> None:
+        """Delete the input file: from then on no batch can begin from it."""
         try:
-            self._tried(lambda: self._client.delete(str(state.file)))
+            await self._tried(lambda: self._client.delete(str(record.file)))
         except RequestFailed as failure:
             if failure.status != 404:  # gone already: just as good
                 raise
 
-    def _listed(self, state: BatchState) -> str | None:
+    async def _listed(self, record: BatchRecord) -> str | None:
         after: str | None = None
         while True:
-            batches, more = self._tried(lambda after=after: self._client.page(after))  # type: ignore[misc]
+            batches, more = await self._tried(lambda after=after: self._client.page(after))  # type: ignore[misc]
             for batch in batches:
-                if (batch.get("metadata") or {}).get(METADATA) == state.id:
+                if (batch.get("metadata") or {}).get(METADATA) == record.id:
                     return str(batch["id"])
             oldest = batches[-1] if batches else {}
-            if not more or not batches or oldest.get("created_at", 0) < state.at - CLOCKS_S:
+            if not more or not batches or oldest.get("created_at", 0) < record.at - CLOCKS_S:
                 return None
             after = str(oldest["id"])
 
-    def _tried(self, call: Callable[[], _T], again: Callable[[BaseException], bool] = _again) -> _T:
-        begun = self._clock()
+    async def _tried(
+        self,
+        call: Callable[[], Awaitable[_T]],
+        again: Callable[[BaseException], bool] = _again,
+    ) -> _T:
+        begun = self._clock.now()
 
         def enough(_: tenacity.RetryCallState) -> bool:
-            return self._clock() - begun >= self._strong.give_up_after_s
+            return self._clock.now() - begun >= self._strong.give_up_after_s
 
         policy = RETRY.copy(
-            retry=tenacity.retry_if_exception(again), stop=enough, sleep=self._sleep
+            retry=tenacity.retry_if_exception(again), stop=enough, sleep=self._clock.sleep
         )
-        return policy(call)
+        return await policy(call)
 
 
-def explained(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
+def explain(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
     """Say what a failed call means for the run."""
     if failure.kind is Kind.BILLING:
         return PausedError(f"the provider wants money first ({failure.reason}): mend it, run again")
@@ -231,16 +223,16 @@ def explained(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
         )
     return EscalationError(
         f"the strong judge's server refuses batches: {failure.reason}. Check the key in "
-        f"{strong.api_key_env}, {suspect_model(strong)}, strong.base_url and strong.batch"
+        f"{strong.api_key_env}, strong.model, strong.base_url and strong.batch"
     )
 
 
-def gone(
+def explain_lost(
     failure: RequestFailed, strong: StrongConfig, batch: str | None, record: str
 ) -> RayJudgeError:
     """Say the same of a call about a batch that was created; `record` is the file that says so."""
     if failure.status != 404:
-        return explained(failure, strong)
+        return explain(failure, strong)
     return EscalationError(
         f"the provider does not know batch {batch}, or its files, any more. Mend strong.base_url "
         "or the key; or delete this record: then the batch's money counts as spent, and its "

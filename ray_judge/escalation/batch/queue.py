@@ -1,109 +1,79 @@
-"""Which questions go into the next batch: the least sure first, within the provider's limits."""
+"""Which questions go into the next batch: the first ones, within the provider's limits."""
 
 from __future__ import annotations
 
-import heapq
+import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ray_judge.config import BatchConfig
 from ray_judge.errors import ConfigError
-from ray_judge.escalation.batch.records import Request, RequestReader, Wanted
+from ray_judge.escalation.questions import Question, in_words
 
+URL = "/v1/chat/completions"
 LONGEST_HOLD_S = 900.0
 """The longest pause after the provider said that its queue is full."""
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A line of an input file, ready to be sent."""
+
+    question: Question
+    line: bytes
+
+
 class BatchQueue:
-    """The questions that wait for a batch, in the order in which they deserve the money."""
+    """The provider's limits, as configured and as learnt from its refusals."""
 
     def __init__(
-        self, settings: BatchConfig, questions: Sequence[Wanted], reader: RequestReader
+        self, settings: BatchConfig, bodies: Callable[[Sequence[Question]], Sequence[Question]]
     ) -> None:
-        """Nobody waits yet: see `put_back`."""
+        """`bodies` gives the questions with what is sent."""
         self._settings = settings
-        self._questions = questions
-        self._rank = {question.key: rank for rank, question in enumerate(questions)}
-        self._reader = reader
-        self._left: list[int] = []
-        self.elsewhere: dict[str, str] = {}
-        """Question key → where another run says that it is asking it: set aside."""
-        self._made: dict[str, Request] = {}
+        self._bodies = bodies
         self._token_limit = settings.enqueued_tokens
         self._hold_until = 0.0
         self._holds = 0
         self.words = False
+        """The server does not take `response_format`: ask without it."""
 
-    def __len__(self) -> int:
-        """How many wait."""
-        return len(self._left)
-
-    def fill(self, without: Iterable[str]) -> None:
-        """Let every question wait but these."""
-        busy = set(without)
-        self.put_back(key for key in self._rank if key not in busy)
-
-    def put_back(self, keys: Iterable[str]) -> None:
-        """Let questions wait (again), each in its own place."""
-        for key in keys:
-            if key in self._rank:
-                heapq.heappush(self._left, self._rank[key])
-
-    def forget(self, keys: Iterable[str]) -> None:
-        """These are answered, or in a batch already."""
-        gone = {self._rank[key] for key in keys if key in self._rank}
-        self._left = [rank for rank in sorted(self._left) if rank not in gone]  # sorted: a heap
-        self.elsewhere = {k: v for k, v in self.elsewhere.items() if self._rank[k] not in gone}
-
-    def set_aside(self, asked: Mapping[str, str]) -> None:
-        """Leave to other runs what they ask just now: key → where that is said.
-
-        What was set aside before and is not among them waits again.
-        """
-        self.put_back(self.elsewhere)
-        waiting = [self._questions[rank].key for rank in self._left]
-        found = {key: asked[key] for key in waiting if key in asked}
-        self.forget(found)
-        self.elsewhere = found
-
-    def ask_in_words(self) -> None:
-        """The server does not take `response_format`: from now on without it."""
-        if not self.words:
-            self.words, self._made = True, {}
-
-    def take(self, enqueued_tokens: int | None) -> list[Request]:
-        """Take the first, as many as one batch may hold; none where the queue has no room.
+    def take(self, waiting: Sequence[Question], enqueued_tokens: int | None) -> list[Request]:
+        """Make lines of the first questions, as many as one batch may hold.
 
         `enqueued_tokens`: prompt tokens of the batches that have not ended; None: there are none,
         so that one question goes in any case.
         """
-        settings, limit = self._settings, self._token_limit
-        room = None if limit is None else limit - (enqueued_tokens or 0)
-        taken: list[Request] = []
-        size = tokens = 0
-        while self._left and len(taken) < settings.max_requests:
-            request = self._request(self._questions[self._left[0]])
-            if len(request.line) > settings.max_bytes:
-                raise ConfigError("a question is longer than strong.batch.max_bytes permits")
-            size, tokens = size + len(request.line), tokens + request.tokens
-            alone = not taken and enqueued_tokens is None
-            if size > settings.max_bytes or (room is not None and tokens > room and not alone):
+        limit, tokens, count = self._token_limit, enqueued_tokens or 0, 0
+        for question in waiting[: self._settings.max_requests]:
+            tokens += question.tokens
+            alone = enqueued_tokens is None and not count
+            if limit is not None and tokens > limit and not alone:
                 break
-            heapq.heappop(self._left)
-            taken.append(request)
+            count += 1
+        taken: list[Request] = []
+        size = 0
+        for question in self._bodies(waiting[:count]):
+            line = self._line(question)
+            size += len(line)
+            if len(line) > self._settings.max_bytes:
+                raise ConfigError("a question is longer than strong.batch.max_bytes permits")
+            if size > self._settings.max_bytes:
+                break
+            taken.append(Request(question, line))
         return taken
 
-    def _request(self, question: Wanted) -> Request:
-        """The line of a question; lines are made many at a time, as each reads its chunk."""
-        if question.key not in self._made:
-            ranks = heapq.nsmallest(self._settings.max_requests, self._left)
-            block = [self._questions[rank] for rank in ranks]
-            self._made = self._reader.read(block, words=self.words)
-        return self._made[question.key]
+    def _line(self, question: Question) -> bytes:
+        assert question.body is not None
+        body = in_words(question.body) if self.words else question.body
+        line = {"custom_id": question.key, "method": "POST", "url": URL, "body": body}
+        # In ASCII: some readers of JSONL end a line at U+2028 as well.
+        return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
-    def full(self, queued_tokens: int, now: float) -> None:
+    def shrink(self, queued_tokens: int, now: float) -> None:
         """The provider has no room for so many tokens: fewer at once, and not at once."""
         limit = min(self._token_limit or queued_tokens, queued_tokens)
         self._token_limit = max(1, limit // 2)
@@ -111,10 +81,10 @@ class BatchQueue:
         self._hold_until, self._holds = now + pause_s, min(self._holds + 1, 16)
         log.warning("the provider's batch queue is full: at most %d tokens now", self._token_limit)
 
-    def accepted(self) -> None:
+    def accept(self) -> None:
         """The provider took a batch: the next refusal is a new one."""
         self._holds = 0
 
-    def open(self, now: float) -> bool:
-        """Whether somebody waits, and the provider may be asked."""
-        return bool(self._left) and now >= self._hold_until
+    def is_open(self, now: float) -> bool:
+        """Whether the provider may be asked to take a batch."""
+        return now >= self._hold_until

@@ -1,144 +1,133 @@
-"""The askers of phase B as Ray actors: what the governor grants, they send.
+"""Phase B's processes as Ray actors. The only module of phase B that imports Ray.
 
-Never restarted in place: a dead asker's open leases count as spent, and what was not answered is
-asked by its successor.
+Never restarted in place: a dead governor is replaced by a new owner of the books, a dead asker's
+open leases count as spent, and what it had not answered is asked by its successor.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
-from ray_judge.config import RunConfig, StrongConfig
-from ray_judge.errors import PausedError, RayJudgeError
-from ray_judge.escalation.books.journal import JournalWriter
-from ray_judge.escalation.books.places import journal_name, journal_storage
-from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.online.asker import Asker, Purse
-from ray_judge.escalation.online.governor_actor import FarTreasurer, GovernorDied
-from ray_judge.escalation.pricing import price_of
-from ray_judge.escalation.question import StrongQuestion
-from ray_judge.records import Chunk, Outcome
-from ray_judge.run.columns import Columns
-from ray_judge.run.plan import read_examples, read_rows
-from ray_judge.workers import answer_promptly
-
-Ask = tuple[int, str, int]
-"""(row in its shard, question key, which of the row's orders)."""
-
-
-class Secret:
-    """An API key on its way to an actor: never shown, whoever prints what holds it."""
-
-    def __init__(self, value: str) -> None:
-        """Keep it."""
-        self.value = value
-
-    def __repr__(self) -> str:
-        """Show nothing."""
-        return "<secret>"
+from ray_judge.config import RunConfig
+from ray_judge.errors import RayJudgeError
+from ray_judge.escalation.books.books import Books, Claim
+from ray_judge.escalation.books.journal import InVain
+from ray_judge.escalation.books.ledger import LeaseSlot
+from ray_judge.escalation.online.governor import Need, Permit
+from ray_judge.escalation.online.limiter import Feedback
+from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
+from ray_judge.escalation.processes import ProcessDied
+from ray_judge.escalation.questions import Question
+from ray_judge.records import Outcome
+from ray_judge.workers import answer_promptly, our_error
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
-class AskerActor:
-    """Asks whole batches of questions; at most `in_flight` requests at once."""
+class GovernorActor(GovernorServer):
+    """See `GovernorServer`."""
+
+    def __init__(self, config: RunConfig, books: Books) -> None:
+        answer_promptly()
+        super().__init__(config, books)
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
+class AskerActor(AskerServer):
+    """See `AskerServer`."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        columns: Columns,
-        key: Secret,
-        governor: Any,
-        name: str,
-        in_flight: int,
+        self, config: RunConfig, books: Books, governor: Any, key: Secret, in_flight: int
     ) -> None:
-        """Open the journal's log of this actor and a client."""
-        strong: StrongConfig = config.strong
-        storage, path = journal_storage(config)
-        remote = "://" in storage.uri
-        self._journal = JournalWriter(
-            storage,
-            path,
-            writer_id=name,
-            linger_s=0.1 if remote else 0.0,
-            run=journal_name(config),
-        )
-        self._question = StrongQuestion(config)
-        self._client = StrongClient(strong, key.value)
-        self._purse = Purse(name, FarTreasurer(governor))
-        override = strong.price.model_dump(exclude_none=True) if strong.price else None
-        self._asker = Asker(
-            strong,
-            self._question,
-            price_of(strong.model, override),
-            self._client,
-            self._purse,
-            self._journal,
-        )
-        self._columns = columns
-        self._room = asyncio.Semaphore(in_flight)
+        super().__init__(config, books, Governor(governor), key, in_flight)
         answer_promptly()
 
-    async def ask(
-        self, chunk: Chunk, asks: Sequence[Ask], unusable: Mapping[str, int]
-    ) -> dict[str, str] | RayJudgeError:
-        """Ask questions of one chunk, the first first; key → outcome.
 
-        `unusable`: key → how many answers of earlier sessions were no verdict.
-        Errors come back as values: what was answered by then is in the journal.
-        """
+class RayProcesses:
+    """Starts phase B's processes in the cluster; see `courier.Processes`."""
+
+    def __init__(self, config: RunConfig, books: Books, key: str) -> None:
+        self._config, self._books, self._key = config, books, Secret(key)
+
+    async def governor(self) -> Governor:
+        actor: Any = GovernorActor
+        return Governor(actor.remote(self._config, self._books))
+
+    async def asker(self, governor: Governor, in_flight: int) -> Asker:
+        kind: Any = AskerActor
+        actor = kind.remote(self._config, self._books, governor.actor, self._key, in_flight)
+        asker = Asker(actor)
+        await asker.open()
+        return asker
+
+
+class _Remote:
+    """An actor whose death and whose errors arrive as ours."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    async def call(self, method: str, *args: Any) -> Any:
         try:
-            bodies = await asyncio.to_thread(self._bodies, chunk, asks)
-        except RayJudgeError as error:
-            return error
-        tasks = []
-        for (_, key, _), body in zip(asks, bodies, strict=True):
-            tasks.append(asyncio.ensure_future(self._one(key, body, unusable.get(key, 0))))
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        try:
-            await self._purse.flush()
-        except RayJudgeError as error:
-            failed.append(error)
-        ours = [failure for failure in failed if isinstance(failure, RayJudgeError)]
-        for failure in failed:
-            if failure not in ours:
-                raise failure
-        if ours:
-            return _gravest(ours)
-        return {key: str(outcome) for (_, key, _), outcome in zip(asks, outcomes, strict=True)}
+            value = await getattr(self.actor, method).remote(*args)
+        except RayTaskError as error:
+            raise our_error(error) from None
+        except RayActorError:
+            raise ProcessDied(f"{type(self).__name__.lower()}'s process died") from None
+        if isinstance(value, RayJudgeError):
+            raise value
+        return value
 
-    async def _one(self, key: str, body: dict[str, Any], unusable: int) -> Outcome:
-        async with self._room:
-            return await self._asker.ask(key, body, unusable)
+    def kill(self) -> None:
+        ray.kill(self.actor, no_restart=True)
 
-    def _bodies(self, chunk: Chunk, asks: Sequence[Ask]) -> list[dict[str, Any]]:
-        rows = sorted({row for row, _, _ in asks})
-        start, end = rows[0], rows[-1] + 1
-        table = read_rows(chunk.shard, start, end - start, self._columns.needed())
-        examples = read_examples(table, self._columns)
-        bodies = []
-        for row, _, order in asks:
-            example = examples[row - start]
-            assert not isinstance(example, str)
-            bodies.append(self._question.bodies(example)[order])
-        return bodies
+
+class Governor(_Remote):
+    """The governor's actor, as the courier and the askers call it."""
+
+    async def open(self) -> Claim:
+        claim: Claim = await self.call("open")
+        return claim
+
+    async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
+        permit: Permit = await self.call("acquire", actor, needs)
+        return permit
+
+    async def settle(
+        self,
+        actor: str,
+        items: Sequence[tuple[str, int, Decimal]],
+        released: Sequence[LeaseSlot],
+        feedback: Sequence[Feedback],
+    ) -> None:
+        await self.call("settle", actor, items, released, feedback)
+
+    async def pause(self, reason: str) -> None:
+        await self.call("pause", reason)
+
+    async def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = await self.call("state")
+        return state
 
     async def close(self) -> None:
-        """Mark this actor's log as ended."""
-        self._journal.close()
-        await self._client.close()
+        await self.call("close")
 
 
-def _gravest(errors: Sequence[RayJudgeError]) -> RayJudgeError:
-    """The error that explains the others: a refusal before the pause that it caused."""
+class Asker(_Remote):
+    """An asker's actor, as the courier calls it."""
 
-    def weight(error: RayJudgeError) -> int:
-        if isinstance(error, GovernorDied):
-            return 0
-        return 1 if isinstance(error, PausedError) else 2
+    async def open(self) -> None:
+        await self.call("open")
 
-    return max(errors, key=weight)
+    async def ask(
+        self, questions: Sequence[Question], in_vain: Mapping[str, InVain]
+    ) -> dict[str, Outcome]:
+        outcomes: dict[str, Outcome] = await self.call("ask", questions, in_vain)
+        return outcomes
+
+    async def close(self) -> None:
+        await self.call("close")

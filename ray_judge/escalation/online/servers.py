@@ -1,0 +1,180 @@
+"""What runs in the processes of phase B: one governor, and the askers. Free of Ray.
+
+`actors.py` puts these classes into Ray actors; the simulator puts them into simulated processes.
+Errors of ours come back as values, since a value crosses processes unharmed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from ray_judge.config import RunConfig
+from ray_judge.errors import RayJudgeError
+from ray_judge.escalation.books.books import Books, Claim
+from ray_judge.escalation.books.journal import InVain, JournalWriter
+from ray_judge.escalation.books.ledger import LeaseSlot
+from ray_judge.escalation.client import StrongClient
+from ray_judge.escalation.online.asker import Asker
+from ray_judge.escalation.online.governor import Clock, Governor, Need, Permit, WallClock
+from ray_judge.escalation.online.limiter import Feedback, Limiter
+from ray_judge.escalation.online.permits import GovernorPort, Permits
+from ray_judge.escalation.processes import gravity, identity
+from ray_judge.escalation.questions import Question
+from ray_judge.records import Outcome
+
+
+class Secret:
+    """An API key on its way to an actor: never shown, whoever prints what holds it."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
+class GovernorServer:
+    """Owns the books and the rate limits of a session."""
+
+    def __init__(self, config: RunConfig, books: Books, clock: Clock | None = None) -> None:
+        self._strong, self._books, self._clock = config.strong, books, clock or WallClock()
+        self._governor: Governor | None = None
+
+    async def open(self) -> Claim | RayJudgeError:
+        """Become the owner of the books."""
+        strong = self._strong
+        try:
+            ledger, claim = await asyncio.to_thread(self._books.claim, identity())
+            limiter = Limiter(
+                requests_per_minute=strong.requests_per_minute,
+                tokens_per_minute=strong.tokens_per_minute,
+                concurrency=strong.concurrency,
+            )
+        except RayJudgeError as error:
+            return error
+        self._governor = self._make(ledger, limiter)
+        return claim
+
+    def _make(self, ledger: Any, limiter: Limiter) -> Governor:
+        return Governor(ledger, limiter, self._clock, patience_s=self._strong.give_up_after_s)
+
+    async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
+        assert self._governor is not None  # no asker is at work before `open`
+        return await self._governor.acquire(actor, needs)
+
+    async def settle(
+        self,
+        actor: str,
+        items: Sequence[tuple[str, int, Decimal]],
+        released: Sequence[LeaseSlot],
+        feedback: Sequence[Feedback],
+    ) -> None:
+        assert self._governor is not None
+        await self._governor.settle(actor, items, released, feedback)
+
+    async def pause(self, reason: str) -> None:
+        if self._governor is not None:
+            self._governor.pause(reason)
+
+    async def state(self) -> dict[str, Any]:
+        assert self._governor is not None
+        return self._governor.state()
+
+    async def close(self) -> RayJudgeError | None:
+        """Write the ledger's final snapshot."""
+        try:
+            if self._governor is not None:
+                await self._governor.close()
+        except RayJudgeError as error:
+            return error
+        return None
+
+
+class AskerServer:
+    """Asks many questions at once, at most `in_flight` of them at a time."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        books: Books,
+        governor: GovernorPort,
+        key: Secret,
+        in_flight: int,
+    ) -> None:
+        self._config, self._books, self._key = config, books, key
+        self._governor = governor
+        self._room = asyncio.Semaphore(in_flight)
+        self._name = self.make_name()
+        self._journal: JournalWriter
+        self._permits: Permits
+        self._asker: Asker
+        self._client: Any
+
+    async def open(self) -> RayJudgeError | None:
+        """Begin this asker's log and open its client."""
+        try:
+            self._journal = await asyncio.to_thread(self.make_writer)
+        except RayJudgeError as error:
+            return error
+        self._client = self.make_client()
+        self._permits = self.make_permits()
+        self._asker = self.make_asker()
+        return None
+
+    def make_name(self) -> str:
+        """A name that tells whether this process has ended (`processes.is_dead`)."""
+        return f"{secrets.token_hex(4)}@{identity()}"
+
+    def make_writer(self) -> JournalWriter:
+        return self._books.writer(self._name)
+
+    def make_client(self) -> Any:
+        return StrongClient(self._config.strong, self._key.value)
+
+    def make_permits(self) -> Permits:
+        return Permits(self._name, self._governor)
+
+    def make_asker(self) -> Asker:
+        return Asker(self._config, self._client, self._permits, self._journal)
+
+    async def ask(
+        self, questions: Sequence[Question], in_vain: Mapping[str, InVain]
+    ) -> dict[str, Outcome] | RayJudgeError:
+        """Ask questions, the first first; key → outcome. The answers are in the journal then.
+
+        `in_vain`: how often earlier sessions asked them in vain.
+        """
+        tasks = [asyncio.ensure_future(self._one(question, in_vain)) for question in questions]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        try:
+            await self._permits.flush()
+        except RayJudgeError as error:
+            failed.append(error)
+        ours = [failure for failure in failed if isinstance(failure, RayJudgeError)]
+        for failure in failed:
+            if not isinstance(failure, RayJudgeError):
+                raise failure
+        if ours:
+            return max(ours, key=gravity)
+        return {q.key: o for q, o in zip(questions, outcomes, strict=True) if isinstance(o, Outcome)}
+
+    async def _one(self, question: Question, in_vain: Mapping[str, InVain]) -> Outcome:
+        async with self._room:
+            before = in_vain.get(question.key)
+            return await self._asker.ask(question, before.unusable if before else 0)
+
+    async def close(self) -> RayJudgeError | None:
+        """Mark this asker's log as ended."""
+        try:
+            await asyncio.to_thread(self._journal.close)
+        except RayJudgeError as error:
+            return error
+        finally:
+            await self._client.close()
+        return None
+

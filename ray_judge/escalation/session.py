@@ -1,0 +1,280 @@
+"""One run's session with the strong judge: which questions are asked, and when it is over.
+
+A session takes questions from a source, claims the books, and hands the questions to a courier,
+online or batch. It alone decides which question is asked: not one that is answered, not one that a
+pending batch asks, not one that a predecessor's process may still have in flight. It has no Ray:
+the simulator runs this very class.
+
+Whatever dies under a session (a process, a machine) makes it begin anew as after a crash of the
+whole run: claim, recover, read the journal. There is one way of recovering, and it is used every
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from decimal import Decimal
+from typing import Any, Protocol
+
+from ray_judge.errors import EscalationError, PausedError, RayJudgeError, RunLockedError
+from ray_judge.escalation.books.books import Books, Claim, InFlight
+from ray_judge.escalation.books.journal import InVain
+from ray_judge.escalation.online.governor import Clock
+from ray_judge.escalation.processes import ProcessDied
+from ray_judge.escalation.questions import Question
+from ray_judge.records import Outcome
+
+BARREN_SESSIONS = 3
+"""So many times in a row that processes died without a single new answer end the run."""
+ENOUGH = 4096
+"""With so many questions waiting no more are taken from the source."""
+POLL_S = 0.25
+LOCKED_POLL_S = 2.0
+IDLE_S = 5.0
+"""A run that shares its books lets go of them after so long without a question."""
+LONG_LOST_S = 3600.0
+"""What was lost so long before a claim, by whatever clock, is not in flight any more."""
+
+log = logging.getLogger(__name__)
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class Source(Protocol):
+    """Where questions come from. Both methods may block, and are called in a thread."""
+
+    def take(self) -> list[Question] | None:
+        """The next questions, each key once, the first to be asked first.
+
+        Empty: none now. None: no more will come. Raises RayJudgeError.
+        """
+
+    def stop(self) -> None:
+        """Make no more."""
+
+
+class Courier(Protocol):
+    """What brings questions to the provider and answers into the journal."""
+
+    async def open(self) -> Claim:
+        """Become the owner of the books (`Books.claim`). Raises RayJudgeError."""
+
+    async def carry(self, session: Session) -> None:
+        """Ask all that the session has to ask. Raises RayJudgeError."""
+
+    async def close(self) -> None:
+        """Let go of the books in good order. Raises RayJudgeError."""
+
+    async def kill(self) -> None:
+        """Let nobody of this session send any more."""
+
+    async def figures(self) -> dict[str, Any]:
+        """Dollars and rates for a progress display; `best_usd`: see `Ledger.best_usd`."""
+
+
+class Session:
+    """Asks every question of a source that is not answered yet."""
+
+    def __init__(
+        self,
+        books: Books,
+        courier: Courier,
+        source: Source,
+        clock: Clock,
+        report: Report,
+        *,
+        quiet_s: float,
+        patience_s: float,
+        is_dead: Callable[[str], bool],
+    ) -> None:
+        """Own nothing yet.
+
+        `quiet_s`: so long after a claim everything that earlier owners let out has come back.
+        `patience_s`: how long to wait for books that another run holds. `is_dead`: whether the
+        process of this name (`processes.identity`) surely has ended.
+        """
+        self._books, self._courier, self._source = books, courier, source
+        self._clock, self._report = clock, report
+        self._quiet_s, self._patience_s, self._is_dead = quiet_s, patience_s, is_dead
+        self._lock = ExitStack()
+        self._owner = False
+        self._answered: set[str] = set()
+        self._flying: Mapping[str, InFlight] = {}
+        self._in_flight: set[str] = set()
+        self._quiet_at = 0.0
+        """When everything that earlier owners let out has come back, Unix seconds."""
+        self._ended = False
+        self.waiting: dict[str, Question] = {}
+        """What is to be asked now, in the order of asking."""
+        self.aside: dict[str, Question] = {}
+        """What is asked by a pending batch, or may be in flight."""
+        self.batched: dict[str, str] = {}
+        """Question key → the pending batch that asks it, of another run or another mode."""
+        self.in_vain: Mapping[str, InVain] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        """Of questions without an answer: DENIED_BUDGET, or PENDING until the next month."""
+
+    async def run(self) -> None:
+        """Ask until every question is answered or denied.
+
+        Raises PausedError with everything kept, EscalationError, StorageError, CorruptedError.
+        """
+        barren, before = 0, -1
+        try:
+            while True:
+                await self.look()
+                barren = barren + 1 if len(self._answered) == before else 0
+                before = len(self._answered)
+                try:
+                    await self._courier.carry(self)
+                    break
+                except ProcessDied as died:
+                    log.warning("%s: the session begins again from the journal", died)
+                    if barren >= BARREN_SESSIONS:
+                        raise EscalationError(f"phase B's processes keep dying: {died}") from None
+                    await self._abandon()
+            await self.release()
+        finally:
+            await asyncio.to_thread(self._source.stop)
+            await self._abandon()
+        left = sum(outcome is Outcome.PENDING for outcome in self.outcomes.values())
+        if left:
+            raise self._books.month_is_full(left)
+        if self.aside:
+            raise self._books.asked_elsewhere({key: self.batched[key] for key in self.aside})
+
+    # --- owning the books ---
+
+    async def own(self) -> None:
+        """Own the books: lock, claim, recover, read the journal, in this order."""
+        if self._owner:
+            return
+        await self._wait_for_lock()
+        claim = await self._courier.open()
+        self._owner = True
+        self._flying, self.batched = claim.in_flight, dict(claim.batched)
+        self._quiet_at = self._clock.now() + self._quiet_s
+        await self.look()
+
+    async def release(self) -> None:
+        """Let go of the books, for other runs that share them."""
+        owner, self._owner = self._owner, False
+        try:
+            if owner:
+                await self._courier.close()
+        finally:
+            self._lock.close()
+
+    async def _abandon(self) -> None:
+        self._owner = False
+        await self._courier.kill()
+        self._lock.close()
+
+    async def _wait_for_lock(self) -> None:
+        until = self._clock.now() + self._patience_s
+        while True:
+            try:
+                await asyncio.to_thread(self._lock.enter_context, self._books.locked())
+            except RunLockedError as error:
+                if self._clock.now() >= until:
+                    raise PausedError(
+                        f"{error.message}, for longer than strong.give_up_after_s: everything is "
+                        "kept, run again later",
+                        books=self._books.storage.uri,
+                    ) from None
+                self._report({"waits": error.message})
+                await self._clock.sleep(LOCKED_POLL_S)
+            else:
+                return
+
+    # --- which questions ---
+
+    async def take(self, enough: float = ENOUGH) -> bool:
+        """Take more questions from the source; False when no more will ever come."""
+        while not self._ended and len(self.waiting) < enough:
+            questions = await asyncio.to_thread(self._source.take)
+            if questions is None:
+                self._ended = True
+            elif not questions:
+                break
+            else:
+                self.put(questions)
+        return not self._ended
+
+    def put(self, questions: Iterable[Question]) -> None:
+        """Let questions wait (again), or lay them aside, or forget those that are answered."""
+        for question in questions:
+            key = question.key
+            if key in self._answered or key in self.outcomes:
+                continue
+            if not self._books.cap_usd:  # grants nothing, not even what is free
+                self.outcomes[key] = Outcome.DENIED_BUDGET
+                continue
+            there = self.aside if self._is_elsewhere(key) else self.waiting
+            there[key] = question
+
+    def pop(self, most: int) -> list[Question]:
+        """Take the next questions to be asked."""
+        keys = [key for key, _ in zip(self.waiting, range(most), strict=False)]
+        return [self.waiting.pop(key) for key in keys]
+
+    def deny(self, best_usd: Mapping[str, Decimal]) -> None:
+        """Deny, at once, what no lease can ever cover: account → the most that it can grant."""
+        month = min((usd for name, usd in best_usd.items() if name != "run"), default=None)
+        for key, question in list(self.waiting.items()):
+            if question.max_cost_usd > best_usd["run"] or not best_usd["run"]:
+                self.outcomes[key] = Outcome.DENIED_BUDGET
+            elif month is not None and (question.max_cost_usd > month or not month):
+                self.outcomes[key] = Outcome.PENDING
+            else:
+                continue
+            del self.waiting[key]
+
+    def counts(self, questions: Iterable[Question]) -> dict[str, InVain]:
+        """How often questions were asked in vain, of those that were."""
+        return {q.key: self.in_vain[q.key] for q in questions if q.key in self.in_vain}
+
+    @property
+    def denied(self) -> int:
+        """Questions that no cap has money for."""
+        return sum(outcome is Outcome.DENIED_BUDGET for outcome in self.outcomes.values())
+
+    def settle(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Keep what became of questions; the others' answers are in the journal."""
+        for key, outcome in outcomes.items():
+            if outcome in (Outcome.DENIED_BUDGET, Outcome.PENDING):
+                self.outcomes[key] = outcome
+            else:
+                self._answered.add(key)
+
+    async def recheck(self) -> bool:
+        """Whether something may still be in flight; what has come back, or never will, is asked."""
+        if not any(key in self._in_flight for key in self.aside):
+            return False
+        dead = all(map(self._is_dead, {self._flying[key].actor for key in self._in_flight}))
+        if dead or self._clock.now() >= self._quiet_at:
+            await self.look()
+        return bool(self.waiting) or any(key in self._in_flight for key in self.aside)
+
+    async def look(self) -> None:
+        """Read the journal, and sort all questions by what is on file.
+
+        Which processes have ended is found out first: those write no more.
+        """
+        quiet = self._clock.now() >= self._quiet_at
+        dead = {name for name in {one.actor for one in self._flying.values()} if self._is_dead(name)}
+        journal = await asyncio.to_thread(self._books.journal)
+        self._answered, self.in_vain = set(journal.answered), journal.in_vain()
+        self._in_flight = {
+            key
+            for key, one in self._flying.items()
+            if not quiet and one.actor not in dead and one.lost_at > self._quiet_at - LONG_LOST_S
+        }
+        questions = [*self.waiting.values(), *self.aside.values()]
+        self.waiting, self.aside = {}, {}
+        self.put(questions)
+
+    def _is_elsewhere(self, key: str) -> bool:
+        return key in self._in_flight or key in self.batched

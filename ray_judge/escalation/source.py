@@ -1,0 +1,142 @@
+"""The questions of a run's routed rows, in the order in which they are asked."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
+
+import polars as pl
+
+from ray_judge.errors import RayJudgeError
+from ray_judge.escalation.questions import Question, QuestionMaker
+from ray_judge.records import Chunk, Route
+
+PER_TAKE = 256
+"""Rows of a chunk whose questions are made at a time."""
+ASKED = {"chunk": pl.String, "row": pl.Int64, "question_keys": pl.List(pl.String)}
+
+
+class RoutedQuestions:
+    """The questions of a run's routed rows; see `session.Source`.
+
+    A thread takes the routed frames as phase A lets them come, so that asking never waits for
+    judging nor judging for asking. Their questions are made when the session takes them: the least
+    sure rows of each chunk first, or, where the whole run is known first (`whole`), of the run.
+    Every key comes once: identical rows are asked once.
+    """
+
+    def __init__(
+        self,
+        routed: Iterable[pl.DataFrame],
+        chunks: Mapping[str, Chunk],
+        maker: QuestionMaker,
+        *,
+        whole: bool,
+    ) -> None:
+        self._routed, self._chunks, self._maker, self._whole = routed, chunks, maker, whole
+        self._frames: queue.SimpleQueue[pl.DataFrame | RayJudgeError | None] = queue.SimpleQueue()
+        self._arrived: list[pl.DataFrame] = []
+        self._lots: list[tuple[str, list[int]]] = []
+        self._made: list[pl.DataFrame] = []
+        self._seen: set[str] = set()
+        self._over = self._stopping = False
+        self._thread = threading.Thread(target=self._read, name="routed-rows", daemon=True)
+        self._thread.start()
+
+    def take(self) -> list[Question] | None:
+        """See `Source.take`."""
+        self._receive()
+        if self._whole:
+            return self._take_whole()
+        if self._lots:
+            return self._make(*self._lots.pop(0))
+        return None if self._over else []
+
+    def stop(self) -> None:
+        """Take no more frames, and return when their maker has come to rest."""
+        self._stopping = True
+        self._thread.join()
+
+    def asked(self) -> pl.DataFrame:
+        """`chunk`, `row`, `question_keys` of every row whose questions were made."""
+        return pl.concat([pl.DataFrame(schema=ASKED), *self._made])
+
+    def _take_whole(self) -> list[Question] | None:
+        """All questions at once, in the order of the whole run, without their bodies."""
+        if not self._over:
+            return []
+        if not self._arrived:
+            return None
+        asked = in_asking_order(pl.concat(self._arrived)).select("chunk", "row")
+        self._arrived = []
+        rank = {place: at for at, place in enumerate(asked.rows())}
+        found: list[Question] = []
+        for (name,), rows in sorted(asked.group_by("chunk", maintain_order=True)):
+            made = self._make(str(name), rows["row"].to_list())
+            found += [replace(question, body=None) for question in made]
+        return sorted(found, key=lambda question: rank[question.row[:2]])  # type: ignore[index]
+
+    def _make(self, chunk: str, rows: list[int]) -> list[Question]:
+        made = self._maker.of_rows(self._chunks[chunk], rows)
+        keys = [[question.key for question in made[row]] for row in made]
+        frame = {"chunk": [chunk] * len(made), "row": list(made), "question_keys": keys}
+        self._made.append(pl.DataFrame(frame, schema=ASKED))
+        new = []
+        for row in rows:
+            for question in made.get(row, ()):
+                if question.key not in self._seen:
+                    self._seen.add(question.key)
+                    new.append(question)
+        return new
+
+    def _receive(self) -> None:
+        """Take the frames that have arrived."""
+        while not self._over:
+            try:
+                item = self._frames.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, RayJudgeError):
+                raise item
+            if item is None:
+                self._over = True
+            elif self._whole:
+                self._arrived.append(item)
+            else:
+                asked = in_asking_order(item)
+                for (name,), rows in sorted(asked.group_by("chunk", maintain_order=True)):
+                    numbers = rows["row"].to_list()
+                    for start in range(0, len(numbers), PER_TAKE):
+                        self._lots.append((str(name), numbers[start : start + PER_TAKE]))
+
+    def _read(self) -> None:
+        frames = iter(self._routed)
+        try:
+            for frame in frames:
+                if self._stopping:
+                    if isinstance(frames, Generator):
+                        frames.close()
+                    break
+                self._frames.put(frame)
+        except RayJudgeError as error:
+            self._frames.put(error)
+        except Exception as error:  # a thread has nobody to raise to
+            self._frames.put(RayJudgeError(f"routing failed: {type(error).__name__}: {error}"))
+        else:
+            self._frames.put(None)
+
+
+SURENESS = ["judge_confidence", "row_key"]
+"""Least sure first; rows without a local verdict before all others; ties by row key."""
+
+
+def in_asking_order(routed: pl.DataFrame) -> pl.DataFrame:
+    """Keep the rows that are asked, the least sure first: a cap that binds drops the surest.
+
+    Audited rows come before all others: were they dropped where they are surest, what is left
+    would no longer be a random sample.
+    """
+    asked = routed.filter(pl.col("route") != Route.ACCEPT.value)
+    return asked.sort(pl.col("route") != Route.AUDIT.value, *SURENESS, nulls_last=False)
