@@ -48,8 +48,7 @@ class Turn:
         if self._held is not None:
             return False
         strong = self._config.strong
-        # In one order for all, so that no two runs wait for each other.
-        shared = sorted({open_storage(uri).uri for uri in (strong.ledger, strong.journal) if uri})
+        shared = [open_storage(strong.books).uri] if strong.books else []
         until = self._clock() + strong.give_up_after_s
         with ExitStack() as held:
             for uri in shared:
@@ -61,7 +60,7 @@ class Turn:
         self, uri: str, held: ExitStack, until: float, meanwhile: Callable[[], object]
     ) -> None:
         while True:
-            lock = locked(uri, LOCK, "shared ledger or journal", self._config.output)
+            lock = locked(uri, LOCK, "set of books", self._config.output)
             try:
                 held.enter_context(lock)
             except RunLockedError as error:

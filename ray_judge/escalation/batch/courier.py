@@ -243,7 +243,7 @@ class BatchSession:
 
     def _submit(self) -> None:
         """Send what money, limits and the provider's queue have room for."""
-        if self._config.strong.journal and (self._queue or self._queue.elsewhere):
+        if self._config.strong.books and (self._queue or self._queue.elsewhere):
             self._leave_to_others()  # where nothing is left for us we need no turn
         if not self._queue.open(self._clock()):
             return

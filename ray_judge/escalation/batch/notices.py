@@ -1,6 +1,6 @@
 """What a run's pending batches ask, said to the runs that share its journal.
 
-    <strong.journal>/in-batches/<id>.json   whose batch `<id>` is, and its questions
+    <strong.books>/in-batches/<id>.json   whose batch `<id>` is, and its questions
 
 A batch may be pending for a day, and its answers are in the journal only when they were read. A
 run that knew of the journal alone would pay for the same questions again meanwhile. So a notice
@@ -36,7 +36,7 @@ class BatchNotices:
 
     def __init__(self, config: RunConfig) -> None:
         """Touch nothing yet."""
-        shared = config.strong.journal
+        shared = config.strong.books
         self._storage: Storage | None = open_storage(shared) if shared else None
         self._run = config.output
 
@@ -74,7 +74,7 @@ class BatchNotices:
         runs = sorted({notice.run for path, notice in self._all().items() if path in files})
         return PausedError(
             f"{len(elsewhere)} questions are asked by pending batches of "
-            f"{', '.join(runs) or 'another run'}, which shares strong.journal: everything else is "
+            f"{', '.join(runs) or 'another run'}, which shares strong.books: everything else is "
             "done and kept. Run again when they are read; where that run is gone for good, delete "
             "the notice, and they are asked here",
             file=", ".join(f"{self._storage.uri}/{path}" for path in files[:3]),
