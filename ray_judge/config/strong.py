@@ -88,6 +88,8 @@ class StrongConfig(Tree):
     def _has_votes_to_count(self) -> StrongConfig:
         if self.abstain_below is not None and self.samples < 2:
             raise ValueError("abstain_below needs votes: set strong.samples to 2 or more")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples at temperature 0 are all alike: set a higher temperature")
         return self
 
     @model_validator(mode="before")
