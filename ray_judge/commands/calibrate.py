@@ -154,7 +154,7 @@ def sample_run(
         seed.append(hashlib.sha256(dumps(calibration)).hexdigest())
     name = hashlib.sha256("\n".join(seed).encode()).hexdigest()[:12]
     home = f"{config.output.rstrip('/')}/{purpose}"
-    strong = {"journal": config.strong.journal or home} if ask else {"max_cost_usd": Decimal(0)}
+    strong = {"books": config.strong.books or home} if ask else {"max_cost_usd": Decimal(0)}
     return source.model_copy(
         update={
             "input": write_sample(f"{home}/{name}", table),

@@ -144,8 +144,6 @@ class RunConfig(Tree):
     def document(self) -> dict[str, Any]:
         """Give the tree as plain JSON values; money as strings."""
         document: dict[str, Any] = self.model_dump(mode="json")
-        if self.strong.abstain_below is None:
-            del document["strong"]["abstain_below"]  # digests, and so draws, are as without it
         if self.judges:
             del document["judge"]  # it is the first of them
         return document

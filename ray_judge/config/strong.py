@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ray_judge.config.tree import Place, Positive, Tree, Usd
 from ray_judge.errors import ConfigError
@@ -59,12 +59,9 @@ class StrongConfig(Tree):
     tokens_per_minute: Positive = 2_000_000
     max_cost_usd: Usd
     max_cost_usd_per_month: Usd | None = None
-    ledger: Place | None = None
-    """URI of a ledger shared between runs, which then ask one after the other; null keeps it in
-    the run directory."""
-    journal: Place | None = None
-    """URI of a journal shared between runs, which then ask one after the other, so that no question
-    of theirs is paid twice; null keeps it in the run directory."""
+    books: Place | None = None
+    """URI of a ledger and a journal that several runs share: they ask one after the other, so that
+    no question of theirs is paid twice. Null keeps both in the run directory."""
     price: PriceConfig | None = None
     rubric: str | None = None
     """Criteria for the strong judge; null uses the judge's."""
@@ -74,24 +71,26 @@ class StrongConfig(Tree):
     """Not sent when null (reasoning models refuse it)."""
     max_output_tokens: Positive = 300
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    abstain_below: float | None = None
-    """A verdict that the strong judge gives with a smaller probability is left to a person: its
-    row is `abstained`, and stands in review.parquet. Asks for log-probabilities, which not every
-    model gives."""
+    samples: Positive = 1
+    """How often each question is asked (in each order); the verdict is the majority's."""
+    abstain_below: Annotated[float | None, Field(gt=0, le=1)] = None
+    """A verdict with a smaller share of the samples is left to a person: its row is `abstained`,
+    and stands in review.parquet."""
     reasks: int = Field(default=1, ge=0, le=5)
     """How often an answer that cannot be used is asked again, each time paid for."""
     timeout_s: float = Field(default=120, gt=0)
     """For one request; with mode: flex, 900 unless given (OpenAI's advice)."""
     give_up_after_s: float = Field(default=1800, gt=0)
-    """How long the provider may be down, or another run hold a shared ledger or journal, before the
-    run pauses (exit 4)."""
+    """How long the provider may be down, or another run hold shared books, before the run pauses
+    (exit 4)."""
 
-    @field_validator("abstain_below")
-    @classmethod
-    def _is_a_probability(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value <= 1:
-            raise ValueError("a probability above 0 and at most 1, or null to abstain from nothing")
-        return value
+    @model_validator(mode="after")
+    def _has_votes_to_count(self) -> StrongConfig:
+        if self.abstain_below is not None and self.samples < 2:
+            raise ValueError("abstain_below needs votes: set strong.samples to 2 or more")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples at temperature 0 are all alike: set a higher temperature")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -176,14 +176,14 @@ class Night:
         return [question.key for question in work(self.config)[1]]
 
     def journal(self) -> Journal:
-        return load_journal(open_storage(self.config.output))
+        return load_journal(open_storage(self.config.strong.books or self.config.output))
 
     def states(self) -> list[BatchState]:
         return BatchFolder(open_storage(self.config.output)).states()
 
     def money(self) -> tuple[Decimal, Decimal]:
         """(settled, promised), dollars."""
-        storage = self.config.strong.ledger or self.config.output
+        storage = self.config.strong.books or self.config.output
         return recorded(open_storage(storage), run="run")
 
     def outcomes(self) -> Counter[str]:

@@ -34,7 +34,7 @@ def notices(journal: Path) -> list[Path]:
 
 def answered(night: Night) -> int:
     """How many of its questions a run finds in the journal it shares."""
-    found = load_journal(open_storage(str(night.config.strong.journal))).answers
+    found = load_journal(open_storage(str(night.config.strong.books))).answers
     return sum(key in found for key in night.keys)
 
 
@@ -43,8 +43,8 @@ def test_a_pending_batch_is_not_asked_again(
 ) -> None:
     """12 of the second run's 20 questions are in a batch of the first one."""
     server.configure(batches={"manual": True})
-    first = Night(tmp_path / "a", server, 12, journal=str(journal), batch={"wait_s": 0})
-    second = Night(tmp_path / "b", server, 20, journal=str(journal), batch={"wait_s": 0})
+    first = Night(tmp_path / "a", server, 12, books=str(journal), batch={"wait_s": 0})
+    second = Night(tmp_path / "b", server, 20, books=str(journal), batch={"wait_s": 0})
     with pytest.raises(PausedError, match="0 of 12 requests done"):
         first.run()
     assert len(notices(journal)) == 2
@@ -71,8 +71,8 @@ def test_another_run_comes_after_a_crash_at_any_step(
     tmp_path: Path, server: RunningServer, journal: Path, step: int
 ) -> None:
     """The other run asks all, or leaves to the dead one what its batch may be asking."""
-    first = Night(tmp_path / "a", server, journal=str(journal))
-    second = Night(tmp_path / "b", server, journal=str(journal))
+    first = Night(tmp_path / "a", server, books=str(journal))
+    second = Night(tmp_path / "b", server, books=str(journal))
     crash = CrashAt(step)
     assert first.crashes(crash)
     asking = crash.steps.count("stored") - crash.steps.count("read")
@@ -97,8 +97,8 @@ def test_what_waits_for_a_batch_may_be_asked_by_another_run(
 ) -> None:
     """The queue has room for one batch; while it is pending another run asks the rest."""
     limits = {"enqueued_tokens": 900, "max_requests": 4}
-    first = Night(tmp_path / "a", server, journal=str(journal), batch=limits)
-    second = Night(tmp_path / "b", server, journal=str(journal))
+    first = Night(tmp_path / "a", server, books=str(journal), batch=limits)
+    second = Night(tmp_path / "b", server, books=str(journal))
     rest, said = first.clock.sleep, []
 
     def meanwhile(seconds: float) -> None:
@@ -122,8 +122,8 @@ def test_what_a_batch_did_not_answer_is_free_again(
     tmp_path: Path, server: RunningServer, journal: Path
 ) -> None:
     """A run set its question aside for a batch that then came to nothing: it asks it itself."""
-    first = Night(tmp_path / "a", server, journal=str(journal), batch={"wait_s": 0})
-    second = Night(tmp_path / "b", server, 20, journal=str(journal))
+    first = Night(tmp_path / "a", server, books=str(journal), batch={"wait_s": 0})
+    second = Night(tmp_path / "b", server, 20, books=str(journal))
     server.configure(batches={"manual": True})
     with pytest.raises(PausedError, match="batch pending"):
         first.run()
@@ -146,7 +146,7 @@ def test_what_a_batch_did_not_answer_is_free_again(
 def test_a_damaged_notice_is_not_guessed_at(
     tmp_path: Path, server: RunningServer, journal: Path
 ) -> None:
-    night = Night(tmp_path / "a", server, journal=str(journal))
+    night = Night(tmp_path / "a", server, books=str(journal))
     (journal / FOLDER).mkdir(parents=True)
     for text in ("{", "[]", '{"version": 2, "run": "x", "keys": []}', '{"version": 1}'):
         (journal / FOLDER / "rj-1.json").write_text(text)

@@ -68,7 +68,7 @@ def test_nights_that_share_a_month(
 ) -> None:
     """The second night pauses where the month's money ends, and goes on when there is more."""
     shared = {
-        "strong__ledger": str(tmp_path / "money"),
+        "strong__books": str(tmp_path / "money"),
         "strong__max_cost_usd_per_month": "0.02",
         "route__fraction": 1,
     }
@@ -99,7 +99,7 @@ def test_a_relative_output_is_one_place_for_all_processes(
     """Ray's workers have the working directory of their cluster, not that of the command."""
     run = runs(pairs(20))
     run.document["output"] = "out"
-    run.document["strong"]["ledger"] = "money"
+    run.document["strong"]["books"] = "money"
     for _ in range(2):  # the second one finds the answers of the first
         process = run.start(ray_session)
         said = process.communicate(timeout=200)[1]

@@ -28,7 +28,8 @@ def test_what_even_the_strong_judge_is_unsure_of_is_for_a_person(
     )
     run = runs(
         pairs(35, label=["A"] * 35), pairs(25, first=35, label=["A"] * 25), chunk_rows=10,
-        route={"policy": "fraction", "fraction": 0.5, "audit": 1}, strong__abstain_below=0.7,
+        route={"policy": "fraction", "fraction": 0.5, "audit": 1},
+        strong__samples=2, strong__abstain_below=0.7,
     )  # fmt: skip
     assert run.score() == 0
 

@@ -26,7 +26,7 @@ def test_two_runs_begun_at_once_pay_each_question_once(
     """Half of their rows are the same: whoever comes second reads what the first one paid for."""
     server.configure(latency={"min_ms": 50, "max_ms": 100})
     money = str(tmp_path / "money")
-    shared = {"strong__ledger": money, "strong__journal": money, "route__fraction": 1}
+    shared = {"strong__books": money, "route__fraction": 1}
     both = [runs(pairs(80, first=first), **shared, strong__concurrency=4) for first in (0, 40)]
     processes = [run.start(ray_session) for run in both]
     said = [process.communicate(timeout=200)[1] for process in processes]
@@ -48,7 +48,7 @@ def test_what_a_pending_batch_asks_is_not_asked_beside_it(
     """Half of an online run's rows are in another run's batch: it asks the others, and pauses."""
     server.configure(batches={"manual": True})
     money = str(tmp_path / "money")
-    shared = {"strong__ledger": money, "strong__journal": money, "route__fraction": 1}
+    shared = {"strong__books": money, "route__fraction": 1}
     batch = runs(pairs(20), **shared, strong__mode="batch", strong__batch={"wait_s": 0})
     online = runs(pairs(20, first=10), **shared)
     assert batch.score() == 4
@@ -77,8 +77,8 @@ def test_a_run_that_waits_too_long_pauses(
     runs: Runs, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     money = str(tmp_path / "money")
-    run = runs(pairs(20), strong__ledger=money, strong__give_up_after_s=0.1)
-    with locked(money, LOCK, "shared ledger or journal", "runs/another"):
+    run = runs(pairs(20), strong__books=money, strong__give_up_after_s=0.1)
+    with locked(money, LOCK, "set of books", "runs/another"):
         assert run.score(capsys=capsys) == 4
     assert "for runs/another" in run.said[0] and "give_up_after_s" in run.said[0]
     assert server.stats()["requests"] == 0
@@ -87,7 +87,7 @@ def test_a_run_that_waits_too_long_pauses(
     assert run.score() == 0
     assert run.outcomes() == {"not_needed": 10, "resolved": 10}
 
-    with locked(money, LOCK, "shared ledger or journal", "runs/another"):
+    with locked(money, LOCK, "set of books", "runs/another"):
         (run.output / "summary.json").unlink()
         assert run.score() == 0  # with nothing to ask it needs no turn
     assert server.stats()["billed"] == 10

@@ -205,9 +205,9 @@ def test_a_full_month_pauses_and_the_next_one_goes_on(
 def test_another_run_holds_the_shared_ledger(tmp_path: Path, server: RunningServer) -> None:
     """Batches wait for the ledger as any run does; while they are pending nobody waits for them."""
     money = str(tmp_path / "money")
-    night = Night(tmp_path, server, ledger=money, give_up_after_s=60)
+    night = Night(tmp_path, server, books=money, give_up_after_s=60)
     with (
-        locked(money, LOCK, "shared ledger or journal", "runs/another"),
+        locked(money, LOCK, "set of books", "runs/another"),
         pytest.raises(PausedError, match="runs/another"),
     ):
         night.run()
@@ -216,7 +216,7 @@ def test_another_run_holds_the_shared_ledger(tmp_path: Path, server: RunningServ
     rests, rest = [], night.clock.sleep
 
     def resting(seconds: float) -> None:
-        with locked(money, LOCK, "shared ledger or journal"):
+        with locked(money, LOCK, "set of books"):
             rests.append(seconds)
         rest(seconds)
 
@@ -397,7 +397,7 @@ def test_answers_of_a_batch_have_their_probability(tmp_path: Path, server: Runni
         certainty={"sure": [0.9, 0.9], "unsure": [0.4, 0.4], "unsure_containing": "number 3."},
         faults=[fault("no_logprobs", contains="number 5.")],
     )
-    night = Night(tmp_path, server, abstain_below=0.5)
+    night = Night(tmp_path, server, samples=2, abstain_below=0.5)
     night.run()
     night.check()
     assert night.outcomes() == {"resolved": 12}
@@ -410,7 +410,7 @@ def test_a_batch_to_a_model_without_log_probabilities(
     tmp_path: Path, server: RunningServer
 ) -> None:
     server.configure(refuse_parameters=["logprobs"])
-    night = Night(tmp_path, server, abstain_below=0.5)
+    night = Night(tmp_path, server, samples=2, abstain_below=0.5)
     with pytest.raises(EscalationError, match=r"strong\.abstain_below"):
         night.run()
     assert server.stats()["billed"] == 0

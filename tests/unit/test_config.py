@@ -140,6 +140,10 @@ def test_policies_and_their_keys(changes: dict[str, Any], said: str) -> None:
         ({"strong__concurrency": 0}, "strong.concurrency"),
         ({"strong__requests_per_minute": -1}, "strong.requests_per_minute"),
         ({"strong__timeout_s": 0}, "strong.timeout_s"),
+        ({"strong__samples": 0}, "strong.samples"),
+        ({"strong__samples": 3, "strong__abstain_below": 0}, "strong.abstain_below"),
+        ({"strong__samples": 3, "strong__abstain_below": float("nan")}, "strong.abstain_below"),
+        ({"strong__abstain_below": 0.7}, "set strong.samples to 2 or more"),
         ({"chunk_rows": 0}, "chunk_rows"),
         ({"task": "tripwise"}, "task"),
         ({"task": "pointwise"}, "columns and by_scores are for task: pairwise"),
@@ -420,8 +424,8 @@ def test_a_place_has_one_spelling(given: str, place: str) -> None:
             "judge": {"model": "m"},
             "route": {"fraction": 1},
             "strong": {
-                "model": "gpt-4.1", "max_cost_usd": 1, "ledger": given, "journal": given,
+                "model": "gpt-4.1", "max_cost_usd": 1, "books": given,
             },
         }
     )  # fmt: skip
-    assert (config.output, config.strong.ledger, config.strong.journal) == (wanted,) * 3
+    assert (config.output, config.strong.books) == (wanted,) * 2

@@ -116,7 +116,7 @@ def test_the_judge_dies_while_its_run_waits_for_its_turn(
             "output": str(tmp_path / "out"),
             "judge": {"model": "m"},
             "route": {"policy": "threshold", "threshold": 0.5},
-            "strong": {"model": "gpt-4.1", "max_cost_usd": 1, "ledger": money},
+            "strong": {"model": "gpt-4.1", "max_cost_usd": 1, "books": money},
         }
     )
     shard = Shard("/in/a.parquet", "a.parquet", 1, "", ())
@@ -132,7 +132,7 @@ def test_the_judge_dies_while_its_run_waits_for_its_turn(
         waits.set()
 
     with (
-        locked(money, LOCK, "shared ledger or journal", "runs/another"),
+        locked(money, LOCK, "set of books", "runs/another"),
         pytest.raises(EngineError, match="the judge died"),
     ):
         escalate(config, plan, frames(), said)

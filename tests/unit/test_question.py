@@ -88,10 +88,10 @@ def test_a_key_that_was_on_file_before_probabilities_were_asked_for() -> None:
 
 def test_probabilities_are_part_of_the_question_and_how_sure_is_sure_is_not() -> None:
     assert "logprobs" not in question().body(PAIR)
-    body = question(abstain_below=0.7).body(PAIR)
+    body = question(samples=2, abstain_below=0.7).body(PAIR)
     assert body == {**question().body(PAIR), "logprobs": True, "top_logprobs": 20}
     assert in_words(body)["logprobs"] is True
-    assert key(abstain_below=0.7) == key(abstain_below=0.8) != key()
+    assert key(samples=2, abstain_below=0.7) == key(samples=2, abstain_below=0.8) != key()
 
 
 def test_what_the_key_does_not_depend_on() -> None:
@@ -250,17 +250,17 @@ def listed(*tokens: str, **others: float) -> list[dict[str, Any]]:
 
 def test_the_probability_of_a_verdict_and_of_a_tie() -> None:
     given_ = listed('{"verdict":"', "B", '"}', A=0.2, B=0.5, tie=0.3)
-    asked = question(abstain_below=0.5)
+    asked = question(samples=2, abstain_below=0.5)
     assert asked.probs('{"verdict":"B"}', given_, "B") == pytest.approx((0.5, 0.3))
     assert asked.probs('{"verdict":"B"}', None, "B") == (None, None)
     assert question().probs('{"verdict":"B"}', given_, "B") == (None, None)
-    no_ties = question(abstain_below=0.5, ties=False)
+    no_ties = question(samples=2, abstain_below=0.5, ties=False)
     assert no_ties.probs('{"verdict":"B"}', given_, "B") == pytest.approx((5 / 7, 0))
 
 
 def test_the_probability_of_a_score() -> None:
     given_ = listed('{"score":', "7", "}", **{"7": 0.25, "8": 0.75})
-    asked = question("pointwise", abstain_below=0.5)
+    asked = question("pointwise", samples=2, abstain_below=0.5)
     assert asked.probs('{"score":7}', given_, 7.0) == (pytest.approx(0.25), None)
 
 

@@ -1,0 +1,223 @@
+"""From a chat completion to an answer as the journal keeps it, and from answers to a row's. Pure.
+
+The same rules hold for an answer that came alone and for one that came in a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from statistics import fmean
+from typing import Any
+
+from ray_judge.config import StrongConfig
+from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.escalation.pricing import cost
+from ray_judge.escalation.questions import QuestionMaker, Unparseable
+from ray_judge.records import Answer, Outcome, Usage, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer that the server computed, and so billed, whatever it says."""
+
+    text: str | None
+    refusal: str | None
+    finish_reason: str | None
+    usage: Usage | None
+    model: str | None
+    response_id: str | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
+    """Read the body of a 200 answer; half a body is AMBIGUOUS: computed, billed, lost."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    return reply_of(document, headers)
+
+
+def reply_of(document: Any, headers: Mapping[str, str]) -> Reply:
+    """Read a chat completion that is JSON already. Raises RequestFailed, AMBIGUOUS."""
+    try:
+        choice = document["choices"][0]
+        message = choice["message"]
+        return Reply(
+            text=_text(message.get("content")),
+            refusal=_text(message.get("refusal")),
+            finish_reason=_text(choice.get("finish_reason")),
+            usage=_usage(document),
+            model=_text(document.get("model")),
+            response_id=_text(document.get("id")),
+            headers=headers,
+        )
+    except (LookupError, TypeError, AttributeError):
+        raise RequestFailed(Kind.AMBIGUOUS, "the answer is not a chat completion") from None
+
+
+def _text(value: Any) -> str | None:
+    """Text that can be written down (JSON may hold half a surrogate pair), or None."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+
+
+def _usage(document: Mapping[str, Any]) -> Usage | None:
+    """Tokens as the server counted them; None when it did not."""
+    try:
+        given = document["usage"]
+        details = given.get("prompt_tokens_details") or {}
+        output = given.get("completion_tokens_details") or {}
+        usage = Usage(
+            input_tokens=int(given["prompt_tokens"]),
+            output_tokens=int(given["completion_tokens"]),
+            cached_input_tokens=int(details.get("cached_tokens") or 0),
+            reasoning_tokens=int(output.get("reasoning_tokens") or 0),
+            tier=_text(document.get("service_tier")) or "default",
+        )
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
+        return None
+    sound = 0 <= usage.cached_input_tokens <= usage.input_tokens and usage.output_tokens >= 0
+    return usage if sound else None
+
+
+def read_answer(
+    maker: QuestionMaker,
+    key: str,
+    input_bound: int,
+    reply: Reply,
+    *,
+    lease: str,
+    slot: int,
+    at: float,
+    last: bool,
+    tier: str | None = None,
+) -> Answer:
+    """Turn a computed (so billed) reply into an answer; what is unusable may be asked again.
+
+    `input_bound`: the question's, in tokens, for servers that send no usage. `at`: Unix seconds.
+    `last`: an unusable answer ends the question. `tier`: what is billed, whatever the reply says.
+    """
+    usage = reply.usage or _upper_bound(reply, input_bound, maker.strong.max_output_tokens)
+    if tier is not None:
+        usage = replace(usage, tier=tier)
+    answer = Answer(
+        key=key,
+        outcome=Outcome.RESOLVED,
+        verdict=None,
+        cost_usd=cost(maker.price, usage),
+        usage=usage,
+        model=reply.model or maker.strong.model,
+        response_id=reply.response_id,
+        lease=lease,
+        slot=slot,
+        at=at,
+    )
+    if reply.refusal or reply.finish_reason == "content_filter":
+        why = (reply.refusal or "stopped by the content filter")[:200]
+        return replace(answer, outcome=Outcome.REFUSED, error=why, final=last)
+    try:
+        return replace(answer, verdict=maker.read(reply.text))
+    except Unparseable as error:
+        cut = " (cut at max_output_tokens)" if reply.finish_reason == "length" else ""
+        return replace(answer, outcome=Outcome.UNPARSEABLE, error=f"{error}{cut}", final=last)
+
+
+def _upper_bound(reply: Reply, input_bound: int, output_bound: int) -> Usage:
+    """Count for a server that does not: upper bounds, since the cap depends on them."""
+    text = len((reply.text or "").encode()) + len((reply.refusal or "").encode())
+    return Usage(input_tokens=input_bound, output_tokens=min(text, output_bound), estimated=True)
+
+
+def failed_answer(
+    key: str,
+    kind: Kind | None,
+    reason: str,
+    *,
+    cost_usd: Decimal,
+    lease: str,
+    slot: int,
+    at: float,
+    final: bool,
+) -> Answer:
+    """What the journal keeps of a request without a reply. `cost_usd`: what it counts as."""
+    return Answer(
+        key=key,
+        outcome=Outcome.REFUSED if kind is Kind.REFUSED else Outcome.FAILED,
+        verdict=None,
+        cost_usd=cost_usd,
+        usage=None,
+        model=None,
+        response_id=None,
+        lease=lease,
+        slot=slot,
+        at=at,
+        final=final,
+        error=reason,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RowAnswer:
+    """What the questions of one row came to; `prob` is the verdict's share of the votes."""
+
+    outcome: Outcome
+    verdict: Verdict | None = None
+    prob: float | None = None
+    error: str | None = None
+
+
+def answer_row(answers: Sequence[Answer | None], strong: StrongConfig) -> RowAnswer:
+    """Combine the final answers to a row's questions, in the order in which they were made.
+
+    None: that question has no answer yet. A row is resolved when every question has ended and
+    each order has a usable vote; an order without any gives the row its outcome.
+    """
+    orders = [answers[n : n + strong.samples] for n in range(0, len(answers), strong.samples)]
+    votes: list[list[Verdict]] = []
+    for order in orders:
+        ended = [answer for answer in order if answer is not None]
+        votes.append([answer.verdict for answer in ended if answer.verdict is not None])
+        if len(ended) == len(order) and not votes[-1]:
+            return RowAnswer(ended[0].outcome, error=ended[0].error or ended[0].outcome.value)
+    if None in answers or not answers:
+        return RowAnswer(Outcome.DENIED_BUDGET)
+    verdict, prob = combine(votes, strong.samples, ties=strong.ties)
+    unsure = prob is not None and strong.abstain_below is not None and prob < strong.abstain_below
+    return RowAnswer(Outcome.ABSTAINED if unsure else Outcome.RESOLVED, verdict, prob)
+
+
+def combine(
+    votes: Sequence[Sequence[Verdict]], samples: int, *, ties: bool = True
+) -> tuple[Verdict, float | None]:
+    """One verdict from the usable votes of one order, or of both, and its share of all votes.
+
+    The second order's votes are in swapped orientation; orders that disagree are a tie
+    (`strong.swap`). `samples`: how many votes were asked for per order; with one there is no
+    share. `ties`: whether a vote may be a tie.
+    """
+    flip = {"A": "B", "B": "A"}
+    upright = [*votes[:1], *([flip.get(str(v), v) for v in order] for order in votes[1:])]
+    leaders = [_majority(order, ties) for order in upright]
+    verdict = leaders[0] if len(set(leaders)) == 1 else "tie"
+    if samples == 1:
+        return verdict, None
+    return verdict, sum(order.count(verdict) for order in upright) / (samples * len(votes))
+
+
+def _majority(votes: Sequence[Verdict], ties: bool) -> Verdict:
+    """The most frequent verdict.
+
+    Where several are, a tie if ties are allowed, else the earliest; of scores the one that is
+    nearest to the mean.
+    """
+    counts = Counter(votes)
+    leaders = [verdict for verdict in counts if counts[verdict] == max(counts.values())]
+    scores = [vote for vote in votes if isinstance(vote, float)]
+    if scores:
+        mean = fmean(scores)
+        return min(leaders, key=lambda score: abs(float(score) - mean))
+    return "tie" if len(leaders) > 1 and ties else leaders[0]

@@ -1,0 +1,156 @@
+"""What every way of failing means for a question, for the run, and for the money. Pure.
+
+Errors are classified by HTTP status and the API's error code
+(platform.openai.com/docs/guides/error-codes, 2026-11), never by the text of a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ray_judge.config import StrongConfig
+from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
+
+BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+FILTER_CODES = {"content_filter", "content_policy_violation"}
+SCHEMA_PARAMS = {"response_format", "response_format.type", "response_format.json_schema"}
+NOT_BEGUN = {409, 503}
+"""The server says that it is locked or overloaded: it did not begin."""
+TRIES = 8
+"""How often the server may fail at one question before its row is given up as `failed`."""
+LOST_TRIES = 3
+"""How often a question's answer may be lost after it was sent: each of those counts in full."""
+
+
+class Kind(StrEnum):
+    """How a request failed."""
+
+    RATE_LIMIT = "rate_limit"
+    """429: wait as told."""
+    TRANSIENT = "transient"
+    """The server did not begin (503, 409), or was never reached."""
+    BROKEN = "broken"
+    """The server, or a gateway before it, failed while it may have been at work (500, 502, 504,
+    408, ...): the answer may have been computed."""
+    AMBIGUOUS = "ambiguous"
+    """The request was sent, and no whole answer came back."""
+    ROW = "row"
+    """This question will never be answered (too long, invalid)."""
+    REFUSED = "refused"
+    """The provider's filter does not let this question through."""
+    NO_SCHEMA = "no_schema"
+    """The server does not take `response_format`: ask in words."""
+    BILLING = "billing"
+    """Quota or billing: the run pauses."""
+    RUN = "run"
+    """No question of this run can be answered (key, permission, model)."""
+
+
+class Fault(StrEnum):
+    """Where the cause of a failure lies, and so what it befalls."""
+
+    QUESTION = "question"
+    """This question ends; others may fare better."""
+    RUN = "run"
+    """Every question of the run would fare alike."""
+    PROVIDER = "provider"
+    """It passes by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What follows from a kind of failure.
+
+    `billed`: an answer may have been computed, so the request counts at its maximum. `again`: the
+    same question may be sent again. `tries`: how many such failures end the question; None: none
+    does. The provider is unwell where `tries` is set, and merely busy at a rate limit.
+    """
+
+    fault: Fault
+    billed: bool = False
+    again: bool = False
+    tries: int | None = None
+
+
+MEANING: Mapping[Kind, Meaning] = {
+    Kind.RATE_LIMIT: Meaning(Fault.PROVIDER, again=True),
+    Kind.TRANSIENT: Meaning(Fault.PROVIDER, again=True, tries=TRIES),
+    Kind.BROKEN: Meaning(Fault.PROVIDER, billed=True, again=True, tries=TRIES),
+    Kind.AMBIGUOUS: Meaning(Fault.PROVIDER, billed=True, again=True, tries=LOST_TRIES),
+    Kind.ROW: Meaning(Fault.QUESTION),
+    Kind.REFUSED: Meaning(Fault.QUESTION),
+    Kind.NO_SCHEMA: Meaning(Fault.RUN, again=True),
+    Kind.BILLING: Meaning(Fault.RUN),
+    Kind.RUN: Meaning(Fault.RUN),
+}
+
+
+class RequestFailed(Exception):
+    """One request failed. It never crosses a process.
+
+    `reason`: a sentence without secrets. `headers`: of the answer, for the rate limiter.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        reason: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+        self.status = status
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def meaning(self) -> Meaning:
+        return MEANING[self.kind]
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether the server never saw the request; this says nothing about the question."""
+        return self.kind is Kind.TRANSIENT and self.status is None
+
+
+def classify(status: int, code: str | None, kind: str | None, param: str | None) -> Kind:
+    """What an error answer means, by its status and the fields of its `error` object."""
+    if code in BILLING_CODES or kind in BILLING_CODES or status == 402:
+        return Kind.BILLING
+    if status == 429:
+        return Kind.RATE_LIMIT
+    if status in (401, 403, 404):
+        return Kind.RUN
+    if status in NOT_BEGUN:
+        return Kind.TRANSIENT
+    if status == 408 or status >= 500:
+        return Kind.BROKEN
+    if status in (400, 422) and param in SCHEMA_PARAMS:
+        return Kind.NO_SCHEMA
+    if status in (400, 422) and param == "service_tier":
+        return Kind.RUN
+    if code in FILTER_CODES:
+        return Kind.REFUSED
+    return Kind.ROW
+
+
+def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
+    """The error that ends or pauses a run whose requests fail like this one."""
+    if failure.kind is Kind.BILLING:
+        return PausedError(f"the provider wants money first ({failure.reason}): mend it, run again")
+    if failure.meaning.fault is Fault.PROVIDER:
+        return ProviderDown(
+            f"the strong judge's server did not do its work ({failure.reason}) for "
+            "strong.give_up_after_s seconds: everything is kept, run again later"
+        )
+    batch = ", strong.batch" if strong.mode == "batch" else ""
+    return EscalationError(
+        f"the strong judge cannot be asked: {failure.reason}. Check the key in "
+        f"{strong.api_key_env}, strong.model{batch} and strong.base_url"
+    )

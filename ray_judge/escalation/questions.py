@@ -1,0 +1,246 @@
+"""The strong judge's questions: which rows ask what, under which key, for how much at most.
+
+The body is the very one that is sent, under the strict schema (OpenAI "Structured outputs",
+platform.openai.com/docs/guides/structured-outputs, 2026-11). The key, under which the journal
+keeps the answer, is the SHA-256 of the body's canonical JSON without its limits: a higher limit
+asks nothing new. Where a server refuses `response_format` the same question is asked in words,
+under the same key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from ray_judge.config import RunConfig, StrongConfig
+from ray_judge.errors import InputChangedError
+from ray_judge.escalation.pricing import (
+    Price,
+    input_token_bound,
+    input_token_estimate,
+    max_cost,
+    price_of,
+)
+from ray_judge.judging.formats.generic import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
+from ray_judge.records import Chunk, Example, Verdict
+from ray_judge.run.columns import Columns
+from ray_judge.run.plan import read_examples, read_rows
+
+TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
+"""`strong.mode` → the service tier that is billed."""
+LIMITS = ("max_completion_tokens", "max_tokens")
+FENCE = re.compile(r"\A\s*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL)
+
+
+class Unparseable(Exception):
+    """The answer's text is not a verdict; the message says why. Never crosses a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question to the strong judge.
+
+    `body` is None where it was dropped to save memory; `QuestionMaker.bodies` makes it again.
+    `input_bound`: input tokens at most; `tokens`: about how many. `max_cost_usd`: in the tier of
+    `strong.mode`. `row`: chunk, row in its shard, number of the question within its row.
+    """
+
+    key: str
+    body: Mapping[str, Any] | None
+    input_bound: int
+    tokens: int
+    max_cost_usd: Decimal
+    row: tuple[str, int, int] | None = None
+
+
+class QuestionMaker:
+    """Makes the questions of one run's strong judge, and reads the verdicts in its answers."""
+
+    def __init__(self, config: RunConfig, columns: Columns | None = None) -> None:
+        """Without `columns` it makes questions about examples only, not about rows."""
+        self.strong = strong = config.strong
+        self.price = price_of_strong(strong)
+        self._columns = columns
+        rubrics = [strong.rubric, *(tier.judge.rubric for tier in config.tiers())]
+        self._rubric = next((rubric for rubric in rubrics if rubric), None)
+        self._low, self._high = strong.scores
+        self._verdicts: list[str] = []
+        self._costs: dict[int, Decimal] = {}
+        if config.task == "pairwise":
+            self._verdicts = ["A", "B", "tie"] if strong.ties else ["A", "B"]
+            self._system, self._field = PAIRWISE_SYSTEM, "verdict"
+            schema: dict[str, Any] = {"type": "string", "enum": self._verdicts}
+            names = ", ".join(f'"{verdict}"' for verdict in self._verdicts)
+            ask = f"Which answer is better by the criteria? Verdicts: {names}."
+        else:
+            self._system, self._field = POINTWISE_SYSTEM, "score"
+            schema = {"type": "number", "minimum": self._low, "maximum": self._high}
+            ends = f"from {self._low:g} (worst) to {self._high:g} (best)"
+            ask = f"How good is the answer by the criteria, {ends}?"
+        self._ask = f'{ask} Reply with a JSON object that has the one field "{self._field}".'
+        self._format = {
+            "type": "json_schema",
+            "json_schema": {
+                "name": self._field,
+                "strict": True,
+                "schema": {
+                    "type": "object",
+                    "properties": {self._field: schema},
+                    "required": [self._field],
+                    "additionalProperties": False,
+                },
+            },
+        }
+
+    def of_rows(self, chunk: Chunk, rows: Sequence[int]) -> dict[int, list[Question]]:
+        """Row → its questions; a row without text has none. Reads the slice of the shard once.
+
+        `rows`: positions in the shard. Raises InputChangedError where the shard has too few.
+        """
+        assert self._columns is not None
+        if not rows:
+            return {}
+        first, last = min(rows), max(rows)
+        texts = list(dict.fromkeys(self._columns.text.values()))
+        table = read_rows(chunk.shard, first, last + 1 - first, texts)
+        if first + len(table) <= last:
+            raise InputChangedError("this shard has fewer rows than before", file=chunk.shard)
+        wanted = table.take([row - first for row in rows])
+        made: dict[int, list[Question]] = {}
+        for row, example in zip(rows, read_examples(wanted, self._columns), strict=True):
+            asked = [] if isinstance(example, str) else self.of_example(example)
+            made[row] = [
+                replace(question, row=(chunk.name, row, number))
+                for number, question in enumerate(asked)
+            ]
+        return made
+
+    def of_example(self, example: Example) -> list[Question]:
+        """The samples in the input's order first, then those in the other order, if it is asked."""
+        orders = [example, example.swapped()] if self.strong.swap else [example]
+        return [question for order in orders for question in self._samples(order)]
+
+    def bodies(self, questions: Iterable[Question], chunks: Mapping[str, Chunk]) -> list[Question]:
+        """Make the bodies of questions about rows again; `chunks`: by name.
+
+        Raises InputChangedError where a row asks something else now.
+        """
+        questions = list(questions)
+        rows: dict[str, dict[int, None]] = {}
+        for question in questions:
+            assert question.row is not None
+            rows.setdefault(question.row[0], {})[question.row[1]] = None
+        made = {name: self.of_rows(chunks[name], list(asked)) for name, asked in rows.items()}
+        again = []
+        for question in questions:
+            assert question.row is not None
+            name, row, number = question.row
+            found = made[name][row][number : number + 1]
+            if not found or found[0].key != question.key:
+                raise InputChangedError(
+                    "this row changed since the run began", file=chunks[name].shard, row=row
+                )
+            again += found
+        return again
+
+    def answer_texts(self) -> list[str]:
+        """The answers that the schema allows, as a terse model writes them (scores: the ends)."""
+        values = self._verdicts or [self._low, self._high]
+        return [json.dumps({self._field: value}, separators=(",", ":")) for value in values]
+
+    def read(self, text: str | None) -> Verdict:
+        """Read the verdict out of an answer's text. Raises Unparseable, never guesses."""
+        if not text or not text.strip():
+            raise Unparseable("the answer is empty")
+        fenced = FENCE.match(text)
+        try:
+            document = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=_once)
+        except (ValueError, RecursionError):
+            raise Unparseable(f"the answer is not JSON: {text[:80]!r}") from None
+        if not isinstance(document, dict) or self._field not in document:
+            raise Unparseable(f'the answer has no field "{self._field}": {text[:80]!r}')
+        value = document[self._field]
+        if self._verdicts:
+            if value not in self._verdicts:
+                raise Unparseable(f"{repr(value)[:80]} is not one of {', '.join(self._verdicts)}")
+            return str(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Unparseable(f"{repr(value)[:80]} is not a score")
+        if not self._low <= value <= self._high:
+            raise Unparseable(f"{repr(value)[:80]} is not in {self._low:g} to {self._high:g}")
+        return float(value)
+
+    def _samples(self, example: Example) -> list[Question]:
+        body = self._body(example)
+        bound = input_token_bound(body["messages"], self._format)
+        tokens = input_token_estimate(body["messages"], self._format)
+        cost = self._max_cost(bound)
+        return [
+            Question(key, body, bound, tokens, cost)
+            for key in canonical_keys(body, self.strong.samples)
+        ]
+
+    def _body(self, example: Example) -> dict[str, Any]:
+        strong = self.strong
+        text = f"{describe(example, self._rubric)}\n\n{self._ask}"
+        body = {
+            "model": strong.model,
+            "messages": [
+                {"role": "system", "content": self._system},
+                {"role": "user", "content": text},
+            ],
+            "response_format": self._format,
+            strong.max_tokens_field: strong.max_output_tokens,
+        }
+        return body if strong.temperature is None else {**body, "temperature": strong.temperature}
+
+    def _max_cost(self, input_bound: int) -> Decimal:
+        if input_bound not in self._costs:
+            self._costs[input_bound] = max_cost(
+                self.price,
+                input_tokens=input_bound,
+                output_tokens=self.strong.max_output_tokens,
+                tier=TIERS[self.strong.mode],
+            )
+        return self._costs[input_bound]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that names a key twice has no one meaning."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return document
+
+
+def canonical_keys(body: Mapping[str, Any], samples: int = 1) -> list[str]:
+    """One key per sample: SHA-256 (hex) of the canonical JSON of a body without its limits.
+
+    The number of the sample is part of the key where it is above 0.
+    """
+    asked = {name: value for name, value in body.items() if name not in LIMITS}
+    text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    first = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    keys = [first.hexdigest()]
+    for number in range(1, samples):
+        other = first.copy()
+        other.update(f"\n{number}".encode())
+        keys.append(other.hexdigest())
+    return keys
+
+
+def in_words(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the same request for a server that does not know `response_format`."""
+    return {name: value for name, value in body.items() if name != "response_format"}
+
+
+def price_of_strong(strong: StrongConfig) -> Price:
+    """The price of the run's strong judge. Raises ConfigError where none is known."""
+    return price_of(
+        strong.model, strong.price.model_dump(exclude_none=True) if strong.price else None
+    )
