@@ -46,7 +46,7 @@ class Source(Protocol):
     """Where questions come from. Both methods may block, and are called in a thread."""
 
     def take(self) -> list[Question] | None:
-        """The next questions, each key once, the first to be asked first.
+        """The next questions, the first to be asked first.
 
         Empty: none now. None: no more will come. Raises RayJudgeError.
         """
@@ -106,6 +106,7 @@ class Session:
         self._quiet_at = 0.0
         """When everything that earlier owners let out has come back, Unix seconds."""
         self._ended = False
+        self._known: set[str] = set()
         self.waiting: dict[str, Question] = {}
         """What is to be asked now, in the order of asking."""
         self.aside: dict[str, Question] = {}
@@ -200,8 +201,14 @@ class Session:
             elif not questions:
                 break
             else:
-                self.put(questions)
+                self.put(self._unknown(questions))
         return not self._ended
+
+    def _unknown(self, questions: Iterable[Question]) -> list[Question]:
+        """Drop questions that came before: identical rows are asked once."""
+        new = {q.key: q for q in questions if q.key not in self._known}
+        self._known.update(new)
+        return list(new.values())
 
     def put(self, questions: Iterable[Question]) -> None:
         """Let questions wait (again), or lay them aside, or forget those that are answered."""

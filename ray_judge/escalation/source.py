@@ -24,7 +24,6 @@ class RoutedQuestions:
     A thread takes the routed frames as phase A lets them come, so that asking never waits for
     judging nor judging for asking. Their questions are made when the session takes them: the least
     sure rows of each chunk first, or, where the whole run is known first (`whole`), of the run.
-    Every key comes once: identical rows are asked once.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class RoutedQuestions:
         self._arrived: list[pl.DataFrame] = []
         self._lots: list[tuple[str, list[int]]] = []
         self._made: list[pl.DataFrame] = []
-        self._seen: set[str] = set()
         self._over = self._stopping = False
         self._thread = threading.Thread(target=self._read, name="routed-rows", daemon=True)
         self._thread.start()
@@ -83,13 +81,7 @@ class RoutedQuestions:
         keys = [[question.key for question in made[row]] for row in made]
         frame = {"chunk": [chunk] * len(made), "row": list(made), "question_keys": keys}
         self._made.append(pl.DataFrame(frame, schema=ASKED))
-        new = []
-        for row in rows:
-            for question in made.get(row, ()):
-                if question.key not in self._seen:
-                    self._seen.add(question.key)
-                    new.append(question)
-        return new
+        return [question for row in rows for question in made[row]]
 
     def _receive(self) -> None:
         """Take the frames that have arrived."""

@@ -1,6 +1,7 @@
-"""The processes of a run: what `actors.py` puts into Ray actors, as simulated processes.
+"""The processes of a run: the real servers of phase B inside simulated processes.
 
-Kept as close to `actors.py` as can be; what is real here is everything that they hold.
+What Ray does for the real ones, a call that travels and a death that is noticed, is simulated here;
+everything else is the code that runs at night.
 """
 
 from __future__ import annotations
@@ -11,28 +12,23 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ray_judge.errors import EscalationError, PausedError, RayJudgeError
-from ray_judge.escalation.books.journal import JournalWriter, load_journal
-from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
-from ray_judge.escalation.client import Reply
-from ray_judge.escalation.online.asker import Asker, Purse, Slot
+from ray_judge.errors import RayJudgeError, RunLockedError
+from ray_judge.escalation.answers import Reply
+from ray_judge.escalation.books.books import Books
+from ray_judge.escalation.books.ledger import LeaseSlot
+from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.governor import Governor, Need, Permit
 from ray_judge.escalation.online.limiter import Feedback, Limiter
-from ray_judge.records import Outcome
+from ray_judge.escalation.online.permits import Permits, Slot
+from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
+from ray_judge.escalation.processes import ProcessDied
 
 from .loop import Process
-from .plan import Question, parts
 
 if TYPE_CHECKING:
     from .night import Night
 
-
-class ProcessDied(EscalationError):
-    """What Ray's `RayActorError` is: the other side is gone."""
-
-
-class GovernorDied(ProcessDied):
-    """The same, as an asker hears it."""
+SLOT: contextvars.ContextVar[Slot] = contextvars.ContextVar("slot")
 
 
 def call(
@@ -87,60 +83,51 @@ class WallClock:
         self._night = night
 
     def now(self) -> float:
-        """See `governor.Clock`."""
         return self._night.wall()
 
     async def sleep(self, seconds: float) -> None:
-        """See `governor.Clock`."""
         await asyncio.sleep(seconds)
 
 
-class GovernorHost:
-    """As `actors.GovernorActor`."""
+class SimBooks(Books):
+    """The real books over the simulated disk. The lock dies with its process; or there is none,
+    as on an object store whose lock was taken over while its owner slept."""
 
+    night: Night
+    process: Process
+
+    def locked(self) -> Any:
+        return _Lock(self.night, self.process)
+
+
+class _Lock:
     def __init__(self, night: Night, process: Process) -> None:
-        """Nothing is opened yet."""
+        self._night, self._process = night, process
+
+    def __enter__(self) -> None:
+        holder = self._night.lock_holder
+        if self._night.plan.locks and holder is not None and holder.alive:
+            raise RunLockedError("another run is asking")
+        self._night.lock_holder = self._process
+
+    def __exit__(self, *_: object) -> None:
+        if self._night.lock_holder is self._process:
+            self._night.lock_holder = None
+
+
+class SimGovernor(GovernorServer):
+    """The real server, with the part that is under test."""
+
+    def __init__(self, night: Night, process: Process, run: str) -> None:
+        books = night.books(process, run)
+        super().__init__(night.config(run), books, WallClock(night))
         self._night = night
-        self.process = process
-        self.governor: Governor
 
-    async def open(self) -> RayJudgeError | None:
-        """Recover the ledger and become its owner."""
-        night, strong = self._night, self._night.plan.strong
-        try:
-            ledger = await asyncio.to_thread(self._ledger)
-        except RayJudgeError as error:
-            return error
-        night.oracle.ledgers.append((self.process, ledger))
-        limiter = Limiter(
-            requests_per_minute=strong.requests_per_minute,
-            tokens_per_minute=strong.tokens_per_minute,
-            concurrency=strong.concurrency,
+    def _make(self, ledger: Any, limiter: Limiter) -> Governor:
+        governor: Governor = self._night.parts.governor(
+            ledger, limiter, self._clock, patience_s=self._strong.give_up_after_s
         )
-        clock = WallClock(night)
-        self.governor = night.parts.governor(
-            ledger, limiter, clock, patience_s=strong.give_up_after_s
-        )
-        return None
-
-    def _ledger(self) -> Ledger:
-        night = self._night
-        storage = night.storage(self.process)
-        opened: Ledger = night.parts.ledger.open(
-            storage,
-            "ledger",
-            cap_usd=night.plan.cap_usd,
-            owner=self.process.name,
-            journal_costs=load_journal(storage, "journal").paid,
-            clock=night.wall,
-            monthly_cap_usd=night.plan.monthly_cap_usd,
-            nonce=night.name(),
-        )
-        return opened
-
-    async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
-        """See `Governor.acquire`."""
-        return await self.governor.acquire(actor, needs)
+        return governor
 
     async def settle(
         self,
@@ -149,173 +136,136 @@ class GovernorHost:
         released: Sequence[LeaseSlot],
         feedback: Sequence[Feedback],
     ) -> None:
-        """See `Governor.settle`."""
         self._night.oracle.settled(items)
-        await self.governor.settle(actor, items, released, feedback)
-
-    async def pause(self, reason: str) -> None:
-        """See `Governor.pause`."""
-        self.governor.pause(reason)
-
-    async def close(self) -> dict[str, Any]:
-        """Write the ledger's last word and give the final state."""
-        await self.governor.close()
-        return self.governor.state()
+        await super().settle(actor, items, released, feedback)
 
 
-class FarTreasurer:
-    """The governor's process, as an asker calls it."""
+class SimAsker(AskerServer):
+    """The real server; its client is the simulated provider."""
 
-    def __init__(self, night: Night, process: Process, governor: GovernorHost) -> None:
-        self._night = night
-        self._process = process
-        self._governor = governor
-
-    async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
-        """See `asker.Treasurer`."""
-        permit: Permit = await self._call(self._governor.acquire, actor, needs)
-        self._night.oracle.permitted(self._process, permit.lease_id, needs[: permit.slots])
-        return permit
-
-    async def settle(
-        self,
-        actor: str,
-        items: Sequence[tuple[str, int, Decimal]],
-        released: Sequence[tuple[str, int]],
-        feedback: Sequence[Feedback],
+    def __init__(
+        self, night: Night, process: Process, run: str, governor: Far, in_flight: int
     ) -> None:
-        """See `asker.Treasurer`; sometimes delivered twice, as `Governor.settle` allows."""
-        if self._night.rng.random() < self._night.plan.p_duplicate:
-            await self._call(self._governor.settle, actor, items, released, feedback)
-        await self._call(self._governor.settle, actor, items, released, feedback)
+        self._night, self._process = night, process
+        books = night.books(process, run)
+        super().__init__(night.config(run), books, governor, Secret("none"), in_flight)
 
-    async def pause(self, reason: str) -> None:
-        """See `asker.Treasurer`."""
-        await self._call(self._governor.pause, reason)
+    def make_name(self) -> str:
+        return f"{self._night.name()}@{self._process.name}"
 
-    async def _call(self, method: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
-        try:
-            return await call(self._night, self._governor.process, method, *args)
-        except ProcessDied:
-            raise GovernorDied("the governor died") from None
+    def make_writer(self) -> Any:
+        return self._night.parts.journal(
+            self._books.storage,
+            "journal",
+            writer_id=self._name,
+            clock=lambda: self._night.loop.now,
+            linger_s=self._night.plan.linger_s,
+            run=self._books.run,
+        )
+
+    def make_client(self) -> Any:
+        return SimClient(self._night, self._process)
+
+    def make_permits(self) -> Permits:
+        permits: Permits = self._night.parts.permits(
+            self._name, self._governor, clock=lambda: self._night.loop.now
+        )
+        return permits
+
+    def make_asker(self) -> Asker:
+        asker: Asker = self._night.parts.asker(
+            self._night.maker(), self._client, self._permits, self._journal, clock=self._night.wall
+        )
+        return asker
 
 
-SLOT: contextvars.ContextVar[Slot] = contextvars.ContextVar("slot")
-
-
-class WatchedPurse(Purse):
-    """The real purse; the slot that it gives is remembered for the provider's books."""
+class WatchedPermits(Permits):
+    """The real permits; the slot that is given is remembered for the provider's own books."""
 
     async def slot(self, need: Need) -> Slot:
-        """See `Purse.slot`."""
         slot = await super().slot(need)
         SLOT.set(slot)
         return slot
-
-
-class RememberingAsker(Asker):
-    """The real asker; what a question can cost is worked out once, not once a night."""
-
-    def _need(self, body: Mapping[str, Any]) -> Need:
-        key = (id(body), self._strong.max_output_tokens)
-        if key not in _NEEDS:
-            _NEEDS[key] = super()._need(body)
-        return _NEEDS[key]
-
-
-_NEEDS: dict[tuple[int, int], Need] = {}
 
 
 class SimClient:
     """In place of `StrongClient`."""
 
     def __init__(self, night: Night, process: Process) -> None:
-        self._night = night
-        self._process = process
+        self._night, self._process = night, process
 
     async def send(self, body: Mapping[str, Any]) -> Reply:
-        """See `StrongClient.send`."""
         slot = SLOT.get()
         return await self._night.provider.send(self._process, (slot.lease, slot.number), body)
 
+    async def close(self) -> None:
+        """Nothing is open."""
 
-class AskerHost:
-    """As `actors.AskerActor`."""
 
-    def __init__(
-        self, night: Night, process: Process, governor: GovernorHost, name: str, in_flight: int
-    ) -> None:
-        """Nothing is opened yet."""
-        self._night = night
-        self.process = process
-        self._governor = governor
-        self._name = name
-        self._room = asyncio.Semaphore(in_flight)
-        self._purse: Purse
-        self._journal: JournalWriter
-        self._asker: Asker
+class Far:
+    """A server in another process; see `actors.py`."""
 
-    async def open(self) -> None:
-        """Open the journal's log of this actor; on failure Ray's actor would be dead."""
-        night = self._night
-        _, question, price, _ = parts()
-        try:
-            self._journal = await asyncio.to_thread(
-                lambda: night.parts.journal(
-                    night.storage(self.process),
-                    "journal",
-                    writer_id=self._name,
-                    clock=lambda: night.loop.now,
-                    linger_s=night.plan.linger_s,
-                )
-            )
-        except RayJudgeError:
-            night.kill(self.process)
-            return
-        treasurer = FarTreasurer(night, self.process, self._governor)
-        self._purse = night.parts.purse(self._name, treasurer, clock=lambda: night.loop.now)
-        self._asker = night.parts.asker(
-            night.plan.strong,
-            question,
-            price,
-            SimClient(night, self.process),
-            self._purse,
-            self._journal,
-            clock=night.wall,
-        )
+    def __init__(self, night: Night, caller: Process, process: Process, server: Any) -> None:
+        self._night, self._caller = night, caller
+        self.process, self.server = process, server
 
-    async def ask(
-        self, questions: Sequence[Question], unusable: Mapping[str, int]
-    ) -> dict[str, Outcome] | RayJudgeError:
-        """Ask questions; errors come back as values."""
-        tasks = [asyncio.ensure_future(self._one(q, unusable.get(q.key, 0))) for q in questions]
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        try:
-            await self._purse.flush()
-        except RayJudgeError as error:
-            failed.append(error)
-        for failure in failed:
-            if not isinstance(failure, RayJudgeError):
-                raise failure
-        if failed:
-            return _gravest([error for error in failed if isinstance(error, RayJudgeError)])
-        pairs = zip(questions, outcomes, strict=True)
-        return {q.key: o for q, o in pairs if isinstance(o, Outcome)}
+    def seen_from(self, caller: Process) -> Far:
+        """The same server for another caller."""
+        return Far(self._night, caller, self.process, self.server)
 
-    async def _one(self, question: Question, unusable: int) -> Outcome:
-        async with self._room:
-            return await self._asker.ask(question.key, question.body, unusable)
+    async def _call(self, method: str, *args: Any) -> Any:
+        value = await call(self._night, self.process, getattr(self.server, method), *args)
+        if isinstance(value, RayJudgeError):
+            raise value
+        return value
+
+    async def open(self) -> Any:
+        return await self._call("open")
+
+    async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
+        permit: Permit = await self._call("acquire", actor, needs)
+        self._night.oracle.permitted(self._caller, permit.lease_id, needs[: permit.slots])
+        return permit
+
+    async def settle(self, *args: Any) -> None:
+        """Sometimes delivered twice, as `Governor.settle` allows."""
+        if self._night.rng.random() < self._night.plan.p_duplicate:
+            await self._call("settle", *args)
+        await self._call("settle", *args)
+
+    async def pause(self, reason: str) -> None:
+        await self._call("pause", reason)
+
+    async def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = await self._call("state")
+        return state
+
+    async def ask(self, *args: Any) -> Any:
+        return await self._call("ask", *args)
 
     async def close(self) -> None:
-        """Mark this actor's log as ended."""
-        await asyncio.to_thread(self._journal.close)
+        await self._call("close")
+
+    def kill(self) -> None:
+        """Ray's kill arrives a moment later."""
+        self._night.kill_soon(self.process)
 
 
-def _gravest(errors: Sequence[RayJudgeError]) -> RayJudgeError:
-    def weight(error: RayJudgeError) -> int:
-        if isinstance(error, GovernorDied):
-            return 0
-        return 1 if isinstance(error, PausedError) else 2
+class SimProcesses:
+    """See `courier.Processes`."""
 
-    return max(errors, key=weight)
+    def __init__(self, night: Night, driver: Process, run: str) -> None:
+        self._night, self._driver, self._run = night, driver, run
+
+    async def governor(self) -> Far:
+        process = self._night.born("governor", self._driver)
+        server = SimGovernor(self._night, process, self._run)
+        return Far(self._night, self._driver, process, server)
+
+    async def asker(self, governor: Far, in_flight: int) -> Far:
+        night = self._night
+        process = night.born("asker", self._driver)
+        server = SimAsker(night, process, self._run, governor.seen_from(process), in_flight)
+        asker = Far(night, self._driver, process, server)
+        await asker.open()
+        return asker

@@ -28,7 +28,7 @@ from typing import Any
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import EscalationError, PausedError
-from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, explain, explain_lost
+from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import BatchQueue, Request
 from ray_judge.escalation.batch.records import BatchRecord, Stage, load, path_of, save
 from ray_judge.escalation.batch.results import Result, ResultReader, read_results
@@ -36,7 +36,7 @@ from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.escalation.client import BatchClient
-from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.escalation.failures import Kind, RequestFailed, run_error
 from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.processes import identity
 from ray_judge.escalation.questions import Question, QuestionMaker
@@ -66,7 +66,7 @@ class BatchCourier:
         self._queue = BatchQueue(
             config.strong.batch, lambda questions: maker.bodies(questions, chunks)
         )
-        self._results = ResultReader(config)
+        self._results = ResultReader(maker)
         self._ledger: Ledger | None = None
         self._writer: JournalWriter | None = None
         self._pending: dict[str, BatchRecord] = {}
@@ -153,7 +153,7 @@ class BatchCourier:
         try:
             batch = await self._provider.find(record)
         except RequestFailed as failure:  # still unknown: its money stays where it is
-            raise explain(failure, self._strong) from None
+            raise run_error(failure, self._strong) from None
         if batch is None:
             await self._abandon(record)
             return False
@@ -238,7 +238,7 @@ class BatchCourier:
         except RequestFailed as failure:
             await self._abandon(record)
             if failure.code != QUEUE_FULL:
-                raise explain(failure, self._strong) from None
+                raise run_error(failure, self._strong) from None
             self._queue_is_full(record)
             return
         if batch is not None:
@@ -269,10 +269,10 @@ class BatchCourier:
                         await self._read(session, record, view)
             except RequestFailed as failure:
                 file = f"{self._books.storage.uri}/{path_of(record.id)}"
-                raise explain_lost(failure, self._strong, record.batch, file) from None
+                raise lost_batch_error(failure, self._strong, record.batch, file) from None
         if self._stop is not None:
             kind = self._stop.kind or Kind.RUN
-            raise explain(RequestFailed(kind, self._stop.reason), self._strong)
+            raise run_error(RequestFailed(kind, self._stop.reason), self._strong)
 
     def _is_ready(self, record: BatchRecord, view: View) -> bool:
         """Whether the batch has ended, and its answers can be expected to be there."""

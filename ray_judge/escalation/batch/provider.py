@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import tenacity
 
 from ray_judge.config import StrongConfig
-from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
+from ray_judge.errors import EscalationError, RayJudgeError
 from ray_judge.escalation.batch.records import BatchRecord
 from ray_judge.escalation.client import BatchClient
-from ray_judge.escalation.failures import PASSING, UNCLEAR, Kind, RequestFailed
+from ray_judge.escalation.failures import Fault, Kind, RequestFailed, run_error
 from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.online.limiter import retry_after_s
 
@@ -40,15 +40,14 @@ _T = TypeVar("_T")
 
 def _again(failure: BaseException) -> bool:
     """Whether a call that changes nothing, or may be made twice, is tried again."""
-    return isinstance(failure, RequestFailed) and failure.kind in PASSING
+    return isinstance(failure, RequestFailed) and failure.meaning.fault is Fault.PROVIDER
 
 
 def _not_created(failure: BaseException) -> bool:
     """Whether a creation surely did not happen, and may succeed the next time."""
     if not isinstance(failure, RequestFailed) or failure.code == QUEUE_FULL:
         return False
-    never_sent = failure.kind is Kind.TRANSIENT and failure.status is None
-    return failure.kind is Kind.RATE_LIMIT or never_sent
+    return failure.kind is Kind.RATE_LIMIT or failure.unreachable
 
 
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=60)
@@ -147,7 +146,7 @@ class Provider:
         try:
             return str((await self._tried(once, _not_created))["id"])
         except RequestFailed as failure:
-            if failure.kind not in UNCLEAR or _not_created(failure):
+            if failure.meaning.fault is not Fault.PROVIDER or _not_created(failure):
                 raise
             return None
 
@@ -212,27 +211,12 @@ class Provider:
         return await policy(call)
 
 
-def explain(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
-    """Say what a failed call means for the run."""
-    if failure.kind is Kind.BILLING:
-        return PausedError(f"the provider wants money first ({failure.reason}): mend it, run again")
-    if failure.kind in PASSING:
-        return ProviderDown(
-            f"the strong judge's server did not do its work ({failure.reason}) for "
-            "strong.give_up_after_s seconds: everything is kept, run again later"
-        )
-    return EscalationError(
-        f"the strong judge's server refuses batches: {failure.reason}. Check the key in "
-        f"{strong.api_key_env}, strong.model, strong.base_url and strong.batch"
-    )
-
-
-def explain_lost(
+def lost_batch_error(
     failure: RequestFailed, strong: StrongConfig, batch: str | None, record: str
 ) -> RayJudgeError:
     """Say the same of a call about a batch that was created; `record` is the file that says so."""
     if failure.status != 404:
-        return explain(failure, strong)
+        return run_error(failure, strong)
     return EscalationError(
         f"the provider does not know batch {batch}, or its files, any more. Mend strong.base_url "
         "or the key; or delete this record: then the batch's money counts as spent, and its "

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from ray_judge.config import RunConfig
-from ray_judge.escalation.answers import AnswerReader, reply_of
+from ray_judge.escalation.answers import failed_answer, read_answer, reply_of
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import HeldSlot
 from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed, classify
-from ray_judge.escalation.questions import Question
-from ray_judge.records import Answer, Outcome
+from ray_judge.escalation.questions import Question, QuestionMaker
+from ray_judge.records import Answer
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +89,8 @@ class BatchReading:
 class ResultReader:
     """Turns the results of batches into answers."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._strong = config.strong
-        self._reader = AnswerReader(config)
+    def __init__(self, maker: QuestionMaker) -> None:
+        self._maker = maker
 
     def read(
         self,
@@ -138,21 +136,24 @@ class ResultReader:
             reply = reply_of(body, {})
         except RequestFailed as failure:
             return self._lost(slot, past, failure.reason, at)
-        return self._reader.read(
+        answer = read_answer(
+            self._maker,
             slot.key,
+            question.input_bound if question else 0,
             reply,
-            (slot.lease, slot.slot),
-            at,
-            input_bound=question.input_bound if question else None,
-            most_usd=slot.max_usd,
-            last=past.unusable >= self._strong.reasks,
+            lease=slot.lease,
+            slot=slot.slot,
+            at=at,
+            last=past.unusable >= self._maker.strong.reasks,
             tier="batch",  # the answer's own `service_tier` does not say so
         )
+        unknown = question is None and reply.usage is None
+        return replace(answer, cost_usd=slot.max_usd) if unknown else answer
 
     def _lost(self, slot: HeldSlot, past: InVain, reason: str, at: float) -> Answer:
         """Computed, perhaps, and not here: it counts as billed in full, and is asked again."""
         final = past.lost + 1 >= LOST_TRIES
-        return _failure(slot, Outcome.FAILED, slot.max_usd, reason, at, final=final)
+        return _failed(slot, None, slot.max_usd, reason, at, final=final)
 
     def _failed(
         self,
@@ -174,25 +175,13 @@ class ResultReader:
         else:
             of_the_row = found.kind in (Kind.ROW, Kind.REFUSED, Kind.NO_SCHEMA)
             final = of_the_row or past.not_run + 1 >= TRIES
-            outcome = Outcome.REFUSED if found.kind is Kind.REFUSED else Outcome.FAILED
-            answer = _failure(slot, outcome, Decimal(0), found.reason, at, final=final)
+            answer = _failed(slot, found.kind, Decimal(0), found.reason, at, final=final)
             reading.answers.append(answer)
 
 
-def _failure(
-    slot: HeldSlot, outcome: Outcome, cost: Decimal, reason: str, at: float, *, final: bool
+def _failed(
+    slot: HeldSlot, kind: Kind | None, cost: Decimal, reason: str, at: float, *, final: bool
 ) -> Answer:
-    return Answer(
-        key=slot.key,
-        outcome=outcome,
-        verdict=None,
-        cost_usd=cost,
-        usage=None,
-        model=None,
-        response_id=None,
-        lease=slot.lease,
-        slot=slot.slot,
-        at=at,
-        final=final,
-        error=reason,
+    return failed_answer(
+        slot.key, kind, reason, cost_usd=cost, lease=slot.lease, slot=slot.slot, at=at, final=final
     )

@@ -78,7 +78,7 @@ class OnlineCourier:
         self._count = askers or max(1, min(MOST_ASKERS, -(-concurrency // PER_ASKER)))
         self._governor: GovernorProcess | None = None
         self._askers: list[AskerProcess] = []
-        self._running: dict[asyncio.Task[dict[str, Outcome]], int] = {}
+        self._running: dict[asyncio.Task[dict[str, Outcome]], tuple[int, list[Question]]] = {}
         self._failure: RayJudgeError | None = None
 
     # --- what the session calls ---
@@ -175,21 +175,22 @@ class OnlineCourier:
         session.deny(figures["best_usd"])
         self._report({**figures, "denied": session.denied})
         load = [0] * len(self._askers)
-        for number in self._running.values():
+        for number, _ in self._running.values():
             load[number] += 1
         while session.waiting and min(load) < AT_ASKER:
             number = load.index(min(load))
             unit = session.pop(self._per_unit)
             asked = self._askers[number].ask(unit, session.counts(unit))
-            self._running[asyncio.ensure_future(asked)] = number
+            self._running[asyncio.ensure_future(asked)] = number, unit
             load[number] += 1
 
     async def _collect(self, session: Session, done: Any) -> None:
         for task in done:
-            del self._running[task]
+            _, unit = self._running.pop(task)
             try:
                 session.settle(task.result())
             except RayJudgeError as error:
+                session.put(unit)
                 await self._fail(error)
 
     async def _fail(self, failure: RayJudgeError) -> None:
