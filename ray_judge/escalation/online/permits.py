@@ -161,7 +161,7 @@ class Permits:
 
     async def flush(self) -> None:
         """Return when everything settled so far is booked. Raises the error of a failed booking."""
-        while self._booking is not None and not self._booking.done():
+        while self._booking is not None:
             await asyncio.wait([self._booking])
         if self._failure is not None:
             raise self._failure
@@ -221,7 +221,7 @@ class Permits:
                 future.set_exception(error)
 
     def _book(self) -> None:
-        if self._booking is None or self._booking.done():
+        if self._booking is None:
             self._booking = asyncio.ensure_future(self._send_books())
             self._booking.add_done_callback(self._booked)
 
@@ -233,6 +233,7 @@ class Permits:
             await self._governor.settle(self._name, items, unused, feedback)
 
     def _booked(self, booking: asyncio.Task[None]) -> None:
+        self._booking = None
         if not booking.cancelled():
             self._failure = self._failure or booking.exception()
             if self._done or self._unused:
