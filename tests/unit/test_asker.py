@@ -1,36 +1,34 @@
-"""Lease, send, journal, settle: against a real server, with the governor's part played by hand."""
+"""Lease, send, journal, settle: with a scripted server, and the governor's part played by hand."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_judge.config import RunConfig, parse
-from ray_judge.demo.server import RunningServer
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, StorageError
-from ray_judge.escalation.books.journal import Journal, JournalWriter, load_journal
-from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.online.asker import LOST_TRIES, TRIES, Asker, Purse
-from ray_judge.escalation.online.governor import PROVIDER_DOWN, Need, Permit
+from ray_judge.escalation.answers import Reply
+from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed
+from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.limiter import Feedback, Signal
-from ray_judge.escalation.pricing import price_of
-from ray_judge.escalation.question import StrongQuestion
-from ray_judge.records import Answer, Example, Outcome
-from ray_judge.storage.local import open_storage
+from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, Permits
+from ray_judge.escalation.questions import QuestionMaker
+from ray_judge.records import Answer, Example, Outcome, Usage
+
+from .virtual_time import run
 
 pytestmark = pytest.mark.timeout(60)
 
 
-class Till:
-    """A treasurer with so much money, that notes what it is told."""
+class FakeGovernor:
+    """A governor with so much money, that notes what it is told."""
 
-    def __init__(self, money: str = "1", paused: str | None = None, account: str = "run:x") -> None:
+    def __init__(self, money: str = "1", paused: str | None = None, account: str = "run") -> None:
         self.left = Decimal(money)
         self.account = account
         self.reason = paused
@@ -40,6 +38,7 @@ class Till:
         self.released: list[tuple[str, int]] = []
         self.told: list[Feedback] = []
         self.calls: list[int] = []
+        self.send_after_s = 0.0
 
     async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
         await asyncio.sleep(0)
@@ -53,10 +52,9 @@ class Till:
             self.left -= need.max_cost_usd
             self.open[f"l-{self.leases}", slots] = need.max_cost_usd
             slots += 1
-        if not slots:
-            return Permit("", 0, denied=True, account=self.account)
         self.leases += 1
-        return Permit(f"l-{self.leases - 1}", slots, (0.0,) * slots)
+        after = (self.send_after_s,) * slots
+        return Permit(f"l-{self.leases - 1}", slots, after, len(needs) - slots, self.account)
 
     async def settle(
         self,
@@ -69,230 +67,235 @@ class Till:
         for lease, slot, cost in items:
             assert cost <= self.open.pop((lease, slot))  # KeyError: settled twice, or never held
             self.settled[lease, slot] = cost
-        for slot_ in released:
-            self.open.pop(slot_)
-            self.released.append(slot_)
+        for place in released:
+            self.open.pop(place)
+            self.released.append(place)
         self.told.extend(feedback)
 
     async def pause(self, reason: str) -> None:
         self.reason = reason
 
 
+GOOD = Reply('{"verdict": "A"}', None, "stop", Usage(100, 10), "gpt-4o", "id")
+Step = Reply | Kind
+
+
+class FakeServer:
+    """Gives each question the same steps, one a request; the last one for ever."""
+
+    def __init__(self, *steps: Step, status: int | None = 500) -> None:
+        self.steps = steps or (GOOD,)
+        self.status = status
+        self.requests: dict[str, int] = {}
+        self.replies = 0
+        self.closed = False
+
+    async def send(self, body: Mapping[str, Any]) -> Reply:
+        text = str(body["messages"])
+        at = self.requests[text] = self.requests.get(text, -1) + 1
+        await asyncio.sleep(0.01)
+        step = self.steps[min(at, len(self.steps) - 1)]
+        if isinstance(step, Kind):
+            raise RequestFailed(step, f"it was {step}", status=self.status, headers={"a": "b"})
+        self.replies += 1
+        return step
+
+    @property
+    def sent(self) -> int:
+        return sum(self.requests.values()) + len(self.requests)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class FakeJournal:
+    """Keeps answers in memory, until it is full."""
+
+    room: int = 10**9
+    kept: list[Answer] = field(default_factory=list)
+
+    async def put(self, answer: Answer) -> None:
+        if len(self.kept) >= self.room:
+            raise StorageError("no space left")
+        self.kept.append(answer)
+
+    def close(self) -> None:
+        if len(self.kept) >= self.room:
+            raise StorageError("no space left")
+
+
+@dataclass
 class Night:
     """What one `ask_all` came to."""
 
-    def __init__(self) -> None:
-        self.outcomes: list[Any] = []
-        self.slept: list[float] = []
-        self.journal: Journal
+    outcomes: list[Any]
+    kept: list[Answer]
+    slept: list[float]
 
 
-def config(server: RunningServer, **strong: Any) -> RunConfig:
+def config(**strong: Any) -> RunConfig:
     return parse(
         {
             "input": "i",
             "output": "o",
             "judge": {"model": "m"},
             "route": {"fraction": 1},
-            "strong": {
-                "model": "gpt-4o",  # the server's default prices
-                "max_cost_usd": 1,
-                "base_url": server.base_url,
-                "timeout_s": 30,
-                **strong,
-            },
+            "strong": {"model": "gpt-4o", "max_cost_usd": 1, **strong},
         }
     )
 
 
 def ask_all(
-    server: RunningServer, till: Till, folder: Path, texts: Sequence[str], **strong: Any
+    governor: FakeGovernor,
+    server: FakeServer,
+    count: int = 1,
+    *,
+    journal: FakeJournal | None = None,
+    in_flight: int = 999,
+    unusable: int = 0,
+    clock: Callable[[], float] | None = None,
+    **strong: Any,
 ) -> Night:
-    """Ask one question per text, all at once, without waiting between tries."""
-    unusable = strong.pop("unusable", 0)
-    run, night = config(server, **strong), Night()
-    question, storage = StrongQuestion(run), open_storage(str(folder))
+    """Ask so many questions at once."""
+    maker, slept = QuestionMaker(config(**strong)), []
+    journal = journal or FakeJournal()
 
     async def sleep(seconds: float) -> None:
-        night.slept.append(seconds)
+        slept.append(seconds)
+        await asyncio.sleep(seconds)
 
-    async def go() -> None:
-        journal = JournalWriter(storage, writer_id="a")
-        client = StrongClient(run.strong, server.api_key)
-        purse = Purse("a", till)
-        asker = Asker(run.strong, question, price_of("gpt-4o"), client, purse, journal, sleep=sleep)
-        bodies = [question.body(Example(text, ("x", "y"))) for text in texts]
-        keys = [question.keys(Example(text, ("x", "y")))[0] for text in texts]
-        asked = [asker.ask(key, body, unusable) for key, body in zip(keys, bodies, strict=True)]
-        night.outcomes = await asyncio.gather(*asked, return_exceptions=True)
-        await purse.flush()
-        journal.close()
-        await client.close()
+    async def go() -> list[Any]:
+        permits = Permits("a", governor, clock=clock or asyncio.get_running_loop().time)
+        fakes: Any = (server, permits, journal)
+        asker = Asker(maker, *fakes, sleep=sleep)
+        room = asyncio.Semaphore(in_flight)
 
-    asyncio.run(go())
-    night.journal = load_journal(storage)
-    assert not till.open, "every slot is settled or released"
-    assert till.settled == {k: v for k, v in till.settled.items() if k in till.settled}
+        async def one(number: int) -> Outcome:
+            async with room:
+                (question,) = maker.of_example(Example(f"q{number}", ("x", "y")))
+                return await asker.ask(question, unusable)
+
+        outcomes = await asyncio.gather(*map(one, range(count)), return_exceptions=True)
+        await permits.flush()
+        return outcomes
+
+    night = Night(run(go), journal.kept, slept)
+    if journal.room > 10**6:
+        assert not governor.open, "every slot is settled or released"
+        proven = {(answer.lease, answer.slot): answer.cost_usd for answer in journal.kept}
+        free = {place: Decimal(0) for place, cost in governor.settled.items() if cost == 0}
+        assert {**free, **proven} == governor.settled, "the journal proves every cost"
     return night
 
 
-def test_one_lease_for_many_questions(server: RunningServer, tmp_path: Path) -> None:
-    till = Till()
-    night = ask_all(server, till, tmp_path, [f"q{n}" for n in range(40)])
+def test_one_lease_for_many_questions() -> None:
+    governor = FakeGovernor()
+    night = ask_all(governor, FakeServer(), 40)
     assert night.outcomes == [Outcome.RESOLVED] * 40
-    assert till.leases < 10 and max(till.calls) <= 16
-    spent = sum(till.settled.values(), Decimal(0))
-    assert spent == Decimal(server.stats()["total_usd"])
-    assert spent == sum((a.cost_usd for a in night.journal.rows), Decimal(0))
-    assert night.journal.paid == till.settled  # the journal proves every slot
+    assert governor.leases == 3 and governor.calls == [16, 16, 8]
+    assert {told.signal for told in governor.told} == {Signal.OK}
 
 
-def test_the_money_runs_out(server: RunningServer, tmp_path: Path) -> None:
-    till = Till("0.02")
-    night = ask_all(server, till, tmp_path, [f"q{n}" for n in range(30)])
+@pytest.mark.parametrize(
+    ("account", "outcome"), [("run", Outcome.DENIED_BUDGET), ("month:2026-11", Outcome.PENDING)]
+)
+def test_the_money_runs_out_for_all_in_one_answer(account: str, outcome: Outcome) -> None:
+    governor, server = FakeGovernor("0.02", account=account), FakeServer()
+    night = ask_all(governor, server, 32)
     resolved = night.outcomes.count(Outcome.RESOLVED)
-    assert 0 < resolved < 30
-    assert night.outcomes.count(Outcome.DENIED_BUDGET) == 30 - resolved
-    assert server.stats()["billed"] == len(night.journal.answers) == resolved
+    assert 0 < resolved < 16 and server.sent == resolved == len(night.kept)
+    assert night.outcomes.count(outcome) == 32 - resolved
+    assert governor.calls == [16, 16]
 
 
-def test_a_computed_answer_that_is_no_verdict_is_asked_again_and_paid_again(
-    server: RunningServer, tmp_path: Path
-) -> None:
-    server.configure(faults=[{"kind": "malformed_json", "attempts": [1]}])
-    till = Till()
-    night = ask_all(server, till, tmp_path, ["q"])
+CUT = Reply('{"verd', None, "length", Usage(100, 300), "gpt-4o", "id")
+REFUSAL = Reply(None, "I would rather not", "stop", Usage(100, 5), "gpt-4o", "id")
+FILTERED = Reply(None, None, "content_filter", Usage(100, 0), "gpt-4o", "id")
+
+
+def test_an_unusable_answer_is_asked_again_and_paid_again() -> None:
+    night = ask_all(FakeGovernor(), FakeServer(CUT, GOOD))
     assert night.outcomes == [Outcome.RESOLVED]
-    first, second = night.journal.rows
-    assert (first.final, first.outcome) == (False, Outcome.UNPARSEABLE)
-    assert (second.final, second.outcome) == (True, Outcome.RESOLVED)
-    assert first.cost_usd + second.cost_usd == Decimal(server.stats()["total_usd"])
+    assert [(answer.final, answer.outcome) for answer in night.kept] == [
+        (False, Outcome.UNPARSEABLE),
+        (True, Outcome.RESOLVED),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("fault", "outcome"),
-    [("malformed_json", Outcome.UNPARSEABLE), ("wrong_verdict", Outcome.UNPARSEABLE),
-     ("cut", Outcome.UNPARSEABLE), ("empty_content", Outcome.UNPARSEABLE),
-     ("refusal", Outcome.REFUSED), ("content_filter", Outcome.REFUSED)],
-)  # fmt: skip
-@pytest.mark.parametrize("reasks", [0, 2])
+    ("reply", "outcome"),
+    [(CUT, Outcome.UNPARSEABLE), (REFUSAL, Outcome.REFUSED), (FILTERED, Outcome.REFUSED)],
+)
+@pytest.mark.parametrize(
+    ("reasks", "unusable", "asked"), [(0, 0, 1), (2, 0, 3), (2, 1, 2), (2, 2, 1), (2, 9, 1)]
+)
 def test_an_answer_that_stays_unusable(
-    server: RunningServer, tmp_path: Path, fault: str, outcome: Outcome, reasks: int
+    reply: Reply, outcome: Outcome, reasks: int, unusable: int, asked: int
 ) -> None:
-    server.configure(faults=[{"kind": fault, "max_times": 99}])
-    night = ask_all(server, Till(), tmp_path, ["q"], reasks=reasks)
+    """`unusable`: what earlier sessions used up of the re-asks."""
+    night = ask_all(FakeGovernor(), FakeServer(reply), reasks=reasks, unusable=unusable)
     assert night.outcomes == [outcome]
-    assert [a.final for a in night.journal.rows] == [False] * reasks + [True]
-    assert all(a.verdict is None and a.error for a in night.journal.rows)
-    assert server.stats()["billed"] == reasks + 1
-
-
-@pytest.mark.parametrize(("unusable", "asked"), [(0, 3), (1, 2), (2, 1), (9, 1)])
-def test_re_asks_that_an_earlier_session_used_up(
-    server: RunningServer, tmp_path: Path, unusable: int, asked: int
-) -> None:
-    server.configure(faults=[{"kind": "malformed_json", "max_times": 99}])
-    night = ask_all(server, Till(), tmp_path, ["q"], reasks=2, unusable=unusable)
-    assert night.outcomes == [Outcome.UNPARSEABLE]
-    assert server.stats()["billed"] == asked
-    assert [a.final for a in night.journal.rows] == [False] * (asked - 1) + [True]
+    assert [answer.final for answer in night.kept] == [False] * (asked - 1) + [True]
+    assert all(answer.verdict is None and answer.error for answer in night.kept)
 
 
 @pytest.mark.parametrize(
-    "fault", ["content_filter_400", "context_length_exceeded", "invalid_request"]
+    ("kind", "outcome", "tries", "counts", "signal"),
+    [
+        (Kind.ROW, Outcome.FAILED, 1, False, Signal.OK),
+        (Kind.REFUSED, Outcome.REFUSED, 1, False, Signal.OK),
+        (Kind.TRANSIENT, Outcome.FAILED, TRIES, False, Signal.UNAVAILABLE),
+        (Kind.BROKEN, Outcome.FAILED, TRIES, True, Signal.UNAVAILABLE),
+        (Kind.AMBIGUOUS, Outcome.FAILED, LOST_TRIES, True, Signal.UNAVAILABLE),
+    ],
 )
-def test_a_question_that_will_never_be_answered(
-    server: RunningServer, tmp_path: Path, fault: str
+def test_a_failure_that_gives_up_the_row(
+    kind: Kind, outcome: Outcome, tries: int, counts: bool, signal: Signal
 ) -> None:
-    server.configure(faults=[{"kind": fault, "max_times": 99}])
-    till = Till()
-    night = ask_all(server, till, tmp_path, ["q"])
-    wanted = Outcome.REFUSED if fault == "content_filter_400" else Outcome.FAILED
-    assert night.outcomes == [wanted]
-    assert list(till.settled.values()) == [0]
-    assert server.stats()["requests"] == 1
-    assert next(iter(night.journal.answers.values())).outcome is wanted  # and it is not asked again
+    """A server that did not begin has not billed; what may have been computed counts in full."""
+    governor, server = FakeGovernor(), FakeServer(kind)
+    night = ask_all(governor, server)
+    assert night.outcomes == [outcome] and server.sent == tries
+    assert [told.signal for told in governor.told] == [signal] * tries
+    assert all((cost > 0) is counts for cost in governor.settled.values())
+    last = night.kept[-1]
+    assert (last.final, last.outcome, last.error) == (True, outcome, f"it was {kind}")
+    assert len(night.kept) == (tries if counts else 1)
+    assert sum(seconds > 0 for seconds in night.slept) == tries - 1 and max([0, *night.slept]) <= 20
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "billed"),
-    [("unavailable", "503", False), ("server_error", "500", True),
-     ("server_error_billed", "500", True), ("request_timeout", "408", True)],
-)  # fmt: skip
-def test_a_server_that_keeps_failing_gives_up_the_row(
-    server: RunningServer, tmp_path: Path, fault: str, status: str, billed: bool
-) -> None:
-    """A server that did not begin has not billed; one that failed at work may have."""
-    server.configure(faults=[{"kind": fault, "contains": "bad", "max_times": 999}])
-    till = Till()
-    night = ask_all(server, till, tmp_path, ["bad", "good"])
-    assert night.outcomes == [Outcome.FAILED, Outcome.RESOLVED]
-    assert server.stats()["by_status"][status] == TRIES
-    assert [f.signal for f in till.told].count(Signal.UNAVAILABLE) == TRIES
-    spent, total = sum(till.settled.values(), Decimal(0)), Decimal(server.stats()["total_usd"])
-    assert spent > total if billed else spent == total
-    assert spent == sum((a.cost_usd for a in night.journal.rows), Decimal(0))
-    assert len([s for s in night.slept if s > 0]) == TRIES - 1  # the waits grow: see below
-    assert max(night.slept) <= 20
-
-
-def test_a_lost_answer_counts_in_full(server: RunningServer, tmp_path: Path) -> None:
-    server.configure(faults=[{"kind": "reset_after", "max_times": 999}])
-    till = Till()
-    night = ask_all(server, till, tmp_path, ["q"])
-    assert night.outcomes == [Outcome.FAILED]
-    assert server.stats()["billed"] == LOST_TRIES == len(night.journal.rows)
-    (most,) = set(till.settled.values())
-    assert most * LOST_TRIES >= Decimal(server.stats()["total_usd"])
-    assert {a.cost_usd for a in night.journal.rows} == {most}
-
-
-def test_rate_limits_are_told_to_the_governor_and_never_give_up_a_row(
-    server: RunningServer, tmp_path: Path
-) -> None:
-    server.configure(faults=[{"kind": "rate_limit", "max_times": 3 * TRIES, "retry_after_s": 2.5}])
-    till = Till()
-    night = ask_all(server, till, tmp_path, ["q"])
-    assert night.outcomes == [Outcome.RESOLVED]
-    limited = [f for f in till.told if f.signal is Signal.RATE_LIMITED]
-    assert len(limited) == 3 * TRIES
-    assert all(float(f.headers["retry-after"]) == 3 or f.headers["retry-after"] for f in limited)
-    assert all(f.sent_at is not None for f in limited)
-    assert not any(night.slept)  # pacing is the governor's, for all actors at once
-
-
-def test_an_empty_account_pauses_everybody(server: RunningServer, tmp_path: Path) -> None:
-    server.configure(quota_exhausted=True)
-    till = Till()
-    night = ask_all(server, till, tmp_path, [f"q{n}" for n in range(30)])
-    assert all(isinstance(outcome, PausedError) for outcome in night.outcomes)
-    assert till.reason is not None and "insufficient_quota" in till.reason
-    assert server.stats()["requests"] <= 30 and not night.journal.rows
-    assert sum(till.settled.values(), Decimal(0)) == 0
-
-
-def test_a_wrong_key_ends_everything(server: RunningServer, tmp_path: Path) -> None:
-    server.configure(faults=[{"kind": "invalid_api_key", "max_times": 99}])
-    till = Till()
-    night = ask_all(server, till, tmp_path, ["q"], api_key_env="THE_KEY")
-    (error,) = night.outcomes
-    assert type(error) is EscalationError and "THE_KEY" in str(error)
-    assert till.reason is not None and not night.journal.rows
-
-
-@pytest.mark.parametrize(
-    ("account", "outcome"),
-    [("run:x", Outcome.DENIED_BUDGET), ("month:2026-11", Outcome.PENDING)],
+    ("kind", "status", "times", "signal", "waits"),
+    [
+        (Kind.RATE_LIMIT, 429, 3 * TRIES, Signal.RATE_LIMITED, False),  # pacing is the governor's
+        (Kind.TRANSIENT, None, 3 * TRIES, Signal.UNAVAILABLE, True),  # never reached
+        (Kind.NO_SCHEMA, 400, 1, Signal.OK, False),
+    ],
 )
-def test_a_month_that_is_full_leaves_a_question_for_the_next_one(
-    server: RunningServer, tmp_path: Path, account: str, outcome: Outcome
+def test_a_failure_that_never_gives_up_a_row(
+    kind: Kind, status: int | None, times: int, signal: Signal, waits: bool
 ) -> None:
-    till = Till("0.01", account=account)
-    night = ask_all(server, till, tmp_path, [f"q{n}" for n in range(12)])
-    asked = night.outcomes.count(Outcome.RESOLVED)
-    assert 0 < asked < 12
-    assert night.outcomes.count(outcome) == 12 - asked
-    assert server.stats()["billed"] == asked == len(night.journal.rows)
+    governor, server = FakeGovernor(), FakeServer(*[kind] * times, GOOD, status=status)
+    night = ask_all(governor, server)
+    assert night.outcomes == [Outcome.RESOLVED] and len(night.kept) == 1
+    assert [told.signal for told in governor.told] == [signal] * times + [Signal.OK]
+    assert all(told.headers == {"a": "b"} for told in governor.told[:-1])
+    assert all(told.sent_at is not None for told in governor.told)
+    assert any(night.slept) is waits
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [(Kind.BILLING, PausedError, "wants money"), (Kind.RUN, EscalationError, "THE_KEY")],
+)
+def test_a_failure_that_ends_the_run(kind: Kind, error: type[Exception], said: str) -> None:
+    governor, server = FakeGovernor(), FakeServer(kind)
+    night = ask_all(governor, server, 30, api_key_env="THE_KEY", in_flight=4)
+    assert error in {type(outcome) for outcome in night.outcomes}
+    assert all(isinstance(outcome, error | PausedError) for outcome in night.outcomes)
+    assert governor.reason is not None and said in governor.reason
+    assert server.sent <= 4 and not night.kept and not sum(governor.settled.values())
 
 
 @pytest.mark.parametrize(
@@ -300,93 +303,102 @@ def test_a_month_that_is_full_leaves_a_question_for_the_next_one(
     [("the month is full", PausedError, "the month is full"),
      (PROVIDER_DOWN, ProviderDown, "give_up_after_s")],
 )  # fmt: skip
-def test_a_run_that_rests_sends_nothing(
-    server: RunningServer, tmp_path: Path, reason: str, kind: type[Exception], said: str
-) -> None:
-    night = ask_all(server, Till(paused=reason), tmp_path, ["q1", "q2"])
+def test_a_run_that_rests_sends_nothing(reason: str, kind: type[Exception], said: str) -> None:
+    server = FakeServer()
+    night = ask_all(FakeGovernor(paused=reason), server, 2)
     assert {type(outcome) for outcome in night.outcomes} == {kind}
     assert said in str(night.outcomes[0]) and night.outcomes[0].exit_code == 4
-    assert server.stats()["requests"] == 0
+    assert server.sent == 0
 
 
-def test_a_server_without_usage_is_counted_upwards(server: RunningServer, tmp_path: Path) -> None:
-    server.configure(faults=[{"kind": "missing_usage", "max_times": 1}])
-    till = Till()
-    night = ask_all(server, till, tmp_path, ["q"])
-    (answer,) = night.journal.rows
-    assert answer.usage is not None and answer.usage.estimated
-    assert answer.cost_usd >= Decimal(server.stats()["total_usd"])
-    assert night.outcomes == [Outcome.RESOLVED]
+@pytest.mark.parametrize("counted", [None, 50])
+def test_what_the_provider_counts_and_what_it_does_not(counted: int | None) -> None:
+    """A server without usage is counted upwards, and gives no tokens back."""
+    governor = FakeGovernor()
+    usage = None if counted is None else Usage(counted, 10)
+    night = ask_all(governor, FakeServer(replace(GOOD, usage=usage)))
+    (answer,) = night.kept
+    assert answer.usage is not None and answer.usage.estimated is (counted is None)
+    assert answer.usage.input_tokens >= 50
+    assert (governor.told[0].spare_tokens > 0) is (counted is not None)
 
 
-def test_a_server_without_response_format_costs_one_refused_request(
-    server: RunningServer, tmp_path: Path
+@pytest.mark.parametrize(
+    ("asleep_at", "granted_at", "leases"),
+    [
+        (None, 600.0, 1),  # a long wait is no sleep
+        (300.0, 600.0, 1),  # long awake again when the permit is granted
+        (599.9, 600.0, 2),  # the permit may have lain there all the time
+        (0.9, 1.0, 2),
+        (600.1, 600.0, 2),  # between the permit and its request
+    ],
+)
+def test_nothing_is_sent_under_a_permit_that_is_old(
+    asleep_at: float | None, granted_at: float, leases: int
 ) -> None:
-    server.configure(refuse_response_format=True)
-    night = ask_all(server, Till(), tmp_path, ["q1", "q2"])
-    assert night.outcomes == [Outcome.RESOLVED] * 2
-    stats = server.stats()
-    assert stats["billed"] == 2 and stats["by_status"]["400"] <= 2
+    """Where a process was asleep, another owner may have claimed the ledger meanwhile."""
+    asleep_s = 0.0
 
+    def sleep() -> None:
+        nonlocal asleep_s
+        asleep_s = 3600.0
 
-def test_a_permit_for_later_is_waited_for(server: RunningServer, tmp_path: Path) -> None:
-    class Slow(Till):
+    class Slow(FakeGovernor):
         async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
-            permit = await super().acquire(actor, needs)
-            return Permit(permit.lease_id, permit.slots, (0.2,) * permit.slots)
+            if not self.leases:
+                if asleep_at is not None:
+                    asyncio.get_running_loop().call_later(asleep_at, sleep)
+                await asyncio.sleep(granted_at)
+            return await super().acquire(actor, needs)
 
-    begun = time.time()
-    ask_all(server, Slow(), tmp_path, ["q"])
-    assert server.bills()[0]["billed_wall"] >= begun + 0.2
+    governor, server = Slow(), FakeServer()
+    governor.send_after_s = 0.4
+    clock = lambda: asyncio.get_running_loop().time() + asleep_s
+    assert ask_all(governor, server, clock=clock).outcomes == [Outcome.RESOLVED]
+    assert (governor.leases, len(governor.released), server.sent) == (leases, leases - 1, 1)
 
 
-def test_whatever_ends_the_governor_is_told_to_everybody(
-    server: RunningServer, tmp_path: Path
-) -> None:
-    class Broken(Till):
+def test_a_permit_for_later_is_waited_for() -> None:
+    governor, sent_at = FakeGovernor(), []
+
+    class Timed(FakeServer):
+        async def send(self, body: Mapping[str, Any]) -> Reply:
+            sent_at.append(asyncio.get_running_loop().time())
+            return await super().send(body)
+
+    governor.send_after_s = 0.2
+    ask_all(governor, Timed())
+    assert sent_at == [pytest.approx(0.2)]
+
+
+def test_whatever_ends_the_governor_is_told_to_everybody() -> None:
+    class Broken(FakeGovernor):
         async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
-            raise EscalationError("gone")
+            raise EscalationError("the governor died")
 
-    night = ask_all(server, Broken(), tmp_path, [f"q{n}" for n in range(20)])
-    assert [str(outcome) for outcome in night.outcomes] == ["gone"] * 20
-
-
-class BrokenJournal:
-    """A disk that is full from the third answer on."""
-
-    def __init__(self) -> None:
-        self.kept: list[Answer] = []
-
-    async def put(self, answer: Answer) -> None:
-        if len(self.kept) == 2:
-            raise StorageError("no space left")
-        self.kept.append(answer)
+    night = ask_all(Broken(), FakeServer(), 20)
+    assert [str(outcome) for outcome in night.outcomes] == ["the governor died"] * 20
 
 
-def test_a_journal_that_fails_rests_the_run(server: RunningServer) -> None:
+def test_a_booking_that_fails_in_the_background_is_raised_at_the_end() -> None:
+    class Fenced(FakeGovernor):
+        async def settle(self, *_: Any) -> None:
+            await asyncio.sleep(0)
+            raise EscalationError("another owner")
+
+    with pytest.raises(EscalationError, match="another owner"):
+        ask_all(Fenced(), FakeServer())
+
+
+def test_a_journal_that_fails_rests_the_run_and_is_closed_in_peace() -> None:
     """Found by the simulator: what it cannot keep was paid for, or waited for, for ever."""
-    run, till = config(server), Till()
-    question = StrongQuestion(run)
-
-    async def go() -> list[Any]:
-        client, journal = StrongClient(run.strong, server.api_key), BrokenJournal()
-        purse = Purse("a", till)
-        asker = Asker(run.strong, question, price_of("gpt-4o"), client, purse, journal)  # type: ignore[arg-type]
-        room = asyncio.Semaphore(4)
-
-        async def one(text: str) -> Outcome:
-            body = question.body(Example(text, ("x", "y")))
-            async with room:
-                return await asker.ask(text, body)
-
-        outcomes = await asyncio.gather(*map(one, map(str, range(40))), return_exceptions=True)
-        await purse.flush()
-        await client.close()
-        return outcomes
-
-    outcomes = asyncio.run(go())
-    assert till.reason is not None and "no space left" in till.reason
-    assert sum(outcome is Outcome.RESOLVED for outcome in outcomes) == 2
-    assert all(isinstance(o, Outcome | StorageError | PausedError) for o in outcomes)
-    assert server.stats()["billed"] <= 2 + 4  # those in flight, and no more
-    assert len(till.open) == server.stats()["billed"] - 2  # they count as spent
+    governor, server, journal = FakeGovernor(), FakeServer(), FakeJournal(room=2)
+    night = ask_all(governor, server, 40, journal=journal, in_flight=4)
+    assert governor.reason is not None and "no space left" in governor.reason
+    assert sum(outcome is Outcome.RESOLVED for outcome in night.outcomes) == 2
+    assert all(isinstance(o, Outcome | StorageError | PausedError) for o in night.outcomes)
+    assert server.replies <= 2 + 4  # those in flight, and no more
+    assert len(governor.open) == server.replies - 2  # they count as spent
+    parts: Any = (QuestionMaker(config()), server, Permits("a", governor), journal)
+    asyncio.run(Asker(*parts).close())
+    assert server.closed

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,6 @@ from ray_judge.escalation.online.limiter import (
     Limiter,
     Signal,
     duration_s,
-    retry_after_s,
 )
 
 pytestmark = pytest.mark.timeout(60)
@@ -145,20 +145,19 @@ def test_an_estimate_that_is_off_is_put_right_by_the_providers_count(share: floa
     assert provider.refused <= 0.001 * provider.taken
 
 
-def test_a_lower_limit_is_learned_from_the_headers() -> None:
-    provider = Provider(600, 10_000_000, 3.0, headers=True)
+@pytest.mark.parametrize(
+    ("limit", "headers", "used", "refused"), [(600, True, 0.9, 0.1), (1000, False, 0.5, 1.0)]
+)
+def test_a_limit_that_is_lower_than_configured(
+    limit: float, headers: bool, used: float, refused: float
+) -> None:
+    provider = Provider(limit, 10_000_000, 3.0 if headers else 1.0, headers=headers)
     limiter = Limiter(requests_per_minute=5000, tokens_per_minute=10_000_000, concurrency=64)
     drive(limiter, provider.answer, 120)
-    assert limiter.state(START + 120)["requests_per_minute"] == 600
-    assert provider.taken >= 0.9 * 1200
-    assert provider.refused <= 0.1 * provider.taken
-
-
-def test_a_lower_limit_without_headers_is_lived_with() -> None:
-    provider = Provider(1000, 10_000_000, 1.0)
-    limiter = Limiter(requests_per_minute=5000, tokens_per_minute=10_000_000, concurrency=64)
-    drive(limiter, provider.answer, 120)
-    assert provider.taken >= 0.5 * 2000
+    assert provider.taken >= used * 2 * limit
+    assert provider.refused <= refused * provider.taken
+    if headers:
+        assert limiter.state(START + 120)["requests_per_minute"] == limit
 
 
 def test_429_halves_once_per_wave_and_climbs_back_step_by_step() -> None:
@@ -181,6 +180,7 @@ def test_429_halves_once_per_wave_and_climbs_back_step_by_step() -> None:
         ({"retry-after": "soon"}, 0),
         ({"retry-after": "1e12"}, 3600),
         ({"retry-after": "-3"}, 0),
+        ({}, 0),
     ],
 )
 def test_retry_after(headers: dict[str, str], seconds: float) -> None:
@@ -203,11 +203,6 @@ def test_retry_after(headers: dict[str, str], seconds: float) -> None:
 )  # fmt: skip
 def test_durations(text: str | None, seconds: float | None) -> None:
     assert duration_s(text) == (None if seconds is None else pytest.approx(seconds))
-
-
-def test_unreadable_retry_after_is_none() -> None:
-    assert retry_after_s({"retry-after": "soon"}, 0) is None
-    assert retry_after_s({}, 0) is None
 
 
 def test_concurrency_is_bounded_and_adapts() -> None:
@@ -256,7 +251,6 @@ def test_the_circuit_by_itself() -> None:
     assert circuit.admits(1)
     circuit.failed(2)
     assert not circuit.admits(2.5)
-    assert circuit.name(2.5) == "open"
     assert circuit.admits(3)
     circuit.sent()
     assert not circuit.admits(3)
@@ -267,71 +261,12 @@ def test_the_circuit_by_itself() -> None:
     circuit.unsent()
     assert circuit.admits(5)
     circuit.succeeded()
-    assert circuit.name(5) == "closed"
-
-
-@pytest.mark.parametrize("portion", [0.5, 0.1])
-def test_a_portion_of_the_limits_is_used_and_not_exceeded(portion: float) -> None:
-    provider = Provider(5000 * portion, 1_000_000 * portion, 1.0)
-    limiter = Limiter(requests_per_minute=5000, tokens_per_minute=1_000_000, concurrency=512)
-    limiter.set_portion(portion, START)
-    drive(limiter, provider.answer, 120, tokens=lambda rng: rng.randint(150, 300))
-    assert provider.taken_tokens >= 0.97 * 2_000_000 * portion
-    assert provider.refused <= 0.001 * provider.taken
-    assert limiter.state(START + 120)["requests_per_minute"] == 5000 * portion
-
-
-def test_a_new_portion_counts_at_once_for_what_was_taken_before() -> None:
-    limiter = Limiter(requests_per_minute=60, tokens_per_minute=1e9, concurrency=9)
-    limiter.set_portion(0.01, START)
-    assert limiter.reserve(1, START) == START
-    assert limiter.wait_s(START) == pytest.approx(100 / 0.99, abs=0.1)
-    limiter.set_portion(0.5, START)
-    assert limiter.wait_s(START) == pytest.approx(2 / 0.99, abs=0.1)
-    limiter.set_portion(0.0, START + 1)
-    assert limiter.wait_s(START + 1) == math.inf
-    assert limiter.reserve(1, START + 60, horizon_s=60) is None
-    limiter.set_portion(1.0, START + 1)
-    assert limiter.wait_s(START + 1) == pytest.approx(0.5 / 0.99, abs=0.1)
-
-
-def test_the_same_portion_again_changes_nothing() -> None:
-    one = Limiter(requests_per_minute=777, tokens_per_minute=7e5, concurrency=99)
-    other = Limiter(requests_per_minute=777, tokens_per_minute=7e5, concurrency=99)
-    for step in range(99):
-        now = START + step / 7
-        other.set_portion(1.0, now)
-        assert one.reserve(step, now, 1.0) == other.reserve(step, now, 1.0)
-        assert one.wait_s(now) == other.wait_s(now)
-
-
-def test_what_a_run_could_use() -> None:
-    limiter = Limiter(requests_per_minute=600, tokens_per_minute=60_000, concurrency=100)
-    assert limiter.wants(START) == 1.0, "whoever begins comes to ask"
-    assert limiter.wants(START + 1) == pytest.approx(0.1)
-    limiter.reserve(100, START + 1)  # a tenth of the second's requests, and of its tokens
-    assert limiter.wants(START + 2) == pytest.approx(0.25)
-    limiter.reserve(300, START + 2)
-    assert limiter.wants(START + 3) == pytest.approx(0.55), "the scarcer of the two counts"
-    assert limiter.reserve(10_000, START + 3) is not None
-    assert limiter.reserve(1, START + 3) is None
-    assert limiter.wants(START + 4) == 1.0, "there was no place"
-    assert limiter.wants(START + 5) == pytest.approx(0.1)
-
-
-def test_what_concurrency_or_a_pause_holds_up_wants_no_more_rate() -> None:
-    limiter = Limiter(requests_per_minute=6000, tokens_per_minute=1e9, concurrency=1)
-    limiter.wants(START)
-    assert limiter.reserve(1, START) is not None
-    assert limiter.reserve(1, START + 0.5) is None
-    limiter.done(Feedback(Signal.RATE_LIMITED, {"retry-after": "7"}), START + 1)
-    assert limiter.reserve(1, START + 1) is None
-    assert limiter.wants(START + 1) == pytest.approx(0.1 + 1.5 / 100)
+    assert circuit.down_since is None
 
 
 @pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])
 def test_rates_that_are_none_are_refused(rate: float) -> None:
-    with pytest.raises(ConfigError, match=r"strong\.requests_per_minute"):
-        Limiter(requests_per_minute=rate, tokens_per_minute=1, concurrency=1)
-    with pytest.raises(ConfigError, match=r"strong\.tokens_per_minute"):
-        Limiter(requests_per_minute=1, tokens_per_minute=rate, concurrency=1)
+    for name in ("requests_per_minute", "tokens_per_minute"):
+        rates: dict[str, Any] = {"requests_per_minute": 1, "tokens_per_minute": 1, name: rate}
+        with pytest.raises(ConfigError, match=rf"strong\.{name}"):
+            Limiter(**rates, concurrency=1)

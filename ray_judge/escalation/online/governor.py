@@ -1,24 +1,25 @@
-"""One per cluster: every request to the strong judge needs a permit of money and of rate.
+"""The governor: every request to the strong judge needs its permit of money and of rate.
 
-A plain asyncio class with an injected clock; a Ray actor wraps it. Actors ask in batches; they
-are served in turn. All answers of one round are made durable by one commit of the ledger, and
-nobody is answered before it has returned.
+There is one per run, a plain asyncio class with an injected clock. Actors ask in batches, and
+take turns. One commit of the ledger makes all answers of a round durable, and nobody is answered
+before it has returned.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
+from itertools import takewhile
 from typing import Any, Protocol
 
-from ray_judge.escalation.books.ledger import Lease, LeaseSlot, Ledger
+from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
 from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
+from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, denying_account
 
 HORIZON_S = 0.5
 """How far ahead permits are handed out: long enough to batch, and to bear a commit or a process
@@ -26,43 +27,14 @@ that is half of it late without a gap in the rate; short enough to react to a 42
 
 TURN_SLOTS = 16
 """The most that one actor gets before the next one's turn."""
-PROVIDER_DOWN = "provider_down"
-"""The reason of the pause that the governor itself begins, when `patience_s` is over."""
 
 
 class Clock(Protocol):
-    """Where the governor takes its time from."""
+    """Where the governor takes its time from: Unix seconds."""
 
-    def now(self) -> float:
-        """Unix seconds."""
+    def now(self) -> float: ...
 
-    async def sleep(self, seconds: float) -> None:
-        """Let that much time pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """One request: the most it can cost in USD, and its tokens (in and out, estimated)."""
-
-    max_cost_usd: Decimal
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """Leave to send the first `slots` of the requests asked for, each at most once.
-
-    `send_after_s[i]`: seconds after this permit arrived before request i goes out. With no slot:
-    `denied` (the money for the first need can never be had; `account` names the cap: `run:...` or
-    `month:...`), or `paused` gives the reason why the whole run rests.
-    """
-
-    lease_id: str
-    slots: int
-    send_after_s: tuple[float, ...] = ()
-    denied: bool = False
-    account: str | None = None
-    paused: str | None = None
+    async def sleep(self, seconds: float) -> None: ...
 
 
 @dataclass(slots=True)
@@ -73,12 +45,14 @@ class _Waiter:
 
 
 @dataclass(slots=True)
-class _Answered:
-    """A waiter, its lease (proposed, or denied), and when each request may be sent."""
+class _Offer:
+    """What a waiter gets: a lease, when each of its requests may be sent, how many are denied."""
 
     waiter: _Waiter
-    lease: Lease
-    times: list[float]
+    lease: str = ""
+    times: list[float] = field(default_factory=list)
+    denied: int = 0
+    account: str | None = None
 
 
 class _HeldBy(Enum):
@@ -105,7 +79,7 @@ class Governor:
         patience_s: float = math.inf,
         off_loop: Callable[[Callable[[], None]], Awaitable[None]] = _in_thread,
     ) -> None:
-        """Own `ledger` and `limiter` from here on.
+        """Takes over `ledger` and `limiter`.
 
         `patience_s`: a provider that is down for longer pauses the run. `off_loop` runs the
         ledger's blocking commit (in a thread, unless a test decides otherwise).
@@ -124,18 +98,16 @@ class Governor:
         self._ledger_free = asyncio.Lock()
         self._paused: str | None = None
         self._failure: BaseException | None = None
-        self._answers: list[_Answered] = []
+        self._offers: list[_Offer] = []
         self._in_flight: set[LeaseSlot] = set()
         self._commit_s = 0.0
-
-    # --- what actors call ---
 
     async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
         """Wait for rate and money for at least the first of `needs`; see `Permit`.
 
-        Denial comes only when nothing that is open could free enough. Raises `LedgerFenced` or
-        `StorageError` when the ledger is lost: nothing more can be sent under it. Raises
-        `ConfigError` for a cost that is no amount of money.
+        Denial comes only when nothing that is open could free enough. Raises LedgerFenced or
+        StorageError when the ledger is lost: nothing more can be sent under it. Raises
+        ConfigError for a cost that is no amount of money.
         """
         if not needs:
             raise ValueError("acquire needs at least one need")
@@ -174,49 +146,24 @@ class Governor:
                 self._book(lease, slot, Decimal(0), None, now)
         self._wake.set()
 
-    async def actor_died(self, actor: str, paid: Mapping[LeaseSlot, Decimal]) -> None:
-        """Count the actor's open slots as spent, except for what the journal proves (`paid`)."""
-        async with self._ledger_free:
-            self._check()
-            for waiter in self._waiting.pop(actor, ()):
-                waiter.permit.cancel()
-            with contextlib.suppress(ValueError):
-                self._turns.remove(actor)
-            for slot in self._ledger.open_slots(actor):
-                if slot in self._in_flight:
-                    self._in_flight.remove(slot)
-                    self._limiter.undo()
-            self._ledger.forsake(actor, paid)
-        self._wake.set()
-
     def pause(self, reason: str) -> None:
-        """Answer every waiting and every later `acquire` with this reason, until `resume`."""
+        """Answer every waiting and every later `acquire` with this reason."""
         self._paused = reason
         self._urgent.set()
         self._wake.set()
 
-    def resume(self) -> None:
-        """Serve again."""
-        self._paused = None
-        self._wake.set()
-
-    def wants(self) -> float:
-        """What part of the provider's limits could be used; see `Limiter.wants`."""
-        return self._limiter.wants(self._clock.now())
-
-    def set_portion(self, portion: float) -> None:
-        """Use this part of the provider's limits from now on: other runs use the rest."""
-        self._limiter.set_portion(portion, self._clock.now())
-        self._urgent.set()
-        self._wake.set()
-
     def state(self) -> dict[str, Any]:
-        """Money in USD and rates per minute, for progress displays."""
+        """Money in USD, rates per minute, and what `denying_account` goes by.
+
+        `best_usd`: the most that one more request could ever be granted, under the account `short`;
+        `run_best_usd`: the same under the run's own cap alone.
+        """
         return {
             "spent_usd": self._ledger.spent_usd,
             "open_usd": self._ledger.open_usd,
             "lost_usd": self._ledger.lost_usd,
             "cap_usd": self._ledger.cap_usd,
+            **self._best(),
             "month_usd": self._ledger.month_usd(),
             "overruns": self._ledger.overruns,
             "waiting": sum(map(len, self._waiting.values())),
@@ -224,22 +171,14 @@ class Governor:
             **self._limiter.state(self._clock.now()),
         }
 
-    async def flush(self) -> None:
-        """Make settlements durable now."""
-        async with self._ledger_free:
-            self._check()
-            await self._off_loop(self._ledger.flush)
-
     async def close(self) -> None:
-        """Answer waiters with a pause, write the ledger's final snapshot, and stop."""
+        """Answer all who wait with a pause, write the ledger's final snapshot, and stop."""
         self.pause(self._paused or "the run is ending")
-        self._answer_all(Permit("", 0, paused=self._paused))
-        if self._pump is not None:
-            self._pump.cancel()
-        async with self._ledger_free:
+        async with self._ledger_free:  # behind a commit that is under way, and its answers
+            if self._pump is not None:
+                self._pump.cancel()
+            self._answer_all(Permit("", 0, paused=self._paused))
             await self._off_loop(self._ledger.close)
-
-    # --- serving ---
 
     async def _serve(self) -> None:
         """Serve rounds while anyone waits. What it raises ends the governor: see `_ended`."""
@@ -255,7 +194,7 @@ class Governor:
         if pump.cancelled() or pump.exception() is None:
             return
         self._failure = pump.exception()
-        for waiter in [*(answer.waiter for answer in self._answers), *self._take_all()]:
+        for waiter in [*(offer.waiter for offer in self._offers), *self._take_all()]:
             if not waiter.permit.done() and self._failure is not None:
                 waiter.permit.set_exception(self._failure)
 
@@ -268,7 +207,7 @@ class Governor:
             if self._paused is not None:
                 self._answer_all(Permit("", 0, paused=self._paused))
                 return None
-            answers = self._answers = []
+            offers = self._offers = []
             held_by: _HeldBy | None = None
             while self._turns and held_by is None:
                 waiter = self._waiting[self._turns[0]][0]
@@ -280,24 +219,31 @@ class Governor:
                     # Nobody overtakes: a later, smaller need must not starve this one.
                     held_by = offer
                 else:
-                    answers.append(offer)
+                    offers.append(offer)
                     self._next_turn()
-            if any(answer.lease.slots for answer in answers):
+            if any(offer.times for offer in offers):
                 await self._off_loop(self._ledger.commit)
                 self._commit_s = self._clock.now() - now
-            for answer in answers:
-                self._deliver(answer)
+            for offer in offers:
+                self._deliver(offer)
         return held_by
 
-    def _offer(self, waiter: _Waiter, now: float) -> _Answered | _HeldBy:
-        """Money first, because looking is free; then places; then both are taken."""
-        costs = [need.max_cost_usd for need in waiter.needs[:TURN_SLOTS]]
-        affordable = self._ledger.fitting(costs)
+    def _offer(self, waiter: _Waiter, now: float) -> _Offer | _HeldBy:
+        """Money first, because looking is free; then places; then both are taken.
+
+        A month may begin in between, and change what the looks before it showed.
+        """
+        best, needs = self._best(), waiter.needs[:TURN_SLOTS]
+        affordable = self._ledger.fitting([need.max_cost_usd for need in needs])
+        rest = [denying_account(need.max_cost_usd, best) for need in waiter.needs[affordable:]]
+        account = rest[0] if rest else None
+        denied = len(list(takewhile(lambda name: name == account, rest))) if account else 0
+        if not affordable and denied:
+            return _Offer(waiter, denied=denied, account=account)
         if not affordable:
-            refusal = self._ledger.propose(waiter.actor, costs)
-            return _Answered(waiter, refusal, []) if refusal.denied else _HeldBy.MONEY
+            return _HeldBy.MONEY if self._best() == best else self._offer(waiter, now)
         times: list[float] = []
-        for need in waiter.needs[:affordable]:
+        for need in needs[:affordable]:
             # The commit comes before the first request: places start behind it.
             at = self._limiter.reserve(need.tokens, now + self._commit_s, self._horizon_s)
             if at is None:
@@ -305,20 +251,34 @@ class Governor:
             times.append(at)
         if not times:
             return _HeldBy.RATE
-        lease = self._ledger.propose(waiter.actor, costs[: len(times)])
+        wanted = [(need.key, need.max_cost_usd) for need in needs[: len(times)]]
+        lease = self._ledger.propose(waiter.actor, wanted)
+        for _ in times[lease.slots :]:
+            self._limiter.undo()
+        if not lease.slots:
+            return self._offer(waiter, now)
         self._in_flight.update((lease.id, slot) for slot in range(lease.slots))
-        return _Answered(waiter, lease, times)
+        offer = _Offer(waiter, lease.id, times[: lease.slots])
+        if lease.slots == affordable:
+            offer.denied, offer.account = denied, account
+        return offer
 
-    def _deliver(self, answer: _Answered) -> None:
-        lease, now = answer.lease, self._clock.now()
-        if answer.waiter.permit.done():  # whoever asked is gone
-            for slot in range(lease.slots):
-                self._book(lease.id, slot, Decimal(0), None, now)
+    def _best(self) -> dict[str, Any]:
+        ledger = self._ledger
+        best_usd, short = ledger.best_usd()
+        own_usd = ledger.cap_usd - ledger.spent_usd - ledger.lost_usd
+        return {"best_usd": best_usd, "short": short, "run_best_usd": own_usd}
+
+    def _deliver(self, offer: _Offer) -> None:
+        now, slots = self._clock.now(), len(offer.times)
+        if offer.waiter.permit.done():  # whoever asked is gone
+            for slot in range(slots):
+                self._book(offer.lease, slot, Decimal(0), None, now)
             self._wake.set()
             return
-        after = tuple(max(0.0, at - now) for at in answer.times)
-        answer.waiter.permit.set_result(
-            Permit(lease.id, lease.slots, after, denied=lease.denied, account=lease.account)
+        after = tuple(max(0.0, at - now) for at in offer.times)
+        offer.waiter.permit.set_result(
+            Permit(offer.lease, slots, after, denied=offer.denied, account=offer.account)
         )
 
     async def _rest(self, held_by: _HeldBy) -> None:

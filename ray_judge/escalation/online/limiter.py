@@ -11,6 +11,7 @@ row (pause, one probe, resume).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from enum import StrEnum
 from ray_judge.errors import ConfigError
 
 PACE = 0.99
-"""Share of the allowed rate that is used. The rest refills the provider's bucket after a moment in
-which requests were late: what it could not save up then is missing when they come together."""
+"""Share of the allowed rate that is used. The rest refills the provider's bucket after requests
+were late: what it could not save up then is missing when they come together."""
 LOW = 0.5
 EASE = 0.95
 """Share of the pace while the provider says that its bucket holds less than `LOW` of the most that
@@ -72,35 +73,34 @@ class _Pace:
     most: float = 0.0
     """The most that the provider ever said to be left."""
     ease: float = 1.0
-    portion: float = 1.0
-    taken: float = 0.0
-    """Units that were taken since the last look."""
 
     def at(self, now: float) -> float:
-        """When the next unit may go."""
         return max(now, self.next_at - BURST_S)
 
     def take(self, at: float, units: float, share: float) -> None:
         self.next_at = max(self.next_at, at) + units * self._each_s() / share
-        self.taken += units
 
     def _each_s(self) -> float:
-        return 60.0 / (self.per_minute * PACE * self.ease * self.portion)
+        return 60.0 / (self.per_minute * PACE * self.ease)
 
-    def left(self, remaining: float) -> None:
-        """Hear how much of the limit is left now."""
+    def learn(
+        self, limit: float | None, remaining: float | None, reset_s: float | None, now: float
+    ) -> None:
+        """Take the provider's limit where it is lower than ours; ease off while little is left."""
+        if limit is not None and limit > 0:
+            self.per_minute = min(self.configured, limit)
+        if remaining is None:
+            return
         self.most = max(self.most, remaining)
         self.ease = EASE if remaining < LOW * self.most else 1.0
+        if remaining <= 0 and reset_s is not None:
+            # `reset` is the time until the bucket is full; one unit is there much earlier.
+            one_s = 60.0 / (self.per_minute * PACE)
+            self.next_at = max(self.next_at, now + min(reset_s, one_s))
 
     def give_back(self, units: float) -> None:
         """Units that were taken and not used; negative for used and not taken."""
         self.next_at -= units * self._each_s()
-
-    def set_portion(self, portion: float, now: float) -> None:
-        """Go on with this part of the limit: what was taken is paid off at the new pace."""
-        if self.next_at > now:
-            self.next_at = now + (self.next_at - now) * self.portion / portion
-        self.portion = portion
 
 
 class Limiter:
@@ -114,7 +114,7 @@ class Limiter:
         concurrency: int,
         failures_to_open: int = 10,
     ) -> None:
-        """Refuse rates that are not positive, with `ConfigError`.
+        """Raises ConfigError for rates that are not positive.
 
         `failures_to_open`: this many `UNAVAILABLE` in a row open the circuit.
         """
@@ -130,16 +130,11 @@ class Limiter:
         self._most = concurrency
         self._concurrency = float(concurrency)
         self._share = 1.0
-        self._portion = 1.0
-        self._short = False
-        self._looked_at = -math.inf
         self._halved_at = -math.inf
         self._climbed_at = -math.inf
         self._resume_at = -math.inf
         self._circuit = Circuit(failures_to_open)
         self.in_flight = 0
-
-    # --- asking ---
 
     def reserve(self, tokens: int, now: float, horizon_s: float = 0.0) -> float | None:
         """Take the place of one request of `tokens` (input plus output, estimated).
@@ -148,11 +143,10 @@ class Limiter:
         within that: ask again after `wait_s`. Every reservation is ended by one `done` or `undo`.
         """
         self._climb(now)
-        if self._blocked(now):
+        if self._full() or now < self._resume_at or not self._circuit.admits(now):
             return None
         at = max(self._requests.at(now), self._tokens.at(now))
-        if at > now + horizon_s or self._portion == 0:
-            self._short = True
+        if at > now + horizon_s:
             return None
         self._circuit.sent()
         self.in_flight += 1
@@ -161,51 +155,15 @@ class Limiter:
         return at
 
     def wait_s(self, now: float) -> float:
-        """Seconds until `reserve` may succeed; infinite when no time can change that.
-
-        Then an answer can, or another portion.
-        """
+        """Seconds until `reserve` may succeed; infinite when only an answer can change that."""
         self._climb(now)
-        full = self.in_flight >= int(self._concurrency)
-        if full or self._circuit.waiting_for_probe or self._portion == 0:
+        if self._full() or self._circuit.waiting_for_probe:
             return math.inf
         at = max(self._requests.at(now), self._tokens.at(now))
         return max(at, self._resume_at, self._circuit.open_until, now) - now
 
-    def _blocked(self, now: float) -> bool:
-        return (
-            self.in_flight >= int(self._concurrency)
-            or now < self._resume_at
-            or not self._circuit.admits(now)
-        )
-
-    # --- sharing the limits with other runs ---
-
-    def set_portion(self, portion: float, now: float) -> None:
-        """Use this part of both limits from now on; with 0 nothing goes until it changes."""
-        if portion == self._portion:
-            return
-        self._portion = portion
-        if portion > 0:
-            self._requests.set_portion(portion, now)
-            self._tokens.set_portion(portion, now)
-
-    def wants(self, now: float) -> float:
-        """What part of the limits could be used, by what happened since the last look.
-
-        All of it when a request had no place for lack of rate, and at the first look; else half
-        as much again as was used, and a little for who has just begun.
-        """
-        minutes = max(now - self._looked_at, 0.001) / 60.0
-        used = max(pace.taken / pace.per_minute for pace in (self._requests, self._tokens))
-        wants = min(1.0, 1.5 * used / minutes + 0.1)
-        if self._short or self._looked_at == -math.inf:
-            wants = 1.0
-        self._requests.taken = self._tokens.taken = 0.0
-        self._short, self._looked_at = False, now
-        return wants
-
-    # --- hearing ---
+    def _full(self) -> bool:
+        return self.in_flight >= int(self._concurrency)
 
     def undo(self) -> None:
         """A reservation will not be used."""
@@ -216,7 +174,13 @@ class Limiter:
         """An answer came (or a failure): end its reservation and learn from it."""
         self.in_flight = max(0, self.in_flight - 1)
         headers = {key.lower(): value for key, value in feedback.headers.items()}
-        self._learn(headers, now)
+        for pace, name in ((self._requests, "requests"), (self._tokens, "tokens")):
+            pace.learn(
+                _number(headers.get(f"x-ratelimit-limit-{name}")),
+                _number(headers.get(f"x-ratelimit-remaining-{name}")),
+                duration_s(headers.get(f"x-ratelimit-reset-{name}")),
+                now,
+            )
         # An estimate that is 2 % too high would leave 2 % of the allowed rate unused, all night.
         self._tokens.give_back(feedback.spare_tokens)
         if feedback.signal is Signal.UNAVAILABLE:
@@ -230,9 +194,7 @@ class Limiter:
             # One more at a time for each round of answers, as TCP does.
             self._concurrency = min(self._most, self._concurrency + 1.0 / self._concurrency)
         if feedback.signal is not Signal.OK:
-            pause_s = retry_after_s(headers, now)
-            if pause_s is not None:
-                self._resume_at = max(self._resume_at, now + pause_s)
+            self._resume_at = max(self._resume_at, now + (retry_after_s(headers, now) or 0.0))
 
     def _slow_down(self, sent_at: float | None, now: float) -> None:
         """Half the rate, once per wave: answers to what was sent before the last halving do not."""
@@ -248,30 +210,14 @@ class Limiter:
             self._share = min(1.0, self._share + CLIMB * steps)
             self._climbed_at += steps * CLIMB_EVERY_S
 
-    def _learn(self, headers: Mapping[str, str], now: float) -> None:
-        """Take the provider's limits where they are lower than ours; wait when nothing is left."""
-        for pace, name in ((self._requests, "requests"), (self._tokens, "tokens")):
-            limit = _number(headers.get(f"x-ratelimit-limit-{name}"))
-            if limit is not None and limit > 0:
-                pace.per_minute = min(pace.configured, limit)
-            remaining = _number(headers.get(f"x-ratelimit-remaining-{name}"))
-            if remaining is not None:
-                pace.left(remaining)
-            reset_s = duration_s(headers.get(f"x-ratelimit-reset-{name}"))
-            if remaining is not None and remaining <= 0 and reset_s is not None:
-                # `reset` is the time until the bucket is full; one unit is there much earlier.
-                one_s = 60.0 / (pace.per_minute * PACE)
-                pace.next_at = max(pace.next_at, now + min(reset_s, one_s))
-
-    def state(self, now: float) -> dict[str, float | int | str | None]:
-        """For progress displays: rates per minute as used now, requests in flight, the circuit."""
+    def state(self, now: float) -> dict[str, float]:
+        """Rates per minute as used now, and requests in flight."""
         self._climb(now)
         return {
-            "requests_per_minute": self._requests.per_minute * self._share * self._portion,
-            "tokens_per_minute": self._tokens.per_minute * self._share * self._portion,
+            "requests_per_minute": self._requests.per_minute * self._share,
+            "tokens_per_minute": self._tokens.per_minute * self._share,
             "concurrency": int(self._concurrency),
             "in_flight": self.in_flight,
-            "circuit": self._circuit.name(now),
             "down_s": self.down_s(now),
         }
 
@@ -295,25 +241,20 @@ class Circuit:
         self.waiting_for_probe = False
 
     def admits(self, now: float) -> bool:
-        """Whether a request may go: in an opened circuit only one probe, after the pause."""
         return self.down_since is None or (now >= self.open_until and not self.waiting_for_probe)
 
     def sent(self) -> None:
-        """A request goes out: in an opened circuit it is the probe."""
         self.waiting_for_probe = self.down_since is not None
 
     def unsent(self) -> None:
-        """The request will not go out after all."""
         self.waiting_for_probe = False
 
     def succeeded(self) -> None:
-        """Any answer of the provider closes the circuit."""
         self._failures = 0
         self._pause_s = self._first_s
         self.down_since, self.open_until, self.waiting_for_probe = None, -math.inf, False
 
     def failed(self, now: float) -> None:
-        """Count a failure; open, or open again for longer when it was the probe's."""
         self._failures += 1
         if self.down_since is None:
             if self._failures >= self._failures_to_open:
@@ -322,25 +263,17 @@ class Circuit:
             self._pause_s = min(self._longest_s, self._pause_s * 2)
             self.open_until, self.waiting_for_probe = now + self._pause_s, False
 
-    def name(self, now: float) -> str:
-        """`closed`, `open` or `probing`."""
-        if self.down_since is None:
-            return "closed"
-        return "open" if now < self.open_until else "probing"
-
 
 def duration_s(text: str | None) -> float | None:
     """Seconds of `1s`, `6m0s`, `120ms`, `1h2m3.5s`, or a bare number; None for anything else."""
-    if text is None:
-        return None
-    text = text.strip()
+    text = (text or "").strip()
     number = _number(text)
     if number is not None:
         return max(0.0, number)
     parts = _DURATION.findall(text)
     if not parts or "".join(value + unit for value, unit in parts) != text:
         return None
-    return float(sum(float(value) * _SECONDS[unit] for value, unit in parts))
+    return sum(float(value) * _SECONDS[unit] for value, unit in parts)
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -350,15 +283,11 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     a broken clock on the other side stop the run for good.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return min(MAX_RETRY_AFTER_S, max(0.0, milliseconds / 1000.0))
     text = headers.get("retry-after")
-    seconds = duration_s(text)
+    seconds = duration_s(text) if milliseconds is None else milliseconds / 1000.0
     if seconds is None and text is not None:
-        try:
+        with contextlib.suppress(ValueError):
             seconds = parsedate_to_datetime(text).timestamp() - now
-        except ValueError:
-            return None
     return None if seconds is None else min(MAX_RETRY_AFTER_S, max(0.0, seconds))
 
 
