@@ -23,7 +23,7 @@ from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.online.actors import RayProcesses
 from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import WallClock
-from ray_judge.escalation.online.permits import PERMIT_LIFE_S
+from ray_judge.escalation.online.permits import quiet_s
 from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.processes import is_dead
 from ray_judge.escalation.questions import QuestionMaker
@@ -33,8 +33,6 @@ from ray_judge.records import Answer
 from ray_judge.run.directory import Plan
 from ray_judge.storage.local import Missing
 
-SLACK_S = 5.0
-"""For the journal's write and the clocks' grain, on top of a permit's life and a time-out."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def escalate(
         source,
         clock,
         report,
-        quiet_s=PERMIT_LIFE_S + strong.timeout_s + SLACK_S,
+        quiet_s=quiet_s(strong.timeout_s),
         patience_s=strong.give_up_after_s,
         is_dead=is_dead,
     )

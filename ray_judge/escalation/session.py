@@ -228,12 +228,12 @@ class Session:
         return [self.waiting.pop(key) for key in keys]
 
     def deny(self, best_usd: Mapping[str, Decimal]) -> None:
-        """Deny, at once, what no lease can ever cover: account → the most that it can grant."""
-        month = min((usd for name, usd in best_usd.items() if name != "run"), default=None)
+        """Deny, at once, what no lease can ever cover; see `Ledger.best_usd`."""
+        run, month = best_usd["run"], best_usd.get("month")
         for key, question in list(self.waiting.items()):
-            if question.max_cost_usd > best_usd["run"] or not best_usd["run"]:
+            if question.max_cost_usd > run:
                 self.outcomes[key] = Outcome.DENIED_BUDGET
-            elif month is not None and (question.max_cost_usd > month or not month):
+            elif month is not None and question.max_cost_usd > month:
                 self.outcomes[key] = Outcome.PENDING
             else:
                 continue

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray_judge.errors import RayJudgeError, RunLockedError
 from ray_judge.escalation.answers import Reply
-from ray_judge.escalation.books.books import Books
+from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.online.asker import Asker
-from ray_judge.escalation.online.governor import Governor, Need, Permit
+from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.online.limiter import Feedback, Limiter
-from ray_judge.escalation.online.permits import Permits, Slot
+from ray_judge.escalation.online.permits import Need, Permit, Permits, Slot
 from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
 from ray_judge.escalation.processes import ProcessDied
 
@@ -93,11 +93,29 @@ class SimBooks(Books):
     """The real books over the simulated disk. The lock dies with its process; or there is none,
     as on an object store whose lock was taken over while its owner slept."""
 
-    night: Night
-    process: Process
+    def __init__(self, night: Night, process: Process, run: str, storage: Any = None) -> None:
+        plan = night.plan
+        super().__init__(
+            storage or night.storage(process),
+            shared=len(plan.runs) > 1,
+            run=run,
+            cap_usd=plan.cap_usd,
+            monthly_cap_usd=plan.monthly_cap_usd,
+            clock=night.wall,
+        )
+        self.owner_type = night.parts.ledger
+        self._night, self._process = night, process
+
+    def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
+        ledger, claim = super().claim(owner, nonce or self._night.name())
+        self._night.oracle.ledgers.append((self._process, ledger))
+        return ledger, claim
 
     def locked(self) -> Any:
-        return _Lock(self.night, self.process)
+        return _Lock(self._night, self._process)
+
+    def compact(self, *, may_fold: Callable[[str], bool], token: str | None = None) -> int:
+        return super().compact(may_fold=may_fold, token=token or self._night.name())
 
 
 class _Lock:
@@ -156,11 +174,9 @@ class SimAsker(AskerServer):
     def make_writer(self) -> Any:
         return self._night.parts.journal(
             self._books.storage,
-            "journal",
-            writer_id=self._name,
-            clock=lambda: self._night.loop.now,
-            linger_s=self._night.plan.linger_s,
+            self._name,
             run=self._books.run,
+            linger_s=self._night.plan.linger_s,
         )
 
     def make_client(self) -> Any:
@@ -174,7 +190,7 @@ class SimAsker(AskerServer):
 
     def make_asker(self) -> Asker:
         asker: Asker = self._night.parts.asker(
-            self._night.maker(), self._client, self._permits, self._journal, clock=self._night.wall
+            self._night.maker(self._process.run), self._client, self._permits, self._journal, clock=self._night.wall
         )
         return asker
 

@@ -33,13 +33,14 @@ class Deadlock(Exception):
 class Process:
     """Something that can be killed or paused on its own."""
 
-    def __init__(self, name: str) -> None:
-        """Alive, and at work."""
+    def __init__(self, name: str, run: str = "") -> None:
+        """Alive, and at work for `run`."""
         self.name = name
+        self.run = run
         self.alive = True
         self.paused_until = 0.0
         self.doomed_at: float | None = None
-        """When it was killed, or lost its session: what it does from then on may be done twice."""
+        """When it died, or could write its journal no more: what it had in hand may be lost."""
         self.at_death: list[Callable[[], None]] = []
 
 

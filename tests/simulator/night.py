@@ -1,32 +1,40 @@
-"""One night: a run that goes through crashes and restarts until every question has its outcome."""
+"""One night: runs that go through crashes and restarts until every question has its outcome."""
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import gc
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_judge.config import RunConfig
 from ray_judge.errors import PausedError, RayJudgeError
-from ray_judge.escalation.books.journal import Journal, JournalWriter, load_journal
-from ray_judge.escalation.books.ledger import Ledger, recorded
+from ray_judge.escalation.batch.courier import BatchCourier
+from ray_judge.escalation.books.journal import JournalWriter
+from ray_judge.escalation.books.ledger import Ledger
+from ray_judge.escalation.online.asker import Asker
+from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import Governor
+from ray_judge.escalation.online.permits import quiet_s
+from ray_judge.escalation.questions import Question, QuestionMaker
+from ray_judge.escalation.session import Session
 from ray_judge.records import Outcome
 
+from .batches import Batches, SimBatchClient
 from .disk import Disk, SimStorage
-from .driver import Driver, MonthIsFull, distinct
-from .hosts import RememberingAsker, WatchedPurse
+from .hosts import SimBooks, SimProcesses, WallClock, WatchedPermits
 from .loop import Deadlock, Process, SimLoop
-from .oracle import Broken, LastWord, Oracle
-from .plan import Question, draw
+from .oracle import Broken, Oracle
+from .plan import draw, parts
 from .provider import Provider
 
 MOST_STEPS = 200_000
 MONTH_S = 31 * 86_400.0
-MOST_STARTS = 60
+MOST_STARTS = 120
 """A night that takes more is one that never ends."""
 
 
@@ -34,15 +42,16 @@ MOST_STARTS = 60
 class Parts:
     """What is under test. A broken variant replaces one of them."""
 
+    session: Any = Session
+    online: Any = OnlineCourier
+    batch: Any = BatchCourier
+    books: Any = SimBooks
     ledger: Any = Ledger
     governor: Any = Governor
     journal: Any = JournalWriter
-    purse: Any = WatchedPurse
-    asker: Any = RememberingAsker
+    permits: Any = WatchedPermits
+    asker: Any = Asker
     storage: Any = SimStorage
-    answered: Callable[[Journal], set[str]] = lambda journal: set(journal.answers)
-    unusable: Callable[[Journal], Mapping[str, int]] = lambda journal: journal.unusable()
-    distinct: Callable[[tuple[Question, ...]], list[Question]] = distinct
 
 
 @dataclass(frozen=True)
@@ -82,13 +91,39 @@ def run_nights(seeds: Iterable[int], parts: Parts | None = None) -> Iterator[Rep
             gc.enable()
 
 
+class SimSource:
+    """The rows' questions, in lots, as phase A lets them come."""
+
+    def __init__(self, night: Night, run: str) -> None:
+        self._night, self._begun = night, night.loop.now
+        questions, times = night.plan.asks[run], night.plan.arrivals
+        self._lots = [(at, questions[n :: len(times)]) for n, at in enumerate(times)]
+
+    def take(self) -> list[Question] | None:
+        if not self._lots:
+            return None
+        if self._lots[0][0] > self._night.loop.now - self._begun:
+            return []
+        return list(self._lots.pop(0)[1])
+
+    def stop(self) -> None:
+        """Nothing goes on behind it."""
+
+
+class SimMaker(QuestionMaker):
+    """The real reading of answers; the bodies are never dropped."""
+
+    def bodies(self, questions: Iterable[Question], chunks: Any) -> list[Question]:
+        return list(questions)
+
+
 class Night:
     """The world of one night, and the hand of fate in it."""
 
-    def __init__(self, seed: int, parts: Parts) -> None:
+    def __init__(self, seed: int, under_test: Parts) -> None:
         """Everything that will happen is decided here."""
         self.seed = seed
-        self.parts = parts
+        self.parts = under_test
         self.rng = random.Random(seed)
         self.plan = plan = draw(self.rng)
         random.seed(seed)  # tenacity draws its jitter from there
@@ -99,15 +134,26 @@ class Night:
         )
         self.oracle = Oracle(plan, self.loop, self.disk, self.note)
         self.provider = Provider(self.loop, self.rng, plan, self.oracle, self.note)
+        self.batches = Batches(self)
+        self.lock_holder: Process | None = None
         self.loop.on_step = self._step
+        self._configs = {run: self._config(run) for run in plan.runs}
         self._names = 0
         self._starts = 0
+        self._finished: set[str] = set()
         self._crashes_left = plan.crashes
         self._crashes = 0
         self._crash_in = self._draw_crash()
-        self._second_in = int(self.rng.expovariate(1 / 300)) if plan.shared else -1
+        self._second_in = int(self.rng.expovariate(1 / 300)) if plan.second else -1
         self._alive: list[Process] = []
+        self._dead: set[str] = set()
         self._children: dict[Process, list[Process]] = {}
+        self._overlapped: set[Process] = set()
+
+    def _config(self, run: str) -> RunConfig:
+        mode = "batch" if run in self.plan.batch else "online"
+        strong = self.plan.strong.model_copy(update={"mode": mode})
+        return parts()[0].model_copy(update={"output": run, "strong": strong})
 
     # --- for the processes ---
 
@@ -132,21 +178,34 @@ class Night:
         """A context of no process: what runs in it survives all of them."""
         return contextvars.Context()
 
+    def config(self, run: str) -> RunConfig:
+        return self._configs[run]
+
+    def maker(self, run: str) -> QuestionMaker:
+        return SimMaker(self._configs[run])
+
     def storage(self, process: Process) -> SimStorage:
         """A process's way to the disk."""
         storage: SimStorage = self.parts.storage(self.disk, process)
         return storage
 
+    def books(self, process: Process, run: str) -> SimBooks:
+        """The books of a run as one of its processes sees them."""
+        books: SimBooks = self.parts.books(self, process, run)
+        return books
+
+    def is_dead(self, name: str) -> bool:
+        """Whether a process is known to have ended."""
+        return not self.plan.far and name.rpartition("@")[2] in self._dead
+
     # --- birth and death ---
 
-    def born(self, kind: str, parent: Process | None = None) -> Process:
+    def born(self, kind: str, parent: Process | None = None, run: str = "") -> Process:
         """Start a process. The children of a driver outlive it for a while."""
-        process = Process(f"{kind}-{self.name()}")
+        process = Process(f"{kind}-{self.name()}", parent.run if parent else run)
         self._alive.append(process)
         if parent is not None:
             self._children[parent].append(process)
-            if parent.doomed_at is not None:
-                self.oracle.doom(process)
         return process
 
     def kill(self, process: Process) -> None:
@@ -154,98 +213,145 @@ class Night:
         if not process.alive:
             return
         process.alive = False
+        self._dead.add(process.name)
         self._alive.remove(process)
         self.note(process.name, "dies")
         self.oracle.died(process)
         for notice in process.at_death[:]:
             notice()
         for child in self._children.get(process, []):
-            self.oracle.doom(child)
             late = self.rng.random() < 0.2
             self.kill_soon(child, self.rng.uniform(0.0, 20.0 if late else 0.5))
         if process in self._children:
-            self._start_again()
+            self._start_again(process.run)
 
     def kill_soon(self, process: Process, delay_s: float | None = None) -> None:
         """Kill it in a moment."""
         delay_s = self.rng.random() * 0.05 if delay_s is None else delay_s
         self.loop.call_later(delay_s, self.kill, process, context=self.outside())
 
-    def _start_again(self) -> None:
-        delay_s = self.rng.choice((0.01, 0.5, 5.0, 30.0)) * self.rng.random()
-        self.loop.call_later(delay_s, self._start, context=self.outside())
+    def _start_again(self, run: str) -> None:
+        longest = (0.01, 0.5, 5.0, 30.0) if run not in self.plan.batch else (0.5, 30.0, 1000.0)
+        delay_s = self.rng.choice(longest) * self.rng.random()
+        self.loop.call_later(delay_s, self._start, run, context=self.outside())
 
-    def _start(self) -> None:
+    def _start(self, run: str) -> None:
         self._starts += 1
         if self._starts > MOST_STARTS:
             self.oracle.fail("the run never ends")
-        process = self.born("driver")
+        process = self.born("driver", run=run)
         self._children[process] = []
-        self.note(process.name, "starts")
+        self.note(process.name, f"starts {run}")
         drivers = [p for p in self._alive if p in self._children]
-        if len(drivers) > 1:  # two owners may ask the same question at the same time
-            for driver in drivers:
-                self.oracle.doom(driver)
-                for child in self._children[driver]:
-                    self.oracle.doom(child)
+        if len(drivers) > 1:
+            self._overlapped.update(drivers)
         self.loop.spawn(process, self._drive(process))
 
     async def _drive(self, process: Process) -> None:
         """The command: it ends with an exit code, and whoever runs it runs it again."""
-        driver = Driver(self, process)
+        run, session = process.run, self._session(process)
         try:
-            outcomes = await driver.score()
+            await session.run()
+            if self.plan.compacts:
+                books = self.books(process, run)
+                await asyncio.to_thread(books.compact, may_fold=self.is_dead)
         except Broken:
             raise
-        except MonthIsFull as error:
-            self.note(process.name, f"exit 4: {error}")
-            self._leave(process)
-            self._next_month(error)
-            return
         except PausedError as error:
             self.note(process.name, f"exit 4: {error}")
+            full = Outcome.PENDING in session.outcomes.values()
         except RayJudgeError as error:
             self.note(process.name, f"exit 1: {type(error).__name__}: {error}")
+            full = False
         except Exception as error:
             self.oracle.fail(f"unexpected {type(error).__name__}: {error}")
         else:
+            self.note(process.name, "exit 0")
             self._leave(process)
-            self.note(process.name, f"exit 0, {len(outcomes)} outcomes")
-            if not self._others():
-                self._finish(outcomes, driver.last_word)
+            self._end_of(process, session)
             return
         self._leave(process)
-        self._start_again()
+        if full:
+            self._next_month(process, session)
+        else:
+            self._start_again(run)
 
-    def _others(self) -> bool:
-        return any(other.name.startswith("driver") for other in self._alive)
+    def _session(self, process: Process) -> Session:
+        run, clock = process.run, WallClock(self)
+        config, books, strong = self.config(run), self.books(process, run), self.plan.strong
 
-    def _next_month(self, full: MonthIsFull) -> None:
+        def report(figures: Any) -> None:
+            """Nobody looks."""
+
+        courier: Any
+        if run in self.plan.batch:
+            client: Any = SimBatchClient(self, process)
+            courier = self.parts.batch(config, books, self.maker(run), {}, client, clock, report)
+        else:
+            courier = self.parts.online(
+                SimProcesses(self, process, run),
+                clock,
+                report,
+                concurrency=strong.concurrency,
+                shared=books.shared,
+                per_unit=self.plan.unit,
+                askers=self.plan.askers,
+            )
+        session: Session = self.parts.session(
+            books,
+            courier,
+            SimSource(self, run),
+            clock,
+            report,
+            quiet_s=quiet_s(strong.timeout_s),
+            patience_s=strong.give_up_after_s,
+            is_dead=self.is_dead,
+        )
+        return session
+
+    def _next_month(self, process: Process, session: Session) -> None:
         """Run again when there is money again; where none will ever do, this is the end."""
-        self.oracle.month_full(full.outcomes, full.accounts, full.last)
-        if not self.oracle.for_ever(full.outcomes):
-            self.loop.call_later(MONTH_S, self._start, context=self.outside())
-        elif not self._others():
-            self._finish(full.outcomes, full.last)
+        left = [key for key, what in session.outcomes.items() if what is Outcome.PENDING]
+        if all(map(self.oracle.never, left)):
+            self._end_of(process, session)
+            return
+        self._check_denials(process, session)
+        self.loop.call_later(MONTH_S, self._start, process.run, context=self.outside())
 
     def _leave(self, process: Process) -> None:
-        """An orderly exit: nobody is doomed by it."""
-        self._alive.remove(process)
-        for child in self._children.pop(process):
+        """An orderly exit."""
+        if process in self._alive:
+            self._alive.remove(process)
+        self._dead.add(process.name)
+        for child in self._children.pop(process, ()):
             self.kill_soon(child)
 
-    def _finish(self, outcomes: Mapping[str, Outcome], last: LastWord | None) -> None:
-        storage = SimStorage(self.disk, Process("the end"))
-        self.disk.failures_left, self.disk.p_slow = 0, 0.0
+    def _end_of(self, process: Process, session: Session) -> None:
+        """A run has nothing left to do."""
+        run = process.run
+        self._check_denials(process, session)
+        journal = self._undisturbed(run).journal()
+        answers = journal.answers(None)
+        outcomes = {**session.outcomes, **{k: a.outcome for k, a in answers.items()}}
+        self.oracle.run_ended(run, outcomes, {k: a.verdict for k, a in answers.items()})
+        self._finished.add(run)
+        others = [other for other in self._alive if other.name.startswith("driver")]
+        if self._finished == set(self.plan.runs) and not others:
+            self.loop.over = True
 
-        def used() -> int:
-            settled, unproven = recorded(storage, "ledger", run="run")
-            return int((settled + unproven).scaleb(9))
+    def _check_denials(self, process: Process, session: Session) -> None:
+        books = self._undisturbed(process.run)
+        self.oracle.driver_ended(
+            process.run,
+            session.outcomes,
+            books.accounts(),
+            alone=process not in self._overlapped,
+        )
 
-        journal = load_journal(storage, "journal")
-        verdicts = {key: answer.verdict for key, answer in journal.answers.items()}
-        self.oracle.night_ended(outcomes, verdicts, used, last)
-        self.loop.over = True
+    def _undisturbed(self, run: str) -> SimBooks:
+        """The books as a look from outside finds them: nothing fails, and no time passes."""
+        disk = Disk(_Still(), random.Random(0), self.plan.segments, files=self.disk.files)  # type: ignore[arg-type]
+        return SimBooks(self, Process("a look"), run, SimStorage(disk, Process("a look")))
 
     # --- fate ---
 
@@ -279,14 +385,17 @@ class Night:
             self.kill(self.rng.choice(self._alive))
 
     def _start_second(self) -> None:
-        """A second owner of the shared ledger and journal, while the first is at work."""
-        if any(process in self._children for process in self._alive):
+        """The same run is started a second time, while the first is at work."""
+        at_work: Sequence[Process] = [p for p in self._alive if p in self._children]
+        if at_work:
             self.note("fate", "a second owner")
-            self._start()
+            self._start(self.rng.choice(at_work).run)
 
     def run(self) -> Report:
         """Let it happen."""
-        self.loop.call_soon(self._start, context=self.outside())
+        for run in self.plan.runs:
+            delay_s = self.rng.random() * self.rng.choice((0.1, 10.0))
+            self.loop.call_later(delay_s, self._start, run, context=self.outside())
         broken: str | None = None
         try:
             self.loop.run()
@@ -301,3 +410,10 @@ class Night:
             self.seed, broken, self.loop.steps, self.oracle.bills, self.oracle.again,
             self._crashes, self.loop.now, tuple(self.trace),
         )  # fmt: skip
+
+
+class _Still:
+    """A loop in which no time passes."""
+
+    def pass_time(self, seconds: float) -> None:
+        """None does."""

@@ -15,12 +15,12 @@ from typing import Any
 
 from ray_judge.escalation.books.accounts import Accounts
 from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
-from ray_judge.escalation.online.governor import Need
+from ray_judge.escalation.online.permits import Need
 from ray_judge.records import Outcome
 
 from .disk import Disk
 from .loop import Process, SimLoop
-from .plan import UNITS, Plan, Question, set_of
+from .plan import UNITS, Plan, set_of
 from .provider import Request
 
 WINDOW_S = 0.25
@@ -37,12 +37,21 @@ def units(usd: Decimal) -> int:
 
 
 @dataclass(frozen=True)
-class LastWord:
-    """What a governor knew when its session came to its end: spent or lost, 1e-13 dollars."""
+class _Grant:
+    """A lease whose record is durable: whose it is, and each slot's question and maximum."""
 
-    known: int
-    superseded: bool
-    """Another owner of the ledger was there, and may know of more."""
+    actor: str
+    keys: list[str]
+    maxima: list[int]
+
+
+@dataclass(frozen=True)
+class _Exposed:
+    """What a slot may cost yet, or has cost."""
+
+    most: int
+    run: str
+    process: Process | None
 
 
 class Oracle:
@@ -55,19 +64,20 @@ class Oracle:
         self._disk = disk
         self._note = note
         self.broken: Broken | None = None
-        self.billed = 0
         self.bills = 0
         self.again = 0
         """Bills for questions that had been billed before."""
         self._cap = units(plan.cap_usd)
         self._monthly = None if plan.monthly_cap_usd is None else units(plan.monthly_cap_usd)
+        self._billed = dict.fromkeys(plan.runs, 0)
         self._billed_in: dict[str, int] = {}
-        self._granted: set[LeaseSlot] = set()
+        self._exposed: dict[LeaseSlot, _Exposed] = {}
+        self._exposure = dict.fromkeys(plan.runs, 0)
+        self._granted: dict[str, _Grant] = {}
         self._journaled: set[LeaseSlot] = set()
-        self._exposed: dict[LeaseSlot, tuple[int, Process]] = {}
-        self._exposure = 0
         self._sent: set[LeaseSlot] = set()
         self._requests: dict[str, list[Request]] = {}
+        self._questions = {q.key: q for asked in plan.asks.values() for q in asked}
         self.ledgers: list[tuple[Process, Ledger]] = []
         disk.on_durable = self._durable
         disk.on_failure = self._storage_failed
@@ -84,8 +94,9 @@ class Oracle:
         for line in data.split(b"\n")[:-1]:
             record = json.loads(line.split(b" ", 4)[4])
             if record["t"] == "grant":
-                slots = range(len(record["max"]))
-                self._granted.update((record["lease"], slot) for slot in slots)
+                maxima = [units(Decimal(text)) for text in record["max"]]
+                grant = _Grant(record["actor"], record.get("keys", []), maxima)
+                self._granted[record["lease"]] = grant
             elif record["t"] == "answer":
                 self._journaled.add((record["lease"], record["slot"]))
 
@@ -105,7 +116,7 @@ class Oracle:
     def died(self, process: Process) -> None:
         """What it had leave for and did not send will never be sent."""
         self.doom(process)
-        for slot in [s for s, (_, owner) in self._exposed.items() if owner is process]:
+        for slot in [s for s, one in self._exposed.items() if one.process is process]:
             if slot not in self._sent:
                 self._uncover(slot)
         self.ledgers = [(owner, ledger) for owner, ledger in self.ledgers if owner is not process]
@@ -113,30 +124,46 @@ class Oracle:
     def permitted(self, process: Process, lease: str, needs: Sequence[Need]) -> None:
         """A permit reached its asker: each slot may cost its maximum from here on."""
         for number, need in enumerate(needs):
-            self._exposed[lease, number] = (units(need.max_cost_usd), process)
-            self._exposure += units(need.max_cost_usd)
-        self._check_exposure()
+            self._expose((lease, number), units(need.max_cost_usd), process.run, process)
+        self._check_exposure(process.run)
 
     def sent(self, request: Request) -> None:
         """A request leaves an asker."""
         slot, question = request.slot, request.question
-        self._note(request.process.name, f"sends {question.key[:6]} under {slot}")
-        if slot not in self._granted:
+        self._note(request.run, f"sends {question.key[:6]} under {slot}")
+        grant = self._granted.get(slot[0])
+        if grant is None or slot[1] >= len(grant.maxima):
             self.fail(f"sent under {slot}, which is not durable")
+        if grant.keys[slot[1]] != question.key:
+            self.fail(f"sent under {slot}, which is another question's")
         if slot in self._sent:
             self.fail(f"two requests under one slot {slot}")
         if slot not in self._exposed:
             self.fail(f"sent without leave: {slot}")
         self._sent.add(slot)
         earlier = self._requests.setdefault(question.key, [])
-        if request.process.doomed_at is None:
-            for before in earlier:
-                if not self._excused(before):
-                    self.fail(f"asked twice: {question.key[:6]} under {before.slot} and {slot}")
-            unusable = [r for r in earlier if r.arrived_at is not None and not r.usable]
-            if sum(not self._unkept(r) for r in unusable) > self._plan.strong.reasks:
-                self.fail(f"re-asked more often than configured: {question.key[:6]}")
+        for before in earlier:
+            if not self._excused(before):
+                self.fail(f"asked twice: {question.key[:6]} under {before.slot} and {slot}")
+        unusable = [r for r in earlier if r.arrived_at is not None and not r.usable and not r.lost]
+        if sum(not self._unkept(r) for r in unusable) > self._plan.strong.reasks:
+            self.fail(f"re-asked more often than configured: {question.key[:6]}")
         earlier.append(request)
+
+    def batch_created(self, run: str, submission: str, keys: Sequence[str]) -> list[Request]:
+        """A batch begins: from here on each of its requests may be billed."""
+        actor = f"batch:{submission}"
+        leases = [lease for lease, grant in self._granted.items() if grant.actor == actor]
+        if len(leases) != 1 or self._granted[leases[0]].keys != list(keys):
+            self.fail(f"a batch without a durable lease for just its questions: {submission}")
+        lease, requests = leases[0], []
+        for number, key in enumerate(keys):
+            self._expose((lease, number), self._granted[lease].maxima[number], run, None)
+            request = Request(self._questions[key], None, run, (lease, number), self._loop.now)
+            self.sent(request)
+            requests.append(request)
+        self._check_exposure(run)
+        return requests
 
     def _excused(self, request: Request) -> bool:
         """Whether the same question may be asked again after this request."""
@@ -146,7 +173,7 @@ class Oracle:
 
     def _unkept(self, request: Request) -> bool:
         """Whether a death may have cost what came of this request."""
-        doomed_at = request.process.doomed_at
+        doomed_at = request.process.doomed_at if request.process else None
         if doomed_at is None:
             return False
         window_s = WINDOW_S + self._disk.slow_s
@@ -157,34 +184,40 @@ class Oracle:
         self._requests[request.question.key].remove(request)
         self._uncover(request.slot)
 
+    def _expose(self, slot: LeaseSlot, most: int, run: str, process: Process | None) -> None:
+        self._exposed[slot] = _Exposed(most, run, process)
+        self._exposure[run] += most
+
     def _uncover(self, slot: LeaseSlot) -> None:
-        self._exposure -= self._exposed.pop(slot)[0]
+        exposed = self._exposed.pop(slot)
+        self._exposure[exposed.run] -= exposed.most
 
     # --- money ---
 
     def billed_now(self, request: Request) -> None:
         """The provider computed an answer: it is paid for."""
-        if request.billed > self._exposed[request.slot][0]:
+        if request.billed > self._exposed[request.slot].most:
             self.fail(f"the bill of {request.slot} is above its maximum")
         self._uncover(request.slot)
-        self._exposure += request.billed
-        self.billed += request.billed
+        run, month = request.run, self._month()
+        self._exposure[run] += request.billed
+        self._billed[run] += request.billed
         self.bills += 1
         self.again += sum(r.billed > 0 for r in self._requests[request.question.key]) > 1
-        month = self._month()
         self._billed_in[month] = self._billed_in.get(month, 0) + request.billed
-        if self.billed > self._cap:
-            self.fail(f"billed {self.billed}, the cap is {self._cap}")
+        if self._billed[run] > self._cap:
+            self.fail(f"billed {self._billed[run]}, the cap is {self._cap}")
         if self._monthly is not None and self._billed_in[month] > self._monthly:
             self.fail(f"billed {self._billed_in[month]} in {month}, its cap is {self._monthly}")
 
-    def _check_exposure(self) -> None:
-        """All that is billed and all that still can be, together, fit under the cap."""
-        if self._exposure > self._cap:
-            self.fail(f"{self._exposure} may be billed in all, the cap is {self._cap}")
+    def _check_exposure(self, run: str) -> None:
+        """All that is billed and all that still can be, together, fit under the caps."""
+        if self._exposure[run] > self._cap:
+            self.fail(f"{self._exposure[run]} may be billed in all, the cap is {self._cap}")
         if self._monthly is not None:
             month = self._month()
-            this_month = self._exposure - self.billed + self._billed_in.get(month, 0)
+            open_now = sum(self._exposure.values()) - sum(self._billed.values())
+            this_month = open_now + self._billed_in.get(month, 0)
             if this_month > self._monthly:
                 self.fail(f"{this_month} may be billed in {month}, its cap is {self._monthly}")
 
@@ -199,73 +232,51 @@ class Oracle:
 
     def step(self) -> None:
         """After every step: nobody's own accounts are over the cap."""
-        for _, ledger in self.ledgers:
-            accounts = ledger._accounts
-            if accounts.used("run:run") * 10_000 > self._cap:
-                self.fail(f"a ledger holds {accounts.used('run:run')} nano-dollars")
+        for process, ledger in self.ledgers:
+            used = ledger._accounts.used(f"run:{process.run}")
+            if used * 10_000 > self._cap:
+                self.fail(f"a ledger holds {used} nano-dollars")
+            if ledger.overruns:
+                self.fail("a settlement above its slot's maximum")
 
-    def session_ended(self, state: Mapping[str, Any], *, superseded: bool) -> LastWord:
-        """The governor's last word covers every bill, unless a later owner may know of more."""
-        known = units(state["spent_usd"] + state["lost_usd"])
-        if known < self.billed and not superseded:
-            self.fail(f"reported {state['spent_usd']} + {state['lost_usd']}, billed {self.billed}")
-        if state["overruns"] and not superseded:
-            self.fail("a settlement above its slot's maximum")
-        return LastWord(known, superseded)
-
-    def month_full(
-        self, outcomes: Mapping[str, Outcome], accounts: Accounts, last: LastWord
+    def driver_ended(
+        self, run: str, outcomes: Mapping[str, Outcome], accounts: Accounts, *, alone: bool
     ) -> None:
-        """A run leaves questions for the next month: this one's money must really be gone."""
+        """A run's command ends in good order: what it denied there was really no money for.
+
+        `accounts`: as they are on the disk; they cover every bill. `alone`: nobody else was at
+        work on these books meanwhile, who may have proven more, or spent it.
+        """
+        used = accounts.used(f"run:{run}") * 10_000
+        if used < self._billed[run]:
+            self.fail(f"the books count {used}, billed {self._billed[run]}")
         months = [name for name in accounts.settled | accounts.held if name.startswith("month:")]
-        used = max((accounts.used(name) * 10_000 for name in months), default=0)
-        for question in self._pending(outcomes):
-            room = (self._monthly or 0) - used
-            if self._monthly is None or (
-                room >= units(question.max_cost_usd)
-                and not self._never(question)
-                and not last.superseded
-            ):
-                self.fail(f"left for the next month with money left: {question.key[:6]}")
+        spent = max((accounts.used(name) * 10_000 for name in months), default=0)
+        for key, outcome in outcomes.items():
+            most = units(self._questions[key].max_cost_usd)
+            if outcome is Outcome.DENIED_BUDGET and alone and 0 < self._cap >= used + most:
+                self.fail(f"denied with money left: {key[:6]}")
+            if outcome is Outcome.PENDING and alone:
+                enough = self._monthly is not None and spent + most <= self._monthly
+                if self._monthly is None or (enough and not self.never(key)):
+                    self.fail(f"left for the next month with money left: {key[:6]}")
 
-    def for_ever(self, outcomes: Mapping[str, Outcome]) -> bool:
-        """Whether no month will ever have the money for what was left."""
-        return all(map(self._never, self._pending(outcomes)))
-
-    def _pending(self, outcomes: Mapping[str, Outcome]) -> list[Question]:
-        left = {key for key, outcome in outcomes.items() if outcome is Outcome.PENDING}
-        return [question for question in set_of(self._plan.questions) if question.key in left]
-
-    def _never(self, question: Question) -> bool:
-        if self._monthly is None:
-            return False
-        return self._monthly == 0 or units(question.max_cost_usd) > self._monthly
+    def never(self, key: str) -> bool:
+        """Whether no month will ever have the money for a question."""
+        most = units(self._questions[key].max_cost_usd)
+        return self._monthly is not None and (self._monthly == 0 or most > self._monthly)
 
     # --- the end ---
 
-    def night_ended(
-        self,
-        outcomes: Mapping[str, Outcome],
-        verdicts: Mapping[str, Any],
-        used: Callable[[], int],
-        last: LastWord | None,
+    def run_ended(
+        self, run: str, outcomes: Mapping[str, Outcome], verdicts: Mapping[str, Any]
     ) -> None:
-        """Every question has its outcome, and denied means that the money was really gone."""
-        left = self._cap - used() * 10_000
-        if left + used() * 10_000 - self.billed < 0 or used() * 10_000 < self.billed:
-            self.fail("the ledger on disk counts less than was billed")
-        if last is not None and last.superseded:
-            # What an asker of the owner before journals after its successor's recovery is proven
-            # for the next session only: until then it counts in full, and others are denied.
-            left = min(left, self._cap - last.known)
-        for question in set_of(self._plan.questions):
+        """Every question of a run has its outcome."""
+        for question in set_of(self._plan.asks[run]):
             outcome = outcomes.get(question.key)
             if outcome is None:
                 self.fail(f"no outcome for {question.key[:6]}")
             if outcome is Outcome.RESOLVED and verdicts[question.key] != "A":
                 self.fail(f"a wrong verdict for {question.key[:6]}")
-            short = left < units(question.max_cost_usd) or self._cap == 0
-            if outcome is Outcome.DENIED_BUDGET and not short:
-                self.fail(f"denied with money left: {question.key[:6]}")
-            if outcome is Outcome.PENDING and not self._never(question):
+            if outcome is Outcome.PENDING and not self.never(question.key):
                 self.fail(f"left undone: {question.key[:6]}")

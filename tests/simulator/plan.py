@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
-from typing import Any
 
 from ray_judge.config import RunConfig, StrongConfig, parse
-from ray_judge.escalation.pricing import Price, input_token_bound, max_cost, price_of
-from ray_judge.escalation.question import StrongQuestion, canonical_key
+from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import Example
 
 UNITS = 10**13
@@ -24,19 +23,9 @@ INPUT_UNITS, OUTPUT_UNITS = 12_345_678, 87_654_321
 MAX_OUTPUT_TOKENS = 60
 
 
-@dataclass(frozen=True)
-class Question:
-    """One thing that can be asked."""
-
-    key: str
-    body: dict[str, Any]
-    input_bound: int
-    max_cost_usd: Decimal
-
-
 @cache
-def parts() -> tuple[RunConfig, StrongQuestion, Price, tuple[Question, ...]]:
-    """Configuration, question, price and thirty questions: the same for every night."""
+def parts() -> tuple[RunConfig, tuple[Question, ...]]:
+    """The configuration and thirty questions: the same for every night."""
     config = parse(
         {
             "input": "none",
@@ -53,16 +42,12 @@ def parts() -> tuple[RunConfig, StrongQuestion, Price, tuple[Question, ...]]:
             },
         }
     )
-    question = StrongQuestion(config)
-    price = price_of("sim", {name: Decimal(text) for name, text in PRICES.items()})
-    questions = []
-    for number in range(30):
-        example = Example(f"question {number} " + "x" * (37 * number % 400), ("yes", "no"))
-        body = question.body(example)
-        bound = input_token_bound(body["messages"], body.get("response_format"))
-        most = max_cost(price, input_tokens=bound, output_tokens=MAX_OUTPUT_TOKENS, tier="default")
-        questions.append(Question(canonical_key(body), body, bound, most))
-    return config, question, price, tuple(questions)
+    maker = QuestionMaker(config)
+    examples = (
+        Example(f"question {number} " + "x" * (37 * number % 400), ("yes", "no"))
+        for number in range(30)
+    )
+    return config, tuple(maker.of_example(example)[0] for example in examples)
 
 
 @dataclass(frozen=True)
@@ -80,14 +65,26 @@ class Faults:
     refusal: float = 0.0
     malformed: float = 0.0
     no_usage: float = 0.0
+    batch_refused: float = 0.0
+    """A whole batch: `failed`, nothing ran."""
+    batch_ended: float = 0.0
+    """A batch that expires or is cancelled with a part of its requests done."""
+    not_run: float = 0.0
+    """A request of a batch that did not run."""
+    no_result: float = 0.0
+    """A request of a batch that was billed, and is in no file."""
+    list_lag: float = 0.0
+    """A batch that the list does not show for a while."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """One night."""
 
-    questions: tuple[Question, ...]
-    """As rows: some are identical."""
+    runs: tuple[str, ...]
+    """One run, or two that share their books."""
+    asks: Mapping[str, tuple[Question, ...]]
+    """The rows' questions, by run: some rows are identical, and runs may ask the same."""
     start: float
     """Unix seconds at the beginning."""
     cap_usd: Decimal
@@ -98,8 +95,16 @@ class Plan:
     """Questions in one call to an asker."""
     shuffled: bool
     segments: bool
-    shared: bool
-    """Ledger and journal are shared: a second driver may start while one is at work."""
+    second: bool
+    """The same run is started a second time while it is at work, as where a lock was lost."""
+    locks: bool
+    """The lock on shared books holds; else two owners may be at work at once."""
+    far: bool
+    """Processes run on other machines: nobody can tell whether one has ended."""
+    batch: tuple[str, ...]
+    """The runs that ask in batches."""
+    arrivals: tuple[float, ...]
+    """When the source has its next questions, seconds after it began."""
     compacts: bool
     """The run folds its journal at the end, as it always does really; half of a night's time."""
     linger_s: float
@@ -122,19 +127,29 @@ class Plan:
 def draw(rng: random.Random) -> Plan:
     """Draw a night. Half of all nights lack most kinds of fault: broken promises are found in
     quiet nights too, and are easier to read there."""
-    config, _, _, pool = parts()
+    config, pool = parts()
     rows = rng.choice((5, 8, 12, 20, 30))
     distinct = rng.randint(max(1, rows // 2), rows)
-    asked = tuple(rng.choices(pool[:distinct], k=rows))
-    most = sum((q.max_cost_usd for q in set_of(asked)), Decimal(0))
+    runs = ("run-a", "run-b") if rng.random() < 0.25 else ("run",)
+    asks = {run: tuple(rng.choices(pool[:distinct], k=rows)) for run in runs}
+    most = max(sum((q.max_cost_usd for q in set_of(a)), Decimal(0)) for a in asks.values())
     share = Decimal(rng.choice((rng.uniform(0.05, 1.0), rng.uniform(0.2, 3.0), 10.0)))
     cap = Decimal(0) if rng.random() < 0.02 else (most * share).quantize(Decimal("1e-9"))
     border = rng.random() < 0.2
     month = (most * Decimal(rng.uniform(0.1, 0.8))).quantize(Decimal("1e-9"))
     rpm = rng.choice((600, 6_000, 60_000))
+    batch = tuple(run for run in runs if rng.random() < 0.3)
     strong = config.strong.model_copy(
         update={
+            "batch": config.strong.batch.model_copy(
+                update={
+                    "max_requests": rng.choice((2, 5, 50)),
+                    "wait_s": rng.choice((0.0, 300.0, 86_400.0)),
+                    "enqueued_tokens": rng.choice((None, None, 2_000)),
+                }
+            ),
             "max_cost_usd": cap,
+            "max_cost_usd_per_month": month if rng.random() < (0.8 if border else 0.1) else None,
             "requests_per_minute": rpm,
             "tokens_per_minute": rng.choice((200_000, 100_000_000)),
             "concurrency": rng.choice((1, 2, 4, 8, 16)),
@@ -144,17 +159,23 @@ def draw(rng: random.Random) -> Plan:
     )
     crashes = rng.choice((0, 0, 1, 2, 4))
     troubled = rng.random() < 0.5
+    lots = rng.choice((1, 1, 3))
     return Plan(
-        questions=asked,
+        runs=runs,
+        asks=asks,
         start=MONTH_END - (rng.uniform(0.1, 2.0) if border else 864_000.0),
         cap_usd=cap,
-        monthly_cap_usd=month if rng.random() < (0.8 if border else 0.1) else None,
+        monthly_cap_usd=strong.max_cost_usd_per_month,
         strong=strong,
         askers=rng.choice((1, 1, 2, 3)),
         unit=rng.choice((2, 4, 16)),
         shuffled=rng.random() < 0.5,
         segments=rng.random() < 0.3,
-        shared=rng.random() < 0.25,
+        second=rng.random() < 0.2,
+        locks=rng.random() < 0.7,
+        far=rng.random() < 0.5,
+        batch=batch,
+        arrivals=tuple(sorted(rng.choice((0.0, 1.0, 30.0)) * rng.random() for _ in range(lots))),
         compacts=rng.random() < 0.2,
         linger_s=rng.choice((0.0, 0.0, 0.1)),
         dearest=rng.random() < 0.2,
@@ -169,11 +190,6 @@ def draw(rng: random.Random) -> Plan:
         failures=rng.randint(1, 3),
         p_duplicate=rng.choice((0.0, 0.2)),
     )
-
-
-def set_of(questions: tuple[Question, ...]) -> list[Question]:
-    """Every question once, in the order of first appearance."""
-    return list({question.key: question for question in questions}.values())
 
 
 def _faults(rng: random.Random) -> Faults:
@@ -193,4 +209,9 @@ def _faults(rng: random.Random) -> Faults:
         # Sometimes a judge that hardly ever keeps to the schema: re-asks are used up.
         malformed=0.7 if rng.random() < 0.15 else some(),
         no_usage=some(),
+        batch_refused=some(),
+        batch_ended=some() * 3,
+        not_run=some(),
+        no_result=some(),
+        list_lag=rng.choice((0.0, 0.5)),
     )

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_judge.escalation.books.ledger import LeaseSlot
-from ray_judge.escalation.client import Kind, Reply, RequestFailed
-from ray_judge.escalation.online.asker import MAY_BE_BILLED
+from ray_judge.escalation.answers import Reply
+from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.escalation.questions import Question
 from ray_judge.records import Usage
 
 from .loop import Process, SimLoop
-from .plan import INPUT_UNITS, MAX_OUTPUT_TOKENS, OUTPUT_UNITS, Plan, Question
+from .plan import INPUT_UNITS, MAX_OUTPUT_TOKENS, OUTPUT_UNITS, Plan
 
 if TYPE_CHECKING:
     from .oracle import Oracle
@@ -30,7 +31,9 @@ class Request:
     """One request on its way, as the simulator's books have it."""
 
     question: Question
-    process: Process
+    process: Process | None
+    """Who waits for the answer; None: a batch has it, whoever comes for it."""
+    run: str
     slot: LeaseSlot
     sent_at: float
     billed: int = 0
@@ -60,7 +63,8 @@ class Provider:
         self._oracle = oracle
         self._note = note
         self._outside = loop.context_of(Process("provider"))
-        self._by_body = {id(question.body): question for question in plan.questions}
+        asked = [question for questions in plan.asks.values() for question in questions]
+        self._by_body = {id(question.body): question for question in asked}
         self._room = plan.provider_rpm / 60.0
         self._room_at = 0.0
         self._answered = 0
@@ -69,22 +73,22 @@ class Provider:
 
     async def send(self, process: Process, slot: LeaseSlot, body: Mapping[str, Any]) -> Reply:
         """What `StrongClient.send` does, with the slot that pays for it."""
-        request = Request(self._by_body[id(body)], process, slot, self._loop.now)
+        request = Request(self._by_body[id(body)], process, process.run, slot, self._loop.now)
         self._oracle.sent(request)
         answer: asyncio.Future[Reply] = self._loop.create_future()
-        self._later(self._rng.uniform(0.0002, 0.004), self._arrive, request, answer)
+        self.later(self._rng.uniform(0.0002, 0.004), self._arrive, request, answer)
         timer = self._loop.call_later(self.timeout_s, _expire, answer)
         try:
             reply = await answer
         except RequestFailed as failure:
-            request.lost = failure.kind in MAY_BE_BILLED
+            request.lost = failure.meaning.billed
             raise
         finally:
             timer.cancel()
         request.arrived_at = self._loop.now
         return reply
 
-    def _later(self, seconds: float, callback: Callable[..., Any], *args: Any) -> None:
+    def later(self, seconds: float, callback: Callable[..., Any], *args: Any) -> None:
         self._loop.call_later(seconds, callback, *args, context=self._outside.copy())
 
     def _tell(self, request: Request, answer: asyncio.Future[Reply], what: Any) -> None:
@@ -97,6 +101,7 @@ class Provider:
                 else:
                     answer.set_exception(what)
 
+        assert request.process is not None
         context = self._loop.context_of(request.process)
         self._loop.call_later(self._rng.uniform(0.0002, 0.004), deliver, context=context)
 
@@ -110,7 +115,7 @@ class Provider:
         latency_s = self._rng.uniform(0.01, 0.3)
         if self._rng.random() < self._plan.faults.late:
             latency_s += self.timeout_s * self._rng.uniform(0.5, 2.0)
-        self._later(latency_s, self._complete, request, answer)
+        self.later(latency_s, self._complete, request, answer)
 
     def _refuse(self) -> RequestFailed | None:
         """A failure that is certain not to be billed, or none."""
@@ -148,20 +153,24 @@ class Provider:
 
     def _complete(self, request: Request, answer: asyncio.Future[Reply]) -> None:
         """The answer is computed: from here on it is paid for."""
-        faults, rng = self._plan.faults, self._rng
-        self._answered += 1
-        reply, usage = self._reply(request)
-        request.billed = usage.input_tokens * INPUT_UNITS + usage.output_tokens * OUTPUT_UNITS
-        request.usable = reply.refusal is None and reply.text is not None and "A" in reply.text
-        self._note("provider", f"bills {request.slot} {request.billed}")
-        self._oracle.billed_now(request)
-        draw = rng.random()
+        faults, draw = self._plan.faults, self._rng.random()
+        reply = self.compute(request)
         if draw < faults.reset_after + faults.cut:
             request.lost = True
             kind = Kind.BROKEN if draw < faults.reset_after / 2 else Kind.AMBIGUOUS
             self._tell(request, answer, RequestFailed(kind, "simulated: lost"))
         else:
             self._tell(request, answer, reply)
+
+    def compute(self, request: Request) -> Reply:
+        """Compute the answer to a request, and bill it."""
+        self._answered += 1
+        reply, usage = self._reply(request)
+        request.billed = usage.input_tokens * INPUT_UNITS + usage.output_tokens * OUTPUT_UNITS
+        request.usable = reply.refusal is None and reply.text is not None and "A" in reply.text
+        self._note("provider", f"bills {request.slot} {request.billed}")
+        self._oracle.billed_now(request)
+        return reply
 
     def _reply(self, request: Request) -> tuple[Reply, Usage]:
         faults, rng, bound = self._plan.faults, self._rng, request.question.input_bound

@@ -18,8 +18,8 @@ from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import LeaseSlot
-from ray_judge.escalation.online.governor import Need, Permit
 from ray_judge.escalation.online.limiter import Feedback
+from ray_judge.escalation.online.permits import Need, Permit
 from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
 from ray_judge.escalation.processes import ProcessDied
 from ray_judge.escalation.questions import Question

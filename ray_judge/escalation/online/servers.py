@@ -19,11 +19,11 @@ from ray_judge.escalation.books.journal import InVain, JournalWriter
 from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.online.asker import Asker
-from ray_judge.escalation.online.governor import Clock, Governor, Need, Permit, WallClock
+from ray_judge.escalation.online.governor import Clock, Governor
 from ray_judge.escalation.online.limiter import Feedback, Limiter
-from ray_judge.escalation.online.permits import GovernorPort, Permits
+from ray_judge.escalation.online.permits import GovernorPort, Need, Permit, Permits
 from ray_judge.escalation.processes import gravity, identity
-from ray_judge.escalation.questions import Question
+from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import Outcome
 
 
@@ -139,7 +139,7 @@ class AskerServer:
         return Permits(self._name, self._governor)
 
     def make_asker(self) -> Asker:
-        return Asker(self._config, self._client, self._permits, self._journal)
+        return Asker(QuestionMaker(self._config), self._client, self._permits, self._journal)
 
     async def ask(
         self, questions: Sequence[Question], in_vain: Mapping[str, InVain]
