@@ -28,9 +28,9 @@ pytestmark = pytest.mark.timeout(60)
 class FakeGovernor:
     """A governor with so much money, that notes what it is told."""
 
-    def __init__(self, money: str = "1", paused: str | None = None, account: str = "run") -> None:
+    def __init__(self, money: str = "1", paused: str | None = None, cap: str = "run") -> None:
         self.left = Decimal(money)
-        self.account = account
+        self.cap = cap
         self.reason = paused
         self.leases = 0
         self.open: dict[tuple[str, int], Decimal] = {}
@@ -54,7 +54,7 @@ class FakeGovernor:
             slots += 1
         self.leases += 1
         after = (self.send_after_s,) * slots
-        return Permit(f"l-{self.leases - 1}", slots, after, len(needs) - slots, self.account)
+        return Permit(f"l-{self.leases - 1}", slots, after, len(needs) - slots, self.cap)
 
     async def settle(
         self,
@@ -198,10 +198,10 @@ def test_one_lease_for_many_questions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("account", "outcome"), [("run", Outcome.DENIED_BUDGET), ("month:2026-11", Outcome.PENDING)]
+    ("cap", "outcome"), [("run", Outcome.DENIED_BUDGET), ("month", Outcome.PENDING)]
 )
-def test_the_money_runs_out_for_all_in_one_answer(account: str, outcome: Outcome) -> None:
-    governor, server = FakeGovernor("0.02", account=account), FakeServer()
+def test_the_money_runs_out_for_all_in_one_answer(cap: str, outcome: Outcome) -> None:
+    governor, server = FakeGovernor("0.02", cap=cap), FakeServer()
     night = ask_all(governor, server, 32)
     resolved = night.outcomes.count(Outcome.RESOLVED)
     assert 0 < resolved < 16 and server.sent == resolved == len(night.kept)
