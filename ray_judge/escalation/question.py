@@ -38,8 +38,7 @@ class StrongQuestion:
         strong = config.strong
         self._strong = strong
         self._pairwise = config.task == "pairwise"
-        judges = config.judges or (config.judge,)
-        self._rubric = strong.rubric or next((j.rubric for j in judges if j.rubric), None)
+        self._rubric = config.rubric()
         self._low, self._high = strong.scores
         if self._pairwise:
             self._verdicts = ["A", "B", "tie"] if strong.ties else ["A", "B"]
