@@ -63,7 +63,7 @@ def plan(
     table = _Table(config, calibration, rows, total)
     return {
         "rows": total,
-        **({"reached": table.reached()} if config.judges else {}),
+        **({"reached": table.reached()} if len(config.judges) > 1 else {}),
         "sampled": rows.height,
         "strong_model": config.strong.model,
         "sold": {mode: bool(factor) for mode, factor in modes.items()},

@@ -66,8 +66,7 @@ class QuestionMaker:
         self.strong = strong = config.strong
         self.price = price_of_strong(strong)
         self._columns = columns
-        rubrics = [strong.rubric, *(tier.judge.rubric for tier in config.tiers())]
-        self._rubric = next((rubric for rubric in rubrics if rubric), None)
+        self._rubric = config.rubric()
         self._low, self._high = strong.scores
         self._verdicts: list[str] = []
         self._costs: dict[int, Decimal] = {}
