@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from ray_judge.config import RunConfig
+from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import InputChangedError, RayJudgeError
-from ray_judge.escalation.question import combine, combine_probs
+from ray_judge.escalation.answers import answer_row
 from ray_judge.records import Answer, Outcome, Route, Shard, Source, Verdict, verdict_schema
 from ray_judge.routing.tiers import read_judged
 from ray_judge.run.directory import Plan, RunDirectory
@@ -87,10 +87,8 @@ def _merge_shard(
     check_unchanged(shard)
     with open_shard(shard.path) as file:
         source = file.schema_arrow
-    abstain_below = config.strong.abstain_below
-    added = verdict_schema(
-        config.task, config.alternatives(), strong_prob=abstain_below is not None
-    )
+    strong = config.strong
+    added = verdict_schema(config.task, config.alternatives(), strong_prob=strong.samples > 1)
     schema = pa.schema([*source, *added], metadata=source.metadata)
     with (
         run.storage.write_stream(f"scored/{shard.name}") as sink,
@@ -110,7 +108,7 @@ def _merge_shard(
             ):
                 asked.setdefault(row, []).append((key, pays))
             judged, _ = read_judged(run, len(config.tiers()), chunk.name)
-            columns = verdict_columns(judged, routed, asked, answers, added, abstain_below)
+            columns = verdict_columns(judged, routed, asked, answers, added, strong)
             table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))
 
@@ -121,16 +119,13 @@ def verdict_columns(
     asked: Mapping[int, Sequence[tuple[str, bool]]],
     answers: Paid,
     schema: pa.Schema,
-    abstain_below: float | None = None,
+    strong: StrongConfig,
 ) -> pa.Table:
-    """Lay the verdict columns of one chunk, one row per judged row, in order.
-
-    `abstain_below`: as `strong.abstain_below`; with it `schema` has `strong_prob`.
-    """
+    """Lay the verdict columns of one chunk, one row per judged row, in order."""
     kept = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
     columns: dict[str, Any] = {name: judged.column(name) for name in kept}
     decided = [
-        _decide(local, error, routes[row], asked.get(row, ()), answers, abstain_below)
+        _decide(local, error, routes[row], asked.get(row, ()), answers, strong)
         for row, local, error in zip(
             judged.column("row").to_pylist(),
             judged.column("judge_verdict").to_pylist(),
@@ -150,12 +145,12 @@ def _decide(
     route: str,
     asked: Sequence[tuple[str, bool]],
     answers: Paid,
-    abstain_below: float | None,
+    strong: StrongConfig,
 ) -> dict[str, Any]:
     """Settle one row. The local verdict stands unless the strong judge gave one.
 
-    A strong verdict that is less probable than `abstain_below` leaves the row to a person: the
-    local verdict was doubted, or drawn to be checked, and this one is no better.
+    Where the strong judge abstains the row is left to a person: the local verdict was doubted, or
+    drawn to be checked, and this one is no better.
     """
     decided: dict[str, Any] = {
         "route": route,
@@ -170,29 +165,21 @@ def _decide(
     }
     if route == Route.ACCEPT.value:
         return decided
-    known = [(*answers[key], pays) for key, pays in asked if key in answers]
-    found = [answer for answer, _, _ in known if answer is not None]
-    bad = [answer for answer in found if answer.outcome is not Outcome.RESOLVED]
-    if found:
-        decided["strong_model"] = found[0].model
-    if known:
-        decided["strong_cost_usd"] = sum((cost for _, cost, pays in known if pays), Decimal(0))
-    if bad:
-        reason = f"strong: {bad[0].error or bad[0].outcome.value}"
-        decided["outcome"] = bad[0].outcome.value
-        decided["error"] = f"{error}; {reason}" if error else reason
-    elif len(found) < len(asked):
-        decided["outcome"] = Outcome.DENIED_BUDGET.value
-    else:
-        verdicts = [answer.verdict for answer in found if answer.verdict is not None]
-        strong = combine(verdicts)
-        prob = combine_probs(found, strong) if abstain_below is not None else None
-        unsure = prob is not None and abstain_below is not None and prob < abstain_below
+    paid = [(*answers.get(key, (None, Decimal(0))), pays) for key, pays in asked]
+    found = [answer for answer, _, _ in paid]
+    decided["strong_model"] = next((a.model for a in found if a and a.model), None)
+    if any(key in answers for key, _ in asked):
+        decided["strong_cost_usd"] = sum((cost for _, cost, pays in paid if pays), Decimal(0))
+    answer = answer_row(found, strong)
+    decided["outcome"] = answer.outcome.value
+    if answer.error is not None:
+        decided["error"] = "; ".join(filter(None, [error, f"strong: {answer.error}"]))
+    if answer.verdict is not None:
+        unsure = answer.outcome is Outcome.ABSTAINED
         decided |= {
-            "outcome": (Outcome.ABSTAINED if unsure else Outcome.RESOLVED).value,
-            "strong_verdict": strong,
-            "strong_prob": prob,
-            "final_verdict": None if unsure else strong,
+            "strong_verdict": answer.verdict,
+            "strong_prob": answer.prob,
+            "final_verdict": None if unsure else answer.verdict,
             "final_source": (Source.NONE if unsure else Source.STRONG).value,
         }
     return decided

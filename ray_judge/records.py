@@ -36,7 +36,7 @@ class Outcome(StrEnum):
     NOT_NEEDED = "not_needed"
     RESOLVED = "resolved"
     ABSTAINED = "abstained"
-    """There is a strong verdict, less probable than `strong.abstain_below`: for a person."""
+    """The strong verdict's share of the votes is below `strong.abstain_below`: for a person."""
     DENIED_BUDGET = "denied_budget"
     REFUSED = "refused"
     UNPARSEABLE = "unparseable"
@@ -139,10 +139,6 @@ class Answer:
     """Unix time of arrival, seconds."""
     final: bool = True
     error: str | None = None
-    verdict_prob: float | None = None
-    """Probability of the verdict, in [0, 1]; null where it was not asked for, or cannot be told."""
-    tie_prob: float | None = None
-    """The same of a tie, which both orders may come to together; null for a score."""
     run: str | None = None
     """Which run paid for it, where several share a journal; null: the only one."""
 
@@ -185,7 +181,7 @@ def verdict_schema(
 ) -> pa.Schema:
     """The columns that a scored shard has behind all of its input columns.
 
-    `strong_prob`: the run asks the strong judge for probabilities (`strong.abstain_below`).
+    `strong_prob`: the run counts votes (`strong.samples` is above 1).
     """
     asked = [pa.field("strong_prob", pa.float64())] if strong_prob else []
     return pa.schema(

@@ -101,12 +101,9 @@ def _with_labels(judged: Sequence[pl.DataFrame], labels: str | None) -> list[pl.
 
 def judge_runs(part: RunConfig) -> list[RunConfig]:
     """One run per local judge over the whole sample; only the first one asks the strong judge."""
-    if not part.judges:
-        return [part]
     runs = []
     for number, tier in enumerate(part.tiers(), 1):
-        judge = tier.judge.model_copy(update={"route": None})
-        changes: dict[str, Any] = {"judge": judge, "route": part.route}
+        changes: dict[str, Any] = {"route": part.route}
         if number > 1:
             free = tier.strong.model_copy(update={"max_cost_usd": Decimal(0)})
             nobody = RouteConfig(policy="fraction", fraction=Decimal(0))
@@ -132,12 +129,9 @@ def sample_run(
     """
     columns: dict[str, str | None] = {**config.columns, "label": labels}
     route = RouteConfig(policy="fraction", fraction=Decimal(int(ask)))
-    judges = config.judges
-    if judges:  # the last one's own route would come before this one
-        judges = (*judges[:-1], judges[-1].model_copy(update={"route": None}))
-        if calibration is not None:
-            route = route.model_copy(update={"calibration": config.route.calibration})
-    source = config.model_copy(update={"columns": columns, "route": route, "judges": judges})
+    if len(config.judges) > 1 and calibration is not None:
+        route = route.model_copy(update={"calibration": config.route.calibration})
+    source = config.model_copy(update={"columns": columns, "route": route})
     shards, found = plan_input(source, extra_columns(source))
     everything = np.arange(sum(shard.rows for shard in shards), dtype=np.int64)
     rows = labelled_rows(shards, labels) if labels else everything
@@ -150,7 +144,7 @@ def sample_run(
     table = take(shards, rows, wanted)
     prints = [shard.fingerprint for shard in shards]
     seed = [source.digest(), *prints, *map(str, rows)]
-    if judges and calibration is not None:  # another one under the same name is another run
+    if calibration is not None and route.calibration:  # another is another run
         seed.append(hashlib.sha256(dumps(calibration)).hexdigest())
     name = hashlib.sha256("\n".join(seed).encode()).hexdigest()[:12]
     home = f"{config.output.rstrip('/')}/{purpose}"

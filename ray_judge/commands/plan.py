@@ -20,13 +20,13 @@ from ray_judge.calibration.document import Calibration, Tier
 from ray_judge.calibration.load import calibration_of
 from ray_judge.commands.calibrate import sample_run
 from ray_judge.config import RouteConfig, RunConfig
+from ray_judge.escalation.questions import price_of_strong
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.pipeline import score
 from ray_judge.routing.cost import (
     correction,
     count_rows,
     output_tokens,
-    price_of_strong,
     row_costs,
 )
 from ray_judge.routing.policies import accepted, fraction_count, route
@@ -63,7 +63,7 @@ def plan(
     table = _Table(config, calibration, rows, total)
     return {
         "rows": total,
-        **({"reached": table.reached()} if config.judges else {}),
+        **({"reached": table.reached()} if len(config.judges) > 1 else {}),
         "sampled": rows.height,
         "strong_model": config.strong.model,
         "sold": {mode: bool(factor) for mode, factor in modes.items()},

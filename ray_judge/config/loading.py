@@ -10,9 +10,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ray_judge.config.nearest import nearest
+from ray_judge.config.judge import JudgeConfig
 from ray_judge.config.run import RunConfig
-from ray_judge.config.tree import Tree
+from ray_judge.config.tree import Tree, nearest
 from ray_judge.errors import ConfigError
 
 
@@ -36,12 +36,21 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConf
 
 
 def parse(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
-    """Check a mapping of plain values and freeze it. Raises ConfigError."""
+    """Check a mapping of plain values and freeze it. Raises ConfigError.
+
+    `judge: {...}` stands for `judges: [{...}]`.
+    """
+    values = dict(document)
+    single = "judge" in values
+    if single and "judges" in values:
+        raise ConfigError("judge and judges exclude each other: name one judge or a list of them")
+    if single:
+        values["judges"] = [values.pop("judge")]
     try:
-        return RunConfig.model_validate(document)
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(
-            "; ".join(_explain(problem) for problem in error.errors()), file=file
+            "; ".join(_explain(problem, single=single) for problem in error.errors()), file=file
         ) from None
 
 
@@ -62,13 +71,16 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
+def _explain(problem: Mapping[str, Any], *, single: bool) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+    if single:
+        where = where.replace("judges.0", "judge", 1)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where}{nearest(where, _known_keys(RunConfig))}"
+        known = _known_keys(RunConfig) + _known_keys(JudgeConfig, "judge.")
+        return f"unknown key {where}{nearest(where, known)}"
     if problem["type"] == "missing":
         hint = ": there is no run without a cap" if where == "strong.max_cost_usd" else ""
-        return f"missing key {where}{hint}"
+        return f"missing key {'judge' if where == 'judges' else where}{hint}"
     given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}"
 

@@ -7,70 +7,45 @@ import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from ray_judge.config.judge import JudgeConfig
-from ray_judge.config.nearest import nearest
 from ray_judge.config.strong import StrongConfig
-from ray_judge.config.tree import Place, Positive, RouteConfig, Tree
+from ray_judge.config.tree import Place, Positive, RouteConfig, Tree, nearest
 from ray_judge.records import Task
 
-COLUMN_ROLES = (
-    "instruction",
-    "response_a",
-    "response_b",
-    "response",
-    "id",
-    "input",
-    "reference",
-    "rubric",
-    "label",
+COLUMN_ROLES = tuple(
+    "instruction response_a response_b response id input reference rubric label".split()
 )
-
-
-OPERATIONAL = (
-    "output",
-    "judge.replicas",
-    "judge.gpus_per_replica",
-    "judge.cpus_per_replica",
-    "judge.share_gpu",
-    "judge.engine_options",
-    "judge.templates",
-    "judge.http.base_url",
-    "judge.http.api_key_env",
-    "judge.http.concurrency",
-    "judge.http.timeout_s",
-    "strong.base_url",
-    "strong.api_key_env",
-    "strong.concurrency",
-    "strong.requests_per_minute",
-    "strong.tokens_per_minute",
-    "strong.timeout_s",
-    "strong.max_cost_usd",
-    "strong.max_cost_usd_per_month",
-    "strong.give_up_after_s",
-    "strong.price",
-    "strong.batch",
+OPERATIONAL = tuple(
+    """
+    output judge.replicas judge.gpus_per_replica judge.cpus_per_replica judge.share_gpu
+    judge.engine_options judge.templates judge.http.base_url judge.http.api_key_env
+    judge.http.concurrency judge.http.timeout_s strong.base_url strong.api_key_env
+    strong.concurrency strong.requests_per_minute strong.tokens_per_minute strong.timeout_s
+    strong.max_cost_usd strong.max_cost_usd_per_month strong.give_up_after_s strong.price
+    strong.batch
+    """.split()
 )
 """Keys that say how fast, where and for how much, but cannot change a verdict: they may differ
 when a run is continued (`strong.max_cost_usd` only upwards)."""
 
 
 class RunConfig(Tree):
-    """The whole run."""
+    """The whole run. The configuration of one local judge has the same form: see `tiers`."""
 
     input: str
     output: Place
     task: Task = "pairwise"
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Role → column, where they differ; null: the data has none, whatever its name."""
-    judge: JudgeConfig
-    judges: tuple[JudgeConfig, ...] = ()
-    """Several local judges, asked one after the other, in place of `judge`: a row stops at the
-    first one that is sure."""
+    judges: Annotated[tuple[JudgeConfig, ...], Field(min_length=1)]
+    """The local judges, asked one after the other: a row stops at the first one that is sure.
+    In YAML a single one may stand under `judge`."""
     route: RouteConfig
+    """Which of the rows that reach the last local judge the strong judge is asked about."""
     strong: StrongConfig
     chunk_rows: Positive = 1000
     allow_empty_shards: bool = False
@@ -83,57 +58,57 @@ class RunConfig(Tree):
                 raise ValueError(f"no such column role: {role}{nearest(role, COLUMN_ROLES)}")
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _first_of_several(cls, given: Any) -> Any:
-        """`judges: [...]` is `judge: ...` for several; the first one is `judge`, too."""
-        if isinstance(given, dict) and given.get("judges"):
-            if "judge" in given:
-                raise ValueError("judge and judges exclude each other: name one judge or a list")
-            return {**given, "judge": given["judges"][0]}
-        return given
-
     @model_validator(mode="after")
     def _fits_task(self) -> RunConfig:
-        for judge in self.judges or (self.judge,):
-            if self.task == "pairwise":
-                continue
+        if self.task == "pairwise":
+            return self
+        for judge in self.judges:
             if judge.format == "demo" or judge.swap or self.strong.swap:
                 raise ValueError("task: pointwise goes without format: demo and without swap")
             if judge.engine == "columns" or judge.by_scores:
                 raise ValueError("engine: columns and by_scores are for task: pairwise")
-            if judge.score_range() != self.judge.score_range():
+            if judge.score_range() != self.judges[0].score_range():
                 raise ValueError("all judges of a run must score on the same range")
-        for judge in self.judges[:-1]:
-            if judge.route is None:
+        return self
+
+    @model_validator(mode="after")
+    def _each_knows_its_route(self) -> RunConfig:
+        if self.judges[-1].route is not None:
+            raise ValueError("the last judge has no route of its own: set the run's route")
+        routes = [judge.route for judge in self.judges[:-1]]
+        for route in routes:
+            if route is None:
                 raise ValueError("each of several judges but the last needs its own route")
-            if judge.route.policy == "budget":
+            if route.policy == "budget":
                 raise ValueError(
                     "policy: budget weighs what the strong judge costs: last judge only"
                 )
-            if judge.route.policy == "guarantee" and self.route.calibration is None:
+            if route.policy == "guarantee" and self.route.calibration is None:
                 raise ValueError("policy: guarantee needs route.calibration, made for all judges")
-            if judge.route.calibration not in (None, self.route.calibration):
+            if route.calibration not in (None, self.route.calibration):
                 raise ValueError("several judges are calibrated together: route.calibration is one")
-        policies = {tier.route.policy for tier in self.tiers()}
-        if self.tiers()[-1].route.policy == "guarantee" and len(policies) > 1:
+        if self.route.policy == "guarantee" and {r.policy for r in routes if r} - {"guarantee"}:
             raise ValueError(
                 "policy: guarantee promises something of every accepted row: each of several "
                 "judges needs it"
             )
         return self
 
+    @property
+    def judge(self) -> JudgeConfig:
+        """The only local judge: of one of `tiers`, or of a run that has no other."""
+        (judge,) = self.judges
+        return judge
+
     def tiers(self) -> tuple[RunConfig, ...]:
-        """One configuration per local judge, in order: its `judge`, and the `route` behind it."""
-        if not self.judges:
-            return (self,)
-        rubric = self.strong.rubric or next((j.rubric for j in self.judges if j.rubric), None)
-        strong = self.strong.model_copy(update={"rubric": rubric})
+        """One configuration per local judge, in order: with this `judge` alone, the `route`
+        behind it, and the criteria that all judges of the run share with the strong one.
+        """
+        strong = self.strong.model_copy(update={"rubric": self.rubric()})
         return tuple(
             self.model_copy(
                 update={
-                    "judge": judge,
-                    "judges": (),
+                    "judges": (judge.model_copy(update={"route": None}),),
                     "route": judge.route or self.route,
                     "strong": strong,
                 }
@@ -141,12 +116,14 @@ class RunConfig(Tree):
             for judge in self.judges
         )
 
+    def rubric(self) -> str | None:
+        """The strong judge's criteria: its own, else those of the first judge that has any."""
+        rubrics = [self.strong.rubric, *(judge.rubric for judge in self.judges)]
+        return next((rubric for rubric in rubrics if rubric), None)
+
     def document(self) -> dict[str, Any]:
         """Give the tree as plain JSON values; money as strings."""
-        document: dict[str, Any] = self.model_dump(mode="json")
-        if self.judges:
-            del document["judge"]  # it is the first of them
-        return document
+        return self.model_dump(mode="json")
 
     def within_budget(self) -> RunConfig:
         """Lower the cap to the policy's budget: what is planned may be dearer than expected."""
@@ -165,7 +142,7 @@ class RunConfig(Tree):
         """Give the names in `judge_probs`, in order: `A, B, tie`, or the scores."""
         if self.task == "pairwise":
             return ("A", "B", "tie")
-        low, high = self.judge.score_range()
+        low, high = self.judges[0].score_range()
         return tuple(str(score) for score in range(low, high + 1))
 
 
@@ -184,9 +161,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Key → value, as people name it: `judge.model` where there is one judge, else
+    `judges.0.model`.
+    """
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        if key == "judges" and len(value) == 1:
+            flat |= _flatten({"judge": value[0]})
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             flat |= _flatten({str(n): item for n, item in enumerate(value)}, f"{prefix}{key}.")
         elif isinstance(value, Mapping) and value:
             flat |= _flatten(value, f"{prefix}{key}.")

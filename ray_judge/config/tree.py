@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os.path
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,8 +39,18 @@ class Tree(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Give ` (did you mean ...?)` with the known word that is closest, or nothing."""
+    close = [key for key in known if key.startswith(word)][:1]
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close:  # a key in the wrong group: compare the last part alone
+        last = word.rpartition(".")[2]
+        close = [key for key in known if key.rpartition(".")[2] == last][:1]
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 class RouteConfig(Tree):
-    """Which rows the strong judge is asked about."""
+    """Which rows the next judge is asked about."""
 
     policy: Literal["threshold", "fraction", "budget", "guarantee"] = "fraction"
     fraction: Share | None = None

@@ -19,6 +19,9 @@ from ray_judge.escalation.pricing import cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable
 from ray_judge.records import Answer, Outcome, Usage, Verdict
 
+LeaseSlot = tuple[str, int]
+"""Which money a request used: a lease, and the number of a slot in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -89,10 +92,9 @@ def read_answer(
     key: str,
     input_bound: int,
     reply: Reply,
-    *,
-    lease: str,
-    slot: int,
+    slot: LeaseSlot,
     at: float,
+    *,
     last: bool,
     tier: str | None = None,
 ) -> Answer:
@@ -112,8 +114,8 @@ def read_answer(
         usage=usage,
         model=reply.model or maker.strong.model,
         response_id=reply.response_id,
-        lease=lease,
-        slot=slot,
+        lease=slot[0],
+        slot=slot[1],
         at=at,
     )
     if reply.refusal or reply.finish_reason == "content_filter":
@@ -133,15 +135,7 @@ def _upper_bound(reply: Reply, input_bound: int, output_bound: int) -> Usage:
 
 
 def failed_answer(
-    key: str,
-    kind: Kind | None,
-    reason: str,
-    *,
-    cost_usd: Decimal,
-    lease: str,
-    slot: int,
-    at: float,
-    final: bool,
+    key: str, kind: Kind, reason: str, cost_usd: Decimal, slot: LeaseSlot, at: float, *, final: bool
 ) -> Answer:
     """What the journal keeps of a request without a reply. `cost_usd`: what it counts as."""
     return Answer(
@@ -152,8 +146,8 @@ def failed_answer(
         usage=None,
         model=None,
         response_id=None,
-        lease=lease,
-        slot=slot,
+        lease=slot[0],
+        slot=slot[1],
         at=at,
         final=final,
         error=reason,

@@ -7,7 +7,7 @@ Errors are classified by HTTP status and the API's error code
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ray_judge.config import StrongConfig
@@ -27,36 +27,23 @@ LOST_TRIES = 3
 class Kind(StrEnum):
     """How a request failed."""
 
-    RATE_LIMIT = "rate_limit"
-    """429: wait as told."""
-    TRANSIENT = "transient"
-    """The server did not begin (503, 409), or was never reached."""
-    BROKEN = "broken"
-    """The server, or a gateway before it, failed while it may have been at work (500, 502, 504,
-    408, ...): the answer may have been computed."""
-    AMBIGUOUS = "ambiguous"
-    """The request was sent, and no whole answer came back."""
-    ROW = "row"
-    """This question will never be answered (too long, invalid)."""
-    REFUSED = "refused"
-    """The provider's filter does not let this question through."""
-    NO_SCHEMA = "no_schema"
-    """The server does not take `response_format`: ask in words."""
-    BILLING = "billing"
-    """Quota or billing: the run pauses."""
-    RUN = "run"
-    """No question of this run can be answered (key, permission, model)."""
+    RATE_LIMIT = "rate_limit"  # 429: wait as told
+    TRANSIENT = "transient"  # the server did not begin (503, 409), or was never reached
+    BROKEN = "broken"  # the server, or a gateway, failed while it may have been at work (5xx, 408)
+    AMBIGUOUS = "ambiguous"  # the request was sent, and no whole answer came back
+    ROW = "row"  # this question will never be answered (too long, invalid)
+    REFUSED = "refused"  # the provider's filter does not let this question through
+    NO_SCHEMA = "no_schema"  # the server does not take `response_format`: ask in words
+    BILLING = "billing"  # quota or billing: the run pauses
+    RUN = "run"  # no question of this run can be answered (key, permission, model)
 
 
 class Fault(StrEnum):
     """Where the cause of a failure lies, and so what it befalls."""
 
-    QUESTION = "question"
-    """This question ends; others may fare better."""
-    RUN = "run"
-    """Every question of the run would fare alike."""
-    PROVIDER = "provider"
-    """It passes by itself."""
+    QUESTION = "question"  # this question ends; others may fare better
+    RUN = "run"  # every question of the run would fare alike
+    PROVIDER = "provider"  # it passes by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +74,21 @@ MEANING: Mapping[Kind, Meaning] = {
 }
 
 
+@dataclass(eq=False)
 class RequestFailed(Exception):
     """One request failed. It never crosses a process.
 
     `reason`: a sentence without secrets. `headers`: of the answer, for the rate limiter.
     """
 
-    def __init__(
-        self,
-        kind: Kind,
-        reason: str,
-        *,
-        status: int | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
-        self.status = status
-        self.code = code
-        self.headers = dict(headers or {})
+    kind: Kind
+    reason: str
+    status: int | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.reason
 
     @property
     def meaning(self) -> Meaning:

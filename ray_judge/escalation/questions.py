@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from ray_judge.config import RunConfig, StrongConfig
@@ -34,6 +35,7 @@ from ray_judge.run.plan import read_examples, read_rows
 TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
 """`strong.mode` → the service tier that is billed."""
 LIMITS = ("max_completion_tokens", "max_tokens")
+_max_cost = lru_cache(maxsize=2**16)(max_cost)
 FENCE = re.compile(r"\A\s*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL)
 
 
@@ -66,11 +68,9 @@ class QuestionMaker:
         self.strong = strong = config.strong
         self.price = price_of_strong(strong)
         self._columns = columns
-        rubrics = [strong.rubric, *(tier.judge.rubric for tier in config.tiers())]
-        self._rubric = next((rubric for rubric in rubrics if rubric), None)
+        self._rubric = config.rubric()
         self._low, self._high = strong.scores
         self._verdicts: list[str] = []
-        self._costs: dict[int, Decimal] = {}
         if config.task == "pairwise":
             self._verdicts = ["A", "B", "tie"] if strong.ties else ["A", "B"]
             self._system, self._field = PAIRWISE_SYSTEM, "verdict"
@@ -150,7 +150,7 @@ class QuestionMaker:
 
     def answer_texts(self) -> list[str]:
         """The answers that the schema allows, as a terse model writes them (scores: the ends)."""
-        values = self._verdicts or [self._low, self._high]
+        values: Sequence[str | float] = self._verdicts or (self._low, self._high)
         return [json.dumps({self._field: value}, separators=(",", ":")) for value in values]
 
     def read(self, text: str | None) -> Verdict:
@@ -179,7 +179,12 @@ class QuestionMaker:
         body = self._body(example)
         bound = input_token_bound(body["messages"], self._format)
         tokens = input_token_estimate(body["messages"], self._format)
-        cost = self._max_cost(bound)
+        cost = _max_cost(
+            self.price,
+            input_tokens=bound,
+            output_tokens=self.strong.max_output_tokens,
+            tier=TIERS[self.strong.mode],
+        )
         return [
             Question(key, body, bound, tokens, cost)
             for key in canonical_keys(body, self.strong.samples)
@@ -198,16 +203,6 @@ class QuestionMaker:
             strong.max_tokens_field: strong.max_output_tokens,
         }
         return body if strong.temperature is None else {**body, "temperature": strong.temperature}
-
-    def _max_cost(self, input_bound: int) -> Decimal:
-        if input_bound not in self._costs:
-            self._costs[input_bound] = max_cost(
-                self.price,
-                input_tokens=input_bound,
-                output_tokens=self.strong.max_output_tokens,
-                tier=TIERS[self.strong.mode],
-            )
-        return self._costs[input_bound]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -318,8 +318,7 @@ def sharing(config: RunConfig) -> RunConfig:
     if ray.cluster_resources().get("GPU") and all(sizes):
         there = ray.get(gpu_bytes.remote())
         fits = sum(size or 0 for size in sizes) <= there * WEIGHTS_SHARE
-    update = {"judge": judge.model_copy(update={"share_gpu": fits})}
-    return config.model_copy(update=update)
+    return config.model_copy(update={"judges": (judge.model_copy(update={"share_gpu": fits}),)})
 
 
 @ray.remote(num_gpus=0.01, num_cpus=0.01)

@@ -39,7 +39,7 @@ def drifted(
         "escalated": escalated / max(1, rows.height),
         "escalated_then": math.prod(map(_left, calibration.tiers)) if guaranteed else None,
     }
-    if not config.judges:
+    if len(config.judges) == 1:
         seen = rows["judge_confidence"].drop_nulls().to_numpy()
         moved = drift(calibration.tiers[0].reference, seen)
         return None if moved is None else {**asdict(moved), **shares}

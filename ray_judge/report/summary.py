@@ -67,7 +67,7 @@ def summarise(
         "unproven_usd": answers.unproven_usd,
         "cap_usd": config.strong.max_cost_usd,
         "threshold": threshold,
-        "judge_model": config.judge.model,
+        "judge_model": config.judges[0].model,
         "strong_model": config.strong.model,
         "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
     }

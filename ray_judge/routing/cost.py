@@ -20,14 +20,8 @@ from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.journal import load_journal
 from ray_judge.escalation.books.places import journal_storage
-from ray_judge.escalation.pricing import (
-    Price,
-    cost,
-    input_token_estimate,
-    price_of,
-    text_token_estimate,
-)
-from ray_judge.escalation.question import StrongQuestion
+from ray_judge.escalation.pricing import cost, text_token_estimate
+from ray_judge.escalation.questions import TIERS, QuestionMaker, price_of_strong
 from ray_judge.records import Answer, Chunk, Usage
 from ray_judge.run.columns import Columns
 from ray_judge.run.plan import read_examples, read_rows
@@ -50,7 +44,7 @@ class Correction:
 def count_tokens(config: RunConfig, columns: Columns, chunks: Sequence[Chunk]) -> pl.DataFrame:
     """One row per question: `chunk`, `row`, `key`, `input_tokens` (estimated).
 
-    A row without text has none; one that is asked in both orders has two.
+    A row without text has none; others have `strong.samples` in each order.
     """
     calls = [(config, columns, chunk) for chunk in chunks]
     parts = [pl.DataFrame(pl.from_arrow(part)) for part in results(count_chunk, calls)]
@@ -74,14 +68,12 @@ def count_rows(
     config: RunConfig, columns: Columns, table: pa.Table, chunk: str, start: int
 ) -> pa.Table:
     """Count the tokens of the questions about these rows, the first of which is row `start`."""
-    question = StrongQuestion(config)
+    maker = QuestionMaker(config)
     found: list[tuple[int, str, int]] = []
     for number, example in enumerate(read_examples(table, columns), start):
         if isinstance(example, str):
             continue
-        for key, body in zip(question.keys(example), question.bodies(example), strict=True):
-            tokens = input_token_estimate(body["messages"], body.get("response_format"))
-            found.append((number, key, tokens))
+        found += [(number, asked.key, asked.tokens) for asked in maker.of_example(example)]
     rows, keys, tokens_in = zip(*found, strict=True) if found else ((), (), ())
     return pa.table(
         {
@@ -116,7 +108,7 @@ def corrected(counted: pl.DataFrame, answers: Mapping[str, Answer]) -> Correctio
 
 def output_tokens(config: RunConfig) -> float:
     """Tokens of an answer: the mean over what the schema allows. Reasoning is not in it."""
-    texts = StrongQuestion(config).answer_texts()
+    texts = QuestionMaker(config).answer_texts()
     return sum(text_token_estimate(text) for text in texts) / len(texts)
 
 
@@ -136,17 +128,6 @@ def expected_nano_usd(
         high = cost(price, Usage(count, whole + 1, tier=tier))
         known[count] = int((low + (high - low) * Decimal(answer_tokens - whole)) * NANO)
     return np.array([known[count] for count in tokens], dtype=np.int64)
-
-
-def price_of_strong(strong: StrongConfig) -> Price:
-    """The price of the run's strong judge. Raises ConfigError where none is known."""
-    return price_of(
-        strong.model, strong.price.model_dump(exclude_none=True) if strong.price else None
-    )
-
-
-TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
-"""`strong.mode` → the service tier that is billed."""
 
 
 def row_costs(config: RunConfig, counted: pl.DataFrame, mode: str | None = None) -> pl.DataFrame:

@@ -79,7 +79,7 @@ def resolve_columns(
 
 def _check_names(config: RunConfig, schema: pa.Schema, path: str) -> None:
     """Refuse a name that two columns have, and one that the output needs."""
-    strong_prob = config.strong.abstain_below is not None
+    strong_prob = config.strong.samples > 1
     taken = verdict_schema(config.task, (), strong_prob=strong_prob).names
     for name in schema.names:
         if schema.names.count(name) > 1:

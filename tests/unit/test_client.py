@@ -1,4 +1,4 @@
-"""One request over real HTTP, and what every way of failing means."""
+"""Requests over real HTTP: what an answer and every way of failing become."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -15,54 +14,34 @@ import pytest
 from ray_judge.config import StrongConfig
 from ray_judge.demo.server import RunningServer
 from ray_judge.demo.server.fault_kinds import ALL_KINDS
-from ray_judge.escalation.client import Kind, Reply, RequestFailed, StrongClient, read_reply
+from ray_judge.escalation.answers import Reply
+from ray_judge.escalation.client import BatchClient, StrongClient
+from ray_judge.escalation.failures import Kind, RequestFailed
+
+from .test_questions import body
 
 pytestmark = pytest.mark.timeout(60)
 
-BODY = {
-    "model": "gpt-4.1",
-    "messages": [{"role": "user", "content": "A or B?"}],
-    "max_completion_tokens": 50,
-    "response_format": {
-        "type": "json_schema",
-        "json_schema": {
-            "name": "verdict",
-            "strict": True,
-            "schema": {
-                "type": "object",
-                "properties": {"verdict": {"type": "string", "enum": ["A", "B", "tie"]}},
-                "required": ["verdict"],
-                "additionalProperties": False,
-            },
-        },
-    },
-}
+BODY = body()
 
 
-def send(server: RunningServer, times: int = 1, **changes: Any) -> Reply:
+def strong(url: str, **changes: Any) -> StrongConfig:
+    fields = {"model": "gpt-4.1", "max_cost_usd": 1, "timeout_s": 30, "base_url": url}
+    return StrongConfig(**{**fields, **changes})
+
+
+def send(server: RunningServer, times: int = 1, key: str | None = None, **changes: Any) -> Reply:
     """Send the body some times through one client; the last reply, or the last failure raised."""
-    strong = StrongConfig(
-        **{
-            "model": "gpt-4.1",
-            "max_cost_usd": 1,
-            "base_url": server.base_url,
-            "timeout_s": 30,
-            **{k: v for k, v in changes.items() if k not in ("key", "body")},
-        }
-    )
 
     async def go() -> Reply:
-        client = StrongClient(strong, changes.get("key", server.api_key))
+        client = StrongClient(strong(server.base_url, **changes), key or server.api_key)
         try:
-            for last in range(times):
-                try:
-                    reply = await client.send(changes.get("body", BODY))
-                except RequestFailed:
-                    if last == times - 1:
-                        raise
+            for _ in range(times - 1):
+                with contextlib.suppress(RequestFailed):
+                    await client.send(BODY)
+            return await client.send(BODY)
         finally:
             await client.close()
-        return reply
 
     return asyncio.run(go())
 
@@ -103,13 +82,15 @@ KINDS = {
     "truncated_body": Kind.AMBIGUOUS,
     "broken_body": Kind.AMBIGUOUS,
 }
+ANSWERS = {"late", "duplicate", "refusal", "content_filter", "cut", "malformed_json",
+           "wrong_verdict", "fenced_json", "empty_content", "missing_usage"}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", KINDS)
 def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
     server.configure(faults=[{"kind": fault, "retry_after_s": 7, "max_times": 9}])
     with pytest.raises(RequestFailed) as caught:
-        send(server, timeout_s=0.5 if fault.startswith("hang") else 30)
+        send(server, timeout_s=2 if fault.startswith("hang") else 30)
     assert caught.value.kind is KINDS[fault]
     assert server.api_key not in caught.value.reason
     assert server.stats()["requests"] == 1  # the SDK did not try again by itself
@@ -118,10 +99,7 @@ def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
 
 
 def test_every_fault_that_is_no_answer_is_in_the_table() -> None:
-    answers = {"late", "duplicate", "refusal", "content_filter", "cut", "malformed_json",
-               "wrong_verdict", "fenced_json", "empty_content", "missing_usage",
-               "no_logprobs"}  # fmt: skip
-    assert set(KINDS) == set(ALL_KINDS) - answers - {"flex_unavailable"}
+    assert set(KINDS) == set(ALL_KINDS) - ANSWERS - {"flex_unavailable", "no_logprobs"}
 
 
 def test_whole_answers_that_are_no_verdict(server: RunningServer) -> None:
@@ -150,13 +128,10 @@ def test_a_wrong_key(server: RunningServer) -> None:
     assert caught.value.kind is Kind.RUN and "sk-not-the-key" not in caught.value.reason
 
 
-def test_nobody_listens() -> None:
-    class Nobody:
-        base_url, api_key = "http://127.0.0.1:9/v1", "k"
-
+def test_nobody_listens(server: RunningServer) -> None:
     with pytest.raises(RequestFailed) as caught:
-        send(Nobody())  # type: ignore[arg-type]
-    assert caught.value.kind is Kind.TRANSIENT and caught.value.status is None
+        send(server, base_url="http://127.0.0.1:9/v1")
+    assert caught.value.kind is Kind.TRANSIENT and caught.value.unreachable
 
 
 def test_a_proxy_in_the_environment_is_not_asked_about_loopback(
@@ -169,135 +144,102 @@ def test_a_proxy_in_the_environment_is_not_asked_about_loopback(
     assert send(server).text
 
 
-# -- bodies of 200 answers -------------------------------------------------------------------------
+def test_files_and_batches(server: RunningServer) -> None:
+    line = {"custom_id": "k", "method": "POST", "url": "/v1/chat/completions", "body": BODY}
+    content = json.dumps(line).encode() + b"\n"
 
-
-def body(**changes: Any) -> str:
-    document = {
-        "id": "x",
-        "model": "m",
-        "choices": [{"message": {"content": "{}", "refusal": None}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 2},
-        **changes,
-    }
-    return json.dumps(document)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "null", "[]", "{}", '{"choices": []}', '{"choices": [{}]}', '{"choices": {}}',
-     '{"choices": [{"message": null}]}', '{"choices": [{"message": "hi"}]}', "[" * 100_000,
-     "<html></html>"],
-    ids=lambda text: repr(text)[:20],
-)  # fmt: skip
-def test_a_body_that_is_no_completion_was_computed_and_lost(text: str) -> None:
-    with pytest.raises(RequestFailed) as caught:
-        read_reply(text, {})
-    assert caught.value.kind is Kind.AMBIGUOUS
-
-
-@pytest.mark.parametrize(
-    "usage",
-    [None, {}, [], "10", {"prompt_tokens": 10}, {"prompt_tokens": -1, "completion_tokens": 1},
-     {"prompt_tokens": 1, "completion_tokens": -1}, {"prompt_tokens": "x", "completion_tokens": 1},
-     {"prompt_tokens": None, "completion_tokens": 1},
-     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 5}},
-     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": -5}},
-     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": [1]}],
-)  # fmt: skip
-def test_usage_that_cannot_be_meant_is_no_usage(usage: Any) -> None:
-    assert read_reply(body(usage=usage), {}).usage is None
-
-
-def test_odd_fields_become_text_or_nothing() -> None:
-    reply = read_reply(body(id=7, model=["m"], service_tier=None), {})
-    assert (reply.response_id, reply.model) == (None, None)
-    assert reply.usage is not None and reply.usage.tier == "default"
-    choices = [{"message": {"content": "a\ud800b", "refusal": ["no"]}, "finish_reason": 3}]
-    reply = read_reply(body(choices=choices), {})
-    assert (reply.text, reply.refusal, reply.finish_reason) == ("a?b", None, None)
-
-
-@dataclass
-class Stutterer:
-    """A proxy's defect on real sockets: from the second one on, each answer is written twice."""
-
-    ids: Callable[[int], str]
-    answered: int = 0
-    connections: int = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(re.search(rb"content-length: (\d+)", head.lower())[1])  # type: ignore[index]
-                asked = json.loads(await reader.readexactly(length))["messages"][0]["content"]
-                self.answered += 1
-                message = {"role": "assistant", "content": asked}
-                choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-                body = json.dumps({"id": self.ids(self.answered), "choices": choices}).encode()
-                answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-                answer += f"content-length: {len(body)}\r\n\r\n".encode() + body
-                writer.write(answer * (1 if self.answered == 1 else 2))
-                await writer.drain()
-
-
-def stuttered(ids: Callable[[int], str]) -> tuple[list[str | None], Stutterer]:
-    """What ten different questions are answered with, one after the other; None: was refused."""
-
-    async def go() -> tuple[list[str | None], Stutterer]:
-        defect, texts = Stutterer(ids), []
-        server = await asyncio.start_server(defect.serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        url = f"http://127.0.0.1:{port}/v1"
-        client = StrongClient(StrongConfig(model="m", max_cost_usd=1, base_url=url), "k")
-        for n in range(10):
-            try:
-                reply = await client.send(
-                    {**BODY, "messages": [{"role": "user", "content": f"{n}"}]}
-                )
-            except RequestFailed as failure:
-                texts.append(None if failure.kind is Kind.AMBIGUOUS else failure.reason)
-            else:
-                texts.append(reply.text)
+    async def go() -> None:
+        client = BatchClient(strong(server.base_url), server.api_key)
+        file = await client.upload("a.jsonl", content)
+        assert await client.download(file) == content
+        made = await client.create(file, {"name": "x"})
+        assert (await client.retrieve(made["id"]))["metadata"] == {"name": "x"}
+        assert [batch["id"] for batch in (await client.page(None))[0]] == [made["id"]]
+        assert await client.page(made["id"]) == ([], False)
+        await client.delete(file)
+        for lost in (client.download(file), client.retrieve("batch_none")):
+            with pytest.raises(RequestFailed) as caught:
+                await lost
+            assert (caught.value.kind, caught.value.status) == (Kind.RUN, 404)
         await client.close()
-        server.close()
-        return texts, defect
 
-    return asyncio.run(go())
+    asyncio.run(go())
 
 
-def test_an_answer_that_comes_twice_is_not_the_next_questions() -> None:
-    texts, defect = stuttered(lambda n: f"chatcmpl-{n}")
-    assert all(text in (None, str(n)) for n, text in enumerate(texts))
-    assert texts.count(None) >= 1, "the defect was met"
-    assert sum(text is not None for text in texts) >= 5
-    assert defect.connections > 1, "a connection that is one answer behind is given up"
+# -- defects of proxies, on sockets of their own ---------------------------------------------------
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+
+async def asked(reader: asyncio.StreamReader) -> str:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(re.search(rb"content-length: (\d+)", head.lower())[1])  # type: ignore[index]
+    return str(json.loads(await reader.readexactly(length))["messages"][0]["content"])
+
+
+async def talk(serve: Serve, texts: list[str], timeout_s: float = 30) -> list[str | None]:
+    """Answers to these questions, sent one after the other; None: AMBIGUOUS."""
+
+    async def serve_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await serve(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve_and_close, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    client, found = StrongClient(strong(url, timeout_s=timeout_s), "k"), []
+    for text in texts:
+        try:
+            reply = await client.send({**BODY, "messages": [{"role": "user", "content": text}]})
+        except RequestFailed as failure:
+            found.append(None if failure.kind is Kind.AMBIGUOUS else failure.reason)
+        else:
+            found.append(reply.text)
+    await client.close()
+    server.close()
+    return found
+
+
+def test_a_request_is_over_in_its_time_however_its_answer_drips() -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        writer.write(HEAD % 10**6)
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    assert asyncio.run(talk(drip, ["x"], timeout_s=2)) == [None]
+
+
+def stuttered(ids: Callable[[int], str], texts: list[str]) -> tuple[list[str | None], int]:
+    """Answers by a proxy that writes each but the first one twice; how often it was connected."""
+    answered = connected = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answered, connected
+        connected += 1
+        while True:
+            text = await asked(reader)
+            answered += 1
+            choices = [{"message": {"content": text}, "finish_reason": "stop"}]
+            reply = json.dumps({"id": ids(answered), "choices": choices}).encode()
+            writer.write((HEAD % len(reply) + reply) * (1 if answered == 1 else 2))
+            await writer.drain()
+
+    return asyncio.run(talk(serve, texts)), connected
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_an_answer_that_comes_twice_is_not_the_next_questions(samples: int) -> None:
+    """Nor is what comes behind it, where the next question was another sample of the same."""
+    texts = ["first", *(f"{n}" for n in range(10) for _ in range(samples))]
+    found, connected = stuttered(lambda n: f"chatcmpl-{n}", texts)
+    assert all(text in (None, right) for text, right in zip(found, texts, strict=True))
+    assert connected > 1, "the defect was met, and a connection that is one behind given up"
+    assert sum(text is not None for text in found) >= len(texts) // 2
 
 
 def test_a_server_that_gives_every_answer_the_same_id_is_believed() -> None:
-    texts, _ = stuttered(lambda n: "chatcmpl-0")
-    assert None not in texts
-
-
-def test_log_probabilities_come_as_they_were_sent(server: RunningServer) -> None:
-    assert send(server).logprobs is None
-    found = send(server, body={**BODY, "logprobs": True, "top_logprobs": 3})
-    assert "".join(one["token"] for one in found.logprobs) == found.text
-    assert all(len(one["top_logprobs"]) == 3 for one in found.logprobs)
-    for odd in (None, [], "x", {}, {"content": None}):
-        assert (
-            read_reply(json.dumps({"choices": [{"message": {}, "logprobs": odd}]}), {}).logprobs
-            is None
-        )
-
-
-@pytest.mark.parametrize("refused", ["logprobs", "top_logprobs"])
-def test_a_model_that_gives_no_log_probabilities_ends_the_run(
-    server: RunningServer, refused: str
-) -> None:
-    server.configure(refuse_parameters=[refused])
-    with pytest.raises(RequestFailed, match="HTTP 400 unsupported_parameter") as caught:
-        send(server, body={**BODY, "logprobs": True, "top_logprobs": 3})
-    assert caught.value.kind is Kind.RUN
+    assert None not in stuttered(lambda n: "chatcmpl-0", [f"{n}" for n in range(10)])[0]

@@ -352,43 +352,37 @@ def test_a_key_of_one_of_several_judges() -> None:
     ]
 
 
+SURE = {"policy": "threshold", "threshold": 0.9}
+GUARANTEE = {"policy": "guarantee", "calibration": "c.json"}
+
+
 @pytest.mark.parametrize(
-    ("judges", "said"),
+    ("first", "last", "route", "said"),
     [
-        ([{"model": "a"}, {"model": "b"}], "needs its own route"),
-        (
-            [
-                {"model": "a", "route": {"policy": "guarantee", "calibration": "c.json"}},
-                {"model": "b"},
-            ],
-            "route.calibration",
-        ),
-        (
-            [{"model": "a", "route": {"policy": "budget", "budget_usd": 1}}, {"model": "b"}],
-            "last judge only",
-        ),
-        ([{"modle": "a"}, {"model": "b"}], "judges.model"),
-        (
-            [
-                {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
-                {"model": "b", "route": {"policy": "guarantee", "calibration": "c.json"}},
-            ],
-            "each of several judges needs it",
-        ),
-        (
-            [
-                {
-                    "model": "a",
-                    "route": {"policy": "threshold", "threshold": 0.9, "calibration": "c.json"},
-                },
-                {"model": "b"},
-            ],
-            "route.calibration is one",
-        ),
+        ({}, {}, {}, "needs its own route"),
+        ({"route": GUARANTEE}, {}, {}, "policy: guarantee needs route.calibration"),
+        ({"route": {"policy": "budget", "budget_usd": 1}}, {}, {}, "last judge only"),
+        ({"modle": "a"}, {}, {}, "unknown key judges.0.modle (did you mean judges.model?)"),
+        ({"route": SURE}, {"route": SURE}, {}, "the last judge has no route of its own"),
+        ({"route": SURE}, {}, GUARANTEE, "each of several judges needs it"),
+        ({"route": {**SURE, "calibration": "c.json"}}, {}, {}, "route.calibration is one"),
     ],
 )
-def test_several_judges_that_do_not_go_together(judges: list[Any], said: str) -> None:
-    assert said in refusal(judge=..., judges=judges)
+def test_several_judges_that_do_not_go_together(
+    first: Any, last: Any, route: Any, said: str
+) -> None:
+    judges = [{"model": "a", **first}, {"model": "b", **last}]
+    assert said in refusal(judge=..., judges=judges, **({"route": route} if route else {}))
+
+
+def test_one_judge_is_a_list_of_one(tmp_path: Path) -> None:
+    single = document(judge={"model": "m", "replicas": 2})
+    config = parse(single)
+    assert config == parse(document(judge=..., judges=[single["judge"]])) == config.tiers()[0]
+    assert parse(config.document()) == config
+    assert load(written(tmp_path, yaml.safe_dump(single)), ["judge.model=n"]).judge.model == "n"
+    assert "judge and judges exclude each other" in refusal(judges=[single["judge"]])
+    assert "judges: " in refusal(judge=..., judges=[])
 
 
 def test_the_digest_follows_every_other_key() -> None:
@@ -405,7 +399,7 @@ def test_alternatives() -> None:
         "task": "pointwise",
         "judge": {"engine": "vllm", "model": "m", "scores": [0, 3]},
     }
-    assert RunConfig.model_validate(pointwise).alternatives() == ("0", "1", "2", "3")
+    assert parse(pointwise).alternatives() == ("0", "1", "2", "3")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import selectors
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable
 from decimal import Decimal as D
 from pathlib import Path
 from typing import Any
@@ -13,39 +12,18 @@ from typing import Any
 import pytest
 
 from ray_judge.errors import ConfigError, LedgerFenced, StorageError
-from ray_judge.escalation.books.ledger import Ledger
-from ray_judge.escalation.online.governor import PROVIDER_DOWN, Governor, Need, Permit
+from ray_judge.escalation.books.books import Books
+from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
+from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit
 from ray_judge.storage.local import LocalStorage
+
+from .virtual_time import run
 
 pytestmark = pytest.mark.timeout(60)
 
 START = 1_795_000_000.0
-
-
-class _Skip(selectors.SelectSelector):
-    """Instead of waiting, time jumps to the next event."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise AssertionError("deadlock: everyone waits and nothing is due")
-        self.now += timeout
-        return []
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock is data."""
-
-    def __init__(self) -> None:
-        self.skip = _Skip()
-        super().__init__(self.skip)
-
-    def time(self) -> float:
-        return self.skip.now
+DECEMBER = 1_796_083_200.0
 
 
 class LoopClock:
@@ -56,41 +34,43 @@ class LoopClock:
         await asyncio.sleep(seconds)
 
 
-def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(scenario())
-
-
 async def inline(work: Callable[[], None]) -> None:
     """A commit that takes 5 ms."""
     await asyncio.sleep(0.005)
     work()
 
 
-def governor(folder: Path, cap: str = "1", **more: Any) -> Governor:
-    rates: Mapping[str, Any] = {
-        "requests_per_minute": 60_000,
-        "tokens_per_minute": 1e9,
-        "concurrency": 64,
-        **{k: more.pop(k) for k in list(more) if k in ("requests_per_minute", "concurrency")},
-    }
-    ledger = Ledger.open(
+def books(
+    folder: Path,
+    cap: str = "1",
+    month: str | None = None,
+    clock: Callable[[], float] = lambda: START,
+) -> Books:
+    return Books(
         LocalStorage(str(folder)),
+        shared=False,
+        run="run",
         cap_usd=D(cap),
-        owner="test",
-        journal_costs={},
-        clock=lambda: START,
+        monthly_cap_usd=None if month is None else D(month),
+        clock=clock,
     )
-    return Governor(ledger, Limiter(**rates), LoopClock(), off_loop=inline, **more)
+
+
+def governor(of: Books, **more: Any) -> Governor:
+    rates = {"requests_per_minute": 60_000, "concurrency": 64}
+    rates |= {name: more.pop(name) for name in rates if name in more}
+    ledger, _ = of.claim("test")
+    options = {"off_loop": inline, **more}
+    return Governor(ledger, Limiter(**rates, tokens_per_minute=1e9), LoopClock(), **options)
 
 
 def needs(*costs: str) -> list[Need]:
-    return [Need(D(cost), 100) for cost in costs]
+    return [Need(f"q{number}", D(cost), 100) for number, cost in enumerate(costs)]
 
 
 def test_permits_carry_money_and_times(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path, requests_per_minute=600)
+        gov = governor(books(tmp_path), requests_per_minute=600)
         permit = await gov.acquire("a", needs("0.1", "0.1", "0.1"))
         assert 1 <= permit.slots <= 3
         assert len(permit.send_after_s) == permit.slots
@@ -105,19 +85,19 @@ def test_permits_carry_money_and_times(tmp_path: Path) -> None:
 
 
 def test_the_lease_is_durable_before_the_permit_is_answered(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        gov = governor(tmp_path)
+    async def scenario() -> bytes:
+        gov = governor(books(tmp_path))
         permit = await gov.acquire("a", needs("0.1"))
-        logs = LocalStorage(str(tmp_path)).list("ledger")
-        data = b"".join(LocalStorage(str(tmp_path)).read(p) for p in logs if p.endswith(".log"))
-        assert permit.lease_id.encode() in data
+        return permit.lease_id.encode()
 
-    run(scenario)
+    lease = run(scenario)
+    data = b"".join(path.read_bytes() for path in tmp_path.rglob("*.log"))
+    assert lease in data and b'"q0"' in data
 
 
 def test_short_money_waits_for_open_leases_and_then_decides(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path)
+        gov = governor(books(tmp_path))
         first = await gov.acquire("a", needs("0.9"))
         waiting = asyncio.ensure_future(gov.acquire("b", needs("0.5")))
         hopeless = asyncio.ensure_future(gov.acquire("c", needs("0.95")))
@@ -128,45 +108,80 @@ def test_short_money_waits_for_open_leases_and_then_decides(tmp_path: Path) -> N
         assert granted.slots == 1
         await gov.settle("b", [(granted.lease_id, 0, D("0.2"))])
         denied = await hopeless
-        assert (denied.denied, denied.account, denied.slots) == (True, "run:run", 0)
+        assert (denied.denied, denied.cap, denied.slots) == (1, "run", 0)
         assert (await gov.acquire("c", needs("0.7"))).slots == 1
 
     run(scenario)
 
 
-def test_release_frees_money_at_once(tmp_path: Path) -> None:
+def test_what_can_never_be_had_is_denied_in_one_answer(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path)
-        first = await gov.acquire("a", needs("0.9"))
-        waiting = asyncio.ensure_future(gov.acquire("b", needs("0.9")))
-        await asyncio.sleep(1)
-        await gov.settle("a", [], released=[(first.lease_id, 0)])
-        assert (await waiting).slots == 1
+        gov = governor(books(tmp_path, "1", month="0.5"))
+        first = await gov.acquire("a", needs("0.3", "0.6", "0.7", "2", "0.1"))
+        assert (first.slots, first.denied, first.cap) == (1, 2, "month")
+        second = await gov.acquire("a", needs(*["2"] * 40))
+        assert (second.slots, second.denied, second.cap) == (0, 40, "run")
+        assert gov.state()["best_usd"] == {"run": D(1), "month": D("0.5")}
+        await gov.settle("a", [(first.lease_id, 0, D("0.2"))])
+        assert gov.state()["best_usd"] == {"run": D("0.8"), "month": D("0.3")}
 
     run(scenario)
 
 
-def test_a_dead_actors_money_is_spent_unless_proven(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cost", ["0", "0.1"])
+def test_a_cap_of_zero_grants_nothing(tmp_path: Path, cost: str) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path, concurrency=2)
-        first = await gov.acquire("a", needs("0.5", "0.5"))
-        assert first.slots == 2
-        waiting = asyncio.ensure_future(gov.acquire("b", needs("0.4")))
-        await asyncio.sleep(1)
-        await gov.actor_died("a", {(first.lease_id, 0): D("0.1")})
-        assert (await waiting).slots == 1
-        assert gov.state()["lost_usd"] == D("0.5")
-        # Its answer comes after all: booked, and nobody's place is given back twice.
-        await gov.settle("a", [(first.lease_id, 1, D("0.2"))])
-        assert gov.state()["lost_usd"] == 0
-        assert gov.state()["in_flight"] == 1
+        permit = await governor(books(tmp_path, "0")).acquire("a", needs(cost, cost))
+        assert (permit.slots, permit.denied, permit.cap) == (0, 2, "run")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("spent_in", "costs"),
+    [("old", ["0.1"]), ("old", ["0.04", "0.1"]), ("new", ["0.1"]), ("new", ["0.04", "0.04"])],
+)
+@pytest.mark.parametrize("look", ["best_usd", "fitting", "reserve"])
+def test_a_month_that_begins_between_two_looks_leaks_nothing(
+    tmp_path: Path, spent_in: str, costs: list[str], look: str
+) -> None:
+    """`spent_in`: the month that has only 0.05 left (the new one, if a clock was fast)."""
+    now = START if spent_in == "old" else DECEMBER
+
+    async def scenario() -> None:
+        nonlocal now
+        of = books(tmp_path, "100", month="1", clock=lambda: now)
+        ledger, _ = of.claim("test")
+        ledger.settle(ledger.grant("a", [("q", D("0.95"))]).id, 0, D("0.95"))
+        ledger.close()
+        now = START
+        gov = governor(of)
+        owner: Any = gov._limiter if look == "reserve" else gov._ledger
+        real, calls = getattr(owner, look), 0
+
+        def looked(*args: Any) -> Any:
+            nonlocal now, calls
+            result, calls = real(*args), calls + 1
+            if calls > (look == "fitting"):  # `acquire` itself looks whether they are amounts
+                now = DECEMBER
+            return result
+
+        setattr(owner, look, looked)
+        wanted = needs(*costs)
+        while wanted:
+            permit = await gov.acquire("a", wanted)
+            assert permit.slots or (permit.denied and permit.cap == "month")
+            assert gov.state()["in_flight"] == permit.slots
+            await gov.settle("a", [(permit.lease_id, n, D(0)) for n in range(permit.slots)])
+            assert (gov.state()["open_usd"], gov.state()["in_flight"]) == (0, 0)
+            wanted = wanted[permit.slots + permit.denied :]
 
     run(scenario)
 
 
 def test_actors_are_served_in_turn(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path, cap="1000000", requests_per_minute=600, concurrency=10_000)
+        gov = governor(books(tmp_path, "1000000"), requests_per_minute=600, concurrency=10_000)
         served = {"greedy": 0, "modest": 0}
 
         async def actor(name: str, batch: int) -> None:
@@ -184,24 +199,36 @@ def test_actors_are_served_in_turn(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_pause_answers_everyone_and_can_end(tmp_path: Path) -> None:
+def test_a_pause_answers_everyone(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path)
+        gov = governor(books(tmp_path))
         await gov.acquire("a", needs("0.9"))
         waiting = asyncio.ensure_future(gov.acquire("b", needs("0.5")))
         await asyncio.sleep(1)
         gov.pause("insufficient_quota")
         assert await waiting == Permit("", 0, paused="insufficient_quota")
         assert (await gov.acquire("b", needs("0.1"))).paused == "insufficient_quota"
-        gov.resume()
-        assert (await gov.acquire("b", needs("0.1"))).slots == 1
+
+    run(scenario)
+
+
+def test_closing_waits_for_a_commit_and_answers_everyone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        gov = governor(books(tmp_path))
+        granted = asyncio.ensure_future(gov.acquire("a", needs("0.9")))
+        await asyncio.sleep(0.001)  # its commit is on the way
+        waiting = asyncio.ensure_future(gov.acquire("b", needs("0.5")))
+        await asyncio.sleep(0)
+        await gov.close()
+        assert (await granted).slots == 1
+        assert (await waiting).paused == "the run is ending"
 
     run(scenario)
 
 
 def test_a_provider_that_stays_down_pauses_the_run(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path, cap="1000", patience_s=120.0)
+        gov = governor(books(tmp_path, "1000"), patience_s=120.0)
         begun = asyncio.get_running_loop().time()
         while True:
             permit = await gov.acquire("a", needs("0.001"))
@@ -217,9 +244,9 @@ def test_a_provider_that_stays_down_pauses_the_run(tmp_path: Path) -> None:
 
 def test_a_lost_ledger_is_heard_by_everyone(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path)
+        gov = governor(books(tmp_path))
         first = await gov.acquire("a", needs("0.9"))
-        Ledger.open(LocalStorage(str(tmp_path)), cap_usd=D(1), owner="2", journal_costs={})
+        books(tmp_path).claim("another")
         results = await asyncio.gather(
             gov.acquire("a", needs("0.05")), gov.acquire("b", needs("0.05")), return_exceptions=True
         )
@@ -235,23 +262,20 @@ def test_a_lost_ledger_is_heard_by_everyone(tmp_path: Path) -> None:
 
 def test_storage_that_fails_grants_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path)
-
         async def fail(work: Callable[[], None]) -> None:
             raise StorageError("disk full")
 
-        gov._off_loop = fail
         with pytest.raises(StorageError):
-            await gov.acquire("a", needs("0.05"))
+            await governor(books(tmp_path), off_loop=fail).acquire("a", needs("0.05"))
 
     run(scenario)
 
 
 def test_a_need_that_is_no_amount_is_its_callers_error_alone(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path)
+        gov = governor(books(tmp_path))
         with pytest.raises(ConfigError):
-            await gov.acquire("a", [Need(D("NaN"), 1)])
+            await gov.acquire("a", [Need("q", D("NaN"), 1)])
         assert (await gov.acquire("b", needs("0.05"))).slots == 1
 
     run(scenario)
@@ -259,7 +283,7 @@ def test_a_need_that_is_no_amount_is_its_callers_error_alone(tmp_path: Path) -> 
 
 def test_a_cancelled_acquire_gives_its_lease_back(tmp_path: Path) -> None:
     async def scenario() -> None:
-        gov = governor(tmp_path)
+        gov = governor(books(tmp_path))
         asking = asyncio.ensure_future(gov.acquire("a", needs("0.9")))
         await asyncio.sleep(0.001)  # proposed; its commit is on the way
         asking.cancel()
@@ -278,28 +302,6 @@ def test_a_cancelled_acquire_gives_its_lease_back(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_new_portion_is_heard_at_once(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        gov = governor(tmp_path, requests_per_minute=6)
-        loop = asyncio.get_running_loop()
-        gov.set_portion(0.0)
-        first = asyncio.ensure_future(gov.acquire("a", needs("0.1")))
-        await asyncio.sleep(100)
-        assert not first.done(), "nobody may go"
-        assert gov.wants() == 1.0
-        gov.set_portion(0.1)
-        assert (await first).slots == 1
-        assert loop.time() == pytest.approx(100, abs=0.1)
-        second = asyncio.ensure_future(gov.acquire("a", needs("0.1")))
-        await asyncio.sleep(10)
-        assert not second.done(), "one in 100 s is a tenth of the rate"
-        gov.set_portion(1.0)
-        assert (await second).slots == 1
-        assert loop.time() == pytest.approx(119, abs=2), "what is left of it goes ten times as fast"
-
-    run(scenario)
-
-
 @pytest.mark.parametrize("commit_s", [0.002, 0.08])
 def test_eight_actors_use_the_allowed_rate(tmp_path: Path, commit_s: float) -> None:
     """5,000 requests/min over two minutes: at least 98 % of it, at most 0.1 % answered 429."""
@@ -309,8 +311,9 @@ def test_eight_actors_use_the_allowed_rate(tmp_path: Path, commit_s: float) -> N
         work()
 
     async def scenario() -> None:
-        gov = governor(tmp_path, cap="1000000", requests_per_minute=5000, concurrency=512)
-        gov._off_loop = slow
+        gov = governor(
+            books(tmp_path, "1000000"), requests_per_minute=5000, concurrency=512, off_loop=slow
+        )
         rng = random.Random(1)
         loop = asyncio.get_running_loop()
         rate, size = 5000 / 60, 5000 / 60

@@ -12,13 +12,7 @@ from typing import Any
 import pytest
 
 from ray_judge.errors import ConfigError
-from ray_judge.escalation.online.limiter import (
-    Circuit,
-    Feedback,
-    Limiter,
-    Signal,
-    duration_s,
-)
+from ray_judge.escalation.online.limiter import Circuit, Feedback, Limiter, Signal, duration_s
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -76,13 +70,9 @@ def drive(
     seconds: float,
     *,
     tokens: Callable[[random.Random], int] = lambda rng: 200,
-    latency_s: Callable[[random.Random], float] = lambda rng: rng.uniform(0.2, 1.5),
-    jitter_s: float = 0.05,
-    horizon_s: float = 0.25,
-    seed: int = 0,
 ) -> None:
-    """Ask as fast as the limiter lets for `seconds`; requests arrive late by up to `jitter_s`."""
-    rng = random.Random(seed)
+    """Ask as fast as the limiter lets for `seconds`; requests arrive late by up to 0.05 s."""
+    rng = random.Random(0)
     events: list[tuple[float, int, str, int, Feedback | None]] = [(START, 0, "ask", 0, None)]
     count = 0
     while events:
@@ -93,18 +83,18 @@ def drive(
         if kind == "ask":
             while True:
                 size = tokens(rng)
-                at = limiter.reserve(size, now, horizon_s)
+                at = limiter.reserve(size, now, 0.25)
                 if at is None:
                     break
                 count += 1
-                arrival = at + rng.uniform(0, jitter_s)
+                arrival = at + rng.uniform(0, 0.05)
                 heapq.heappush(events, (arrival, count, "arrive", size, None))
             wait_s = limiter.wait_s(now)
             pause = min(0.05, wait_s) if math.isfinite(wait_s) else 0.05
             heapq.heappush(events, (now + max(0.01, pause), count, "ask", 0, None))
         elif kind == "arrive":
             told = provider(size, now)
-            slow = latency_s(rng) if told.signal is Signal.OK else 0.05
+            slow = rng.uniform(0.2, 1.5) if told.signal is Signal.OK else 0.05
             heapq.heappush(events, (now + slow, count, "answer", size, told))
         else:
             assert feedback is not None
@@ -121,18 +111,9 @@ def test_the_allowed_request_rate_is_used_and_not_exceeded(burst_s: float, heade
     assert provider.refused <= 0.001 * provider.taken
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_allowed_token_rate_is_used_and_not_exceeded(seed: int) -> None:
-    provider = Provider(100_000, 1_000_000, 0.5)
-    limiter = Limiter(requests_per_minute=100_000, tokens_per_minute=1_000_000, concurrency=512)
-    sizes: Callable[[random.Random], int] = lambda rng: rng.randint(50, 900)
-    drive(limiter, provider.answer, 120, tokens=sizes, seed=seed)
-    assert provider.taken_tokens >= 0.98 * 2_000_000
-    assert provider.refused <= 0.001 * provider.taken
-
-
-@pytest.mark.parametrize("share", [0.8, 0.97, 1.04])
-def test_an_estimate_that_is_off_is_put_right_by_the_providers_count(share: float) -> None:
+@pytest.mark.parametrize("share", [0.8, 0.97, 1.0, 1.04])
+def test_the_allowed_token_rate_is_used_and_not_exceeded(share: float) -> None:
+    """The provider's count puts an estimate right that is off by a share."""
     provider = Provider(100_000, 1_000_000, 1.0)
     limiter = Limiter(requests_per_minute=100_000, tokens_per_minute=1_000_000, concurrency=512)
 
@@ -140,7 +121,7 @@ def test_an_estimate_that_is_off_is_put_right_by_the_providers_count(share: floa
         size = round(reserved * share)
         return replace(provider.answer(size, now), spare_tokens=reserved - size)
 
-    drive(limiter, answer, 120, tokens=lambda rng: rng.randint(100, 300))
+    drive(limiter, answer, 120, tokens=lambda rng: rng.randint(50, 700))
     assert provider.taken_tokens >= 0.98 * 2_000_000
     assert provider.refused <= 0.001 * provider.taken
 
@@ -210,6 +191,8 @@ def test_concurrency_is_bounded_and_adapts() -> None:
     taken = [limiter.reserve(1, START, 10) for _ in range(20)]
     assert sum(at is not None for at in taken) == 8
     assert limiter.wait_s(START) == math.inf
+    limiter.undo()  # a place that is not used comes back
+    assert limiter.reserve(1, START, 10) is not None
     for _ in range(8):
         limiter.done(Feedback(Signal.RATE_LIMITED), START)
     assert limiter.state(START)["concurrency"] == 4
@@ -217,14 +200,6 @@ def test_concurrency_is_bounded_and_adapts() -> None:
         if limiter.reserve(1, START + second, 10) is not None:
             limiter.done(Feedback(Signal.OK), START + second)
     assert limiter.state(START)["concurrency"] == 8
-
-
-def test_unused_places_come_back() -> None:
-    limiter = Limiter(requests_per_minute=6000, tokens_per_minute=1e9, concurrency=1)
-    assert limiter.reserve(1, START) is not None
-    assert limiter.reserve(1, START + 1) is None
-    limiter.undo()
-    assert limiter.reserve(1, START + 1) is not None
 
 
 def test_a_provider_that_is_down_gets_probes_not_a_storm() -> None:

@@ -4,13 +4,13 @@ Money inside is whole nano-dollars (`int`): sums are exact whatever the decimal 
 process. It is `Decimal` dollars everywhere else.
 
 An *account* is something that a cap applies to: `run:<name>` or `month:2026-11`. A lease is
-charged to several accounts at once and must fit into each. A *slot* is the money for one request:
-open (counted at its maximum) until it is settled (counted at its cost).
+charged to several accounts at once and must fit into each. A *slot* is the money for one request
+that asks one question: open (counted at its maximum) until it is settled (counted at its cost).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
@@ -22,6 +22,8 @@ _NANO = Decimal(10) ** 9
 _EXACT = Context(prec=60)
 _MOST_USD = Decimal(10) ** 9
 """A sum beyond this is a mistake of units; it is also what `decimal128(18, 9)` can hold."""
+BILLED_LATE_S = 3600.0
+"""A request whose actor is lost may be billed this much later: longer than any client waits."""
 
 
 def to_nanos(amount: Decimal, *, up: bool = True) -> int:
@@ -66,31 +68,23 @@ def comes_back(account: str | None) -> bool:
     return account is not None and account.startswith("month:")
 
 
-BILLED_LATE_S = 3600.0
-"""A request whose asker is gone may be billed this much later: longer than any client waits."""
-
-
 @dataclass(slots=True)
-class Held:
-    """An open lease: `slots` maps the number of each open slot to its maximum in nano-dollars.
+class OpenLease:
+    """What of a lease is not settled.
 
-    `lost_at`: when its actor was given up (Unix seconds); None while it is believed to be at work.
+    `slots`: number of each open slot → (key of its question, maximum in nano-dollars). `lost_at`:
+    when its actor was given up (Unix seconds); None while it is believed to be at work.
     """
 
     actor: str
     accounts: list[str]
-    slots: dict[int, int]
+    slots: dict[int, tuple[str, int]]
     lost_at: float | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether its actor is at work, so that the money may come back."""
-        return self.lost_at is None
 
     @property
     def amount(self) -> int:
         """Nano-dollars held by the open slots."""
-        return sum(self.slots.values())
+        return sum(most for _, most in self.slots.values())
 
 
 @dataclass(slots=True)
@@ -104,7 +98,7 @@ class Accounts:
 
     settled: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
-    leases: dict[str, Held] = field(default_factory=dict)
+    leases: dict[str, OpenLease] = field(default_factory=dict)
     granted: dict[str, int] = field(default_factory=dict)
     overruns: int = 0
 
@@ -113,72 +107,66 @@ class Accounts:
         return self.settled.get(account, 0) + self.held.get(account, 0)
 
     def returnable(self, account: str) -> int:
-        """Nano-dollars held by live leases: at best all of it comes back."""
-        return sum(h.amount for h in self.leases.values() if h.live and account in h.accounts)
+        """Nano-dollars held by leases that are not lost: at best all of it comes back."""
+        leases = self.leases.values()
+        return sum(x.amount for x in leases if x.lost_at is None and account in x.accounts)
 
-    def open_slots(self, actor: str | None = None) -> list[tuple[str, int]]:
-        """(lease, slot) of everything that the actor, or anyone, has not settled."""
-        held = [(k, h) for k, h in self.leases.items() if actor is None or h.actor == actor]
-        return [(lease, slot) for lease, h in held for slot in h.slots]
-
-    def grant(self, lease: str, actor: str, maxima: Iterable[int], accounts: list[str]) -> None:
-        """Open a lease; the caller has checked that it fits."""
+    def grant(
+        self, lease: str, actor: str, slots: Sequence[tuple[str, int]], accounts: Sequence[str]
+    ) -> None:
+        """Open a lease of (key, maximum) slots; the caller has checked that it fits."""
         series, _, number = lease.rpartition("-")
-        held = Held(actor, list(accounts), dict(enumerate(maxima)))
         self.granted[series] = max(self.granted.get(series, 0), int(number))
-        self.leases[lease] = held
-        for account in held.accounts:
-            self.held[account] = self.held.get(account, 0) + held.amount
+        self._open(lease, OpenLease(actor, list(accounts), dict(enumerate(slots))))
+
+    def _open(self, lease: str, opened: OpenLease) -> None:
+        self.leases[lease] = opened
+        for account in opened.accounts:
+            self.held[account] = self.held.get(account, 0) + opened.amount
 
     def settle(self, lease: str, slot: int, cost: int) -> bool:
         """Turn an open slot into `cost` spent. False when it was settled before: nothing changes.
 
         A cost above the maximum (the provider counted more than the bound allows) is booked in
-        full and counted in `overruns`: the money is gone, so less is left to grant.
+        full and counted in `overruns`: the money is gone, so less is left to grant. Raises
+        `EscalationError` for a lease that was never granted.
         """
-        held = self.leases.get(lease)
-        if held is None or slot not in held.slots:
-            self._known(lease)
+        opened = self.leases.get(lease)
+        if opened is None or slot not in opened.slots:
+            series, _, number = lease.rpartition("-")
+            if not number.isdigit() or not 1 <= int(number) <= self.granted.get(series, 0):
+                raise EscalationError("this ledger never granted that lease", lease=lease)
             return False
-        maximum = held.slots.pop(slot)
-        self.overruns += cost > maximum
-        for account in held.accounts:
-            self.held[account] -= maximum
+        _, most = opened.slots.pop(slot)
+        self.overruns += cost > most
+        for account in opened.accounts:
+            self.held[account] -= most
             self.settled[account] = self.settled.get(account, 0) + cost
-        if not held.slots:
+        if not opened.slots:
             del self.leases[lease]
         return True
-
-    def _known(self, lease: str) -> None:
-        series, _, number = lease.rpartition("-")
-        if not number.isdigit() or not 1 <= int(number) <= self.granted.get(series, 0):
-            raise EscalationError("this ledger never granted that lease", lease=lease)
 
     def charge_also(self, account: str) -> None:
         """Charge open leases to one more month, which began while they were open.
 
         Whether their requests are billed to the old month or the new is not known, so both count:
-        live leases, and those lost so shortly before it began that a request may have been on
-        its way then. When that is looked at does not matter: it may be weeks later.
+        leases that are not lost, and those lost so shortly before it began that a request may have
+        been on its way then. When that is looked at does not matter: it may be weeks later.
         """
         begun = month_begins(account)
-        for held in self.leases.values():
-            recent = held.lost_at is None or held.lost_at > begun - BILLED_LATE_S
-            if recent and account not in held.accounts:
-                held.accounts.append(account)
-                self.held[account] = self.held.get(account, 0) + held.amount
+        for opened in self.leases.values():
+            recent = opened.lost_at is None or opened.lost_at > begun - BILLED_LATE_S
+            if recent and account not in opened.accounts:
+                opened.accounts.append(account)
+                self.held[account] = self.held.get(account, 0) + opened.amount
 
-    def orphan(self, now: float, actor: str | None = None) -> None:
-        """The actor (or everyone) is gone: its open slots count as spent, at their maximum."""
-        for held in self.leases.values():
-            if held.live and (actor is None or held.actor == actor):
-                held.lost_at = now
-
-    def adopt(self, actor: str) -> None:
-        """The actor is alive after all and will settle its leases."""
-        for held in self.leases.values():
-            if held.actor == actor:
-                held.lost_at = None
+    def take_over(self, now: float, pending: Collection[str]) -> None:
+        """A new owner begins: only actors in `pending` live on; what others hold is lost."""
+        for opened in self.leases.values():
+            if opened.actor in pending:
+                opened.lost_at = None
+            elif opened.lost_at is None:
+                opened.lost_at = now
 
     def to_json(self) -> dict[str, Any]:
         """The whole state, money as decimal strings."""
@@ -187,12 +175,12 @@ class Accounts:
             "leases": [
                 {
                     "lease": lease,
-                    "actor": h.actor,
-                    "to": h.accounts,
-                    "lost": h.lost_at,
-                    "max": {str(slot): str(to_usd(nanos)) for slot, nanos in h.slots.items()},
+                    "actor": x.actor,
+                    "to": x.accounts,
+                    "lost": x.lost_at,
+                    "open": [[n, key, str(to_usd(most))] for n, (key, most) in x.slots.items()],
                 }
-                for lease, h in self.leases.items()
+                for lease, x in self.leases.items()
             ],
             "granted": self.granted,
             "overruns": self.overruns,
@@ -201,13 +189,10 @@ class Accounts:
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Accounts:
         """The state that `to_json` gave."""
-        accounts = cls(overruns=int(state["overruns"]))
+        accounts = cls(overruns=state["overruns"], granted=dict(state["granted"]))
         accounts.settled = {name: parse_usd(text) for name, text in state["settled"].items()}
         for item in state["leases"]:
-            slots = {int(slot): parse_usd(text) for slot, text in item["max"].items()}
-            held = Held(item["actor"], list(item["to"]), slots, item["lost"])
-            accounts.leases[item["lease"]] = held
-            for name in held.accounts:
-                accounts.held[name] = accounts.held.get(name, 0) + held.amount
-        accounts.granted = {series: int(count) for series, count in state["granted"].items()}
+            slots = {number: (key, parse_usd(most)) for number, key, most in item["open"]}
+            opened = OpenLease(item["actor"], item["to"], slots, item["lost"])
+            accounts._open(item["lease"], opened)
         return accounts

@@ -3,11 +3,11 @@
 The promise: for every cap, Σ open slots at their maximum + Σ settled slots at their cost ≤ cap,
 at every instant, under any crash, however many owners believe the ledger to be theirs.
 
-Files, under `path`:
+Files, in `ledger/`:
 
     claim-<epoch>      created exclusively by the owner of that epoch; never removed
     <epoch>.log        lines (`lines.py`): first a snapshot of all that came before, then grants
-                       and settlements
+                       (with the question of each slot) and settlements
 
 Why no interleaving of owners grants over the cap
 -------------------------------------------------
@@ -35,29 +35,29 @@ Settlements are therefore written without waiting: losing one in a crash only ma
 careful. A settlement that freed money for a grant is in front of that grant in the same log, so
 the grant cannot survive without it.
 
-On the storage see `storage.py`: local disks, S3 and GCS; no network file system.
+So whoever owns the ledger knows of every question that an earlier owner's processes may still be
+asking: those of the slots that were open when it recovered, less those that the journal proves.
+
+On the storage see `storage/local.py`: local disks, S3 and GCS; no network file system.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
 
-from ray_judge.errors import ConfigError, LedgerFenced, StorageError
+from ray_judge.errors import LedgerFenced, StorageError
 from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
-from ray_judge.escalation.books.claims import claim, claim_path, epoch_of, log_path, recover
-from ray_judge.escalation.books.lines import LineLog, log_names
+from ray_judge.escalation.books.claims import claim_path, forget_older, log_path
+from ray_judge.escalation.books.lines import LineLog
 from ray_judge.storage.local import Storage
 
-OWNERS_IN_A_ROW = 3
 LeaseSlot = tuple[str, int]
 """A slot: (lease id, number of the slot in the lease, from 0)."""
+_NO_CAP = 10**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,22 @@ class Lease:
     account: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HeldSlot:
+    """An open slot: the question that it pays for, and the most that it may cost."""
+
+    lease: str
+    slot: int
+    key: str
+    max_usd: Decimal
+
+
 class Ledger:
-    """One owner's view of the ledger. Single-threaded: one governor serves it."""
+    """One owner's view of the ledger; `Books.claim` makes it. Single-threaded."""
 
     def __init__(
         self,
         storage: Storage,
-        path: str,
         epoch: int,
         accounts: Accounts,
         caps: Mapping[str, int],
@@ -90,98 +99,75 @@ class Ledger:
         clock: Callable[[], float],
         series: str,
     ) -> None:
-        """Use `Ledger.open`."""
+        """Begin the log of `epoch` with a snapshot of `accounts`, durable with the next commit.
+
+        `caps`: nano-dollars of this run (`run:<name>`) and, where there is such a cap, of each
+        `month`, over all runs. `series`: what the names of this owner's leases begin with.
+        """
         self.epoch = epoch
         self._storage = storage
-        self._path = path
         self._accounts = accounts
-        self._caps = caps
+        # A cap of zero grants nothing, not even what is free.
+        self._caps = {name: cap or -1 for name, cap in caps.items()}
         self._run = f"run:{run}"
         self._clock = clock
         self._series = series
         self._count = 0
         self._month = month_of(clock())
+        # Requests of lost leases may have been billed up to now: this month counts them too, also
+        # where the journal proves later what they cost.
+        accounts.charge_also(self._month)
         self._fenced = False
-        self._log = LineLog(storage.log(log_path(path, epoch)))
+        self._log = LineLog(storage.log(log_path(epoch)))
         self._log.append({"t": "snapshot", **accounts.to_json()})
 
-    @classmethod
-    def open(
-        cls,
-        storage: Storage,
-        path: str = "ledger",
-        *,
-        cap_usd: Decimal,
-        owner: str,
-        journal_costs: Mapping[LeaseSlot, Decimal],
-        clock: Callable[[], float] = time.time,
-        run: str = "run",
-        monthly_cap_usd: Decimal | None = None,
-        nonce: str | None = None,
-    ) -> Ledger:
-        """Take ownership, recover, and make the recovered state durable.
-
-        `cap_usd` caps all that was ever spent under the name `run`; `monthly_cap_usd` caps each
-        UTC month over every run in this ledger. `journal_costs`: what the journal proves, by slot.
-        `clock` gives Unix seconds. `nonce` must be unique to this call.
-        Raises `ConfigError` (a cap that is no amount), `CorruptedError`, `LedgerFenced` (another
-        owner came in the meantime), `StorageError`.
-        """
-        caps = {f"run:{run}": _cap(cap_usd, "cap_usd")}
-        if monthly_cap_usd is not None:
-            caps["month"] = _cap(monthly_cap_usd, "monthly_cap_usd")
-        series = nonce or secrets.token_hex(6)
-        epoch = claim(storage, path, owner, series, clock())
-        accounts = recover(storage, path, epoch)
-        # Requests of the lost leases may have been billed up to now: this month counts them too,
-        # also where the journal proves what they cost.
-        now = clock()
-        accounts.charge_also(month_of(now))
-        for lease, slot in accounts.open_slots():
-            if (lease, slot) in journal_costs:
-                accounts.settle(lease, slot, to_nanos(journal_costs[lease, slot]))
-        accounts.orphan(now)
-        ledger = cls(storage, path, epoch, accounts, caps, run, clock, series)
-        ledger.commit()
-        ledger._forget_older()
-        return ledger
+    def begin(self) -> None:
+        """Make the recovered state durable, and remove the logs that it replaces."""
+        self.commit()
+        forget_older(self._storage, self.epoch)
 
     # --- granting ---
 
-    def grant(self, actor: str, max_costs_usd: Sequence[Decimal]) -> Lease:
-        """Grant the longest prefix of `max_costs_usd` that fits; durable when it returns."""
-        lease = self.propose(actor, max_costs_usd)
+    def grant(self, actor: str, needs: Sequence[tuple[str, Decimal]]) -> Lease:
+        """Grant the longest prefix of `needs` that fits; durable when it returns.
+
+        `needs`: (key of the question, the most that its request can cost in USD).
+        """
+        lease = self.propose(actor, needs)
         if lease.slots:
             self.commit()
         return lease
 
-    def propose(self, actor: str, max_costs_usd: Sequence[Decimal]) -> Lease:
+    def propose(self, actor: str, needs: Sequence[tuple[str, Decimal]]) -> Lease:
         """As `grant`, but nothing may be sent under the lease before `commit` has returned."""
         self._check_owner()
         self._roll()
-        names = [self._run, self._month]
-        sums = list(accumulate(to_nanos(cost) for cost in max_costs_usd))
-        fitting = self._fitting(sums)
+        maxima = [to_nanos(cost) for _, cost in needs]
+        fitting = self._fitting(maxima)
         if not fitting:
-            return self._refusal(names, sums[0] if sums else 0)
-        maxima = [total - before for before, total in zip([0, *sums], sums[:fitting], strict=False)]
+            return self._refusal(maxima[0] if maxima else 0)
+        names, keys = self._names(), [key for key, _ in needs[:fitting]]
         self._count += 1
         lease = f"{self._series}-{self._count}"
-        self._accounts.grant(lease, actor, maxima, names)
-        costs = [str(to_usd(m)) for m in maxima]
-        self._log.append({"t": "grant", "lease": lease, "actor": actor, "max": costs, "to": names})
-        return Lease(lease, fitting, to_usd(sums[fitting - 1]))
+        self._accounts.grant(lease, actor, [*zip(keys, maxima, strict=False)], names)
+        costs = [str(to_usd(most)) for most in maxima[:fitting]]
+        record = {"lease": lease, "actor": actor, "max": costs, "keys": keys, "to": names}
+        self._log.append({"t": "grant", **record})
+        return Lease(lease, fitting, to_usd(sum(maxima[:fitting])))
 
     def fitting(self, max_costs_usd: Sequence[Decimal]) -> int:
         """How many of the first of these a grant would cover now; changes nothing."""
         self._roll()
-        return self._fitting(list(accumulate(to_nanos(cost) for cost in max_costs_usd)))
+        return self._fitting([to_nanos(cost) for cost in max_costs_usd])
 
-    def _fitting(self, sums: Sequence[int]) -> int:
-        if any(cap == 0 for cap in self._caps.values()):
-            return 0  # a cap of zero grants nothing, not even what is free
-        room = min(self._room(self._run), self._room(self._month))
-        return sum(total <= room for total in sums)
+    def best_usd(self) -> dict[str, Decimal]:
+        """The most that this owner could ever grant to one request, if all came back that may.
+
+        By cap: `run`, and `month` where there is such a cap. Below zero: not even what is free.
+        """
+        self._roll()
+        best = {name.partition(":")[0]: self._best(name) for name in self._names()}
+        return {cap: to_usd(nanos) for cap, nanos in best.items() if nanos < _NO_CAP}
 
     def commit(self) -> None:
         """Make every proposed grant durable, then make sure that no newer owner exists.
@@ -192,7 +178,7 @@ class Ledger:
         self._check_owner()
         self._fenced = True  # until the steps below have succeeded
         self._log.sync()
-        if self._storage.exists(claim_path(self._path, self.epoch + 1)):
+        if self._storage.exists(claim_path(self.epoch + 1)):
             raise LedgerFenced("a newer owner holds this ledger", epoch=self.epoch)
         self._fenced = False
 
@@ -200,27 +186,32 @@ class Ledger:
         if self._fenced:
             raise LedgerFenced("this owner lost the ledger or its storage", epoch=self.epoch)
 
-    def _cap_of(self, account: str) -> int | None:
-        return self._caps.get("month" if account.startswith("month:") else account)
+    def _names(self) -> list[str]:
+        return [self._run, self._month]
 
     def _room(self, account: str) -> int:
-        cap = self._cap_of(account)
-        return 10**30 if cap is None else cap - self._accounts.used(account)
+        cap = self._caps.get("month" if account.startswith("month:") else account)
+        return _NO_CAP if cap is None else cap - self._accounts.used(account)
 
-    def _refusal(self, names: list[str], need: int) -> Lease:
+    def _best(self, account: str) -> int:
+        return self._room(account) + self._accounts.returnable(account)
+
+    def _fitting(self, maxima: Sequence[int]) -> int:
+        room = min(map(self._room, self._names()))
+        return sum(total <= room for total in accumulate(maxima))
+
+    def _refusal(self, need: int) -> Lease:
         """Nothing fits: name the account that is shortest, and say whether waiting can help."""
-        for name in names:
-            best = self._room(name) + self._accounts.returnable(name)
-            if self._cap_of(name) == 0 or best < need:
+        for name in self._names():
+            if self._best(name) < need:
                 return Lease("", 0, Decimal(0), denied=True, account=name)
-        shortest = min(names, key=self._room)
-        return Lease("", 0, Decimal(0), account=shortest)
+        return Lease("", 0, Decimal(0), account=min(self._names(), key=self._room))
 
     def _roll(self) -> None:
         """When a UTC month begins, charge the leases that are open across the border to it too."""
-        month = month_of(self._clock())
+        now = self._clock()
+        month = month_of(now)
         if month != self._month:
-            now = self._clock()
             self._log.append({"t": "month", "to": month, "at": now})
             self._accounts.charge_also(month)
             self._month = month
@@ -245,23 +236,6 @@ class Ledger:
         """Give back slots under which no request was or ever will be sent."""
         for slot in slots:
             self.settle(lease, slot, Decimal(0))
-
-    def forsake(self, actor: str, journal_costs: Mapping[LeaseSlot, Decimal]) -> None:
-        """The actor died: settle what the journal proves, count the rest of its slots as spent."""
-        for lease, slot in self.open_slots(actor):
-            if (lease, slot) in journal_costs:
-                self.settle(lease, slot, journal_costs[lease, slot])
-        now = self._clock()
-        self._accounts.orphan(now, actor)
-        self._log.append({"t": "orphan", "actor": actor, "at": now})
-
-    def adopt(self, actor: str) -> None:
-        """An actor of an earlier epoch is alive: its leases may still be settled and come back."""
-        self._roll()
-        now = self._clock()
-        self._accounts.adopt(actor)
-        self._accounts.charge_also(self._month)
-        self._log.append({"t": "adopt", "actor": actor, "to": self._month, "at": now})
 
     def flush(self) -> None:
         """Make settlements durable without waiting for the next grant."""
@@ -292,13 +266,13 @@ class Ledger:
 
     @property
     def lost_usd(self) -> Decimal:
-        """The part of `open_usd` whose actors are gone: counted as spent."""
+        """The part of `open_usd` whose actors are lost: counted as spent."""
         return self.open_usd - to_usd(self._accounts.returnable(self._run))
 
     @property
     def cap_usd(self) -> Decimal:
         """This run's cap."""
-        return to_usd(self._caps[self._run])
+        return to_usd(max(0, self._caps[self._run]))
 
     @property
     def overruns(self) -> int:
@@ -310,42 +284,11 @@ class Ledger:
         self._roll()
         return to_usd(self._accounts.used(self._month))
 
-    def open_slots(self, actor: str) -> list[LeaseSlot]:
-        """The slots that the actor has not settled."""
-        return self._accounts.open_slots(actor)
-
-    def _forget_older(self) -> None:
-        """Remove logs that this owner's durable snapshot replaces."""
-        for log, parts in log_names(self._storage.list(self._path)).items():
-            if epoch_of(log) < self.epoch:
-                for part in reversed(parts):
-                    self._storage.delete(part)
-
-
-def recorded(
-    storage: Storage, path: str = "ledger", *, run: str = "run"
-) -> tuple[Decimal, Decimal]:
-    """Read, without owning anything: (settled, promised and never settled), US dollars.
-
-    Both count against the cap. When no owner is at work the second is money that a crash left
-    unproven.
-    """
-    accounts = _looked_at(storage, path)
-    name = f"run:{run}"
-    return to_usd(accounts.settled.get(name, 0)), to_usd(accounts.held.get(name, 0))
-
-
-def _looked_at(storage: Storage, path: str) -> Accounts:
-    for _ in range(OWNERS_IN_A_ROW):
-        try:
-            return recover(storage, path, sys.maxsize)
-        except LedgerFenced:
-            continue  # a new owner removed what we had listed: list again
-    return recover(storage, path, sys.maxsize)
-
-
-def _cap(amount: Decimal, name: str) -> int:
-    try:
-        return to_nanos(amount, up=False)
-    except ConfigError as error:
-        raise ConfigError(f"{name} must be a finite Decimal, zero or more", got=amount) from error
+    def held(self, actor: str) -> list[HeldSlot]:
+        """The slots that an actor has not settled."""
+        return [
+            HeldSlot(lease, slot, key, to_usd(most))
+            for lease, opened in self._accounts.leases.items()
+            if opened.actor == actor
+            for slot, (key, most) in opened.slots.items()
+        ]

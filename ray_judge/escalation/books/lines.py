@@ -22,13 +22,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ray_judge.errors import CorruptedError
-from ray_judge.storage.local import AppendLog, Storage
+from ray_judge.storage.local import AppendLog, Missing, Storage
 
 VERSION = 1
+LISTINGS = 5
+"""So often in a row a folder may change under its reader."""
+T = TypeVar("T")
 
 
 def encode(number: int, synced: int, payload: Mapping[str, Any]) -> bytes:
@@ -55,7 +58,6 @@ def _decode(line: bytes) -> tuple[int, int, dict[str, Any]] | None:
 
 
 def _version(line: bytes) -> int:
-    """The version that a line claims; this one's when it claims none."""
     word = line.split(b" ", 1)[0]
     return int(word) if word.isdigit() and len(word) < 6 else VERSION
 
@@ -93,15 +95,23 @@ def decode_log(data: bytes, name: str) -> list[dict[str, Any]]:
 
 
 def log_names(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Group files into logs: `x.log` on a disk, segments `x.log.00000001`, ... in a store."""
-    logs: dict[str, list[str]] = {}
+    """Group files into logs: `x.log` on a disk, segments `x.log.00000001`, ... in a store.
+
+    A log has all segments up to the highest that is listed: a listing that comes in pages, beside
+    a writer, may show a later one and not an earlier.
+    """
+    files: set[str] = set()
+    segments: dict[str, int] = {}
     for path in paths:
-        stem, dot, last = path.rpartition(".")
+        stem, _, last = path.rpartition(".")
         if path.endswith(".log"):
-            logs.setdefault(path, []).append(path)
-        elif dot and last.isdigit() and stem.endswith(".log"):
-            logs.setdefault(stem, []).append(path)
-    return {log: sorted(parts) for log, parts in sorted(logs.items())}
+            files.add(path)
+        elif last.isdigit() and stem.endswith(".log"):
+            segments[stem] = max(segments.get(stem, 0), int(last))
+    logs = {path: [path] for path in files}
+    for stem, count in segments.items():
+        logs[stem] = [f"{stem}.{number:08d}" for number in range(1, count + 1)]
+    return dict(sorted(logs.items()))
 
 
 def read_log(storage: Storage, name: str, parts: Iterable[str]) -> list[dict[str, Any]]:
@@ -109,11 +119,25 @@ def read_log(storage: Storage, name: str, parts: Iterable[str]) -> list[dict[str
     return decode_log(b"".join(storage.read(part) for part in parts), f"{storage.uri}/{name}")
 
 
+def read_listed(storage: Storage, folder: str, read: Callable[[Sequence[str]], T]) -> T:
+    """Let `read` read the files of a folder, listed again where another process removed one.
+
+    Raises `CorruptedError` where a file stays away.
+    """
+    for _ in range(LISTINGS):
+        paths = storage.list(folder)
+        try:
+            return read(paths)
+        except Missing as error:
+            missing = error
+    place = f"{storage.uri}/{missing.where.get('path', folder)}"
+    raise CorruptedError("a file is gone that others build upon", file=place) from missing
+
+
 class LineLog:
     """Appends records to a new log; keeps the count that `synced` needs."""
 
     def __init__(self, log: AppendLog) -> None:
-        """Wrap a log that has nothing in it yet."""
         self._log = log
         self._written = 0
         self._synced = 0
@@ -142,5 +166,5 @@ class LineLog:
         return upto
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync what is left, and let go."""
         self._log.close()

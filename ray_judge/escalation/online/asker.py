@@ -16,7 +16,6 @@ import tenacity
 
 from ray_judge.errors import StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
-from ray_judge.escalation.books.accounts import comes_back
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.failures import Fault, Kind, RequestFailed, run_error
@@ -97,7 +96,7 @@ class Asker:
             try:
                 answer = await self._attempt(question, reask == most)
             except Denied as denied:
-                return Outcome.PENDING if comes_back(denied.account) else Outcome.DENIED_BUDGET
+                return Outcome.PENDING if denied.cap == "month" else Outcome.DENIED_BUDGET
             if answer.final:
                 return answer.outcome
         raise AssertionError("the last attempt is final")

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
 from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
-from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, denying_account
+from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, denying_cap
 
 HORIZON_S = 0.5
 """How far ahead permits are handed out: long enough to batch, and to bear a commit or a process
@@ -52,7 +52,7 @@ class _Offer:
     lease: str = ""
     times: list[float] = field(default_factory=list)
     denied: int = 0
-    account: str | None = None
+    cap: str | None = None
 
 
 class _HeldBy(Enum):
@@ -153,17 +153,13 @@ class Governor:
         self._wake.set()
 
     def state(self) -> dict[str, Any]:
-        """Money in USD, rates per minute, and what `denying_account` goes by.
-
-        `best_usd`: the most that one more request could ever be granted, under the account `short`;
-        `run_best_usd`: the same under the run's own cap alone.
-        """
+        """Money in USD (`best_usd`: see `denying_cap`) and rates per minute."""
         return {
             "spent_usd": self._ledger.spent_usd,
             "open_usd": self._ledger.open_usd,
             "lost_usd": self._ledger.lost_usd,
             "cap_usd": self._ledger.cap_usd,
-            **self._best(),
+            "best_usd": self._ledger.best_usd(),
             "month_usd": self._ledger.month_usd(),
             "overruns": self._ledger.overruns,
             "waiting": sum(map(len, self._waiting.values())),
@@ -233,15 +229,15 @@ class Governor:
 
         A month may begin in between, and change what the looks before it showed.
         """
-        best, needs = self._best(), waiter.needs[:TURN_SLOTS]
+        best, needs = self._ledger.best_usd(), waiter.needs[:TURN_SLOTS]
         affordable = self._ledger.fitting([need.max_cost_usd for need in needs])
-        rest = [denying_account(need.max_cost_usd, best) for need in waiter.needs[affordable:]]
-        account = rest[0] if rest else None
-        denied = len(list(takewhile(lambda name: name == account, rest))) if account else 0
+        caps = [denying_cap(need.max_cost_usd, best) for need in waiter.needs[affordable:]]
+        cap = caps[0] if caps else None
+        denied = len([*takewhile(lambda name: name == cap, caps)]) if cap else 0
         if not affordable and denied:
-            return _Offer(waiter, denied=denied, account=account)
+            return _Offer(waiter, denied=denied, cap=cap)
         if not affordable:
-            return _HeldBy.MONEY if self._best() == best else self._offer(waiter, now)
+            return _HeldBy.MONEY if self._ledger.best_usd() == best else self._offer(waiter, now)
         times: list[float] = []
         for need in needs[:affordable]:
             # The commit comes before the first request: places start behind it.
@@ -260,14 +256,8 @@ class Governor:
         self._in_flight.update((lease.id, slot) for slot in range(lease.slots))
         offer = _Offer(waiter, lease.id, times[: lease.slots])
         if lease.slots == affordable:
-            offer.denied, offer.account = denied, account
+            offer.denied, offer.cap = denied, cap
         return offer
-
-    def _best(self) -> dict[str, Any]:
-        ledger = self._ledger
-        best_usd, short = ledger.best_usd()
-        own_usd = ledger.cap_usd - ledger.spent_usd - ledger.lost_usd
-        return {"best_usd": best_usd, "short": short, "run_best_usd": own_usd}
 
     def _deliver(self, offer: _Offer) -> None:
         now, slots = self._clock.now(), len(offer.times)
@@ -278,7 +268,7 @@ class Governor:
             return
         after = tuple(max(0.0, at - now) for at in offer.times)
         offer.waiter.permit.set_result(
-            Permit(offer.lease, slots, after, denied=offer.denied, account=offer.account)
+            Permit(offer.lease, slots, after, denied=offer.denied, cap=offer.cap)
         )
 
     async def _rest(self, held_by: _HeldBy) -> None:

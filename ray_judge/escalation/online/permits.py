@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Protocol
 
 from ray_judge.errors import PausedError, ProviderDown
 from ray_judge.escalation.online.limiter import Feedback
@@ -22,7 +22,7 @@ BATCH = 16
 """Needs in one call to the governor: one durable lease covers them all."""
 PERMIT_LIFE_S = 30.0
 LOOK_S = 5.0
-"""How often a process that waits for a permit makes sure that it has not been asleep."""
+"""How often a process that waits for a permit looks whether it is there."""
 PROVIDER_DOWN = "provider_down"
 """The reason of the pause that the governor itself begins when the provider stays down."""
 
@@ -33,11 +33,6 @@ def quiet_s(timeout_s: float) -> float:
     `timeout_s`: the total time limit of one request.
     """
     return PERMIT_LIFE_S + timeout_s + 5.0
-
-
-def boot_time() -> float:
-    """Seconds since this machine started, those in which it slept included."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +49,15 @@ class Permit:
     """Leave to send the first `slots` of the requests asked for, each at most once.
 
     `send_after_s[i]`: seconds after this permit arrived before request i goes out. `denied`: the
-    money for so many of those behind them can never be had; `account` names the cap (`run` or
-    `month:...`). `paused`: the reason why the whole run rests.
+    money for so many of those behind them can never be had, under `cap` (`run` or `month`).
+    `paused`: the reason why the whole run rests.
     """
 
     lease_id: str
     slots: int
     send_after_s: tuple[float, ...] = ()
     denied: int = 0
-    account: str | None = None
+    cap: str | None = None
     paused: str | None = None
 
 
@@ -82,16 +77,12 @@ class GovernorPort(Protocol):
     async def pause(self, reason: str) -> None: ...
 
 
-def denying_account(cost_usd: Decimal, figures: Mapping[str, Any]) -> str | None:
-    """The cap that can never pay this much (`run` or `month:...`), by the governor's `state`.
+def denying_cap(cost_usd: Decimal, best_usd: Mapping[str, Decimal]) -> str | None:
+    """The cap that can never pay this much, `run` or `month`, by `Ledger.best_usd`; else None.
 
-    None: it may, now or when what is open comes back. The run's own cap is named first, because
-    no new month raises it.
+    The run's own cap is named first: no new month raises it.
     """
-    if cost_usd > figures["run_best_usd"]:
-        return "run"
-    best_usd: Decimal = figures["best_usd"]
-    return str(figures["short"]) if cost_usd > best_usd or best_usd <= 0 else None
+    return next((cap for cap in ("run", "month") if cost_usd > best_usd.get(cap, cost_usd)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,25 +97,33 @@ class Slot:
     """As `send_at`, in seconds of the clock of `Permits`."""
 
 
+_Waiter = tuple[Need, asyncio.Future[Slot]]
+
+
 class Denied(Exception):
     """The money for a question cannot be had under a cap. It never crosses a process."""
 
-    def __init__(self, account: str | None) -> None:
-        super().__init__(account)
-        self.account = account
+    def __init__(self, cap: str | None) -> None:
+        super().__init__(cap)
+        self.cap = cap
+
+
+def _boot_time() -> float:
+    """Seconds that go on while this machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Permits:
     """Turns the needs of many questions into few calls to the governor, and books costs."""
 
     def __init__(
-        self, name: str, governor: GovernorPort, *, clock: Callable[[], float] = boot_time
+        self, name: str, governor: GovernorPort, *, clock: Callable[[], float] = _boot_time
     ) -> None:
         self._name = name
         self._governor = governor
         self._clock = clock
-        self._waiting: deque[tuple[Need, asyncio.Future[Slot]]] = deque()
-        self._asked: list[tuple[Need, asyncio.Future[Slot]]] = []
+        self._waiting: deque[_Waiter] = deque()
+        self._asked: list[_Waiter] = []
         self._done: list[tuple[tuple[str, int, Decimal], Feedback]] = []
         self._unused: list[tuple[str, int]] = []
         self._pump: asyncio.Task[None] | None = None
@@ -183,20 +182,15 @@ class Permits:
         """A permit, and a time before which it was not granted.
 
         When it arrives tells nothing: it may have lain there while this process was asleep. But
-        one that was granted before a look that came in time would have been there at the next.
+        had it been granted before one look, it would have been there at the next.
         """
         call = asyncio.ensure_future(self._governor.acquire(self._name, needs))
         since = looked = self._clock()
         while not (await asyncio.wait([call], timeout=LOOK_S))[0]:
-            now = self._clock()
-            if now - looked < 2 * LOOK_S:
-                since = looked
-            looked = now
+            since, looked = looked, self._clock()
         return call.result(), since
 
-    def _hand_out(
-        self, permit: Permit, batch: list[tuple[Need, asyncio.Future[Slot]]], since: float
-    ) -> None:
+    def _hand_out(self, permit: Permit, batch: list[_Waiter], since: float) -> None:
         now = self._clock()
         for number, (need, future) in enumerate(batch[: permit.slots]):
             send_at = now + permit.send_after_s[number]
@@ -210,12 +204,10 @@ class Permits:
             self._refuse([*rest, *self._waiting], _pause(permit.paused))
             self._waiting.clear()
         else:
-            self._refuse(rest[: permit.denied], Denied(permit.account))
+            self._refuse(rest[: permit.denied], Denied(permit.cap))
             self._waiting.extendleft(reversed(rest[permit.denied :]))
 
-    def _refuse(
-        self, waiting: Sequence[tuple[Need, asyncio.Future[Slot]]], error: BaseException
-    ) -> None:
+    def _refuse(self, waiting: Sequence[_Waiter], error: BaseException) -> None:
         for _, future in waiting:
             if not future.done():
                 future.set_exception(error)

@@ -1,0 +1,302 @@
+"""What an answer is worth, what a row's answers come to, and what every failure means."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_judge.config import StrongConfig
+from ray_judge.errors import EscalationError, PausedError, ProviderDown
+from ray_judge.escalation.answers import (
+    RowAnswer,
+    answer_row,
+    combine,
+    failed_answer,
+    read_answer,
+    read_reply,
+)
+from ray_judge.escalation.failures import (
+    LOST_TRIES,
+    MEANING,
+    TRIES,
+    Fault,
+    Kind,
+    Meaning,
+    RequestFailed,
+    classify,
+    run_error,
+)
+from ray_judge.records import Answer, Outcome, Usage, Verdict
+
+from .test_questions import maker
+
+pytestmark = pytest.mark.timeout(60)
+
+# -- bodies of 200 answers -------------------------------------------------------------------------
+
+
+def body(content: Any = "{}", refusal: Any = None, finish: Any = "stop", **changes: Any) -> str:
+    document = {
+        "id": "x",
+        "model": "m",
+        "choices": [{"message": {"content": content, "refusal": refusal}, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 2},
+        **changes,
+    }
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "{}", '{"choices": []}', '{"choices": [{}]}', '{"choices": {}}',
+     '{"choices": [{"message": null}]}', '{"choices": [{"message": "hi"}]}', "[" * 100_000,
+     "<html></html>"],
+    ids=lambda text: repr(text)[:20],
+)  # fmt: skip
+def test_a_body_that_is_no_completion_was_computed_and_lost(text: str) -> None:
+    with pytest.raises(RequestFailed, match="not a chat completion") as caught:
+        read_reply(text, {})
+    assert caught.value.kind is Kind.AMBIGUOUS
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, [], "10", {"prompt_tokens": 10}, {"prompt_tokens": -1, "completion_tokens": 1},
+     {"prompt_tokens": 1, "completion_tokens": -1}, {"prompt_tokens": "x", "completion_tokens": 1},
+     {"prompt_tokens": None, "completion_tokens": 1},
+     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 5}},
+     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": -5}},
+     {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": [1]}],
+)  # fmt: skip
+def test_usage_that_cannot_be_meant_is_no_usage(usage: Any) -> None:
+    assert read_reply(body(usage=usage), {}).usage is None
+
+
+def test_odd_fields_become_text_or_nothing() -> None:
+    reply = read_reply(body(id=7, model=["m"], service_tier=None), {})
+    assert (reply.response_id, reply.model) == (None, None)
+    assert reply.usage is not None and reply.usage.tier == "default"
+    reply = read_reply(body("a\ud800b", refusal=["no"], finish=3), {})
+    assert (reply.text, reply.refusal, reply.finish_reason) == ("a?b", None, None)
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def read(text: str, *, last: bool = False, tier: str | None = None) -> Answer:
+    """Read a body; the question has 100 input tokens at most, and its answer 300."""
+    reply = read_reply(text, {})
+    return read_answer(maker(), "k", 100, reply, ("l-1", 3), 7.0, last=last, tier=tier)
+
+
+def test_a_verdict_and_what_it_cost() -> None:
+    answer = read(body('{"verdict": "B"}'))
+    assert (answer.key, answer.lease, answer.slot, answer.at) == ("k", "l-1", 3, 7.0)
+    assert (answer.outcome, answer.verdict, answer.final) == (Outcome.RESOLVED, "B", True)
+    assert (answer.model, answer.response_id, answer.usage) == ("m", "x", Usage(10, 2))
+    # gpt-4.1: $2 and $8 per million tokens, half of it in a batch, whatever tier the reply names
+    assert answer.cost_usd == Decimal("0.000036")
+    batch = read(body('{"verdict": "B"}', service_tier="default"), tier="batch")
+    assert batch.cost_usd == Decimal("0.000018")
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("text", "outcome", "error"),
+    [
+        (body(None, refusal="I will not."), Outcome.REFUSED, "I will not."),
+        (body('{"verdict": "A"}', refusal="n" * 900), Outcome.REFUSED, "n" * 200),
+        (body("", finish="content_filter"), Outcome.REFUSED, "stopped by the content filter"),
+        (body("Let me", finish="length"), Outcome.UNPARSEABLE,
+         "the answer is not JSON: 'Let me' (cut at max_output_tokens)"),
+        (body('{"verdict": "C"}'), Outcome.UNPARSEABLE, "'C' is not one of A, B, tie"),
+    ],
+)  # fmt: skip
+def test_an_unusable_answer_is_paid_and_ends_the_question_at_last(
+    text: str, outcome: Outcome, error: str, last: bool
+) -> None:
+    answer = read(text, last=last)
+    assert (answer.outcome, answer.verdict, answer.error) == (outcome, None, error)
+    assert answer.final is last and answer.cost_usd == Decimal("0.000036")
+
+
+@pytest.mark.parametrize(("text", "output"), [('{"verdict":"A"}', 15), ("é" * 400, 300)])
+def test_what_a_server_does_not_count_is_bounded_from_above(text: str, output: int) -> None:
+    answer = read(body(text, usage=None, model=None))
+    assert answer.usage == Usage(100, output, estimated=True) and answer.model == "gpt-4.1"
+
+
+def test_a_failure_on_file() -> None:
+    spent = Decimal("0.5")
+    lost = failed_answer("k", Kind.AMBIGUOUS, "lost", spent, ("l", 2), 7.0, final=False)
+    assert (lost.outcome, lost.cost_usd, lost.usage) == (Outcome.FAILED, spent, None)
+    assert (lost.lease, lost.slot, lost.error, lost.final) == ("l", 2, "lost", False)
+    refused = failed_answer("k", Kind.REFUSED, "no", Decimal(0), ("l", 2), 7.0, final=True)
+    assert refused.outcome is Outcome.REFUSED and refused.final
+
+
+# -- votes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("votes", "samples", "verdict", "prob"),
+    [
+        (["B"], 1, "B", None),
+        ([3.0], 1, 3.0, None),
+        ("ABB", 3, "B", 2 / 3),
+        ("B", 3, "B", 1 / 3),  # two answers were unusable: who is silent does not agree
+        ("AB", 2, "tie", 0),
+        (["A", "B", "tie"], 3, "tie", 1 / 3),
+        (["A", "A", "B", "tie"], 4, "A", 1 / 2),
+        ([7.0, 7.0, 9.0], 3, 7, 2 / 3),
+        ([2.0, 6.0, 7.0], 3, 6, 1 / 3),  # no score leads: the one nearest to the mean
+        ([4.0, 6.0], 2, 4, 1 / 2),
+    ],
+)
+def test_votes_of_one_order(
+    votes: list[Verdict], samples: int, verdict: Verdict, prob: float | None
+) -> None:
+    assert combine([list(votes)], samples) == (verdict, prob)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "samples", "verdict", "prob"),
+    [
+        ("A", "B", 1, "A", None),
+        (["tie"], ["tie"], 1, "tie", None),
+        ("A", "A", 1, "tie", None),
+        ("A", ["tie"], 1, "tie", None),
+        ("AAB", "BBB", 3, "A", 5 / 6),
+        ("AAA", "AAA", 3, "tie", 0),  # nobody said a tie, however sure each order is of its own
+        (["A", "A", "tie"], ["A", "A", "tie"], 3, "tie", 1 / 3),
+    ],
+)
+def test_two_orders_that_disagree_are_a_tie(
+    first: Any, second: Any, samples: int, verdict: str, prob: float | None
+) -> None:
+    assert combine([list(first), list(second)], samples) == (verdict, prob)
+
+
+def test_where_no_tie_may_be_said_the_earliest_vote_decides() -> None:
+    assert combine([["B", "A"]], 2, ties=False) == ("B", 0.5)
+
+
+@given(st.lists(st.sampled_from(["A", "B", "tie"]), min_size=1, max_size=7), st.integers(0, 3))
+def test_a_share_is_a_probability_and_knows_no_side(votes: list[Verdict], lost: int) -> None:
+    flip: dict[Verdict, Verdict] = {"A": "B", "B": "A", "tie": "tie"}
+    samples = max(2, len(votes) + lost)
+    verdict, prob = combine([votes], samples)
+    assert prob is not None and 0 <= prob <= 1
+    assert combine([[flip[vote] for vote in votes]], samples) == (flip[verdict], prob)
+    assert combine([votes, [flip[vote] for vote in votes]], samples) == (verdict, prob)
+
+
+def row(*said: str | None, **strong: Any) -> RowAnswer:
+    """What these answers come to: a verdict, `refused`, `failed`, or None for no answer yet."""
+    fields: dict[str, Any] = {"model": "m", "max_cost_usd": 1, **strong}
+    answers = []
+    for text in said:
+        if text in ("refused", "failed"):
+            kind = Kind.REFUSED if text == "refused" else Kind.ROW
+            answers.append(failed_answer("k", kind, text, Decimal(0), ("l", 0), 1.0, final=True))
+        else:
+            answers.append(None if text is None else read(body(json.dumps({"verdict": text}))))
+    return answer_row(answers, StrongConfig(**fields))
+
+
+REFUSED = RowAnswer(Outcome.REFUSED, error="refused")
+DENIED = RowAnswer(Outcome.DENIED_BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("said", "strong", "found"),
+    [
+        (["B"], {}, RowAnswer(Outcome.RESOLVED, "B")),
+        (["refused"], {}, REFUSED),
+        ([None], {}, DENIED),
+        (["A", "A"], {"swap": True}, RowAnswer(Outcome.RESOLVED, "tie")),
+        (["A", None], {"swap": True}, DENIED),
+        (["A", "refused"], {"swap": True}, REFUSED),
+        ([None, "refused"], {"swap": True}, REFUSED),
+        (["A", "refused", "A"], {"samples": 3}, RowAnswer(Outcome.RESOLVED, "A", 2 / 3)),
+        (["A", "refused", None], {"samples": 3}, DENIED),
+        (["refused", "failed"], {"samples": 2}, REFUSED),
+        (["A", "failed", "B", "B"], {"samples": 2, "swap": True},
+         RowAnswer(Outcome.RESOLVED, "A", 3 / 4)),
+        (["A", "A", "refused", "failed"], {"samples": 2, "swap": True}, REFUSED),
+        (["A", "B", "A", "A", "A"], {"samples": 5, "abstain_below": 0.8},
+         RowAnswer(Outcome.RESOLVED, "A", 0.8)),
+        (["A", "B", "A", "A", "B"], {"samples": 5, "abstain_below": 0.8},
+         RowAnswer(Outcome.ABSTAINED, "A", 0.6)),
+        (["A", "B"], {"samples": 2, "ties": False}, RowAnswer(Outcome.RESOLVED, "A", 0.5)),
+    ],
+)  # fmt: skip
+def test_what_the_questions_of_a_row_come_to(
+    said: list[str | None], strong: dict[str, Any], found: RowAnswer
+) -> None:
+    assert row(*said, **strong) == found
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "param", "meaning"),
+    [
+        (429, None, None, None, Kind.RATE_LIMIT),
+        (429, "insufficient_quota", None, None, Kind.BILLING),
+        (400, None, "billing_not_active", None, Kind.BILLING),
+        (402, None, None, None, Kind.BILLING),
+        (401, "invalid_api_key", None, None, Kind.RUN),
+        (403, None, None, None, Kind.RUN),
+        (404, "model_not_found", None, None, Kind.RUN),
+        (400, None, None, "service_tier", Kind.RUN),
+        (409, None, None, None, Kind.TRANSIENT),
+        (503, None, None, None, Kind.TRANSIENT),
+        (408, None, None, None, Kind.BROKEN),
+        (500, None, None, None, Kind.BROKEN),
+        (529, None, None, None, Kind.BROKEN),
+        (400, None, None, "response_format", Kind.NO_SCHEMA),
+        (422, None, None, "response_format.type", Kind.NO_SCHEMA),
+        (400, "content_filter", None, None, Kind.REFUSED),
+        (400, "context_length_exceeded", None, "messages", Kind.ROW),
+        (413, None, None, None, Kind.ROW),
+    ],
+)
+def test_what_an_error_answer_means(
+    status: int, code: str | None, kind: str | None, param: str | None, meaning: Kind
+) -> None:
+    assert classify(status, code, kind, param) is meaning
+
+
+@pytest.mark.parametrize(
+    ("kind", "meaning", "error"),
+    [
+        (Kind.RATE_LIMIT, Meaning(Fault.PROVIDER, False, True, None), ProviderDown),
+        (Kind.TRANSIENT, Meaning(Fault.PROVIDER, False, True, TRIES), ProviderDown),
+        (Kind.BROKEN, Meaning(Fault.PROVIDER, True, True, TRIES), ProviderDown),
+        (Kind.AMBIGUOUS, Meaning(Fault.PROVIDER, True, True, LOST_TRIES), ProviderDown),
+        (Kind.ROW, Meaning(Fault.QUESTION, False, False, None), EscalationError),
+        (Kind.REFUSED, Meaning(Fault.QUESTION, False, False, None), EscalationError),
+        (Kind.NO_SCHEMA, Meaning(Fault.RUN, False, True, None), EscalationError),
+        (Kind.BILLING, Meaning(Fault.RUN, False, False, None), PausedError),
+        (Kind.RUN, Meaning(Fault.RUN, False, False, None), EscalationError),
+    ],
+)
+def test_what_follows_from_a_failure(kind: Kind, meaning: Meaning, error: type[Exception]) -> None:
+    assert len(MEANING) == len(Kind) and MEANING[kind] == meaning
+    failure = RequestFailed(kind, "HTTP 418", status=418)
+    assert failure.meaning == meaning and not failure.unreachable and str(failure) == "HTTP 418"
+    ends = run_error(failure, StrongConfig(model="m", max_cost_usd=1, api_key_env="KEY"))
+    assert type(ends) is error and "HTTP 418" in str(ends)
+    assert ("KEY" in str(ends)) is (error is EscalationError)
+
+
+def test_a_server_that_saw_nothing_is_unreachable() -> None:
+    assert RequestFailed(Kind.TRANSIENT, "refused").unreachable
+    assert not RequestFailed(Kind.AMBIGUOUS, "reset").unreachable

@@ -1,0 +1,285 @@
+"""The strong judge's questions: one canonical form, made again alike, and no guessed verdict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_judge.config import RunConfig, parse
+from ray_judge.errors import InputChangedError
+from ray_judge.escalation.pricing import input_token_bound, max_cost
+from ray_judge.escalation.questions import QuestionMaker, Unparseable, canonical_keys, in_words
+from ray_judge.records import Chunk, Example
+from ray_judge.run.columns import Columns
+
+pytestmark = pytest.mark.timeout(60)
+
+PAIR = Example("Say hi.", ("hi", "hello"))
+ROLES = ("instruction", "response_a", "response_b")
+
+
+def config(task: str = "pairwise", **strong: Any) -> RunConfig:
+    return parse(
+        {
+            "input": "i",
+            "output": "o",
+            "task": task,
+            "judge": {"model": "m", "rubric": strong.pop("judge_rubric", None)},
+            "route": {"fraction": 0.5},
+            "strong": {"model": "gpt-4.1", "max_cost_usd": 1, **strong},
+        }
+    )
+
+
+def maker(task: str = "pairwise", **strong: Any) -> QuestionMaker:
+    return QuestionMaker(config(task, **strong), Columns({role: role for role in ROLES}))
+
+
+def body(task: str = "pairwise", example: Example = PAIR, **strong: Any) -> Any:
+    return maker(task, **strong).of_example(example)[0].body
+
+
+def key(example: Example = PAIR, **strong: Any) -> str:
+    return maker(**strong).of_example(example)[0].key
+
+
+def test_a_key_on_file() -> None:
+    """Journals hold it, and other processes read them on other days."""
+    assert key() == "742614d8f85e880f66f9a3af21dd8821896ad3a47c94806bc80f8b6285b60544"
+
+
+def test_what_the_key_depends_on() -> None:
+    keys = {
+        "plain": key(),
+        "instruction": key(Example("Say ho.", ("hi", "hello"))),
+        "swapped": key(PAIR.swapped()),
+        "input": key(replace(PAIR, input="x")),
+        "reference": key(replace(PAIR, reference="x")),
+        "row's rubric": key(replace(PAIR, rubric="x")),
+        "rubric": key(rubric="Be strict."),
+        "model": key(model="gpt-4o"),
+        "ties": key(ties=False),
+        "temperature": key(temperature=0),
+    }
+    assert len(set(keys.values())) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_cost_usd": 7, "concurrency": 1, "base_url": "http://127.0.0.1:1/v1"},
+        {"max_output_tokens": 10},
+        {"max_tokens_field": "max_tokens"},
+        {"samples": 3, "abstain_below": 0.7},
+        {"mode": "batch"},
+    ],
+)
+def test_what_the_key_does_not_depend_on(change: dict[str, Any]) -> None:
+    """A limit that was too low is raised, and no answer on file is asked for again."""
+    assert key(**change) == key()
+
+
+def test_a_key_is_that_of_the_body_whatever_its_order_and_text() -> None:
+    asked = body()
+    assert canonical_keys(dict(reversed(asked.items()))) == canonical_keys(asked) == [key()]
+    assert canonical_keys({"a": "\ud800"}) != canonical_keys({"a": "\ud801"})
+
+
+def test_the_judges_criteria_stand_in_for_missing_ones() -> None:
+    assert key(judge_rubric="Be kind.") == key(rubric="Be kind.")
+
+
+def test_samples_and_orders_are_questions_of_their_own() -> None:
+    both = maker(swap=True, samples=2).of_example(PAIR)
+    assert len({question.key for question in both}) == 4
+    assert both[0].body == both[1].body != both[2].body == both[3].body
+    assert [question.key for question in both[::2]] == [key(), key(PAIR.swapped())]
+    more = maker(samples=3).of_example(PAIR)
+    assert [question.key for question in more[:2]] == [question.key for question in both[:2]]
+
+
+@pytest.mark.parametrize(("mode", "tier"), [("online", "default"), ("batch", "batch")])
+def test_a_question_knows_its_tokens_and_its_cost(mode: str, tier: str) -> None:
+    asked = maker(mode=mode, max_output_tokens=50)
+    (question,) = asked.of_example(PAIR)
+    assert question.body is not None
+    bound = input_token_bound(question.body["messages"], question.body["response_format"])
+    assert question.input_bound == bound > question.tokens > 0
+    cost = max_cost(asked.price, input_tokens=bound, output_tokens=50, tier=tier)
+    assert question.max_cost_usd == cost > Decimal(0)
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "values"),
+    [
+        ("pairwise", "verdict", {"type": "string", "enum": ["A", "B", "tie"]}),
+        ("pointwise", "score", {"type": "number", "minimum": 1, "maximum": 10}),
+    ],
+)
+def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values: Any) -> None:
+    example = PAIR if task == "pairwise" else PAIR.single("hi")
+    asked = body(task, example)
+    schema = {
+        "type": "object", "properties": {field: values}, "required": [field],
+        "additionalProperties": False,
+    }  # fmt: skip
+    strict = {"name": field, "strict": True, "schema": schema}
+    assert asked["response_format"] == {"type": "json_schema", "json_schema": strict}
+    assert f'"{field}"' in asked["messages"][1]["content"]  # words alone say what is wanted
+    assert in_words(asked) == {k: v for k, v in asked.items() if k != "response_format"}
+    assert not any("logprobs" in name for name in asked)
+
+
+def test_every_text_is_in_the_question_under_its_heading() -> None:
+    example = Example("do", ("one", "two"), input="given", reference="gold", rubric="crisp")
+    text = body(example=example)["messages"][1]["content"]
+    parts = ["[Instruction]\ndo", "[Input]\ngiven", "[Reference answer]\ngold",
+             "[Criteria]\ncrisp", "[Answer A]\none", "[Answer B]\ntwo"]  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def shard(folder: Path, *instructions: str | None) -> Chunk:
+    """Rows 10 and following of a shard ask these."""
+    texts = [*["before"] * 10, *instructions]
+    table = pa.table({"other": texts, **dict.fromkeys(ROLES, texts)})
+    pq.write_table(table, folder / "a.parquet", row_group_size=4)
+    return Chunk("00000-00001", str(folder / "a.parquet"), "a.parquet", 10, len(instructions))
+
+
+def test_rows_have_the_questions_of_their_examples(tmp_path: Path) -> None:
+    chunk = shard(tmp_path, "x", None, "y", " ", "z")
+    asked = maker(swap=True)
+    made = asked.of_rows(chunk, [14, 11, 13, 10])
+    assert list(made) == [14, 11, 13, 10] and made[11] == made[13] == []
+    example = Example("z", ("z", "z"))
+    assert [question.row for question in made[14]] == [(chunk.name, 14, 0), (chunk.name, 14, 1)]
+    assert [replace(question, row=None) for question in made[14]] == asked.of_example(example)
+    assert asked.of_rows(chunk, []) == {}
+
+
+def test_bodies_are_made_again(tmp_path: Path) -> None:
+    chunk = shard(tmp_path, "x", "y", "z")
+    asked, chunks = maker(samples=2), {chunk.name: chunk}
+    questions = [q for row in asked.of_rows(chunk, [10, 11, 12]).values() for q in row][::-1]
+    bare = [replace(question, body=None) for question in questions]
+    assert asked.bodies(bare, chunks) == questions and asked.bodies([], chunks) == []
+
+
+@pytest.mark.parametrize("now", [("x", "Y", "z"), ("x", None, "z"), ("x",)])
+def test_a_row_that_asks_something_else_now_is_not_asked(
+    tmp_path: Path, now: tuple[str | None, ...]
+) -> None:
+    """Its answer would lie under the key of the question before it."""
+    chunk, asked = shard(tmp_path, "x", "y", "z"), maker()
+    questions = asked.of_rows(chunk, [10, 11])
+    shard(tmp_path, *now)
+    with pytest.raises(InputChangedError, match=r"a\.parquet"):
+        asked.bodies([*questions[10], *questions[11]], {chunk.name: chunk})
+    assert asked.bodies(questions[10], {chunk.name: chunk}) == questions[10]
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ('{"verdict": "A"}', "A"),
+        (' \n{"verdict":"tie"}\n', "tie"),
+        ('{"reason": "x", "verdict": "B"}', "B"),
+        ('```json\n{"verdict": "B"}\n```', "B"),
+        ('```\n{"verdict": "A"}```', "A"),
+        ('{"verdict": "\\u0041"}', "A"),
+    ],
+)
+def test_answers_that_are_verdicts(text: str, verdict: str) -> None:
+    assert maker().read(text) == verdict
+
+
+NOT_VERDICTS = [
+    None, "", "  \n", "A", '"A"', "null", "true", "[]", "{}", '["A"]', '{"verdict": null}',
+    '{"verdict": ""}', '{"verdict": "a"}', '{"verdict": "A "}', '{"verdict": "A or B"}',
+    '{"verdict": "C"}', '{"verdict": ["A"]}', '{"verdict": {"A": 1}}', '{"verdict": 1}',
+    '{"verdict": true}', '{"Verdict": "A"}', '{"verdict ": "A"}', '{"score": 5}',
+    '{"verdict": "A"', '{"verdict": "A"},,', '{"verdict": "A"}{"verdict": "B"}',
+    '{"verdict": "A", "verdict": "B"}', '{"answer": {"verdict": "A"}}', "{'verdict': 'A'}",
+    '{"verdict": A}', "The better answer is A.", '```json\n{"verdict": "A"}\n', "[" * 100_000,
+    '{"verdict":' * 5000, '{"verdict": "\ud800"}', '{"verdict": "A\\u0000"}', "\x00",
+    '{"verdict": ' + "9" * 5000 + "}",
+    '```json\n{"verdict": "A"}\n```\n```json\n{"verdict": "B"}\n```',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NOT_VERDICTS, ids=lambda text: repr(text)[:30])
+def test_answers_that_are_no_verdict(text: str | None) -> None:
+    for task in ("pairwise", "pointwise"):
+        if task == "pairwise" or text != '{"score": 5}':
+            with pytest.raises(Unparseable) as caught:
+                maker(task).read(text)
+            assert 0 < len(str(caught.value)) < 250
+
+
+def test_a_tie_that_was_not_offered_is_no_verdict() -> None:
+    with pytest.raises(Unparseable, match="tie"):
+        maker(ties=False).read('{"verdict": "tie"}')
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 10}', 10.0), ('{"score": 7.5}', 7.5),
+     ('{"score": 1e1}', 10.0)],
+)  # fmt: skip
+def test_scores(text: str, score: float) -> None:
+    value = maker("pointwise").read(text)
+    assert value == score and isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"score": 0.99}', '{"score": 10.5}', '{"score": -3}', '{"score": NaN}', '{"score": Infinity}',
+     '{"score": "5"}', '{"score": true}', '{"score": null}', '{"score": 1e999}', '{"score": [5]}',
+     '{"score": ' + "9" * 400 + "}", '{"score": 5, "score": 6}', '{"verdict": "A"}', "5"],
+    ids=lambda text: text[:24],
+)  # fmt: skip
+def test_no_scores(text: str) -> None:
+    with pytest.raises(Unparseable):
+        maker("pointwise").read(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=80), st.integers(0, 20), st.integers(0, 20))
+def test_damage_never_turns_a_verdict_into_another(noise: str, cut: int, drop: int) -> None:
+    whole = '{"verdict": "B"}'
+    for text in (noise, whole[:cut], whole[cut:], whole[:cut] + noise + whole[cut + drop :]):
+        try:
+            verdict = maker().read(text)
+        except Unparseable:
+            continue
+        assert json.loads(text.strip().strip("`").removeprefix("json"))["verdict"] == verdict
+
+
+# -- several judges --------------------------------------------------------------------------------
+
+
+def test_several_local_judges_share_one_question() -> None:
+    judges = [
+        {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
+        {"model": "b", "rubric": "Be brief."},
+    ]
+    run = {"input": "i", "output": "o", "route": {"fraction": 0.5}}
+    both = parse({**run, "judges": judges, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}})
+    keys = {QuestionMaker(one).of_example(PAIR)[0].key for one in (both, *both.tiers())}
+    assert keys == {key(rubric="Be brief.")}
