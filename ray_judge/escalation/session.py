@@ -23,6 +23,7 @@ from ray_judge.errors import EscalationError, PausedError, RayJudgeError, RunLoc
 from ray_judge.escalation.books.books import Books, Claim, InFlight
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.online.governor import Clock
+from ray_judge.escalation.online.permits import denying_cap
 from ray_judge.escalation.processes import ProcessDied
 from ray_judge.escalation.questions import Question
 from ray_judge.records import Outcome
@@ -229,15 +230,13 @@ class Session:
 
     def deny(self, best_usd: Mapping[str, Decimal]) -> None:
         """Deny, at once, what no lease can ever cover; see `Ledger.best_usd`."""
-        run, month = best_usd["run"], best_usd.get("month")
         for key, question in list(self.waiting.items()):
-            if question.max_cost_usd > run:
-                self.outcomes[key] = Outcome.DENIED_BUDGET
-            elif month is not None and question.max_cost_usd > month:
-                self.outcomes[key] = Outcome.PENDING
-            else:
-                continue
-            del self.waiting[key]
+            cap = denying_cap(question.max_cost_usd, best_usd)
+            if cap is not None:
+                self.outcomes[key] = (
+                    Outcome.DENIED_BUDGET if cap == "run" else Outcome.PENDING
+                )
+                del self.waiting[key]
 
     def counts(self, questions: Iterable[Question]) -> dict[str, InVain]:
         """How often questions were asked in vain, of those that were."""

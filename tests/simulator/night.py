@@ -14,6 +14,7 @@ from typing import Any
 from ray_judge.config import RunConfig
 from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.batch.courier import BatchCourier
+from ray_judge.escalation.books.claims import look
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.escalation.online.asker import Asker
@@ -344,7 +345,7 @@ class Night:
         self.oracle.driver_ended(
             process.run,
             session.outcomes,
-            books.accounts(),
+            look(books.storage),
             alone=process not in self._overlapped,
         )
 

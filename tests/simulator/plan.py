@@ -192,6 +192,11 @@ def draw(rng: random.Random) -> Plan:
     )
 
 
+def set_of(questions: tuple[Question, ...]) -> list[Question]:
+    """Every question once, in the order of first appearance."""
+    return list({question.key: question for question in questions}.values())
+
+
 def _faults(rng: random.Random) -> Faults:
     def some() -> float:
         return rng.choice((0.0, 0.0, 0.05, 0.2)) * rng.random()

@@ -19,7 +19,7 @@ from ray_judge.escalation.books.journal import InVain, JournalWriter
 from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.online.asker import Asker
-from ray_judge.escalation.online.governor import Clock, Governor
+from ray_judge.escalation.online.governor import Clock, Governor, WallClock
 from ray_judge.escalation.online.limiter import Feedback, Limiter
 from ray_judge.escalation.online.permits import GovernorPort, Need, Permit, Permits
 from ray_judge.escalation.processes import gravity, identity
@@ -164,9 +164,15 @@ class AskerServer:
         return {q.key: o for q, o in zip(questions, outcomes, strict=True) if isinstance(o, Outcome)}
 
     async def _one(self, question: Question, in_vain: Mapping[str, InVain]) -> Outcome:
+        before = in_vain.get(question.key)
         async with self._room:
-            before = in_vain.get(question.key)
-            return await self._asker.ask(question, before.unusable if before else 0)
+            try:
+                return await self._asker.ask(question, before.unusable if before else 0)
+            except RayJudgeError:
+                raise
+            except Exception as error:  # its slot never comes back: nobody may wait for it
+                await self._permits.pause(f"an asker failed: {type(error).__name__}: {error}")
+                raise
 
     async def close(self) -> RayJudgeError | None:
         """Mark this asker's log as ended."""
