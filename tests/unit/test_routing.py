@@ -95,6 +95,15 @@ def test_a_row_without_a_local_verdict_is_least_sure() -> None:
     assert escalated(route(frame(rows), threshold(0.0))) == [1]
 
 
+@pytest.mark.parametrize("policy", [fraction("0.34"), threshold(0.0), GUARANTEE])
+def test_a_confidence_that_is_no_number_is_as_unsure_as_none(policy: RouteConfig) -> None:
+    rows: list[tuple[float | None, bool]] = [(0.5, True), (float("nan"), True), (0.9, True)]
+    routed = route(frame(rows), policy, tier(0.1))
+    assert escalated(routed) == [1] and routed["judge_confidence"].to_list() == [0.5, None, 0.9]
+    audited = route(frame(rows), policy.model_copy(update={"audit": Decimal(1)}), tier(0.1))
+    assert audited["route"].to_list() == ["audit", "escalate", "audit"]
+
+
 def test_a_row_without_text_is_never_asked_and_frees_its_place() -> None:
     rows: list[tuple[float | None, bool]] = [(None, False), (0.5, True), (0.9, True)]
     assert escalated(route(frame(rows), fraction("0.34"))) == [1]

@@ -244,7 +244,7 @@ def night(folder: Path, confidences: list[np.ndarray]) -> tuple[Plan, RunDirecto
     for number, confidence in enumerate(confidences):
         if len(confidence):
             frame = pl.DataFrame({"row": range(len(confidence)), "judge_confidence": confidence})
-            run.tier(number).commit_judged(chunk.name, frame.to_arrow())
+            run.commit_judged(number, chunk.name, frame.to_arrow())
     return plan, run
 
 
