@@ -21,7 +21,7 @@ from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, Per
 from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.records import Answer, Example, Outcome, Usage
 
-from .virtual_time import run
+from .virtual_time import virtual
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -174,7 +174,7 @@ def ask_all(
         await permits.flush()
         return outcomes
 
-    night = Night(run(go), journal.kept, slept)
+    night = Night(virtual(go)(), journal.kept, slept)
     if journal.room > 10**6:
         assert not governor.open, "every slot is settled or released"
         proven = {(answer.lease, answer.slot): answer.cost_usd for answer in journal.kept}

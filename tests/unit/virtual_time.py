@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -33,7 +35,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.skip.now
 
 
-def run(scenario: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-    """Run a scenario to its end, in no time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(scenario())
+def virtual(scenario: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
+    """A coroutine function as a plain one, which is over in no time."""
+
+    @functools.wraps(scenario)
+    def run(*args: _P.args, **named: _P.kwargs) -> _T:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            return runner.run(scenario(*args, **named))
+
+    return run

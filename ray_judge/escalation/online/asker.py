@@ -141,16 +141,8 @@ class Asker:
         self, question: Question, slot: Slot, sent_at: float, reply: Reply, last: bool
     ) -> Answer:
         bound = question.input_bound
-        answer = read_answer(
-            self._maker,
-            question.key,
-            bound,
-            reply,
-            lease=slot.lease,
-            slot=slot.number,
-            at=self._clock(),
-            last=last,
-        )
+        place, at = (slot.lease, slot.number), self._clock()
+        answer = read_answer(self._maker, question.key, bound, reply, place, at, last=last)
         await self._keep(answer)
         spare = 0
         if reply.usage is not None:
@@ -182,23 +174,17 @@ class Asker:
         """
         meaning = failure.meaning
         final = meaning.fault is Fault.QUESTION or tries.enough()
-        answer = failed_answer(
-            slot.need.key,
-            failure.kind,
-            failure.reason,
-            # What may have been computed may have been billed: it counts in full.
-            cost_usd=slot.need.max_cost_usd if meaning.billed else Decimal(0),
-            lease=slot.lease,
-            slot=slot.number,
-            at=self._clock(),
-            final=final,
-        )
+        # What may have been computed may have been billed: it counts in full.
+        cost_usd = slot.need.max_cost_usd if meaning.billed else Decimal(0)
+        place, at = (slot.lease, slot.number), self._clock()
+        key, kind, reason = slot.need.key, failure.kind, failure.reason
+        answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)
         if meaning.billed or final:
             await self._keep(answer)
         signal = Signal.OK if meaning.tries is None else Signal.UNAVAILABLE
         if failure.kind is Kind.RATE_LIMIT:
             signal = Signal.RATE_LIMITED
-        self._permits.settle(slot, answer.cost_usd, Feedback(signal, failure.headers, sent_at))
+        self._permits.settle(slot, cost_usd, Feedback(signal, failure.headers, sent_at))
         if meaning.fault is Fault.RUN and not meaning.again:
             error = run_error(failure, self._strong)
             await self._permits.pause(str(error))
