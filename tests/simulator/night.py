@@ -14,9 +14,8 @@ from typing import Any
 from ray_judge.config import RunConfig
 from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.batch.courier import BatchCourier
-from ray_judge.escalation.books.claims import look
 from ray_judge.escalation.books.journal import JournalWriter
-from ray_judge.escalation.books.ledger import Ledger
+from ray_judge.escalation.books.ledger import Ledger, recover
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import Governor
@@ -345,7 +344,7 @@ class Night:
         self.oracle.driver_ended(
             process.run,
             session.outcomes,
-            look(books.storage),
+            recover(books.storage),
             alone=process not in self._overlapped,
         )
 

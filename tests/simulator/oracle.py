@@ -94,7 +94,7 @@ class Oracle:
         for line in data.split(b"\n")[:-1]:
             record = json.loads(line.split(b" ", 4)[4])
             if record["t"] == "grant":
-                maxima = [units(Decimal(text)) for text in record["max"]]
+                maxima = [int(nanos) * 10_000 for nanos in record["max"]]
                 grant = _Grant(record["actor"], record.get("keys", []), maxima)
                 self._granted[record["lease"]] = grant
             elif record["t"] == "answer":

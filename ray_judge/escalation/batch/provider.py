@@ -208,7 +208,10 @@ class Provider:
         policy = RETRY.copy(
             retry=tenacity.retry_if_exception(again), stop=enough, sleep=self._clock.sleep
         )
-        return await policy(call)
+        async for attempt in policy:
+            with attempt:
+                return await call()
+        raise AssertionError("the last failure is raised again")
 
 
 def lost_batch_error(

@@ -126,7 +126,7 @@ class ResultReader:
                 question = questions.get(slot.key)
                 reading.answers.append(self._answer(slot, question, past, found.body, at))
             else:
-                self._failed(reading, slot, past, found, at, words=words)
+                self._decide_failed(reading, slot, past, found, at, words=words)
         return reading
 
     def _answer(
@@ -141,9 +141,8 @@ class ResultReader:
             slot.key,
             question.input_bound if question else 0,
             reply,
-            lease=slot.lease,
-            slot=slot.slot,
-            at=at,
+            (slot.lease, slot.slot),
+            at,
             last=past.unusable >= self._maker.strong.reasks,
             tier="batch",  # the answer's own `service_tier` does not say so
         )
@@ -153,9 +152,9 @@ class ResultReader:
     def _lost(self, slot: HeldSlot, past: InVain, reason: str, at: float) -> Answer:
         """Computed, perhaps, and not here: it counts as billed in full, and is asked again."""
         final = past.lost + 1 >= LOST_TRIES
-        return _failed(slot, None, slot.max_usd, reason, at, final=final)
+        return _failed(slot, Kind.AMBIGUOUS, slot.max_usd, reason, at, final=final)
 
-    def _failed(
+    def _decide_failed(
         self,
         reading: BatchReading,
         slot: HeldSlot,
@@ -166,22 +165,21 @@ class ResultReader:
         words: bool,
     ) -> None:
         """Decide a slot that was not billed."""
-        if found.kind in (Kind.BILLING, Kind.RUN):
+        kind = found.kind or Kind.TRANSIENT
+        if kind in (Kind.BILLING, Kind.RUN):
             reading.stop = reading.stop or found
             reading.free.append(slot)
-        elif found.kind is Kind.NO_SCHEMA and not words:
+        elif kind is Kind.NO_SCHEMA and not words:
             reading.refused = True
             reading.free.append(slot)
         else:
-            of_the_row = found.kind in (Kind.ROW, Kind.REFUSED, Kind.NO_SCHEMA)
+            of_the_row = kind in (Kind.ROW, Kind.REFUSED, Kind.NO_SCHEMA)
             final = of_the_row or past.not_run + 1 >= TRIES
-            answer = _failed(slot, found.kind, Decimal(0), found.reason, at, final=final)
+            answer = _failed(slot, kind, Decimal(0), found.reason, at, final=final)
             reading.answers.append(answer)
 
 
 def _failed(
-    slot: HeldSlot, kind: Kind | None, cost: Decimal, reason: str, at: float, *, final: bool
+    slot: HeldSlot, kind: Kind, cost: Decimal, reason: str, at: float, *, final: bool
 ) -> Answer:
-    return failed_answer(
-        slot.key, kind, reason, cost_usd=cost, lease=slot.lease, slot=slot.slot, at=at, final=final
-    )
+    return failed_answer(slot.key, kind, reason, cost, (slot.lease, slot.slot), at, final=final)
