@@ -24,15 +24,15 @@ from pathlib import Path
 import polars as pl
 
 import ray_judge
+from ray_judge.cluster import connected
 from ray_judge.config import RunConfig, parse
 from ray_judge.demo.tasks import IN_DOMAIN, make_pairs
 from ray_judge.judging.engines.vllm import CPU_DEFAULTS
 from ray_judge.judging.formats import format_for
-from ray_judge.judging.stage import CHUNKS_PER_ACTOR, judge_chunks
+from ray_judge.judging.stage import CHUNKS_PER_ACTOR, JudgeTask, judge_chunks
 from ray_judge.records import Example
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
-from ray_judge.workers import connected
 
 MODEL = Path(ray_judge.__file__).parent / "demo" / "model" / "judge"
 WARM_UP = CHUNKS_PER_ACTOR + 1
@@ -110,7 +110,7 @@ def phase_a(config: RunConfig) -> float:
     run.begin(config, plan)
     rows = {chunk.name: chunk.rows for chunk in plan.chunks()}
     with connected():
-        names = judge_chunks(config, list(plan.chunks()), columns, run)
+        names = judge_chunks(JudgeTask(config, columns, run, 0), list(plan.chunks()))
         commits = [(time.monotonic(), rows[name]) for name in names]
     timed = commits[WARM_UP:]
     return sum(count for _, count in timed) / (timed[-1][0] - commits[WARM_UP - 1][0])

@@ -1,131 +1,113 @@
-"""Phase C: one Ray task per shard puts the verdict columns behind the untouched input columns."""
+"""Phase C: one task per shard puts the verdict columns behind the untouched input columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
+from ray_judge.cluster import call_each
 from ray_judge.config import RunConfig, StrongConfig
-from ray_judge.errors import InputChangedError, RayJudgeError
+from ray_judge.errors import InputChangedError
 from ray_judge.escalation.answers import answer_row
-from ray_judge.records import Answer, Outcome, Route, Shard, Source, Verdict, verdict_schema
+from ray_judge.records import Answer, Outcome, Route, Source, Verdict, verdict_schema
 from ray_judge.routing.tiers import read_judged
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import check_unchanged, open_shard, read_slices
-from ray_judge.workers import results
 
 Paid = Mapping[str, tuple[Answer | None, Decimal]]
 """Question key → its final answer, if it has one, and what all attempts at it cost, US dollars."""
+Asked = Sequence[tuple[str, bool]]
+"""The questions of one row: their keys, and whether this row pays for them."""
 
 
 def merge(
     config: RunConfig, plan: Plan, run: RunDirectory, routed: pl.DataFrame, paid: Paid
 ) -> None:
-    """Write every scored shard that is not there yet."""
+    """Write every scored shard that is not there yet, or is outdated."""
     done = run.scored()
-    todo = [shard for shard in plan.shards if shard.name not in done]
-    asked = payers(routed)
-    tasks = []
-    for shard in todo:
-        chunks = [chunk.name for chunk in plan.shard_chunks(shard)]
-        rows = routed.filter(pl.col("chunk").is_in(chunks)).select("chunk", "row", "route")
-        bills = asked.filter(pl.col("chunk").is_in(chunks))
-        keys = set(bills["key"])
-        answers = {key: paid[key] for key in keys if key in paid}
-        tasks.append((config, plan, run, shard, rows.to_arrow(), bills.to_arrow(), answers))
-    for _ in results(merge_shard, tasks):
+    chunks = with_payers(routed).partition_by("chunk", as_dict=True)
+
+    def calls() -> Iterator[tuple[Any, ...]]:
+        for number, shard in enumerate(plan.shards):
+            if shard.name in done:
+                continue
+            here = [chunks[chunk.name,] for chunk in plan.chunks_of(number)]
+            rows = pl.concat(here) if here else pl.DataFrame(schema=routed.schema)
+            keys = rows["question_keys"].explode().unique()
+            answers = {key: paid[key] for key in keys if key in paid}
+            yield config, plan, run, number, rows.to_arrow(), answers
+
+    for _ in call_each(merge_shard, calls()):
         pass
 
 
-def payers(routed: pl.DataFrame) -> pl.DataFrame:
-    """One row per question that a routed row asks: (chunk, row, key, pays).
+def with_payers(routed: pl.DataFrame) -> pl.DataFrame:
+    """The rows by their place, with `pays`: for each of their questions whether they pay for it.
 
     Identical rows share one question; the first row, in the order of the input, pays for it.
     """
-    return (
-        routed.filter(pl.col("route") != Route.ACCEPT.value)
-        .sort("chunk", "row")
-        .select("chunk", "row", pl.col("question_keys").alias("key"))
-        .explode("key")
-        .with_columns(pays=pl.col("key").is_first_distinct())
+    rows = routed.sort("chunk", "row").select("chunk", "row", "route", "question_keys")
+    paying = (
+        rows.filter(pl.col("route") != Route.ACCEPT.value)
+        .explode("question_keys")
+        .with_columns(pays=pl.col("question_keys").is_first_distinct())
+        .group_by("chunk", "row")
+        .agg("pays")
     )
+    return rows.join(paying, on=["chunk", "row"], how="left", maintain_order="left")
 
 
-@ray.remote(num_cpus=0.5, max_retries=3)
 def merge_shard(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    shard: Shard,
-    routes: pa.Table,
-    bills: pa.Table,
-    answers: Paid,
-) -> str | RayJudgeError:
+    config: RunConfig, plan: Plan, run: RunDirectory, number: int, routed: pa.Table, answers: Paid
+) -> str:
     """Write one scored shard, chunk by chunk, under its final name only when it is whole."""
-    try:
-        _merge_shard(config, plan, run, shard, pl.from_arrow(routes), pl.from_arrow(bills), answers)
-    except RayJudgeError as error:
-        return error
-    return shard.name
-
-
-def _merge_shard(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    shard: Shard,
-    routes: Any,
-    bills: Any,
-    answers: Paid,
-) -> None:
+    shard = plan.shards[number]
     check_unchanged(shard)
     with open_shard(shard.path) as file:
         source = file.schema_arrow
     strong = config.strong
     added = verdict_schema(config.task, config.alternatives(), strong_prob=strong.samples > 1)
     schema = pa.schema([*source, *added], metadata=source.metadata)
+    decided = pl.DataFrame(pl.from_arrow(routed)).partition_by("chunk", as_dict=True)
     with (
         run.storage.write_stream(f"scored/{shard.name}") as sink,
         pq.ParquetWriter(sink, schema, compression="zstd") as writer,
     ):
-        chunks = plan.shard_chunks(shard)
+        chunks = plan.chunks_of(number)
         slices = read_slices(shard.path, [chunk.rows for chunk in chunks])
         for chunk, rows in zip(chunks, slices, strict=True):
             if len(rows) != chunk.rows:
                 raise InputChangedError("this shard has fewer rows than before", file=shard.path)
-            routed = dict(
-                routes.filter(pl.col("chunk") == chunk.name).select("row", "route").rows()
-            )
-            asked: dict[int, list[tuple[str, bool]]] = {}
-            for row, key, pays in (
-                bills.filter(chunk=chunk.name).select("row", "key", "pays").rows()
-            ):
-                asked.setdefault(row, []).append((key, pays))
-            judged, _ = read_judged(run, len(config.tiers()), chunk.name)
-            columns = verdict_columns(judged, routed, asked, answers, added, strong)
+            routes: dict[int, tuple[str, Asked]] = {
+                row: (route, list(zip(keys or (), pays or (), strict=True)) if pays else ())
+                for _, row, route, keys, pays in decided[chunk.name,].rows()
+            }
+            judged, _ = read_judged(run, len(config.judges), chunk.name)
+            columns = verdict_columns(judged, routes, answers, added, strong)
             table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))
+    return shard.name
 
 
 def verdict_columns(
     judged: pa.Table,
-    routes: Mapping[int, str],
-    asked: Mapping[int, Sequence[tuple[str, bool]]],
+    routed: Mapping[int, tuple[str, Asked]],
     answers: Paid,
     schema: pa.Schema,
     strong: StrongConfig,
 ) -> pa.Table:
-    """Lay the verdict columns of one chunk, one row per judged row, in order."""
+    """Lay the verdict columns of one chunk, one row per judged row, in order.
+
+    `routed`: row → its route and its questions.
+    """
     kept = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
-    columns: dict[str, Any] = {name: judged.column(name) for name in kept}
     decided = [
-        _decide(local, error, routes[row], asked.get(row, ()), answers, strong)
+        _decide(local, error, *routed[row], answers, strong)
         for row, local, error in zip(
             judged.column("row").to_pylist(),
             judged.column("judge_verdict").to_pylist(),
@@ -133,17 +115,20 @@ def verdict_columns(
             strict=True,
         )
     ]
-    names = [field.name for field in schema if field.name not in kept]
-    for name in names:
-        columns[name] = pa.array([row[name] for row in decided], schema.field(name).type)
-    return pa.table([columns[field.name] for field in schema], schema=schema)
+    columns = [
+        judged.column(field.name)
+        if field.name in kept
+        else pa.array([row[field.name] for row in decided], field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _decide(
     local: Verdict | None,
     error: str | None,
     route: str,
-    asked: Sequence[tuple[str, bool]],
+    asked: Asked,
     answers: Paid,
     strong: StrongConfig,
 ) -> dict[str, Any]:

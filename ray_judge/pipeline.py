@@ -15,11 +15,12 @@ from typing import Any
 
 from ray_judge.calibration.document import Calibration
 from ray_judge.calibration.load import calibration_of, pin_calibration
+from ray_judge.cluster import connected
 from ray_judge.config import RunConfig
 from ray_judge.errors import PromiseBroken
-from ray_judge.escalation.escalate import Answers, check_books, check_strong, escalate
+from ray_judge.escalation.escalate import check_books, check_strong, escalate
 from ray_judge.judging.engines.engine import check_engine, extra_columns
-from ray_judge.judging.stage import judge_chunks
+from ray_judge.judging.stage import JudgeTask, judge_chunks
 from ray_judge.merge import merge
 from ray_judge.report.page import write_page
 from ray_judge.report.summary import summarise
@@ -28,7 +29,6 @@ from ray_judge.routing.stream import Routed
 from ray_judge.routing.tiers import Rows, passed_on
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory
 from ray_judge.run.plan import check_unchanged, plan_input
-from ray_judge.workers import connected
 
 Watch = Callable[[str, Mapping[str, Any]], None]
 """Told what happens: (phase, figures)."""
@@ -84,7 +84,7 @@ def kept_promise(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
-    """Give the summary of a run with nothing left to do; take back the end of one that has.
+    """Give the summary of a run with nothing left to do.
 
     A raised cap gives another chance to the rows that were denied for lack of it.
     """
@@ -93,13 +93,13 @@ def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
         return None
     for shard in plan.shards:
         check_unchanged(shard)
-    missing = {shard.name for shard in plan.shards} - run.scored()
-    if config.strong.abstain_below is not None and not run.storage.exists(REVIEW):
-        missing.add(REVIEW)
     raised = float(config.strong.max_cost_usd) > summary["cap_usd"]
-    if missing or (raised and summary["outcomes"]["denied_budget"]):
+    if raised and summary["outcomes"]["denied_budget"]:
         with run.locked():
             run.reopen()
+        return None
+    lacks_review = config.strong.abstain_below is not None and not run.storage.exists(REVIEW)
+    if lacks_review or {shard.name for shard in plan.shards} - run.scored():
         return None
     return summary
 
@@ -127,14 +127,14 @@ def judge(
 ) -> Generator[str, None, None]:
     """Phase A. Give the name of every chunk once the last judge's verdicts are on disk.
 
-    With several local judges each but the last one judges all its chunks first: what its policy
-    passes on is what the next one judges.
+    Each judge but the last one judges all its chunks first: what its policy passes on is what the
+    next one judges.
     """
-    tiers = config.tiers()
     rows: Rows | None = None
-    for number, tier in enumerate(tiers):
-        names = judge_tier(tier, plan, run.tier(number), rows, seconds, watch)
-        if number == len(tiers) - 1:
+    for number, tier in enumerate(config.tiers()):
+        task = JudgeTask(tier, plan.columns, run, number)
+        names = judge_tier(task, plan, rows, seconds, watch)
+        if number == len(config.judges) - 1:
             yield from names
         else:
             for _ in names:
@@ -143,15 +143,10 @@ def judge(
 
 
 def judge_tier(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    rows: Rows | None,
-    seconds: dict[str, float],
-    watch: Watch,
+    task: JudgeTask, plan: Plan, rows: Rows | None, seconds: dict[str, float], watch: Watch
 ) -> Generator[str, None, None]:
     """One local judge. Chunks that are on disk come first, and those with no row for it."""
-    committed = run.judged()
+    committed = task.run.judged(task.tier)
     chunks = list(plan.chunks())
     counts = {c.name: c.rows if rows is None else len(rows.get(c.name, ())) for c in chunks}
     todo = [chunk for chunk in chunks if counts[chunk.name] and chunk.name not in committed]
@@ -162,7 +157,7 @@ def judge_tier(
             done += counts[chunk.name]
             yield chunk.name
     with timed("judge", seconds):
-        for name in judge_chunks(config, todo, plan.columns, run, rows):
+        for name in judge_chunks(task, todo, rows):
             done += counts[name]
             watch("judge", {"done": done, "rows": whole})
             yield name
@@ -176,6 +171,3 @@ def timed(phase: str, seconds: dict[str, float]) -> Iterator[None]:
         yield
     finally:
         seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - begun
-
-
-__all__ = ["Answers", "score"]

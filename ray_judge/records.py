@@ -7,7 +7,7 @@ verdict. Money is `Decimal` US dollars (Arrow `decimal128(18, 9)`, nano-dollars)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 from typing import Literal
@@ -154,15 +154,15 @@ def verdict_type(task: Task) -> pa.DataType:
 
 
 def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
-    """Schema of `judged/<chunk>.parquet`: one row per input row of the chunk, in its order.
+    """Schema of a chunk's local verdicts: one row per judged row of the chunk, in its order.
 
-    `question_keys` is null when the row cannot be asked at all (no text); it has two keys when
-    the strong judge is asked in both orders.
+    `has_text` is false where nobody can be asked about the row.
     """
     return pa.schema(
         [
             pa.field("row", pa.int64(), nullable=False),
             pa.field("row_key", pa.string(), nullable=False),
+            pa.field("has_text", pa.bool_(), nullable=False),
             pa.field("judge_verdict", verdict_type(task)),
             pa.field("judge_probs", probs_type(alternatives)),
             pa.field("judge_mass", pa.float64()),
@@ -171,7 +171,6 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
             pa.field("judge_confidence", pa.float64()),
             pa.field("judge_model", pa.string()),
             pa.field("error", pa.string()),
-            pa.field("question_keys", pa.list_(pa.string())),
         ]
     )
 
@@ -228,4 +227,3 @@ class Shard:
     name: str
     rows: int
     fingerprint: str
-    chunks: tuple[Chunk, ...] = field(default=())

@@ -33,11 +33,11 @@ def evaluate_run(output: str, column: str | None = None) -> dict[str, Any]:
     if label is None:
         raise InputError("this run has no label column: name one with --labels COLUMN", run=output)
     parts, agreed = [], []
-    for shard in plan.shards:
+    for number, shard in enumerate(plan.shards):
         scored = pl.DataFrame(
             pl.from_arrow(scored_table(run, shard.name, label, more=("strong_cost_usd",)))
         )
-        judged = [run.read_judged(chunk.name) for chunk in plan.shard_chunks(shard)]
+        judged = [run.read_judged(0, chunk.name) for chunk in plan.chunks_of(number)]
         agreed += [value for part in judged for value in part["judge_orders_agree"].to_pylist()]
         series = [pl.Series("row_key", pl.from_arrow(part.column("row_key"))) for part in judged]
         parts.append(scored.with_columns(pl.concat(series) if series else pl.Series("row_key", [])))

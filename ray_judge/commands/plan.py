@@ -144,7 +144,7 @@ class _Table:
         if policy.policy == "fraction" and not policy.audit:
             count = min(
                 fraction_count(self.reached()[-1], policy.fraction or Decimal(0)),
-                round(int(self._rows["askable"].sum()) * scale),
+                round(int(self._rows["has_text"].sum()) * scale),
             )
         each = count / asked.height if asked.height else 0.0
         calls = count * (2 if self._config.strong.swap else 1)

@@ -38,11 +38,15 @@ class Reply:
 
 def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
     """Read the body of a 200 answer; half a body is AMBIGUOUS: computed, billed, lost."""
+    return reply_of(read_json(text), headers)
+
+
+def read_json(text: str) -> Any:
+    """The document, or None where the text is not JSON."""
     try:
-        document = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        document = None
-    return reply_of(document, headers)
+        return None
 
 
 def reply_of(document: Any, headers: Mapping[str, str]) -> Reply:
@@ -103,7 +107,11 @@ def read_answer(
     `input_bound`: the question's, in tokens, for servers that send no usage. `at`: Unix seconds.
     `last`: an unusable answer ends the question. `tier`: what is billed, whatever the reply says.
     """
-    usage = reply.usage or _upper_bound(reply, input_bound, maker.strong.max_output_tokens)
+    usage = reply.usage
+    if usage is None:  # counted here: upper bounds, since the cap depends on them
+        written = len(((reply.text or "") + (reply.refusal or "")).encode())
+        most = maker.strong.max_output_tokens
+        usage = Usage(input_bound, min(written, most), estimated=True)
     if tier is not None:
         usage = replace(usage, tier=tier)
     answer = Answer(
@@ -126,12 +134,6 @@ def read_answer(
     except Unparseable as error:
         cut = " (cut at max_output_tokens)" if reply.finish_reason == "length" else ""
         return replace(answer, outcome=Outcome.UNPARSEABLE, error=f"{error}{cut}", final=last)
-
-
-def _upper_bound(reply: Reply, input_bound: int, output_bound: int) -> Usage:
-    """Count for a server that does not: upper bounds, since the cap depends on them."""
-    text = len((reply.text or "").encode()) + len((reply.refusal or "").encode())
-    return Usage(input_tokens=input_bound, output_tokens=min(text, output_bound), estimated=True)
 
 
 def failed_answer(

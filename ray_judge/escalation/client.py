@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import openai
 
 from ray_judge.config import StrongConfig
-from ray_judge.escalation.answers import Reply, read_reply
+from ray_judge.escalation.answers import Reply, read_json, read_reply
 from ray_judge.escalation.failures import Kind, RequestFailed, classify
 from ray_judge.escalation.questions import in_words
 
@@ -67,20 +67,17 @@ class StrongClient:
         if repeated and (connection := raw.http_response.extensions.get("network_stream")):
             await connection.aclose()
         if not ours:
-            raise RequestFailed(
-                Kind.AMBIGUOUS, "the answer to another question came, for the second time"
-            )
+            raise RequestFailed(Kind.AMBIGUOUS, "an answer to another question came once more")
         return reply
 
 
 class SeenIds:
     """Which question each answer was for, by the id that the server gave it.
 
-    HTTP/1.1 tells answers apart by nothing but their order on a connection. An answer that a
-    broken proxy writes twice is taken for the next question's, and that one's for the next: the
-    ids of chat completions are unique, so the second time an id shows that it is not ours. Servers
-    that give every answer the same id, and caches that give the same question its answer again,
-    are believed.
+    HTTP/1.1 tells answers apart by their order on a connection alone. An answer that a broken
+    proxy writes twice is taken for the next question's, and that one's for the next. Ids are
+    unique, so one that comes again is not ours; but servers that give every answer the same id,
+    and caches that give the same question its answer again, are believed.
     """
 
     KEPT = 4096
@@ -89,8 +86,7 @@ class SeenIds:
         self._questions: OrderedDict[str, int] = OrderedDict()
 
     def look(self, response_id: str | None, body: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Whether an answer with this id can be the one to this request, and whether the id,
-        from a server that gives several, came before."""
+        """Whether the answer can be the one to this request, and whether its id came before."""
         if response_id is None:
             return True, False
         repeated = response_id in self._questions
@@ -154,9 +150,7 @@ def _open(strong: StrongConfig, key: str, timeout_s: float) -> openai.AsyncOpenA
     if urlsplit(strong.base_url or "").hostname in LOOPBACK:
         # A server on this machine is never behind the proxy that the environment names.
         direct["http_client"] = openai.DefaultAsyncHttpxClient(trust_env=False)
-    # A place in the pool, a connection, TLS: each has a quarter, so that a time limit over the
-    # whole strikes when the request was sent.
-    quarter = timeout_s / 4
+    quarter = timeout_s / 4  # for pool, connection and TLS each: so a limit strikes behind them
     return openai.AsyncOpenAI(
         api_key=key,
         base_url=strong.base_url,
@@ -181,10 +175,7 @@ async def _document(sent: Awaitable[Any]) -> dict[str, Any]:
     """Read an answer as the JSON object that it should be."""
     with _translated():
         answer = await sent
-    try:
-        document = json.loads(answer.http_response.text)
-    except (ValueError, RecursionError):
-        document = None
+    document = read_json(answer.http_response.text)
     if not isinstance(document, dict) or ("id" not in document and "data" not in document):
         raise RequestFailed(Kind.AMBIGUOUS, "the answer is not an object of the API")
     return document

@@ -20,6 +20,7 @@ import polars as pl
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from ray_judge.cluster import alone, our_error
 from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import EscalationError, LedgerFenced, RayJudgeError
 from ray_judge.escalation.batch.courier import ask_in_batches
@@ -42,7 +43,6 @@ from ray_judge.escalation.turn import Turn
 from ray_judge.records import Answer
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.storage.local import Missing
-from ray_judge.workers import alone, our_error
 
 PER_ASKER = 64
 """Requests in flight that one asker process serves."""

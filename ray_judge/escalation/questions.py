@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
@@ -114,10 +114,7 @@ class QuestionMaker:
         made: dict[int, list[Question]] = {}
         for row, example in zip(rows, read_examples(wanted, self._columns), strict=True):
             asked = [] if isinstance(example, str) else self.of_example(example)
-            made[row] = [
-                replace(question, row=(chunk.name, row, number))
-                for number, question in enumerate(asked)
-            ]
+            made[row] = [replace(q, row=(chunk.name, row, n)) for n, q in enumerate(asked)]
         return made
 
     def of_example(self, example: Example) -> list[Question]:
@@ -125,26 +122,22 @@ class QuestionMaker:
         orders = [example, example.swapped()] if self.strong.swap else [example]
         return [question for order in orders for question in self._samples(order)]
 
-    def bodies(self, questions: Iterable[Question], chunks: Mapping[str, Chunk]) -> list[Question]:
+    def bodies(self, questions: Sequence[Question], chunks: Mapping[str, Chunk]) -> list[Question]:
         """Make the bodies of questions about rows again; `chunks`: by name.
 
         Raises InputChangedError where a row asks something else now.
         """
-        questions = list(questions)
-        rows: dict[str, dict[int, None]] = {}
-        for question in questions:
-            assert question.row is not None
-            rows.setdefault(question.row[0], {})[question.row[1]] = None
-        made = {name: self.of_rows(chunks[name], list(asked)) for name, asked in rows.items()}
+        places = [question.row or ("", 0, 0) for question in questions]
+        rows: dict[str, set[int]] = {}
+        for name, row, _ in places:
+            rows.setdefault(name, set()).add(row)
+        made = {name: self.of_rows(chunks[name], sorted(asked)) for name, asked in rows.items()}
         again = []
-        for question in questions:
-            assert question.row is not None
-            name, row, number = question.row
+        for question, (name, row, number) in zip(questions, places, strict=True):
             found = made[name][row][number : number + 1]
-            if not found or found[0].key != question.key:
-                raise InputChangedError(
-                    "this row changed since the run began", file=chunks[name].shard, row=row
-                )
+            if [other.key for other in found] != [question.key]:
+                shard = chunks[name].shard
+                raise InputChangedError("this row changed since the run began", file=shard, row=row)
             again += found
         return again
 
@@ -166,29 +159,23 @@ class QuestionMaker:
             raise Unparseable(f'the answer has no field "{self._field}": {text[:80]!r}')
         value = document[self._field]
         if self._verdicts:
-            if value not in self._verdicts:
-                raise Unparseable(f"{repr(value)[:80]} is not one of {', '.join(self._verdicts)}")
-            return str(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Unparseable(f"{repr(value)[:80]} is not a score")
-        if not self._low <= value <= self._high:
-            raise Unparseable(f"{repr(value)[:80]} is not in {self._low:g} to {self._high:g}")
-        return float(value)
+            if value in self._verdicts:
+                return str(value)
+            raise Unparseable(f"{repr(value)[:80]} is not one of {', '.join(self._verdicts)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and self._low <= value <= self._high:
+            return float(value)
+        ends = f"{self._low:g} to {self._high:g}"
+        raise Unparseable(f"{repr(value)[:80]} is not a score from {ends}")
 
     def _samples(self, example: Example) -> list[Question]:
         body = self._body(example)
         bound = input_token_bound(body["messages"], self._format)
         tokens = input_token_estimate(body["messages"], self._format)
-        cost = _max_cost(
-            self.price,
-            input_tokens=bound,
-            output_tokens=self.strong.max_output_tokens,
-            tier=TIERS[self.strong.mode],
-        )
-        return [
-            Question(key, body, bound, tokens, cost)
-            for key in canonical_keys(body, self.strong.samples)
-        ]
+        most, tier = self.strong.max_output_tokens, TIERS[self.strong.mode]
+        cost = _max_cost(self.price, input_tokens=bound, output_tokens=most, tier=tier)
+        keys = canonical_keys(body, self.strong.samples)
+        return [Question(key, body, bound, tokens, cost) for key in keys]
 
     def _body(self, example: Example) -> dict[str, Any]:
         strong = self.strong
@@ -221,12 +208,8 @@ def canonical_keys(body: Mapping[str, Any], samples: int = 1) -> list[str]:
     asked = {name: value for name, value in body.items() if name not in LIMITS}
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     first = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-    keys = [first.hexdigest()]
-    for number in range(1, samples):
-        other = first.copy()
-        other.update(f"\n{number}".encode())
-        keys.append(other.hexdigest())
-    return keys
+    others = [hashlib.sha256(first.digest() + b"%d" % number) for number in range(1, samples)]
+    return [digest.hexdigest() for digest in (first, *others)]
 
 
 def in_words(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,6 +219,5 @@ def in_words(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def price_of_strong(strong: StrongConfig) -> Price:
     """The price of the run's strong judge. Raises ConfigError where none is known."""
-    return price_of(
-        strong.model, strong.price.model_dump(exclude_none=True) if strong.price else None
-    )
+    own = strong.price.model_dump(exclude_none=True) if strong.price else None
+    return price_of(strong.model, own)

@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError, RayTaskError
 
+from ray_judge.cluster import our_error
 from ray_judge.config import JudgeConfig, RunConfig
 from ray_judge.errors import EngineError, RayJudgeError
-from ray_judge.escalation.question import StrongQuestion
 from ray_judge.judging.confidence import mean
 from ray_judge.judging.engines.checkpoint import weight_bytes
 from ray_judge.judging.engines.engine import (
@@ -37,7 +38,6 @@ from ray_judge.records import Chunk, Example, Judgment, Scored, judged_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import read_examples, read_rows, row_keys
-from ray_judge.workers import our_error
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard that are judged."""
@@ -106,68 +106,80 @@ class _Reader:
 CHUNK, SHARD, ROW = "__chunk", "__shard", "__row"
 
 
+@dataclass(frozen=True)
+class JudgeTask:
+    """What the actors of one local judge have in common; `tier` is its number, from 0."""
+
+    config: RunConfig
+    columns: Columns
+    run: RunDirectory
+    tier: int
+
+    def commit(self, chunk: str, judged: pa.Table) -> pa.Table:
+        """Make a judged chunk durable; gives its receipt, which is all that goes on."""
+        config = self.config
+        judged = judged.select(judged_schema(config.task, config.alternatives()).names)
+        self.run.commit_judged(self.tier, chunk, without_nan(judged))
+        return pa.table({"chunk": [chunk]})
+
+
 class JudgeActor:
     """One engine and the chunks that pass through it."""
 
-    def __init__(
-        self, config: RunConfig, columns: Columns, run: RunDirectory, format_: Format | None
-    ) -> None:
-        """Start the engine. A failure is kept for the first call, which can carry it home."""
-        self._columns = columns
-        self._run = run
-        self._config = config
-        self._question = StrongQuestion(config)
-        self._failure: RayJudgeError | None = None
-        self._engine: Engine | None = None
+    def __init__(self, task: JudgeTask, format_: Format | None) -> None:
+        self._task = task
+        self._engine: Engine | RayJudgeError
         try:
-            self._engine = make_engine(config, format_)
+            self._engine = make_engine(task.config, format_)
         except RayJudgeError as error:
-            self._failure = error
+            self._engine = error  # kept for the first call, which can carry it home
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Judge one chunk, commit it, and give its receipt.
 
-        Where the base model has its say yet (calibrated_entropy), the judged chunk goes on to it.
+        Where the base model is still to be asked (calibrated_entropy), the chunk goes on to it.
         """
-        if self._engine is None:
-            raise self._failure or EngineError("the engine did not start")
-        chunk = block.column(CHUNK)[0].as_py()
-        judged, scored = judge_rows(
-            block, self._engine, self._config, self._columns, self._question
-        )
-        if self._config.judge.confidence == "calibrated_entropy":
+        if isinstance(self._engine, RayJudgeError):
+            raise self._engine
+        task, chunk = self._task, block.column(CHUNK)[0].as_py()
+        judged, scored = judge_rows(block, self._engine, task.config, task.columns)
+        if task.config.judge.confidence == "calibrated_entropy":
             return for_the_base(judged, scored, chunk)
-        return commit(self._run, self._config, chunk, judged)
+        return task.commit(chunk, judged)
 
 
 class BaseActor:
     """The model that the judge was tuned from, and the chunks whose confidence it calibrates."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
-        """Load the base model; a failure is kept for the first call."""
-        self._config = config
-        self._run = run
-        self._failure: RayJudgeError | None = None
-        self._model: LanguageModel | None = None
+    def __init__(self, task: JudgeTask) -> None:
+        self._task = task
+        self._model: LanguageModel | RayJudgeError
         try:
-            self._model = make_model(config, base=True)
+            self._model = make_model(task.config, base=True)
         except RayJudgeError as error:
-            self._failure = error
+            self._model = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Subtract the base model's entropies, commit the chunk, and give its receipt."""
-        if self._model is None:
-            raise self._failure or EngineError("the base model did not start")
+        if isinstance(self._model, RayJudgeError):
+            raise self._model
         chunk = block.column(CHUNK)[0].as_py()
-        return commit(self._run, self._config, chunk, calibrate_rows(block, self._model))
+        return self._task.commit(chunk, calibrate_rows(block, self._model))
 
 
-def commit(run: RunDirectory, config: RunConfig, chunk: str, judged: pa.Table) -> pa.Table:
-    """Make a judged chunk durable; gives its receipt, which is all that goes on."""
-    judged = judged.select(judged_schema(config.task, config.alternatives()).names)
-    run.commit_judged(chunk, judged)
-    failed = judged.column("judge_verdict").null_count
-    return pa.table({"chunk": [chunk], "rows": [len(judged)], "failed": [failed]})
+def without_nan(judged: pa.Table) -> pa.Table:
+    """The same rows; a confidence that is no number is null, and the row's error says so."""
+    bad = pc.fill_null(pc.is_nan(judged["judge_confidence"]), False)
+    if not pc.any(bad).as_py():
+        return judged
+    said = pc.coalesce(judged["error"], pa.scalar("judge: its confidence is not a number"))
+    for name, values in (
+        ("judge_confidence", pc.if_else(bad, None, judged["judge_confidence"])),
+        ("error", pc.if_else(bad, said, judged["error"])),
+    ):
+        place = judged.schema.get_field_index(name)
+        judged = judged.set_column(place, judged.schema.field(place), values)
+    return judged
 
 
 SCORED_PROMPTS, SCORED_ANSWERS = "__prompts", "__answers"
@@ -202,11 +214,7 @@ def calibrate_rows(block: pa.Table, model: LanguageModel) -> pa.Table:
 
 
 def judge_rows(
-    block: pa.Table,
-    engine: Engine,
-    config: RunConfig,
-    columns: Columns,
-    question: StrongQuestion,
+    block: pa.Table, engine: Engine, config: RunConfig, columns: Columns
 ) -> tuple[pa.Table, list[Sequence[Scored]]]:
     """Judge the rows of one chunk: one judged row per input row, in order, whatever befalls it.
 
@@ -214,7 +222,6 @@ def judge_rows(
     """
     examples = read_examples(block, columns)
     judgments = [_unread(example) for example in examples]
-    keys = [None if isinstance(example, str) else question.keys(example) for example in examples]
     readable = [n for n, example in enumerate(examples) if not isinstance(example, str)]
     if not engine.needs_text:  # its verdicts are there, whatever the row's text is like
         readable = list(range(len(examples)))
@@ -227,6 +234,7 @@ def judge_rows(
     columns_out = {
         "row": block.column(ROW),
         "row_key": row_keys(block, columns, block.column(SHARD)[0].as_py(), positions),
+        "has_text": [not isinstance(example, str) for example in examples],
         "judge_verdict": [judgment.verdict for judgment in judgments],
         "judge_probs": [_struct(judgment, names) for judgment in judgments],
         "judge_mass": [judgment.mass for judgment in judgments],
@@ -235,7 +243,6 @@ def judge_rows(
         "judge_confidence": [judgment.confidence for judgment in judgments],
         "judge_model": [engine.model] * len(judgments),
         "error": [judgment.error for judgment in judgments],
-        "question_keys": keys,
     }
     schema = judged_schema(config.task, names)
     judged = pa.table(
@@ -261,11 +268,7 @@ def _struct(judgment: Judgment, names: Sequence[str]) -> dict[str, float | None]
 
 
 def judge_chunks(
-    config: RunConfig,
-    chunks: Sequence[Chunk],
-    columns: Columns,
-    run: RunDirectory,
-    rows: Rows | None = None,
+    task: JudgeTask, chunks: Sequence[Chunk], rows: Rows | None = None
 ) -> Iterator[str]:
     """Judge the chunks and give each one's name once it is committed (in any order).
 
@@ -273,20 +276,21 @@ def judge_chunks(
     """
     if not chunks:
         return
-    format_ = check_engine(config)
+    format_ = check_engine(task.config)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = STUCK_AFTER_S
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.read_datasource(
-        ChunkSource(chunks, columns, rows), override_num_blocks=len(chunks)
+        ChunkSource(chunks, task.columns, rows), override_num_blocks=len(chunks)
     )
-    config = sharing(config)
-    pools = pool_sizes(config.judge, ray.cluster_resources(), len(chunks))
-    stages: list[tuple[Any, tuple[Any, ...]]] = [(JudgeActor, (config, columns, run, format_))]
-    if config.judge.confidence == "calibrated_entropy":
-        stages.append((BaseActor, (config, run)))
+    task = replace(task, config=sharing(task.config))
+    judge = task.config.judge
+    pools = pool_sizes(judge, ray.cluster_resources(), len(chunks))
+    stages: list[tuple[Any, tuple[Any, ...]]] = [(JudgeActor, (task, format_))]
+    if judge.confidence == "calibrated_entropy":
+        stages.append((BaseActor, (task,)))
     for (actor, arguments), pool in zip(stages, pools, strict=True):
         dataset = dataset.map_batches(
             actor,

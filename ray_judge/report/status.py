@@ -21,7 +21,7 @@ def status(output: str) -> dict[str, Any]:
     plan, config = run.plan(), run.config()
     if plan is None or config is None:
         raise InputError("there is no run here", run=output)
-    judged = run.judged()
+    judged = run.judged(0)
     chunks = list(plan.chunks())
     me = journal_name(config)
     ours = [one for one in load_journal(*journal_storage(config)).rows if one.run == me]

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from ray_judge.calibration.audit import audit, check_promise
 from ray_judge.calibration.document import Calibration
+from ray_judge.cluster import call_each
 from ray_judge.config import RunConfig
-from ray_judge.errors import CorruptedError, PromiseBroken, RayJudgeError
+from ray_judge.errors import CorruptedError, PromiseBroken
 from ray_judge.records import Outcome, Route, Source
 from ray_judge.report.drift import drifted
 from ray_judge.run.directory import Plan, RunDirectory
-from ray_judge.workers import results
 
 if TYPE_CHECKING:  # the workers that read shards need nothing of phase B
     from ray_judge.escalation.escalate import Answers
@@ -50,7 +49,7 @@ def summarise(
     abstains = config.strong.abstain_below is not None
     more = ("strong_prob",) if abstains else ()
     calls = [(run, shard.name, plan.columns.label, by, more) for shard in plan.shards]
-    parts = [pl.from_arrow(part) for part in results(read_scored, calls)]
+    parts = [pl.from_arrow(part) for part in call_each(scored_table, calls)]
     rows = pl.concat([part for part in parts if isinstance(part, pl.DataFrame)])
     document: dict[str, Any] = {
         "layout": 1,
@@ -131,17 +130,6 @@ def accuracy(rows: pl.DataFrame, column: str) -> float | None:
 def _counts(rows: pl.DataFrame, column: str, names: list[str]) -> dict[str, int]:
     counted = dict(rows.group_by(column).len().rows())
     return {name: counted.get(name, 0) for name in names}
-
-
-@ray.remote(num_cpus=0.5, max_retries=3)
-def read_scored(
-    run: RunDirectory, name: str, label: str | None, by: str | None, more: Sequence[str]
-) -> pa.Table | RayJudgeError:
-    """See `scored_table`; an error comes back as a value."""
-    try:
-        return scored_table(run, name, label, by, more)
-    except RayJudgeError as error:
-        return error
 
 
 def scored_table(

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import ray
 
+from ray_judge.cluster import call_each
 from ray_judge.config import RunConfig, StrongConfig
-from ray_judge.errors import RayJudgeError
+from ray_judge.errors import InputChangedError
 from ray_judge.escalation.books.journal import load_journal
 from ray_judge.escalation.books.places import journal_storage
 from ray_judge.escalation.pricing import cost, text_token_estimate
 from ray_judge.escalation.questions import TIERS, QuestionMaker, price_of_strong
-from ray_judge.records import Answer, Chunk, Usage
+from ray_judge.records import Answer, Chunk, Route, Usage
 from ray_judge.run.columns import Columns
+from ray_judge.run.directory import Plan
 from ray_judge.run.plan import read_examples, read_rows
-from ray_judge.workers import results
 
 FEWEST_ANSWERS = 20
 """So many answers on file correct the estimate; fewer could be odd ones."""
@@ -47,21 +47,36 @@ def count_tokens(config: RunConfig, columns: Columns, chunks: Sequence[Chunk]) -
     A row without text has none; others have `strong.samples` in each order.
     """
     calls = [(config, columns, chunk) for chunk in chunks]
-    parts = [pl.DataFrame(pl.from_arrow(part)) for part in results(count_chunk, calls)]
+    parts = [pl.DataFrame(pl.from_arrow(part)) for part in call_each(count_chunk, calls)]
     return pl.concat(parts).sort("chunk", "row") if parts else pl.DataFrame(schema=_SCHEMA)
 
 
 _SCHEMA = {"chunk": pl.String, "row": pl.Int64, "key": pl.String, "input_tokens": pl.Int64}
 
 
-@ray.remote(num_cpus=0.5, max_retries=3)
-def count_chunk(config: RunConfig, columns: Columns, chunk: Chunk) -> pa.Table | RayJudgeError:
+def count_chunk(config: RunConfig, columns: Columns, chunk: Chunk) -> pa.Table:
     """Count the tokens of one chunk's questions."""
-    try:
-        table = read_rows(chunk.shard, chunk.start, chunk.rows, columns.needed())
-        return count_rows(config, columns, table, chunk.name, chunk.start)
-    except RayJudgeError as error:
-        return error
+    table = read_rows(chunk.shard, chunk.start, chunk.rows, columns.needed())
+    return count_rows(config, columns, table, chunk.name, chunk.start)
+
+
+def with_questions(config: RunConfig, plan: Plan, routed: pl.DataFrame) -> pl.DataFrame:
+    """Add `question_keys` to the rows that are asked: `strong.samples` of them in each order."""
+    maker = QuestionMaker(config, plan.columns)
+    columns = [("chunk", pl.String()), ("row", pl.Int64()), ("question_keys", pl.List(pl.String))]
+    schema = pl.Schema(columns)
+    parts = [pl.DataFrame(schema=schema)]
+    routed_on = routed.filter(pl.col("route") != Route.ACCEPT.value)
+    for (name,), rows in routed_on.group_by("chunk", maintain_order=True):
+        chunk = plan.chunk(str(name))
+        keys = [
+            [q.key for q in made] for made in maker.of_rows(chunk, rows["row"].to_list()).values()
+        ]
+        if not all(keys):
+            raise InputChangedError("this shard changed since the run began", file=chunk.shard)
+        found = rows.select("chunk", "row").with_columns(question_keys=pl.Series(keys))
+        parts.append(found.cast(schema))
+    return routed.join(pl.concat(parts), on=["chunk", "row"], how="left", maintain_order="left")
 
 
 def count_rows(

@@ -1,7 +1,7 @@
 """Which rows the strong judge is asked about: a pure function of the judged rows and a policy.
 
 A frame of judged rows has `chunk`, `row` (position in its shard), `row_key`, `judge_confidence`
-(null when the judge gave no verdict) and `askable` (the row has text to ask about). The policy
+(null when the judge gave no verdict) and `has_text` (the row has text to ask about). The policy
 `budget` also needs `cost_nano_usd`: what asking about the row is expected to cost, in
 billionths of a dollar, so that sums are exact.
 """
@@ -47,6 +47,7 @@ def route(
     run's own; `policy.audit` of the accepted rows, drawn by it, get the route `audit`.
     Raises ConfigError where the policy lacks what it needs.
     """
+    judged = _null_for_nan(judged)
     audited = _drawn(judged, policy, seed)
     if policy.policy == "fraction":
         escalate = _least_sure(judged, fraction_count(judged.height, policy.fraction or Decimal(0)))
@@ -60,6 +61,7 @@ def route(
 
 def accepted(judged: pl.DataFrame, policy: RouteConfig, seed: str = "") -> pl.DataFrame:
     """Give the frame with a `route` column: rows of an earlier judge, accepted or audited."""
+    judged = _null_for_nan(judged)
     return _routed(judged, np.zeros(judged.height, dtype=bool), _drawn(judged, policy, seed))
 
 
@@ -142,7 +144,7 @@ def within_budget(
         )
     with np.errstate(divide="ignore"):
         worth = np.where(cost > 0, gain / np.maximum(cost, 1), np.inf)
-    candidates = judged["askable"].to_numpy() & (gain > 0)
+    candidates = judged["has_text"].to_numpy() & (gain > 0)
     ranking = pl.DataFrame({"worth": -worth, "row_key": judged["row_key"]})
     order = ranking.with_row_index("place").sort("worth", "row_key")["place"].to_numpy()
     order = order[candidates[order]]
@@ -191,14 +193,14 @@ def _threshold(policy: RouteConfig, tier: Tier | None) -> float:
 
 def _unsure(judged: pl.DataFrame, threshold: float) -> Flags:
     confidence = pl.col("judge_confidence")
-    unsure = confidence.is_null() | confidence.is_nan() | (confidence < threshold)
-    return np.asarray(judged.select(pl.col("askable") & unsure).to_series().to_numpy())
+    unsure = confidence.is_null() | (confidence < threshold)
+    return np.asarray(judged.select(pl.col("has_text") & unsure).to_series().to_numpy())
 
 
 def _least_sure(judged: pl.DataFrame, count: int) -> Flags:
     chosen = (
         judged.with_row_index("_position")
-        .filter(pl.col("askable"))
+        .filter(pl.col("has_text"))
         .sort(SURENESS, nulls_last=False)
         .head(count)["_position"]
     )
@@ -207,11 +209,16 @@ def _least_sure(judged: pl.DataFrame, count: int) -> Flags:
     return escalate
 
 
+def _null_for_nan(judged: pl.DataFrame) -> pl.DataFrame:
+    """A confidence that is no number is as unsure as none at all, whatever the policy."""
+    return judged.with_columns(pl.col("judge_confidence").cast(pl.Float64).fill_nan(None))
+
+
 def _drawn(judged: pl.DataFrame, policy: RouteConfig, seed: str) -> Flags:
     """Rows that are audited if they are accepted: drawn among those with a verdict and text."""
     if not policy.audit:
         return np.zeros(judged.height, dtype=bool)
-    able = judged["askable"].to_numpy() & judged["judge_confidence"].is_not_null().to_numpy()
+    able = judged["has_text"].to_numpy() & judged["judge_confidence"].is_not_null().to_numpy()
     return np.asarray(able & drawn(judged["row_key"], seed, float(policy.audit)).to_numpy())
 
 

@@ -28,17 +28,16 @@ VERDICT = ("judge_verdict", "judge_probs", "judge_mass", "judge_unseen",
 
 def read_judged(run: RunDirectory, tiers: int, chunk: str) -> tuple[pa.Table, list[int]]:
     """A chunk's judged rows, all tiers together, and the last tier that each row reached."""
-    table = run.tier(0).read_judged(chunk)
+    table = run.read_judged(0, chunk)
     if tiers == 1:
         return table, [0] * len(table)
     rows: list[dict[str, Any]] = table.to_pylist()
     place = {row["row"]: n for n, row in enumerate(rows)}
     reached = [0] * len(rows)
     for tier in range(1, tiers):
-        here = run.tier(tier)
-        if not here.has_judged(chunk):
+        if not run.has_judged(tier, chunk):
             break
-        for later in here.read_judged(chunk).to_pylist():
+        for later in run.read_judged(tier, chunk).to_pylist():
             n = place[later["row"]]
             rows[n], reached[n] = _together(rows[n], later), tier
     return pa.Table.from_pylist(rows, schema=table.schema), reached
@@ -55,20 +54,17 @@ def _together(before: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, 
 def judged_frame(run: RunDirectory, tiers: int, chunk: str) -> pl.DataFrame:
     """What routing and asking need of a judged chunk; `tier` is the last one a row reached."""
     table, reached = read_judged(run, tiers, chunk)
-    table = table.select(["row", "row_key", "judge_confidence", "question_keys"])
+    table = table.select(["row", "row_key", "judge_confidence", "has_text"])
     return pl.DataFrame(pl.from_arrow(table)).with_columns(
-        pl.lit(chunk).alias("chunk"),
-        pl.col("question_keys").is_not_null().alias("askable"),
-        pl.Series("tier", reached, pl.Int32),
+        pl.lit(chunk).alias("chunk"), pl.Series("tier", reached, pl.Int32)
     )
 
 
 def own_confidences(run: RunDirectory, plan: Plan, tier: int) -> pl.Series:
     """How sure a tier's judge was of each row that reached it; null where it gave no verdict."""
-    here = run.tier(tier)
-    committed = here.judged()
+    committed = run.judged(tier)
     parts = [
-        pl.Series(pl.from_arrow(here.read_judged(chunk.name)["judge_confidence"]))
+        pl.Series(pl.from_arrow(run.read_judged(tier, chunk.name)["judge_confidence"]))
         for chunk in plan.chunks()
         if chunk.name in committed
     ]

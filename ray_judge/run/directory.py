@@ -2,10 +2,11 @@
 
     <output>/run.json               what was asked, of which inputs; written once, never changed
     <output>/lock                   who works here now (on an object store: lock/<number>)
-    <output>/judged/<chunk>.parquet local verdicts: the file's existence is the commit
-    <output>/judged-2/ ...          the same of the second of several local judges, and so on
+    <output>/judged/1/<chunk>.parquet   verdicts of the first local judge: the file is the commit
+    <output>/judged/2/ ...          those of the second of several, and so on
     <output>/ledger/  journal/      the money (escalation/)
     <output>/scored/<shard name>    input columns + verdict columns
+    <output>/outdated               while there is more to know than what is scored tells
     <output>/review.parquet         rows left to a person (strong.abstain_below)
     <output>/report.html            for people
     <output>/summary.json           for programs; written last: its existence means "finished"
@@ -31,12 +32,7 @@ import pyarrow.parquet as pq
 
 from ray_judge import __version__
 from ray_judge.config import RunConfig, differences, parse
-from ray_judge.errors import (
-    AlreadyExists,
-    CorruptedError,
-    RunChangedError,
-    RunLockedError,
-)
+from ray_judge.errors import AlreadyExists, CorruptedError, RunChangedError, RunLockedError
 from ray_judge.records import Chunk, Shard
 from ray_judge.run.columns import Columns
 from ray_judge.storage.local import Storage, open_storage
@@ -45,6 +41,7 @@ from ray_judge.storage.lock import locked
 LAYOUT = 1
 """Version of this layout; a directory of a newer one is refused."""
 REVIEW = "review.parquet"
+OUTDATED = "outdated"
 
 
 @dataclass(frozen=True)
@@ -62,37 +59,40 @@ class Plan:
 
     def chunks(self) -> Iterator[Chunk]:
         """Cut every shard, in order; a pure function of the plan."""
-        for number, shard in enumerate(self.shards):
-            for start in range(0, shard.rows, self.chunk_rows):
-                yield Chunk(
-                    name=f"{number:05d}-{start // self.chunk_rows:05d}",
-                    shard=shard.path,
-                    shard_name=shard.name,
-                    start=start,
-                    rows=min(self.chunk_rows, shard.rows - start),
-                )
+        for number in range(len(self.shards)):
+            yield from self.chunks_of(number)
 
-    def shard_chunks(self, shard: Shard) -> list[Chunk]:
-        """The chunks of one shard, in order."""
-        return [chunk for chunk in self.chunks() if chunk.shard == shard.path]
+    def chunks_of(self, number: int) -> list[Chunk]:
+        """The chunks of one shard (the first is 0), in order."""
+        return [
+            self._chunk(number, part)
+            for part in range(-(-self.shards[number].rows // self.chunk_rows))
+        ]
+
+    def chunk(self, name: str) -> Chunk:
+        """The chunk of this name."""
+        number, part = name.split("-")
+        return self._chunk(int(number), int(part))
+
+    def _chunk(self, number: int, part: int) -> Chunk:
+        shard, start = self.shards[number], part * self.chunk_rows
+        rows = min(self.chunk_rows, shard.rows - start)
+        return Chunk(f"{number:05d}-{part:05d}", shard.path, shard.name, start, rows)
 
 
 class RunDirectory:
-    """One run's place in storage. Cheap to pickle: workers open it again by its URI."""
+    """One run's place in storage; nothing is touched until something is read or written.
 
-    def __init__(self, uri: str, folder: str = "judged") -> None:
-        """Name the place; nothing is touched until something is read or written."""
+    It is cheap to pickle: workers open it again by its URI. A `tier` is the number of a local
+    judge, from 0.
+    """
+
+    def __init__(self, uri: str) -> None:
         self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         self.storage: Storage = open_storage(self.uri)
-        self._folder = folder
 
-    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str, str]]:
-        """Pickle by URI."""
-        return (RunDirectory, (self.uri, self._folder))
-
-    def tier(self, number: int) -> RunDirectory:
-        """The same run as a tier's judge sees it (0 is the first): its own judged chunks."""
-        return RunDirectory(self.uri, f"judged-{number + 1}" if number else "judged")
+    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str]]:
+        return (RunDirectory, (self.uri,))
 
     # -- run.json ------------------------------------------------------------------------------
 
@@ -101,16 +101,13 @@ class RunDirectory:
         document = self._document("run.json")
         if document is None:
             return None
-        shards = tuple(Shard(**{**shard, "chunks": ()}) for shard in document["shards"])
+        shards = tuple(Shard(**shard) for shard in document["shards"])
         columns = document["columns"]
         columns = Columns(columns["text"], columns["id"], columns["label"], tuple(columns["extra"]))
         return Plan(shards, columns, document["chunk_rows"])
 
     def begin(self, config: RunConfig, plan: Plan) -> None:
         """Write run.json, once for ever."""
-        shards = [asdict(shard) for shard in plan.shards]
-        for shard in shards:
-            del shard["chunks"]
         document = {
             "layout": LAYOUT,
             "ray_judge": __version__,
@@ -120,7 +117,7 @@ class RunDirectory:
             "rows": plan.rows,
             "chunk_rows": plan.chunk_rows,
             "columns": asdict(plan.columns),
-            "shards": shards,
+            "shards": [asdict(shard) for shard in plan.shards],
         }
         try:
             self.storage.create("run.json", json.dumps(document, indent=1).encode())
@@ -148,27 +145,27 @@ class RunDirectory:
 
     # -- judged/ -------------------------------------------------------------------------------
 
-    def commit_judged(self, chunk: str, table: pa.Table) -> None:
-        """Make a chunk's local verdicts durable under their final name, all at once."""
+    def commit_judged(self, tier: int, chunk: str, table: pa.Table) -> None:
+        """Make a judge's verdicts on a chunk durable under their final name, all at once."""
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        self.storage.write(f"{self._folder}/{chunk}.parquet", sink.getvalue())
+        self.storage.write(_judged(tier, chunk), sink.getvalue())
 
-    def judged(self) -> set[str]:
-        """Names of the chunks that are committed."""
+    def judged(self, tier: int) -> set[str]:
+        """Names of the chunks that a judge has committed."""
         return {
-            Path(name).name.removesuffix(".parquet")
-            for name in self.storage.list(self._folder)
+            Path(name).stem
+            for name in self.storage.list(f"judged/{tier + 1}")
             if name.endswith(".parquet")
         }
 
-    def has_judged(self, chunk: str) -> bool:
-        """Whether a chunk is committed."""
-        return self.storage.exists(f"{self._folder}/{chunk}.parquet")
+    def has_judged(self, tier: int, chunk: str) -> bool:
+        """Whether a judge has committed a chunk."""
+        return self.storage.exists(_judged(tier, chunk))
 
-    def read_judged(self, chunk: str) -> pa.Table:
-        """One chunk's local verdicts. Raises CorruptedError when the file is damaged."""
-        path = f"{self._folder}/{chunk}.parquet"
+    def read_judged(self, tier: int, chunk: str) -> pa.Table:
+        """A judge's verdicts on a chunk. Raises CorruptedError when the file is damaged."""
+        path = _judged(tier, chunk)
         try:
             return pq.read_table(io.BytesIO(self.storage.read(path)))
         except pa.ArrowException as error:
@@ -180,23 +177,28 @@ class RunDirectory:
     # -- scored/, summary.json -----------------------------------------------------------------
 
     def scored(self) -> set[str]:
-        """Names of the shards that are scored."""
+        """Names of the shards that are scored, none of them outdated."""
+        if self.storage.exists(OUTDATED):
+            return set()
         return {name.removeprefix("scored/") for name in self.storage.list("scored")}
 
     def summary(self) -> dict[str, Any] | None:
         """The finished run's summary, or None."""
-        return self._document("summary.json")
+        return None if self.storage.exists(OUTDATED) else self._document("summary.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: the run is finished."""
         text = json.dumps(summary, indent=1, default=_plain)
         self.storage.write("summary.json", text.encode() + b"\n")
+        self.storage.delete(OUTDATED)
 
     def reopen(self) -> None:
-        """Take back the end of a run that goes on (its cap was raised); the summary goes last."""
-        for name in [*self.storage.list("scored"), REVIEW]:
-            self.storage.delete(name)
-        self.storage.delete("summary.json")
+        """Say that what is scored is to be scored anew: more is to be asked, or is known by now.
+
+        Every file stays until its successor takes its place.
+        """
+        if self.storage.list("scored"):
+            self.storage.write(OUTDATED, b"")
 
     def _document(self, path: str) -> dict[str, Any] | None:
         if not self.storage.exists(path):
@@ -221,6 +223,10 @@ class RunDirectory:
         The ledger's fencing, not this lock, is what keeps two owners from spending.
         """
         return locked(self.uri, "lock", "run directory")
+
+
+def _judged(tier: int, chunk: str) -> str:
+    return f"judged/{tier + 1}/{chunk}.parquet"
 
 
 def _plain(value: Any) -> Any:

@@ -10,9 +10,9 @@ A run directory lives in a `Storage`. What the rest of the package relies on:
   and GCS are strongly consistent; a network file system with cached look-ups is not, and must
   not hold a ledger).
 * An `AppendLog` keeps what was appended before a `sync` that returned. What came after it may
-  be there in part: readers of logs check every line (`escalation/lines.py`).
+  be there in part: readers of logs check every line (`escalation/books/lines.py`).
 
-Exceptions of the operating system and (in `object_storage.py`) of the object store's client are
+Exceptions of the operating system and (in `object_store.py`) of the object store's client are
 translated here, by type, and nowhere else.
 """
 
@@ -22,7 +22,7 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
@@ -147,14 +147,12 @@ def _sync_folder(folder: str) -> None:
 
 
 class LocalStorage:
-    """Files under one folder of a local disk."""
+    """Files under one folder of a local disk; it pickles as that folder's absolute path."""
 
     def __init__(self, root: str) -> None:
-        """Remember the absolute folder `root`."""
         self.uri = root
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the root alone."""
         return (LocalStorage, (self.uri,))
 
     def _at(self, path: str) -> str:
@@ -173,47 +171,59 @@ class LocalStorage:
         return os.path.dirname(self._at(path))
 
     def read(self, path: str) -> bytes:
-        """See `Storage.read`."""
         with _local_errors(path):
             return Path(self._at(path)).read_bytes()
 
     def write(self, path: str, data: bytes) -> None:
-        """See `Storage.write`."""
-        with self.write_stream(path) as file:
+        with _local_errors(path), self._new_file(path, os.replace) as file:
             file.write(data)
 
     def create(self, path: str, data: bytes) -> None:
-        """See `Storage.create`: a hard link either takes the name or fails, atomically."""
+        # a hard link either takes the name or fails, atomically
+        with _local_errors(path), self._new_file(path, os.link) as file:
+            file.write(data)
+
+    def write_stream(self, path: str) -> AbstractContextManager[BinaryIO]:
+        return self._new_file(path, os.replace)
+
+    @contextmanager
+    def _new_file(self, path: str, put_in_place: Callable[[str, str], None]) -> Iterator[BinaryIO]:
+        """A new file beside `path` under a name that readers skip, until the block ends well.
+
+        Errors of the caller's block pass unchanged.
+        """
         with _local_errors(path):
-            with self._temporary(path) as (file, temporary):
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.link(temporary, self._at(path))
-            _sync_folder(os.path.dirname(self._at(path)))
+            folder = self._folder(path)
+            temporary = os.path.join(folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
+            file = open(temporary, "xb")  # noqa: SIM115  it is closed below
+        try:
+            with file:
+                yield file
+                with _local_errors(path):
+                    file.flush()
+                    os.fsync(file.fileno())
+                    put_in_place(temporary, self._at(path))
+                    _sync_folder(folder)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
     def exists(self, path: str) -> bool:
-        """See `Storage.exists`."""
         return os.path.isfile(self._at(path))
 
     def list(self, prefix: str) -> list[str]:
-        """See `Storage.list`."""
-        found = []
-        start = self._at(prefix) if prefix else self.uri
-        for folder, _, names in os.walk(start):
-            for name in names:
-                if not name.startswith(_TEMPORARY):
-                    relative = os.path.relpath(os.path.join(folder, name), self.uri)
-                    found.append(relative.replace(os.sep, "/"))
-        return sorted(found)
+        start = Path(self._at(prefix) if prefix else self.uri)
+        return sorted(
+            path.relative_to(self.uri).as_posix()
+            for path in start.rglob("*")
+            if not path.name.startswith(_TEMPORARY) and path.is_file()
+        )
 
     def delete(self, path: str) -> None:
-        """See `Storage.delete`."""
         with _local_errors(path), contextlib.suppress(FileNotFoundError):
             os.unlink(self._at(path))
 
     def log(self, path: str) -> AppendLog:
-        """See `Storage.log`."""
         with _local_errors(path):
             folder = self._folder(path)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
@@ -221,36 +231,7 @@ class LocalStorage:
             _sync_folder(folder)
         return _LocalLog(path, handle)
 
-    @contextmanager
-    def _temporary(self, path: str) -> Iterator[tuple[BinaryIO, str]]:
-        """A new file beside `path` under a name that readers skip; removed at the end."""
-        folder = self._folder(path)
-        name = os.path.join(folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
-        try:
-            with open(name, "xb") as file:
-                yield file, name
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-
-    @contextmanager
-    def write_stream(self, path: str) -> Iterator[BinaryIO]:
-        """See `Storage.write_stream`. Errors raised in the caller's block pass unchanged."""
-        temporaries = self._temporary(path)
-        with _local_errors(path):
-            file, temporary = temporaries.__enter__()
-        try:
-            yield file
-            with _local_errors(path):
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, self._at(path))
-                _sync_folder(os.path.dirname(self._at(path)))
-        finally:
-            temporaries.__exit__(None, None, None)
-
     def open_input(self, path: str) -> Any:
-        """See `Storage.open_input`."""
         with _local_errors(path):
             return pa.OSFile(self._at(path), "rb")
 
@@ -259,7 +240,6 @@ class BufferedLog:
     """Bytes waiting for the next sync; knows whether an earlier sync failed."""
 
     def __init__(self, path: str) -> None:
-        """Nothing is waiting; `path` is for messages."""
         self.path = path
         self._pending = bytearray()
         self._pending_lock = threading.Lock()
@@ -267,12 +247,10 @@ class BufferedLog:
         self._broken = False
 
     def append(self, data: bytes) -> None:
-        """See `AppendLog.append`."""
         with self._pending_lock:
             self._pending += data
 
     def sync(self) -> None:
-        """See `AppendLog.sync`."""
         with self._sync_lock:
             if self._broken:
                 raise StorageError("an earlier write to this log failed", path=self.path)

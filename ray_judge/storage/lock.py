@@ -1,29 +1,36 @@
 """A lock that a killed process does not leave behind, on a disk or on an object store.
 
-Locally the kernel holds the lock and drops it with the process, however it dies. On an object store
-it is an object renewed by its owner. Either way it is for comfort: two who believe to hold it are
-told apart by the ledger's fencing.
+On a disk the kernel holds the lock and drops it with the process. On an object store the lock is
+one object that its owner renews. Every change of it is a conditional put: an owner that overslept
+can neither renew nor release what is another's by now. Either way the lock is for comfort: two who
+believe that they hold it are told apart by the ledger's fencing.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_judge.errors import AlreadyExists, RunLockedError, StorageError
-from ray_judge.storage.local import Missing, Storage, open_storage
+from filelock import FileLock, Timeout
 
-RENEW_S = 20.0
+from ray_judge.errors import AlreadyExists, RunLockedError, StorageError
+from ray_judge.storage.local import Missing, open_storage
+from ray_judge.storage.object_store import ObjectStorage, Version
+
+RENEW_S = 10.0
+"""On an object store: how often an owner renews its lock, and who asks for it learns that soon."""
 STALE_S = 120.0
-"""On an object store: a lock whose owner has not renewed it for so long is dead."""
+"""A lock that has not been renewed for so long, by the clock of who waits for it, is free."""
+POLL_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -33,83 +40,119 @@ def locked(uri: str, name: str, place: str, run: str | None = None) -> Iterator[
     """Hold the lock `<uri>/<name>`, or raise RunLockedError naming who does.
 
     `place` says in errors what is locked, as in "run directory"; `run` is added to the name of its
-    owner, where that is not clear from the place.
+    owner, where that is not clear from the place. On an object store it takes up to RENEW_S to
+    learn that the owner is alive, and STALE_S to learn that it is dead.
     """
     me = f"pid {os.getpid()} on {socket.gethostname()}" + (f" for {run}" if run else "")
-    hold = _on_store if "://" in uri else _on_disk
-    with hold(uri, name, place, me):
-        yield
-
-
-@contextmanager
-def _on_disk(uri: str, name: str, place: str, me: str) -> Iterator[None]:
-    Path(uri).mkdir(parents=True, exist_ok=True)
-    handle = os.open(Path(uri) / name, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.read(handle, 4096).decode(errors="replace").strip()
-        os.close(handle)
-        raise RunLockedError(f"another process works in this {place} ({owner})", run=uri) from None
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{me}\n".encode(), 0)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _on_store(uri: str, name: str, place: str, me: str) -> Iterator[None]:
-    """Hold the newest `<name>/<number>`: creating a number is exclusive, so one process wins.
-
-    The owner says every few seconds that it lives; whoever finds the newest one silent for
-    `STALE_S`, by its own clock, takes the next number.
-    """
     storage = open_storage(uri)
-    path = f"{name}/{_free_number(storage, name, place):08d}"
+    if isinstance(storage, ObjectStorage):
+        with StoreLock(storage, name, place, me).held():
+            yield
+        return
+    path = Path(uri) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, blocking=False)
     try:
-        storage.create(path, _said(me))
-    except AlreadyExists:
-        raise RunLockedError(f"another process took this {place} just now", run=uri) from None
-    over = threading.Event()
-    alive = threading.Thread(target=_renew, args=(storage, path, me, over), daemon=True)
-    alive.start()
+        lock.acquire()
+    except Timeout:
+        raise _held_by(path.read_text(errors="replace").strip(), place, uri) from None
     try:
+        path.write_text(f"{me}\n")
         yield
     finally:
-        over.set()
-        alive.join()
-        storage.delete(path)
+        lock.release()
 
 
-def _free_number(storage: Storage, name: str, place: str) -> int:
-    """Number of the next lock. Raises RunLockedError while the newest one's owner lives."""
-    names = storage.list(name)
-    if not names:
-        return 1
-    try:
-        held = json.loads(storage.read(names[-1]))
-    except Missing:  # its owner let go just now
-        held = {"at": 0.0}
-    if time.time() - held["at"] < STALE_S:
-        raise RunLockedError(
-            f"another process works in this {place} ({held['owner']}); a dead one's lock is free "
-            f"after {STALE_S:.0f} s",
-            run=storage.uri,
-        )
-    for old in names[:-1]:
-        storage.delete(old)
-    return int(names[-1].rpartition("/")[2]) + 1
+def _held_by(owner: str, place: str, uri: str) -> RunLockedError:
+    return RunLockedError(f"another process works in this {place} ({owner})", run=uri)
 
 
-def _renew(storage: Storage, path: str, me: str, over: threading.Event) -> None:
-    while not over.wait(RENEW_S):
+class StoreLock:
+    """A lock on an object store: `{"owner": ..., "token": ..., "renewed": n}`; owner null is free.
+
+    Nobody compares clocks: who waits sees that the object changes, or that it does not.
+    """
+
+    def __init__(
+        self,
+        storage: ObjectStorage,
+        name: str,
+        place: str,
+        me: str,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._storage, self._name, self._place, self._me = storage, name, place, me
+        self._clock, self._sleep = clock, sleep
+        self._token = secrets.token_hex(8)
+        self._renewed = 0
+        self._version: Version | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Take the lock, renew it in the background, and release it."""
+        self.take()
+        over = threading.Event()
+        renewing = threading.Thread(target=self._renew_until, args=(over,), daemon=True)
+        renewing.start()
         try:
-            storage.write(path, _said(me))
-        except StorageError as error:
-            log.warning("the lock %s could not be renewed: %s", path, error)
+            yield
+        finally:
+            over.set()
+            renewing.join()
+            self.release()
 
+    def take(self) -> None:
+        """Take the lock if it is free or its owner dead, else raise RunLockedError."""
+        seen, since = None, 0.0
+        while True:
+            try:
+                held, version = self._storage.read_version(self._name)
+                owner = json.loads(held)["owner"]
+            except Missing:
+                owner, version = None, None
+            if owner is None or (version == seen and self._clock() - since >= STALE_S):
+                self._version = version
+                break
+            if seen is None:
+                seen, since = version, self._clock()
+            elif version != seen:
+                raise _held_by(owner, self._place, self._storage.uri)
+            self._sleep(POLL_S)
+        try:
+            self.renew()
+        except AlreadyExists:
+            raise RunLockedError(
+                f"another process took this {self._place} just now", run=self._storage.uri
+            ) from None
 
-def _said(me: str) -> bytes:
-    return json.dumps({"owner": me, "at": time.time()}).encode()
+    def renew(self) -> None:
+        """Write the lock anew. Raises AlreadyExists when another owner has written it."""
+        self._put(self._me)
+
+    def release(self) -> None:
+        """Say that the lock is free, if it still is ours."""
+        with contextlib.suppress(StorageError):
+            self._put(None)
+
+    def _put(self, owner: str | None) -> None:
+        self._renewed += 1
+        said = {"owner": owner, "token": self._token, "renewed": self._renewed}
+        data = json.dumps(said).encode()
+        try:
+            self._version = self._storage.replace(self._name, data, self._version)
+        except AlreadyExists:  # perhaps by an earlier put of our own whose answer was lost
+            held, version = self._storage.read_version(self._name)
+            if json.loads(held)["token"] != self._token:
+                raise
+            self._version = self._storage.replace(self._name, data, version)
+
+    def _renew_until(self, over: threading.Event) -> None:
+        while not over.wait(RENEW_S):
+            try:
+                self.renew()
+            except AlreadyExists:
+                log.warning("another process has taken over the lock %s", self._name)
+                return
+            except StorageError as error:
+                log.warning("the lock %s could not be renewed: %s", self._name, error)

@@ -1,4 +1,4 @@
-"""Run directories on S3 and GCS, through obstore (the extra `s3`). See `storage.py`."""
+"""Run directories on S3 and GCS, through obstore (the extra `s3`)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ _SPOOL_BYTES = 32 << 20
 """A stream is kept in memory up to this size, then in a temporary file, then put at once."""
 
 
+Version = dict[str, str]
+"""What tells one state of an object from another (`e_tag`, and `version` where there is one)."""
+
+
+def _version(found: Any) -> Version:
+    return {key: found[key] for key in ("e_tag", "version") if found.get(key)}
+
+
 @contextmanager
 def _object_errors(path: str) -> Iterator[None]:
     from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -36,10 +44,12 @@ def _object_errors(path: str) -> Iterator[None]:
 
 
 class ObjectStorage:
-    """Objects under one prefix of an S3 or GCS bucket, through obstore."""
+    """Objects under one prefix of an S3 or GCS bucket, through obstore.
+
+    It pickles as its URI alone: the other side takes credentials from its environment.
+    """
 
     def __init__(self, uri: str) -> None:
-        """Connect lazily by `uri`; raises `ConfigError` when obstore is not installed."""
         try:
             import obstore
             from obstore.store import from_url
@@ -57,31 +67,40 @@ class ObjectStorage:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the URI alone; the other side takes credentials from its environment."""
         return (ObjectStorage, (self.uri,))
 
     def read(self, path: str) -> bytes:
-        """See `Storage.read`."""
-        with _object_errors(path):
-            return bytes(self._obstore.get(self._store, checked(path)).bytes())
+        return self.read_version(path)[0]
 
     def write(self, path: str, data: bytes) -> None:
-        """See `Storage.write`: one put is atomic."""
         with _object_errors(path):
             self._obstore.put(self._store, checked(path), data, use_multipart=False)
 
     def create(self, path: str, data: bytes) -> None:
-        """See `Storage.create`: a put with `If-None-Match: *`.
+        """Put where nothing is (`If-None-Match: *`).
 
         A put that succeeded but whose answer was lost is sent again by the client and then
         refused: the caller sees `AlreadyExists` for its own object. Callers that must know put
         something of their own in `data` and read it back.
         """
+        self.replace(path, data, None)
+
+    def replace(self, path: str, data: bytes, version: Version | None) -> Version:
+        """Put where the object still has this version, None: where there is none; else
+        `AlreadyExists`, as in `create`. Gives the new version.
+        """
+        mode = "create" if version is None else version
         with _object_errors(path):
-            self._obstore.put(self._store, checked(path), data, mode="create", use_multipart=False)
+            put: Any = self._obstore.put
+            return _version(put(self._store, checked(path), data, mode=mode, use_multipart=False))
+
+    def read_version(self, path: str) -> tuple[bytes, Version]:
+        """The whole object and the version that it has; `Missing` when there is none."""
+        with _object_errors(path):
+            found = self._obstore.get(self._store, checked(path))
+            return bytes(found.bytes()), _version(found.meta)
 
     def exists(self, path: str) -> bool:
-        """See `Storage.exists`."""
         try:
             with _object_errors(path):
                 self._obstore.head(self._store, checked(path))
@@ -90,25 +109,23 @@ class ObjectStorage:
         return True
 
     def list(self, prefix: str) -> list[str]:
-        """See `Storage.list`."""
         with _object_errors(prefix):
             batches = self._obstore.list(self._store, prefix=prefix.rstrip("/") or None)
             return sorted(str(item["path"]) for batch in batches for item in batch)
 
     def delete(self, path: str) -> None:
-        """See `Storage.delete`."""
         with contextlib.suppress(Missing), _object_errors(path):
             self._obstore.delete(self._store, checked(path))
 
     def log(self, path: str) -> AppendLog:
-        """See `Storage.log`: every sync creates the next object `path.00000001`, ..."""
+        """Begin a log: every sync creates the next object `path.00000001`, ..."""
         if self.exists(f"{path}.{1:08d}"):
             raise AlreadyExists("the name is taken", path=path)
         return _ObjectLog(self, checked(path))
 
     @contextmanager
     def write_stream(self, path: str) -> Iterator[BinaryIO]:
-        """See `Storage.write_stream`: spooled here, then one (multipart) put."""
+        """Spool here, then put all at once (multipart where it is large)."""
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as file:
             yield cast(BinaryIO, file)
             file.seek(0)
@@ -116,7 +133,6 @@ class ObjectStorage:
                 self._obstore.put(self._store, checked(path), cast(Any, file))
 
     def open_input(self, path: str) -> Any:
-        """See `Storage.open_input`."""
         with _object_errors(path):
             reader = self._obstore.open_reader(self._store, checked(path))
         return pa.PythonFile(_ObjectFile(path, reader), mode="r")

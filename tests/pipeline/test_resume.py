@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +15,7 @@ import pytest
 
 from ray_judge.config import load
 from ray_judge.demo.server import RunningServer
+from ray_judge.errors import RunLockedError
 from ray_judge.escalation.escalate import OnFile, _Session
 from ray_judge.escalation.feed import Feed
 from ray_judge.escalation.turn import Turn
@@ -37,10 +41,10 @@ def wait_for_files(folder: Path, count: int, process: object) -> None:
 def killed_while_judging(run: Run, address: str) -> set[str]:
     """Start the run in another process and kill it; gives the chunks that it had committed."""
     process = run.start(address)
-    wait_for_files(run.output / "judged", 3, process)
+    wait_for_files(run.output / "judged" / "1", 3, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    return RunDirectory(str(run.output)).judged()
+    return RunDirectory(str(run.output)).judged(0)
 
 
 def test_kill_9_while_judging(runs: Runs, server: RunningServer, ray_session: str) -> None:
@@ -51,14 +55,13 @@ def test_kill_9_while_judging(runs: Runs, server: RunningServer, ray_session: st
     committed = killed_while_judging(torn, ray_session)
     assert 3 <= len(committed) < CHUNKS, "the kill came too late to be one"
     assert server.stats()["billed"] == CHUNKS * 2  # only the first run's
-    old = {
-        name: (torn.output / "judged" / f"{name}.parquet").stat().st_mtime_ns for name in committed
-    }
-    (torn.output / "judged" / ".tmp-dead").write_bytes(b"half a chunk")
+    judged = torn.output / "judged" / "1"
+    old = {name: (judged / f"{name}.parquet").stat().st_mtime_ns for name in committed}
+    (judged / ".tmp-dead").write_bytes(b"half a chunk")
 
     assert torn.score() == 0
     for name, written in old.items():
-        assert (torn.output / "judged" / f"{name}.parquet").stat().st_mtime_ns == written
+        assert (judged / f"{name}.parquet").stat().st_mtime_ns == written
     first, second = whole.scored(), torn.scored()
     assert first.drop("strong_cost_usd").equals(second.drop("strong_cost_usd"))
     assert {k: v for k, v in whole.summary().items() if k not in ("seconds", "spent_usd")} == {
@@ -72,7 +75,7 @@ def test_a_crash_after_any_phase(runs: Runs, server: RunningServer) -> None:
     run = runs(pairs(60), pairs(60, first=60), chunk_rows=20)
     assert run.score() == 0
     wanted, asked = run.scored(), server.stats()["requests"]
-    judged = sorted((run.output / "judged").iterdir())
+    judged = sorted((run.output / "judged" / "1").iterdir())
     for missing in (judged[1], run.scored_paths()[0]):
         (run.output / "summary.json").unlink()
         (run.output / "report.html").unlink()
@@ -113,3 +116,44 @@ def test_what_was_answered_before_the_ledger_was_ours_is_not_asked(
     assert sum(len(unit.asks) for unit in feed.units) == 20
     assert session.governor is not None
     assert (server.stats()["billed"], server.stats()["billed_twice"]) == (20, 0)
+
+
+def test_a_raised_cap_that_meets_an_empty_account_loses_nothing(
+    runs: Runs, server: RunningServer
+) -> None:
+    """Yesterday's shards stay until today's take their place."""
+    run = runs(pairs(40), pairs(40, first=40), route__fraction=1)
+    assert run.score("strong.max_cost_usd=0.01") == 0
+    assert run.outcomes()["denied_budget"] > 0
+    yesterday = run.scored()
+    server.configure(quota_usd="0.01")
+    for _ in range(2):
+        assert run.score("strong.max_cost_usd=1") == 4
+        assert run.scored().equals(yesterday)
+        assert (run.output / "report.html").exists()
+    server.configure(quota_usd=None)
+    assert run.score("strong.max_cost_usd=1") == 0
+    assert run.outcomes() == {"resolved": 80}
+    assert server.stats()["billed_twice"] == 0
+    assert run.check_costs() == Decimal(server.stats()["total_usd"])
+
+
+HOLDER = """
+import sys
+from ray_judge.run.directory import RunDirectory
+with RunDirectory(sys.argv[1]).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_kernel_drops_the_lock_of_a_killed_process(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "out"))
+    command = [sys.executable, "-c", HOLDER, run.uri]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        with pytest.raises(RunLockedError, match=f"pid {process.pid}"), run.locked():
+            pass
+        process.kill()
+    with run.locked():
+        pass

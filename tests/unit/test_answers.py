@@ -146,18 +146,14 @@ def test_a_failure_on_file() -> None:
 @pytest.mark.parametrize(
     ("votes", "samples", "verdict", "prob"),
     [
-        (["B"], 1, "B", None),
-        ([3.0], 1, 3.0, None),
-        ("ABB", 3, "B", 2 / 3),
+        ("B", 1, "B", None), ([3.0], 1, 3.0, None), ("ABB", 3, "B", 2 / 3),
         ("B", 3, "B", 1 / 3),  # two answers were unusable: who is silent does not agree
-        ("AB", 2, "tie", 0),
-        (["A", "B", "tie"], 3, "tie", 1 / 3),
-        (["A", "A", "B", "tie"], 4, "A", 1 / 2),
-        ([7.0, 7.0, 9.0], 3, 7, 2 / 3),
+        ("AB", 2, "tie", 0), (["A", "B", "tie"], 3, "tie", 1 / 3),
+        (["A", "A", "B", "tie"], 4, "A", 1 / 2), ([7.0, 7.0, 9.0], 3, 7, 2 / 3),
         ([2.0, 6.0, 7.0], 3, 6, 1 / 3),  # no score leads: the one nearest to the mean
         ([4.0, 6.0], 2, 4, 1 / 2),
     ],
-)
+)  # fmt: skip
 def test_votes_of_one_order(
     votes: list[Verdict], samples: int, verdict: Verdict, prob: float | None
 ) -> None:
@@ -167,15 +163,12 @@ def test_votes_of_one_order(
 @pytest.mark.parametrize(
     ("first", "second", "samples", "verdict", "prob"),
     [
-        ("A", "B", 1, "A", None),
-        (["tie"], ["tie"], 1, "tie", None),
-        ("A", "A", 1, "tie", None),
-        ("A", ["tie"], 1, "tie", None),
-        ("AAB", "BBB", 3, "A", 5 / 6),
+        ("A", "B", 1, "A", None), (["tie"], ["tie"], 1, "tie", None), ("A", "A", 1, "tie", None),
+        ("A", ["tie"], 1, "tie", None), ("AAB", "BBB", 3, "A", 5 / 6),
         ("AAA", "AAA", 3, "tie", 0),  # nobody said a tie, however sure each order is of its own
         (["A", "A", "tie"], ["A", "A", "tie"], 3, "tie", 1 / 3),
     ],
-)
+)  # fmt: skip
 def test_two_orders_that_disagree_are_a_tie(
     first: Any, second: Any, samples: int, verdict: str, prob: float | None
 ) -> None:
@@ -246,32 +239,22 @@ def test_what_the_questions_of_a_row_come_to(
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind", "param", "meaning"),
+    ("status", "error", "meaning"),
     [
-        (429, None, None, None, Kind.RATE_LIMIT),
-        (429, "insufficient_quota", None, None, Kind.BILLING),
-        (400, None, "billing_not_active", None, Kind.BILLING),
-        (402, None, None, None, Kind.BILLING),
-        (401, "invalid_api_key", None, None, Kind.RUN),
-        (403, None, None, None, Kind.RUN),
-        (404, "model_not_found", None, None, Kind.RUN),
-        (400, None, None, "service_tier", Kind.RUN),
-        (409, None, None, None, Kind.TRANSIENT),
-        (503, None, None, None, Kind.TRANSIENT),
-        (408, None, None, None, Kind.BROKEN),
-        (500, None, None, None, Kind.BROKEN),
-        (529, None, None, None, Kind.BROKEN),
-        (400, None, None, "response_format", Kind.NO_SCHEMA),
-        (422, None, None, "response_format.type", Kind.NO_SCHEMA),
-        (400, "content_filter", None, None, Kind.REFUSED),
-        (400, "context_length_exceeded", None, "messages", Kind.ROW),
-        (413, None, None, None, Kind.ROW),
+        (429, {}, Kind.RATE_LIMIT), (429, {"code": "insufficient_quota"}, Kind.BILLING),
+        (400, {"kind": "billing_not_active"}, Kind.BILLING), (402, {}, Kind.BILLING),
+        (401, {"code": "invalid_api_key"}, Kind.RUN), (403, {}, Kind.RUN), (404, {}, Kind.RUN),
+        (400, {"param": "service_tier"}, Kind.RUN), (409, {}, Kind.TRANSIENT),
+        (503, {}, Kind.TRANSIENT), (408, {}, Kind.BROKEN), (500, {}, Kind.BROKEN),
+        (529, {}, Kind.BROKEN), (400, {"param": "response_format"}, Kind.NO_SCHEMA),
+        (422, {"param": "response_format.type"}, Kind.NO_SCHEMA),
+        (400, {"code": "content_filter"}, Kind.REFUSED), (413, {}, Kind.ROW),
+        (400, {"code": "context_length_exceeded", "param": "messages"}, Kind.ROW),
     ],
-)
-def test_what_an_error_answer_means(
-    status: int, code: str | None, kind: str | None, param: str | None, meaning: Kind
-) -> None:
-    assert classify(status, code, kind, param) is meaning
+)  # fmt: skip
+def test_what_an_error_answer_means(status: int, error: dict[str, str], meaning: Kind) -> None:
+    fields: dict[str, str | None] = {"code": None, "kind": None, "param": None, **error}
+    assert classify(status, **fields) is meaning
 
 
 @pytest.mark.parametrize(

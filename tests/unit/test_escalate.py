@@ -119,7 +119,7 @@ def test_the_judge_dies_while_its_run_waits_for_its_turn(
             "strong": {"model": "gpt-4.1", "max_cost_usd": 1, "books": money},
         }
     )
-    shard = Shard("/in/a.parquet", "a.parquet", 1, "", ())
+    shard = Shard("/in/a.parquet", "a.parquet", 1, "")
     plan = Plan((shard,), Columns({}), 1000)
 
     def frames() -> Iterator[pl.DataFrame]:
@@ -151,7 +151,7 @@ def test_routing_that_is_left_stops_the_judging(tmp_path: Path) -> None:
     )
     run = RunDirectory(str(tmp_path))
     rows = pa.Table.from_pylist(
-        [{"row": 0, "row_key": "r", "judge_confidence": 0.4, "question_keys": ["k"]}],
+        [{"row": 0, "row_key": "r", "judge_confidence": 0.6, "has_text": True}],
         schema=judged_schema("pairwise", ("A", "B", "tie")),
     )
     made = []
@@ -159,7 +159,7 @@ def test_routing_that_is_left_stops_the_judging(tmp_path: Path) -> None:
     def judged() -> Generator[str, None, None]:
         try:
             for number in count():
-                run.commit_judged(f"c{number}", rows)
+                run.commit_judged(0, f"c{number}", rows)
                 made.append(number)
                 yield f"c{number}"
         finally:
@@ -167,7 +167,7 @@ def test_routing_that_is_left_stops_the_judging(tmp_path: Path) -> None:
 
     routed = Routed(config, Plan((), Columns({}), 1), run, judged())
     for part in routed:
-        assert part["route"].to_list() == ["escalate"]
+        assert part["route"].to_list() == ["accept"]
         break
     assert made == [0, "closed"]
 

@@ -22,7 +22,6 @@ from ray_judge.run.plan import (
     read_slices,
     row_keys,
 )
-from ray_judge.storage.local import open_storage
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -168,7 +167,7 @@ def test_a_column_that_collides_with_the_output(tmp_path: Path, column: str) -> 
 def test_strong_prob_is_taken_only_where_the_run_has_it(tmp_path: Path) -> None:
     path = shard(tmp_path, "a.parquet", pairs(strong_prob=[1, 2, 3]))
     assert plan_input(config(tmp_path), ())[0][0].rows == 3
-    strong = {"model": "gpt-4.1", "max_cost_usd": 1, "abstain_below": 0.5}
+    strong = {"model": "gpt-4.1", "max_cost_usd": 1, "samples": 2, "abstain_below": 0.5}
     with pytest.raises(InputError) as caught:
         plan_input(config(tmp_path, strong=strong), ())
     assert caught.value.where == {"file": str(path), "column": "strong_prob"}
@@ -393,38 +392,3 @@ def test_an_input_that_changed_or_went_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputChangedError, match="gone"):
         check_unchanged(planned)
-
-
-# -- object stores ---------------------------------------------------------------------------------
-
-
-def test_shards_on_an_object_store(s3_root: str, tmp_path: Path) -> None:
-    """The same on S3, by its real protocol: found, planned, read, and seen to change."""
-    storage = open_storage(f"{s3_root}/{tmp_path.name}")
-    table = pairs(20, id=[f"k{n}" for n in range(20)])
-    for name in ("day/a.parquet", "day/b.parquet", "day/_tmp.parquet", "other/c.parquet"):
-        rows = table if name != "day/b.parquet" else pairs(2, id=["x", "y"])
-        with storage.write_stream(name) as sink:
-            pq.write_table(rows, sink, row_group_size=6)
-    uri = storage.uri
-    assert [n for _, n in find_shards(f"{uri}/day")] == ["a.parquet", "b.parquet"]
-    assert find_shards(f"{uri}/day/a.parquet") == [(f"{uri}/day", "a.parquet")]
-    assert [n for _, n in find_shards(f"{uri}/*/?.parquet")] == [
-        "day/a.parquet", "day/b.parquet", "other/c.parquet",
-    ]  # fmt: skip
-    with pytest.raises(InputError, match="no Parquet shards"):
-        find_shards(f"{uri}/nothing")
-
-    (first, second), columns = plan_input(config(f"{uri}/day"), ())
-    assert (first.rows, second.rows, columns.id) == (20, 2, "id")
-    assert read_rows(first.path, 5, 9).equals(table.slice(5, 9))
-    assert pa.concat_tables(read_slices(first.path, [7, 13])).equals(table)
-    check_unchanged(first)
-    with storage.write_stream("day/a.parquet") as sink:
-        pq.write_table(table.slice(1), sink)
-    with pytest.raises(InputChangedError):
-        check_unchanged(first)
-    storage.write("day/b.parquet", b"PAR1 and no more")
-    with pytest.raises(InputError, match="not a readable Parquet file") as caught:
-        plan_input(config(f"{uri}/day"), ())
-    assert caught.value.where["file"] == second.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,13 @@ import pyarrow as pa
 import pytest
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judging.stage import Pool, calibrate_rows, for_the_base, pool_sizes
+from ray_judge.judging.stage import (
+    Pool,
+    calibrate_rows,
+    for_the_base,
+    pool_sizes,
+    without_nan,
+)
 from ray_judge.records import Scored, judged_schema
 
 pytestmark = pytest.mark.timeout(30)
@@ -56,7 +63,9 @@ def test_the_base_models_entropies_are_subtracted() -> None:
     schema = judged_schema("pairwise", ("A", "B", "tie"))
     own = [-1.0, -2.0, None]
     rows = [
-        dict.fromkeys(schema.names) | {"row": n, "row_key": str(n), "judge_confidence": value}
+        dict.fromkeys(schema.names)
+        | {"row": n, "row_key": str(n), "has_text": True}
+        | {"judge_confidence": value}
         for n, value in enumerate(own)
     ]
     scored = [
@@ -73,3 +82,20 @@ def test_the_base_models_entropies_are_subtracted() -> None:
         .drop_columns("judge_confidence")
         .equals(pa.Table.from_pylist(rows, schema=schema).drop_columns("judge_confidence"))
     )
+
+
+def test_a_confidence_that_is_no_number_is_null_and_says_so() -> None:
+    schema = judged_schema("pairwise", ("A", "B", "tie"))
+    given: list[tuple[float | None, str | None]] = [
+        (0.5, None), (math.nan, None), (None, "e"), (math.nan, "e"),
+    ]  # fmt: skip
+    rows = [
+        {"row": 0, "row_key": "0", "has_text": True, "judge_confidence": c, "error": e}
+        for c, e in given
+    ]
+    found = without_nan(pa.Table.from_pylist(rows, schema=schema))
+    assert found.schema.equals(schema)
+    assert found["judge_confidence"].to_pylist() == [0.5, None, None, None]
+    assert found["error"].to_pylist() == [
+        None, "judge: its confidence is not a number", "e", "e",
+    ]  # fmt: skip

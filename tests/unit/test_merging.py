@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -10,11 +9,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ray_judge.config import parse
-from ray_judge.escalation.question import StrongQuestion
+from ray_judge.config import StrongConfig, parse
 from ray_judge.judging.engines.columns import ColumnsEngine
 from ray_judge.judging.stage import judge_rows
-from ray_judge.merge import payers, verdict_columns
+from ray_judge.merge import Asked, Paid, verdict_columns, with_payers
 from ray_judge.records import (
     PAIRWISE_ALTERNATIVES,
     VERDICT_COLUMNS,
@@ -28,6 +26,7 @@ from ray_judge.run.columns import Columns
 pytestmark = pytest.mark.timeout(60)
 
 SCHEMA = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
+STRONG = StrongConfig(model="gpt-4.1", max_cost_usd=Decimal(1))
 
 
 def answer(outcome: Outcome, verdict: str | None = None, **changes: Any) -> Answer:
@@ -43,7 +42,7 @@ def judged(*rows: dict[str, Any]) -> pa.Table:
     """Judged rows with defaults: a verdict A at .9."""
     good = {
         "judge_verdict": "A", "judge_probs": {"A": 0.9, "B": 0.1, "tie": None}, "judge_mass": 1.0,
-        "judge_confidence": 0.9, "judge_model": "m", "error": None, "question_keys": ["k"],
+        "judge_confidence": 0.9, "judge_model": "m", "error": None, "has_text": True,
     }  # fmt: skip
     full = [{**good, **row, "row": n, "row_key": str(n)} for n, row in enumerate(rows)]
     return pa.Table.from_pylist(full, schema=judged_schema("pairwise", PAIRWISE_ALTERNATIVES))
@@ -51,14 +50,17 @@ def judged(*rows: dict[str, Any]) -> pa.Table:
 
 UNJUDGED = {"judge_verdict": None, "judge_probs": None, "judge_mass": None,
             "judge_confidence": None, "error": "judge: too long"}  # fmt: skip
-UNREAD = {**UNJUDGED, "error": "input: response_a is null", "question_keys": None}
+UNREAD = {**UNJUDGED, "error": "input: response_a is null", "has_text": False}
 
 
-def one(
-    row: dict[str, Any], route: str, asked: Sequence[tuple[str, bool]] = (), **answers: Any
-) -> Any:
+CENT = Decimal("0.01")
+RESOLVED = answer(Outcome.RESOLVED, "B")
+PAID: dict[str, Any] = {"k": (RESOLVED, CENT)}
+
+
+def one(row: dict[str, Any], route: str, asked: Asked = (), answers: Paid | None = None) -> Any:
     """The verdict columns of one row."""
-    table = verdict_columns(judged(row), {0: route}, {0: asked} if asked else {}, answers, SCHEMA)
+    table = verdict_columns(judged(row), {0: (route, asked)}, answers or {}, SCHEMA, STRONG)
     assert table.schema.equals(SCHEMA, check_metadata=True)
     return table.to_pylist()[0]
 
@@ -69,106 +71,100 @@ def picked(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in names)
 
 
-CENT = Decimal("0.01")
-RESOLVED = answer(Outcome.RESOLVED, "B")
+ASKED, BOTH = [("k", True)], [("k", True), ("l", True)]
+LONG, NULL = "judge: too long", "input: response_a is null"
+L_A, L_B = ({"l": (answer(Outcome.RESOLVED, verdict), CENT)} for verdict in ("A", "B"))
 
 
-def test_an_accepted_row() -> None:
-    row = one({}, "accept")
-    assert picked(row) == ("not_needed", None, None, None, "A", "judge", None)
+@pytest.mark.parametrize(
+    ("row", "route", "asked", "answers", "wanted"),
+    [
+        ({}, "accept", (), {}, ("not_needed", None, None, None, "A", "judge", None)),
+        # the answer of its twin is not an accepted row's
+        ({}, "accept", (), PAID, ("not_needed", None, None, None, "A", "judge", None)),
+        ({}, "escalate", ASKED, PAID, ("resolved", "B", "gpt-4.1", CENT, "B", "strong", None)),
+        # denied by the cap, at once or after an attempt that was paid for
+        ({}, "escalate", ASKED, {}, ("denied_budget", None, None, None, "A", "judge", None)),
+        (
+            {}, "escalate", ASKED, {"k": (None, CENT)},
+            ("denied_budget", None, None, CENT, "A", "judge", None),
+        ),
+        (UNJUDGED, "accept", (), {}, ("failed", None, None, None, None, "none", LONG)),
+        (
+            UNJUDGED, "escalate", ASKED, PAID,
+            ("resolved", "B", "gpt-4.1", CENT, "B", "strong", LONG),
+        ),
+        (
+            UNJUDGED, "escalate", ASKED, {"k": (answer(Outcome.REFUSED), CENT)},
+            ("refused", None, "gpt-4.1", CENT, None, "none", f"{LONG}; strong: because"),
+        ),
+        (
+            UNJUDGED, "escalate", ASKED, {},
+            ("denied_budget", None, None, None, None, "none", LONG),
+        ),
+        (UNREAD, "accept", (), {}, ("failed", None, None, None, None, "none", NULL)),
+        # a twin that does not pay
+        (
+            {}, "escalate", [("k", False)], PAID,
+            ("resolved", "B", "gpt-4.1", Decimal(0), "B", "strong", None),
+        ),
+        # both orders agree, contradict each other, are half there, or one is refused
+        (
+            {}, "escalate", BOTH, PAID | L_A,
+            ("resolved", "B", "gpt-4.1", 2 * CENT, "B", "strong", None),
+        ),
+        (
+            {}, "escalate", BOTH, PAID | L_B,
+            ("resolved", "tie", "gpt-4.1", 2 * CENT, "tie", "strong", None),
+        ),
+        (
+            {}, "escalate", BOTH, PAID,
+            ("denied_budget", None, "gpt-4.1", CENT, "A", "judge", None),
+        ),
+        (
+            {}, "escalate", BOTH, PAID | {"l": (answer(Outcome.REFUSED), CENT)},
+            ("refused", None, "gpt-4.1", 2 * CENT, "A", "judge", "strong: because"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_a_row(
+    row: dict[str, Any], route: str, asked: Asked, answers: Paid, wanted: tuple[Any, ...]
+) -> None:
+    assert picked(one(row, route, asked, answers)) == wanted
+
+
+def test_the_local_verdict_stands_beside_the_final_one() -> None:
+    row = one({}, "escalate", ASKED, PAID)
     assert row["judge_probs"] == {"A": 0.9, "B": 0.1, "tie": None}
     assert (row["judge_verdict"], row["judge_confidence"], row["judge_model"]) == ("A", 0.9, "m")
 
 
-def test_an_accepted_row_does_not_take_the_answer_of_its_twin() -> None:
-    assert picked(one({}, "accept", [], k=(RESOLVED, CENT)))[:5] == (
-        "not_needed", None, None, None, "A",
-    )  # fmt: skip
-
-
-def test_a_resolved_row_keeps_its_local_verdict_beside_the_final_one() -> None:
-    row = one({}, "escalate", [("k", True)], k=(RESOLVED, CENT))
-    assert picked(row) == ("resolved", "B", "gpt-4.1", CENT, "B", "strong", None)
-    assert row["judge_verdict"] == "A"
-
-
 @pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.UNPARSEABLE, Outcome.FAILED])
 def test_a_strong_judge_that_fails_leaves_the_local_verdict(outcome: Outcome) -> None:
-    row = one({}, "escalate", [("k", True)], k=(answer(outcome), CENT))
+    row = one({}, "escalate", ASKED, {"k": (answer(outcome), CENT)})
     assert picked(row) == (
         outcome.value, None, "gpt-4.1", CENT, "A", "judge", "strong: because",
     )  # fmt: skip
 
 
-def test_denied_by_the_cap() -> None:
-    row = one({}, "escalate", [("k", True)])
-    assert picked(row) == ("denied_budget", None, None, None, "A", "judge", None)
-
-
-def test_denied_by_the_cap_after_an_attempt_that_was_paid_for() -> None:
-    row = one({}, "escalate", [("k", True)], k=(None, CENT))
-    assert picked(row) == ("denied_budget", None, None, CENT, "A", "judge", None)
-
-
-def test_a_row_that_could_not_be_judged() -> None:
-    assert picked(one(UNJUDGED, "accept")) == (
-        "failed", None, None, None, None, "none", "judge: too long",
-    )  # fmt: skip
-    assert picked(one(UNJUDGED, "escalate", [("k", True)], k=(RESOLVED, CENT))) == (
-        "resolved", "B", "gpt-4.1", CENT, "B", "strong", "judge: too long",
-    )  # fmt: skip
-    row = one(UNJUDGED, "escalate", [("k", True)], k=(answer(Outcome.REFUSED), CENT))
-    assert picked(row)[4:] == (None, "none", "judge: too long; strong: because")
-    assert picked(one(UNJUDGED, "escalate", [("k", True)]))[4:6] == (None, "none")
-
-
-def test_a_row_without_text() -> None:
-    assert picked(one(UNREAD, "accept")) == (
-        "failed", None, None, None, None, "none", "input: response_a is null",
-    )  # fmt: skip
-
-
-def test_the_twin_that_does_not_pay_costs_nothing() -> None:
-    row = one({}, "escalate", [("k", False)], k=(RESOLVED, CENT))
-    assert row["strong_cost_usd"] == 0 and row["strong_verdict"] == "B"
-
-
-BOTH = [("k", True), ("l", True)]
-
-
-def test_both_orders() -> None:
-    agree = {"k": (answer(Outcome.RESOLVED, "B"), CENT), "l": (answer(Outcome.RESOLVED, "A"), CENT)}
-    assert picked(one({}, "escalate", BOTH, **agree))[:4] == ("resolved", "B", "gpt-4.1", 2 * CENT)
-    torn = {"k": (answer(Outcome.RESOLVED, "B"), CENT), "l": (answer(Outcome.RESOLVED, "B"), CENT)}
-    assert picked(one({}, "escalate", BOTH, **torn))[:2] == ("resolved", "tie")
-
-
-def test_half_of_both_orders_is_no_verdict() -> None:
-    half = {"k": (RESOLVED, CENT)}
-    assert picked(one({}, "escalate", BOTH, **half)) == (
-        "denied_budget", None, "gpt-4.1", CENT, "A", "judge", None,
-    )  # fmt: skip
-    bad = {"k": (RESOLVED, CENT), "l": (answer(Outcome.REFUSED), CENT)}
-    assert picked(one({}, "escalate", BOTH, **bad))[:4] == ("refused", None, "gpt-4.1", 2 * CENT)
-
-
 def test_the_schema_does_not_follow_the_values() -> None:
     """All null, or all there: readers of many shards must not find two types."""
-    nothing = verdict_columns(judged(UNREAD, UNREAD), {0: "accept", 1: "accept"}, {}, {}, SCHEMA)
-    paid: Any = {"k": (RESOLVED, CENT)}
-    everything = verdict_columns(judged({}), {0: "escalate"}, {0: [("k", True)]}, paid, SCHEMA)
+    unread = judged(UNREAD, UNREAD)
+    nothing = verdict_columns(unread, {0: ("accept", ()), 1: ("accept", ())}, {}, SCHEMA, STRONG)
+    everything = verdict_columns(judged({}), {0: ("escalate", ASKED)}, PAID, SCHEMA, STRONG)
     assert nothing.schema.equals(everything.schema, check_metadata=True)
     assert nothing.column_names == list(VERDICT_COLUMNS)
 
 
 def test_scores_are_numbers() -> None:
     schema = verdict_schema("pointwise", ("1", "2"))
+    row = {"row": 0, "row_key": "0", "has_text": True, "judge_verdict": 2.0}
     rows = pa.Table.from_pylist(
-        [{"row": 0, "row_key": "0", "judge_verdict": 2.0, "judge_probs": {"1": 0.1, "2": 0.9}}],
+        [row | {"judge_probs": {"1": 0.1, "2": 0.9}}],
         schema=judged_schema("pointwise", ("1", "2")),
     )
     paid: Any = {"k": (answer(Outcome.RESOLVED, 7.5), CENT)}  # type: ignore[arg-type]
-    table = verdict_columns(rows, {0: "escalate"}, {0: [("k", True)]}, paid, schema)
+    table = verdict_columns(rows, {0: ("escalate", ASKED)}, paid, schema, STRONG)
     assert table.column("final_verdict").to_pylist() == [7.5]
 
 
@@ -184,11 +180,12 @@ def test_the_first_of_identical_rows_pays_in_input_order() -> None:
             "question_keys": [["k", "l"], ["k", "l"], ["k", "l"], ["m", "m"]],
         }
     )
-    assert payers(routed).rows() == [
-        ("00000-00000", 5, "m", True), ("00000-00000", 5, "m", False),
-        ("00000-00001", 1000, "k", True), ("00000-00001", 1000, "l", True),
-        ("00001-00000", 0, "k", False), ("00001-00000", 0, "l", False),
-    ]  # fmt: skip
+    assert with_payers(routed).rows() == [
+        ("00000-00000", 4, "accept", ["k", "l"], None),
+        ("00000-00000", 5, "escalate", ["m", "m"], [True, False]),
+        ("00000-00001", 1000, "escalate", ["k", "l"], [True, True]),
+        ("00001-00000", 0, "escalate", ["k", "l"], [False, False]),
+    ]
 
 
 # -- judged files ----------------------------------------------------------------------------------
@@ -213,7 +210,7 @@ def test_judged_rows_have_one_schema_whatever_is_null() -> None:
             | {"p_a": pa.array([p_a, p_a], pa.float64()), "p_b": pa.array([0.4, 0.4])}
             | {"__chunk": ["c", "c"], "__shard": ["s", "s"], "__row": [7, 8]}
         )
-        return judge_rows(block, engine, config, columns, StrongQuestion(config))[0]
+        return judge_rows(block, engine, config, columns)[0]
 
     tables = [judge("x", 0.6), judge(None, 0.6), judge("x", None), judge(None, None)]
     assert {table.schema.to_string() for table in tables} == {tables[0].schema.to_string()}
@@ -221,11 +218,11 @@ def test_judged_rows_have_one_schema_whatever_is_null() -> None:
     both, no_text, no_number, nothing = (table.to_pylist()[1] for table in tables)
     assert (both["row"], both["judge_verdict"], both["error"]) == (8, "A", None)
     # The verdict of a judge that has run stands, but nobody can be asked about a row without text.
-    assert (no_text["judge_verdict"], no_text["question_keys"]) == ("A", None)
+    assert (no_text["judge_verdict"], no_text["has_text"]) == ("A", False)
     assert no_text["error"] == "input: instruction is null"
     assert (no_number["judge_verdict"], no_number["judge_confidence"]) == (None, None)
-    assert "p_a" in no_number["error"] and len(no_number["question_keys"]) == 1
-    assert (nothing["judge_verdict"], nothing["question_keys"]) == (None, None)
+    assert "p_a" in no_number["error"] and no_number["has_text"]
+    assert (nothing["judge_verdict"], nothing["has_text"]) == (None, False)
 
 
 @pytest.mark.parametrize(
@@ -270,70 +267,21 @@ def columns_engine() -> ColumnsEngine:
 
 # --- verdicts that the strong judge is unsure of --------------------------------------------------
 
-WITH_PROB = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES, strong_prob=True)
-
-
-def abstaining(
-    below: float, *answers: Answer, row: dict[str, Any] | None = None, route: str = "escalate"
-) -> Any:
-    """What becomes of a row with these answers; those of both orders, or of one."""
-    keys = ["k", "l"][: len(answers)]
-    paid: Any = {key: (one, CENT) for key, one in zip(keys, answers, strict=True)}
-    asked = {0: [(key, True) for key in keys]} if keys else {}
-    table = verdict_columns(judged(row or {}), {0: route}, asked, paid, WITH_PROB, below)
-    assert table.schema.equals(WITH_PROB, check_metadata=True)
-    return table.to_pylist()[0]
-
-
-def said(verdict: str, prob: float | None, tie: float | None = None) -> Answer:
-    return answer(Outcome.RESOLVED, verdict, verdict_prob=prob, tie_prob=tie)
-
-
-@pytest.mark.parametrize(("below", "abstained"), [(0.6, False), (0.6000001, True), (1.0, True)])
-def test_an_unsure_verdict_is_nobodys(below: float, abstained: bool) -> None:
-    row = abstaining(below, said("B", 0.6))
-    final = (None, "none") if abstained else ("B", "strong")
-    outcome = "abstained" if abstained else "resolved"
-    assert picked(row) == (outcome, "B", "gpt-4.1", CENT, *final, None)
-    assert row["strong_prob"] == 0.6
-    assert (row["judge_verdict"], row["judge_confidence"]) == ("A", 0.9)
-
 
 @pytest.mark.parametrize("route", ["escalate", "audit"])
-def test_abstaining_does_not_ask_how_the_row_was_routed(route: str) -> None:
-    row = abstaining(0.9, said("A", 0.5), row=UNJUDGED, route=route)
-    assert picked(row)[4:] == (None, "none", "judge: too long") and row["route"] == route
-
-
-def test_a_verdict_without_a_probability_is_not_abstained_from() -> None:
-    row = abstaining(1.0, said("B", None))
-    assert picked(row)[:1] + picked(row)[4:6] == ("resolved", "B", "strong")
-    assert row["strong_prob"] is None
-    row = abstaining(1.0, said("B", 0.2), said("A", None))
-    assert (row["outcome"], row["strong_prob"]) == ("resolved", None)
-
-
-def test_the_probability_of_both_orders_is_their_mean() -> None:
-    row = abstaining(0.7, said("B", 0.9, 0.05), said("A", 0.5, 0.1))
-    assert (row["outcome"], row["strong_verdict"]) == ("resolved", "B")
-    assert row["strong_prob"] == pytest.approx(0.7)
-    tie = abstaining(0.7, said("tie", 0.8, 0.8), said("tie", 0.5, 0.5))
-    assert (tie["outcome"], tie["strong_verdict"]) == ("abstained", "tie")
-    assert tie["strong_prob"] == pytest.approx(0.65)
-
-
-def test_orders_that_contradict_each_other_are_as_probable_as_a_tie_was() -> None:
-    """However sure each is of its own: nobody said a tie."""
-    row = abstaining(0.5, said("B", 0.99, 0.01), said("B", 0.97, 0.03))
-    assert (row["outcome"], row["strong_verdict"]) == ("abstained", "tie")
-    assert row["strong_prob"] == pytest.approx(0.02)
-    row = abstaining(0.4, said("B", 0.5, 0.45), said("B", 0.55, 0.4))
-    assert (row["outcome"], row["final_verdict"]) == ("resolved", "tie")
-
-
-@pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.UNPARSEABLE, Outcome.FAILED])
-def test_without_a_strong_verdict_nothing_is_abstained_from(outcome: Outcome) -> None:
-    row = abstaining(1.0, answer(outcome))
-    assert picked(row)[0] == outcome and picked(row)[4:6] == ("A", "judge")
-    assert row["strong_prob"] is None
-    assert picked(abstaining(1.0, route="accept"))[0] == "not_needed"
+@pytest.mark.parametrize(
+    ("votes", "outcome", "prob", "final"),
+    [("AAB", "abstained", 2 / 3, (None, "none")), ("AAA", "resolved", 1, ("A", "strong"))],
+)
+def test_an_unsure_verdict_is_nobodys(
+    votes: str, outcome: str, prob: float, final: tuple[Any, ...], route: str
+) -> None:
+    paid: Any = {str(n): (answer(Outcome.RESOLVED, vote), CENT) for n, vote in enumerate(votes)}
+    schema = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES, strong_prob=True)
+    strong = STRONG.model_copy(update={"samples": 3, "abstain_below": 0.7})
+    routed = {0: (route, [(key, True) for key in paid])}
+    table = verdict_columns(judged(UNJUDGED), routed, paid, schema, strong)
+    assert table.schema.equals(schema, check_metadata=True)
+    (row,) = table.to_pylist()
+    assert picked(row) == (outcome, "A", "gpt-4.1", 3 * CENT, *final, "judge: too long")
+    assert (row["strong_prob"], row["route"]) == (prob, route)

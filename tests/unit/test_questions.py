@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_judge.config import RunConfig, parse
-from ray_judge.errors import InputChangedError
+from ray_judge.errors import ConfigError, InputChangedError
 from ray_judge.escalation.pricing import input_token_bound, max_cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable, canonical_keys, in_words
 from ray_judge.records import Chunk, Example
@@ -105,6 +105,11 @@ def test_samples_and_orders_are_questions_of_their_own() -> None:
     assert [question.key for question in both[::2]] == [key(), key(PAIR.swapped())]
     more = maker(samples=3).of_example(PAIR)
     assert [question.key for question in more[:2]] == [question.key for question in both[:2]]
+
+
+def test_samples_that_would_all_be_alike_are_refused() -> None:
+    with pytest.raises(ConfigError, match="temperature"):
+        config(samples=2, temperature=0)
 
 
 @pytest.mark.parametrize(("mode", "tier"), [("online", "default"), ("batch", "batch")])

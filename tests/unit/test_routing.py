@@ -39,16 +39,16 @@ ROW = st.tuples(
 
 
 def frame(rows: list[tuple[float | None, bool]]) -> pl.DataFrame:
-    """Rows of (confidence, askable), named in order."""
+    """Rows of (confidence, has_text), named in order."""
     return pl.DataFrame(
         {
             "chunk": ["00000-00000"] * len(rows),
             "row": range(len(rows)),
             "row_key": [f"{n:05d}" for n in range(len(rows))],
             "judge_confidence": [confidence for confidence, _ in rows],
-            "askable": [askable for _, askable in rows],
+            "has_text": [has_text for _, has_text in rows],
         },
-        schema_overrides={"judge_confidence": pl.Float64, "askable": pl.Boolean, "row": pl.Int64},
+        schema_overrides={"judge_confidence": pl.Float64, "has_text": pl.Boolean, "row": pl.Int64},
     )
 
 
@@ -95,6 +95,15 @@ def test_a_row_without_a_local_verdict_is_least_sure() -> None:
     assert escalated(route(frame(rows), threshold(0.0))) == [1]
 
 
+@pytest.mark.parametrize("policy", [fraction("0.34"), threshold(0.0), GUARANTEE])
+def test_a_confidence_that_is_no_number_is_as_unsure_as_none(policy: RouteConfig) -> None:
+    rows: list[tuple[float | None, bool]] = [(0.5, True), (float("nan"), True), (0.9, True)]
+    routed = route(frame(rows), policy, tier(0.1))
+    assert escalated(routed) == [1] and routed["judge_confidence"].to_list() == [0.5, None, 0.9]
+    audited = route(frame(rows), policy.model_copy(update={"audit": Decimal(1)}), tier(0.1))
+    assert audited["route"].to_list() == ["audit", "escalate", "audit"]
+
+
 def test_a_row_without_text_is_never_asked_and_frees_its_place() -> None:
     rows: list[tuple[float | None, bool]] = [(None, False), (0.5, True), (0.9, True)]
     assert escalated(route(frame(rows), fraction("0.34"))) == [1]
@@ -129,7 +138,7 @@ def test_fraction_against_a_plain_reading_of_the_rule(
     assert routed["row"].to_list() == list(range(len(rows)))  # the order in which it came
     count = len(rows) * Fraction(permille, 1000)
     order = sorted(
-        (n for n, (_, askable) in enumerate(rows) if askable),
+        (n for n, (_, has_text) in enumerate(rows) if has_text),
         key=lambda n: (-1.0 if rows[n][0] is None else rows[n][0], n),
     )
     assert escalated(routed) == sorted(order[: count.numerator // count.denominator])
@@ -260,11 +269,11 @@ def test_budget_is_never_exceeded_and_blind_to_order(
         routed = route(whole, policy, seed="s")
     except ConfigError:  # the audit alone is dearer
         drawn_keys = drawn(whole["row_key"], "s", float(audit))
-        assert whole.filter(drawn_keys & pl.col("askable"))["cost_nano_usd"].sum() > nano
+        assert whole.filter(drawn_keys & pl.col("has_text"))["cost_nano_usd"].sum() > nano
         return
     asked = routed.filter(pl.col("route") != "accept")
     assert asked["cost_nano_usd"].sum() <= nano
-    assert asked["askable"].all()
+    assert asked["has_text"].all()
     order = list(range(len(rows)))
     rng.shuffle(order)
     again = route(whole[order] if rows else whole, policy, seed="s")
@@ -315,9 +324,9 @@ def test_audited_rows_are_accepted_ones_drawn_at_random(policy: dict[str, object
     plain = route(judged, RouteConfig.model_validate(policy), tier(0.7), "night")
     audited = route(judged, RouteConfig.model_validate({**policy, "audit": "0.05"}), tier(0.7), "n")
     chosen = audited.filter(route="audit")
-    assert chosen["askable"].all() and chosen["judge_confidence"].is_not_null().all()
+    assert chosen["has_text"].all() and chosen["judge_confidence"].is_not_null().all()
     accepted = audited.filter(pl.col("route") != "escalate").filter(
-        pl.col("askable") & pl.col("judge_confidence").is_not_null()
+        pl.col("has_text") & pl.col("judge_confidence").is_not_null()
     )
     assert 0.035 < chosen.height / accepted.height < 0.065
     if policy["policy"] != "budget":  # there the audit is paid out of the same budget

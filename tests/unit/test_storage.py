@@ -1,143 +1,74 @@
-"""Storage on a real local disk and on a real S3 protocol server: the same promises on both."""
+"""Storage on a local disk, and an object store's in memory; and the locks of both."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import threading
+from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.errors import AlreadyExists, ConfigError, StorageError
-from ray_judge.storage.local import LocalStorage, Missing, Storage, open_storage
+from ray_judge.errors import AlreadyExists, ConfigError, RunLockedError, StorageError
+from ray_judge.storage import lock as locks
+from ray_judge.storage.local import LocalStorage, Storage, open_storage
+from ray_judge.storage.lock import StoreLock, locked
+from ray_judge.storage.object_store import ObjectStorage
 
-pytestmark = pytest.mark.timeout(120)
+from .storage_promises import StoragePromises
 
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: os.PathLike[str]) -> Storage:
-    if request.param == "local":
-        return open_storage(str(tmp_path))
-    root: str = request.getfixturevalue("s3_root")
-    return open_storage(f"{root}/{os.path.basename(tmp_path)}")
+pytestmark = pytest.mark.timeout(60)
 
 
-def test_write_read_replace_delete(storage: Storage) -> None:
-    assert not storage.exists("a/b.txt")
-    with pytest.raises(Missing):
-        storage.read("a/b.txt")
-    storage.write("a/b.txt", b"one")
-    storage.write("a/b.txt", b"two")
-    assert storage.exists("a/b.txt")
-    assert storage.read("a/b.txt") == b"two"
-    storage.delete("a/b.txt")
-    storage.delete("a/b.txt")
-    assert not storage.exists("a/b.txt")
+class TestStorage(StoragePromises):
+    @pytest.fixture(params=["local", "memory"])
+    def storage(self, request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+        return open_storage(str(tmp_path)) if request.param == "local" else in_memory()
 
 
-def test_list_is_sorted_and_relative(storage: Storage) -> None:
-    for name in ("x/2", "x/1", "x/sub/3", "y/4", "xx/5"):
-        storage.write(name, b"")
-    assert storage.list("x") == ["x/1", "x/2", "x/sub/3"]
-    assert storage.list("") == ["x/1", "x/2", "x/sub/3", "xx/5", "y/4"]
-    assert storage.list("nothing") == []
+def in_memory() -> ObjectStorage:
+    pytest.importorskip("obstore")
+    return ObjectStorage("memory:///")
 
 
-def test_create_is_exclusive_in_a_race(storage: Storage) -> None:
-    winners: list[int] = []
-    start = threading.Barrier(8)
-
-    def race(number: int) -> None:
-        start.wait()
-        try:
-            storage.create("claim", str(number).encode())
-            winners.append(number)
-        except AlreadyExists:
-            pass
-
-    threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(winners) == 1
-    assert storage.read("claim") == str(winners[0]).encode()
-    assert storage.list("") == ["claim"]
-
-
-def test_log_is_durable_by_sync_and_not_begun_twice(storage: Storage) -> None:
-    log = storage.log("journal/w.log")
-    log.append(b"one\n")
-    log.append(b"two\n")
-    log.sync()
-    log.append(b"three\n")
-    log.sync()
-    log.sync()
-    parts = storage.list("journal")
-    assert b"".join(storage.read(part) for part in parts) == b"one\ntwo\nthree\n"
-    with pytest.raises(AlreadyExists):
-        storage.log("journal/w.log")
-    log.append(b"four\n")
-    log.close()
-    assert b"".join(storage.read(p) for p in storage.list("journal")).endswith(b"four\n")
-    with pytest.raises(StorageError):
-        log.append(b"five\n")
-        log.sync()
-
-
-def test_stream_commits_only_when_the_block_ends_well(storage: Storage) -> None:
-    with pytest.raises(ZeroDivisionError), storage.write_stream("out/s.parquet") as file:
-        file.write(b"half")
-        raise ZeroDivisionError
-    assert storage.list("") == []
-    table = pa.table({"x": list(range(1000))})
-    with storage.write_stream("out/s.parquet") as file:
-        pq.write_table(table, file)
-    assert pq.read_table(storage.open_input("out/s.parquet")).equals(table)
-    assert storage.list("out") == ["out/s.parquet"]
-    with pytest.raises(Missing):
-        storage.open_input("out/none.parquet")
-
-
-def test_pickles_by_uri(storage: Storage) -> None:
+def test_pickles_by_uri(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
     storage.write("k", b"v")
-    data = pickle.dumps(storage)
-    assert len(data) < 300
-    assert pickle.loads(data).read("k") == b"v"
+    assert pickle.loads(pickle.dumps(storage)).read("k") == b"v"
 
 
-def test_temporary_names_are_never_listed(tmp_path: os.PathLike[str]) -> None:
+def test_temporary_names_are_never_listed(tmp_path: Path) -> None:
     storage = open_storage(f"file://{tmp_path}")
     with storage.write_stream("d/x") as file:
         file.write(b"1")
         file.flush()
         assert storage.list("") == []
-        assert len(os.listdir(os.path.join(tmp_path, "d"))) == 1
-    assert os.listdir(os.path.join(tmp_path, "d")) == ["x"]
+        assert len(os.listdir(tmp_path / "d")) == 1
+    assert os.listdir(tmp_path / "d") == ["x"]
 
 
-def test_a_log_whose_disk_failed_never_claims_success_again(
-    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_is_full_is_our_error_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = LocalStorage(str(tmp_path)).log("x.log")
+    storage, log = LocalStorage(str(tmp_path)), LocalStorage(str(tmp_path)).log("x.log")
+    storage.write("f", b"old")
 
     def fail(handle: int) -> None:
-        raise OSError(5, "Input/output error")
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
         log.append(b"lost?")
-        with pytest.raises(StorageError):
-            log.sync()
-    log.append(b"later")
+        for refused in (log.sync, lambda: storage.write("f", b"new")):
+            with pytest.raises(StorageError, match="No space left"):
+                refused()
+    assert storage.read("f") == b"old"
+    log.append(b"later")  # a later success would prove nothing of what was lost
     with pytest.raises(StorageError):
         log.sync()
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", ""])
-def test_paths_stay_inside(tmp_path: os.PathLike[str], path: str) -> None:
+def test_paths_stay_inside(tmp_path: Path, path: str) -> None:
     with pytest.raises(StorageError):
         open_storage(str(tmp_path)).write(path, b"")
 
@@ -148,16 +79,8 @@ def test_unknown_places_are_refused(uri: str) -> None:
         open_storage(uri)
 
 
-def test_an_object_stores_refusal_is_ours(s3_root: str) -> None:
-    storage = open_storage("s3://no-such-bucket/x")
-    with pytest.raises(StorageError):
-        storage.write("k", b"")
-    with pytest.raises(StorageError):
-        storage.create("k", b"")
-
-
-def test_a_segment_whose_confirmation_was_lost_is_not_an_error(s3_root: str) -> None:
-    storage = open_storage(f"{s3_root}/lost")
+def test_a_segment_whose_confirmation_was_lost_is_not_an_error() -> None:
+    storage = in_memory()
     log = storage.log("w.log")
     storage.create("w.log.00000001", b"same")  # the first attempt, of which nobody heard
     log.append(b"same")
@@ -166,3 +89,95 @@ def test_a_segment_whose_confirmation_was_lost_is_not_an_error(s3_root: str) -> 
     log.append(b"ours")
     with pytest.raises(AlreadyExists):
         log.sync()
+
+
+# -- locks -----------------------------------------------------------------------------------------
+
+
+def test_a_local_lock_is_held_by_one_and_given_back(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), locked(str(tmp_path / "run"), "lock", "run directory"):
+        with (
+            pytest.raises(RunLockedError, match=f"run directory .pid {os.getpid()} on") as caught,
+            locked(str(tmp_path / "run"), "lock", "run directory"),
+        ):
+            pass
+        assert caught.value.where == {"run": str(tmp_path / "run")}
+        raise KeyError
+    with locked(str(tmp_path / "run"), "lock", "run directory"):
+        pass
+
+
+class Waiting:
+    """A process that wants a lock. Its clock moves when it sleeps; then others may do something."""
+
+    def __init__(self, storage: ObjectStorage, me: str, *meanwhile: object) -> None:
+        self.now, self.slept = 1e6, 0.0
+        self.meanwhile = list(meanwhile)
+        self.lock = StoreLock(storage, "lock", "place", me, lambda: self.now, self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now, self.slept = self.now + seconds, self.slept + seconds
+        if self.meanwhile:
+            self.meanwhile.pop(0)()  # type: ignore[operator]
+
+
+def test_an_owner_that_lives_keeps_its_lock_whatever_the_clocks_say() -> None:
+    storage = in_memory()
+    owner = Waiting(storage, "the owner").lock
+    owner.take()
+    other = Waiting(storage, "other", lambda: None, owner.renew)
+    with pytest.raises(RunLockedError, match="the owner"):
+        other.lock.take()
+    assert other.slept < locks.STALE_S
+    owner.release()
+    Waiting(storage, "third").lock.take()
+
+
+def test_a_silent_owner_is_followed_and_can_undo_nothing_when_it_wakes() -> None:
+    storage = in_memory()
+    sleeper, heir = Waiting(storage, "sleeper").lock, Waiting(storage, "heir")
+    sleeper.take()
+    heir.lock.take()
+    assert locks.STALE_S <= heir.slept < locks.STALE_S + 2 * locks.POLL_S
+    sleeper.release()
+    with pytest.raises(AlreadyExists):
+        sleeper.renew()
+    with pytest.raises(RunLockedError, match="heir"):
+        Waiting(storage, "third", heir.lock.renew).lock.take()
+
+
+def test_of_two_that_find_a_dead_lock_one_gets_it() -> None:
+    storage = in_memory()
+    Waiting(storage, "dead").lock.take()
+    heir = Waiting(storage, "heir")
+    other = Waiting(storage, "other", *[lambda: None] * 119, heir.lock.take)
+    with pytest.raises(RunLockedError, match=r"heir|just now"):
+        other.lock.take()
+    heir.lock.renew()
+
+
+def test_a_renewal_whose_answer_was_lost_is_no_other_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, replace = in_memory(), ObjectStorage.replace
+    owner = Waiting(storage, "owner").lock
+    owner.take()
+
+    def lost(self: ObjectStorage, *given: object) -> None:
+        replace(self, *given)  # type: ignore[arg-type]
+        raise StorageError("connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStorage, "replace", lost)
+        with pytest.raises(StorageError):
+            owner.renew()
+    owner.renew()
+
+
+def test_an_owner_renews_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "RENEW_S", 0.01)
+    storage = in_memory()
+    lock = Waiting(storage, "owner").lock
+    with lock.held():
+        first = storage.read("lock")
+        while storage.read("lock") == first:
+            pass
+    assert b'"owner": null' in storage.read("lock")

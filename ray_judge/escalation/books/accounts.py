@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 from ray_judge.errors import ConfigError, EscalationError
@@ -43,14 +43,6 @@ def to_nanos(amount: Decimal, *, up: bool = True) -> int:
 def to_usd(nanos: int) -> Decimal:
     """The same amount as `Decimal` dollars with nine decimals, exact."""
     return Decimal(nanos).scaleb(-9, _EXACT)
-
-
-def parse_usd(text: str) -> int:
-    """Nano-dollars of a decimal string as the logs hold it."""
-    try:
-        return to_nanos(Decimal(text))
-    except InvalidOperation as error:
-        raise ConfigError("not a decimal number", amount=text) from error
 
 
 def month_of(now: float) -> str:
@@ -117,9 +109,7 @@ class Accounts:
         """Open a lease of (key, maximum) slots; the caller has checked that it fits."""
         series, _, number = lease.rpartition("-")
         self.granted[series] = max(self.granted.get(series, 0), int(number))
-        self._open(lease, OpenLease(actor, list(accounts), dict(enumerate(slots))))
-
-    def _open(self, lease: str, opened: OpenLease) -> None:
+        opened = OpenLease(actor, list(accounts), dict(enumerate(slots)))
         self.leases[lease] = opened
         for account in opened.accounts:
             self.held[account] = self.held.get(account, 0) + opened.amount
@@ -169,30 +159,18 @@ class Accounts:
                 opened.lost_at = now
 
     def to_json(self) -> dict[str, Any]:
-        """The whole state, money as decimal strings."""
-        return {
-            "settled": {name: str(to_usd(nanos)) for name, nanos in self.settled.items()},
-            "leases": [
-                {
-                    "lease": lease,
-                    "actor": x.actor,
-                    "to": x.accounts,
-                    "lost": x.lost_at,
-                    "open": [[n, key, str(to_usd(most))] for n, (key, most) in x.slots.items()],
-                }
-                for lease, x in self.leases.items()
-            ],
-            "granted": self.granted,
-            "overruns": self.overruns,
+        """The whole state."""
+        leases = {
+            name: [x.actor, x.accounts, x.lost_at, x.slots] for name, x in self.leases.items()
         }
+        balances = {"settled": self.settled, "held": self.held, "overruns": self.overruns}
+        return {**balances, "granted": self.granted, "leases": leases}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Accounts:
         """The state that `to_json` gave."""
-        accounts = cls(overruns=state["overruns"], granted=dict(state["granted"]))
-        accounts.settled = {name: parse_usd(text) for name, text in state["settled"].items()}
-        for item in state["leases"]:
-            slots = {number: (key, parse_usd(most)) for number, key, most in item["open"]}
-            opened = OpenLease(item["actor"], item["to"], slots, item["lost"])
-            accounts._open(item["lease"], opened)
-        return accounts
+        leases = {}
+        for name, (actor, accounts, lost_at, slots) in state["leases"].items():
+            numbered = {int(number): (key, most) for number, (key, most) in slots.items()}
+            leases[name] = OpenLease(actor, accounts, numbered, lost_at)
+        return cls(state["settled"], state["held"], leases, state["granted"], state["overruns"])

@@ -22,9 +22,8 @@ from decimal import Decimal
 from ray_judge.config import RunConfig
 from ray_judge.errors import ConfigError, CorruptedError, PausedError
 from ray_judge.escalation.books.accounts import Accounts, to_nanos, to_usd
-from ray_judge.escalation.books.claims import create_claim, look, recover
 from ray_judge.escalation.books.journal import Journal, JournalWriter, compact, load_journal
-from ray_judge.escalation.books.ledger import Ledger
+from ray_judge.escalation.books.ledger import Ledger, create_claim, forget_older, recover
 from ray_judge.storage.local import Missing, Storage, open_storage
 from ray_judge.storage.lock import locked
 
@@ -126,24 +125,26 @@ class Books:
         )
         for (lease, slot), cost_usd in paid.items():
             ledger.settle(lease, slot, cost_usd)
-        ledger.begin()
+        ledger.commit()
+        forget_older(self.storage, epoch)
         return ledger, _read_claim(epoch, at, accounts, batches)
 
     def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
         """Actor → id of each batch with a lease whose record is there and not over."""
-        actors = {lease.actor for lease in accounts.leases.values()}
-        batches = {name: name.removeprefix(BATCH) for name in actors if name.startswith(BATCH)}
-        return {name: batch for name, batch in batches.items() if self._is_pending(batch)}
-
-    def _is_pending(self, batch: str) -> bool:
-        path = f"batches/{batch}.json"
-        try:
-            return json.loads(self.storage.read(path))["stage"] not in OVER
-        except Missing:
-            return False
-        except (ValueError, LookupError, TypeError):
-            file = f"{self.storage.uri}/{path}"
-            raise CorruptedError("a batch's record is damaged", file=file) from None
+        pending = {}
+        for actor in {lease.actor for lease in accounts.leases.values()}:
+            if actor.startswith(BATCH):
+                batch = actor.removeprefix(BATCH)
+                path = f"batches/{batch}.json"
+                try:
+                    if json.loads(self.storage.read(path))["stage"] not in OVER:
+                        pending[actor] = batch
+                except Missing:
+                    continue
+                except (ValueError, LookupError, TypeError):
+                    file = f"{self.storage.uri}/{path}"
+                    raise CorruptedError("a batch's record is damaged", file=file) from None
+        return pending
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of shared books, or raise RunLockedError naming who does."""
@@ -170,7 +171,7 @@ class Books:
         Both count against the cap. When no owner is at work the second is money that a crash left
         unproven.
         """
-        accounts, name = look(self.storage), f"run:{self.run}"
+        accounts, name = recover(self.storage), f"run:{self.run}"
         return to_usd(accounts.settled.get(name, 0)), to_usd(accounts.held.get(name, 0))
 
     def compact(self, *, may_fold: Callable[[str], bool], token: str | None = None) -> int:

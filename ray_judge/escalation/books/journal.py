@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -39,11 +39,11 @@ SCHEMA = pl.Schema({name: kind for kind, names in _TYPES.items() for name in nam
 """One row per attempt. A verdict is in `verdict` (A, B, tie) or in `score`, never in both; usage
 is null where no answer arrived; `run` is who paid."""
 
-_USAGE = tuple(Usage.__dataclass_fields__)
-_PLAIN = ("cost_usd", "model", "response_id", "lease", "slot", "at", "final", "error")
+_PLAIN = "key cost_usd model response_id lease slot at final error".split()
 _LINES = pl.Schema({**SCHEMA, "cost_usd": pl.String()})
 _NO_USAGE = pl.col("input_tokens").is_null()
-_VERSION = "1"
+_VERSION = b"1"
+_UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, OSError, LookupError, ValueError)
 
 
 class JournalWriter:
@@ -183,16 +183,16 @@ def load_journal(storage: Storage) -> Journal:
     return Journal(_read(storage).frames.values())
 
 
-@dataclass(slots=True)
-class _Contents:
-    """What lies in the folder: attempts by file, less what a compacted file has replaced.
+class _Contents(NamedTuple):
+    """What lies in the folder.
 
-    `ended`: logs whose writer closed them. `replaced`: names that a crash left to be removed.
+    `frames`: attempts by file, less what a compacted file has replaced. `ended`: logs whose writer
+    closed them. `replaced`: names that a crash left to be removed.
     """
 
-    frames: dict[str, pl.DataFrame] = field(default_factory=dict)
-    ended: set[str] = field(default_factory=set)
-    replaced: set[str] = field(default_factory=set)
+    frames: dict[str, pl.DataFrame]
+    ended: set[str]
+    replaced: set[str]
 
 
 def _read(storage: Storage) -> _Contents:
@@ -200,7 +200,7 @@ def _read(storage: Storage) -> _Contents:
 
 
 def _read_once(storage: Storage, paths: Sequence[str]) -> _Contents:
-    contents, compacted = _Contents(), _compacted(paths)
+    contents, compacted = _Contents({}, set(), set()), _compacted(paths)
     for name in reversed(compacted):
         if name not in contents.replaced:
             contents.frames[name], replaced = _read_compacted(storage, name)
@@ -232,17 +232,11 @@ def _read_compacted(storage: Storage, name: str) -> tuple[pl.DataFrame, list[str
     try:
         table = pq.read_table(storage.open_input(name), page_checksum_verification=True)
         metadata = table.schema.metadata or {}
-        if metadata.get(b"version") == _VERSION.encode():
+        if metadata.get(b"version") == _VERSION:
             frame = pl.DataFrame(pl.from_arrow(table)).select(SCHEMA.names()).cast(SCHEMA)
             return frame, metadata[b"replaced"].decode().split("\n")
         problem = "not a journal of this version"
-    except (
-        pa.ArrowException,
-        pl.exceptions.PolarsError,
-        OSError,
-        LookupError,
-        ValueError,
-    ) as error:
+    except _UNREADABLE as error:
         problem = f"a damaged journal ({str(error).partition(chr(10))[0]})"
     raise CorruptedError(problem, file=f"{storage.uri}/{name}")
 
@@ -257,15 +251,12 @@ def compact(storage: Storage, may_fold: Callable[[str], bool], token: str | None
     default: random), holds all that it replaces, and is read beside the others; under one name the
     later file would take the earlier one's answers away.
     """
+    ids = {log: log[len(FOLDER) + 1 : -len(".log")] for log in log_names(storage.list(FOLDER))}
+    dead = {log for log, writer_id in ids.items() if may_fold(writer_id)}  # before it is read
     contents = _read(storage)
     _remove(storage, contents.replaced)
     compacted = _compacted(contents.frames)
-    logs = [
-        name
-        for name in contents.frames
-        if name in contents.ended
-        or (name.endswith(".log") and may_fold(name.removeprefix(f"{FOLDER}/")[: -len(".log")]))
-    ]
+    logs = [log for log in contents.frames if log in contents.ended | dead]
     frame = Journal(contents.frames[name] for name in logs + compacted).frame
     if not logs:
         return frame.height
@@ -288,38 +279,23 @@ def _remove(storage: Storage, names: Iterable[str]) -> None:
 
 
 def _row(answer: Answer) -> dict[str, Any]:
-    usage: Mapping[str, Any] = asdict(answer.usage) if answer.usage else {}
-    is_score = isinstance(answer.verdict, int | float)
-    return {
-        "key": answer.key,
-        "outcome": str(answer.outcome),
-        "verdict": None if is_score else answer.verdict,
-        "score": float(answer.verdict) if is_score and answer.verdict is not None else None,
-        "cost_usd": str(to_usd(to_nanos(answer.cost_usd))),
-        "model": _text(answer.model),
-        "response_id": _text(answer.response_id),
-        **{name: usage.get(name) for name in _USAGE},
-        "lease": answer.lease,
-        "slot": answer.slot,
-        "at": answer.at,
-        "final": answer.final,
-        "error": _text(answer.error),
-    }
-
-
-def _text(text: str | None) -> str | None:
-    """What a server sent, as a table can hold it: half a surrogate pair is in no encoding."""
-    return None if text is None else text.encode(errors="replace").decode()
+    """The line of an answer, as plain JSON: what is null in it is left out."""
+    row = asdict(answer)
+    row |= row.pop("usage") or {}
+    if isinstance(answer.verdict, int | float):
+        row |= {"verdict": None, "score": float(answer.verdict)}
+    row["cost_usd"] = str(to_usd(to_nanos(answer.cost_usd)))
+    for name, value in row.items():
+        if isinstance(value, str):  # of a server, maybe: half a surrogate pair is in no encoding
+            row[name] = value.encode(errors="replace").decode()
+    return {name: row[name] for name in SCHEMA if row.get(name) is not None}
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
-    usage = None
-    if row["input_tokens"] is not None:
-        usage = Usage(**{name: row[name] for name in _USAGE})
+    usage = {name: row[name] for name in Usage.__dataclass_fields__}
     return Answer(
-        key=row["key"],
         outcome=Outcome(row["outcome"]),
         verdict=row["verdict"] if row["score"] is None else row["score"],
-        usage=usage,
+        usage=None if row["input_tokens"] is None else Usage(**usage),
         **{name: row[name] for name in _PLAIN},
     )

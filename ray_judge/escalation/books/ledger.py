@@ -7,7 +7,7 @@ Files, in `ledger/`:
 
     claim-<epoch>      created exclusively by the owner of that epoch; never removed
     <epoch>.log        lines (`lines.py`): first a snapshot of all that came before, then grants
-                       (with the question of each slot) and settlements
+                       (with the question of each slot) and settlements; money in nano-dollars
 
 Why no interleaving of owners grants over the cap
 -------------------------------------------------
@@ -44,17 +44,20 @@ On the storage see `storage/local.py`: local disks, S3 and GCS; no network file 
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
+from typing import Any
 
-from ray_judge.errors import LedgerFenced, StorageError
+from ray_judge.errors import AlreadyExists, CorruptedError, LedgerFenced, StorageError
 from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
-from ray_judge.escalation.books.claims import claim_path, forget_older, log_path
-from ray_judge.escalation.books.lines import LineLog
+from ray_judge.escalation.books.lines import LineLog, log_names, read_listed, read_log
 from ray_judge.storage.local import Storage
 
+FOLDER = "ledger"
 LeaseSlot = tuple[str, int]
 """A slot: (lease id, number of the slot in the lease, from 0)."""
 _NO_CAP = 10**30
@@ -104,15 +107,11 @@ class Ledger:
         `caps`: nano-dollars of this run (`run:<name>`) and, where there is such a cap, of each
         `month`, over all runs. `series`: what the names of this owner's leases begin with.
         """
-        self.epoch = epoch
-        self._storage = storage
-        self._accounts = accounts
+        self.epoch, self._storage, self._accounts = epoch, storage, accounts
         # A cap of zero grants nothing, not even what is free.
         self._caps = {name: cap or -1 for name, cap in caps.items()}
-        self._run = f"run:{run}"
+        self._run, self._series, self._count = f"run:{run}", series, 0
         self._clock = clock
-        self._series = series
-        self._count = 0
         self._month = month_of(clock())
         # Requests of lost leases may have been billed up to now: this month counts them too, also
         # where the journal proves later what they cost.
@@ -120,11 +119,6 @@ class Ledger:
         self._fenced = False
         self._log = LineLog(storage.log(log_path(epoch)))
         self._log.append({"t": "snapshot", **accounts.to_json()})
-
-    def begin(self) -> None:
-        """Make the recovered state durable, and remove the logs that it replaces."""
-        self.commit()
-        forget_older(self._storage, self.epoch)
 
     # --- granting ---
 
@@ -150,9 +144,8 @@ class Ledger:
         self._count += 1
         lease = f"{self._series}-{self._count}"
         self._accounts.grant(lease, actor, [*zip(keys, maxima, strict=False)], names)
-        costs = [str(to_usd(most)) for most in maxima[:fitting]]
-        record = {"lease": lease, "actor": actor, "max": costs, "keys": keys, "to": names}
-        self._log.append({"t": "grant", **record})
+        record = {"lease": lease, "actor": actor, "max": maxima[:fitting], "keys": keys}
+        self._log.append({"t": "grant", **record, "to": names})
         return Lease(lease, fitting, to_usd(sum(maxima[:fitting])))
 
     def fitting(self, max_costs_usd: Sequence[Decimal]) -> int:
@@ -228,8 +221,7 @@ class Ledger:
         self._roll()
         changed = self._accounts.settle(lease, slot, cost)
         if changed:
-            text = str(to_usd(cost))
-            self._log.append({"t": "settle", "lease": lease, "slot": slot, "cost": text})
+            self._log.append({"t": "settle", "lease": lease, "slot": slot, "cost": cost})
         return changed
 
     def release(self, lease: str, slots: Sequence[int]) -> None:
@@ -256,7 +248,6 @@ class Ledger:
 
     @property
     def spent_usd(self) -> Decimal:
-        """Settled under this run's name, by the usage that the provider reported."""
         return to_usd(self._accounts.settled.get(self._run, 0))
 
     @property
@@ -271,7 +262,6 @@ class Ledger:
 
     @property
     def cap_usd(self) -> Decimal:
-        """This run's cap."""
         return to_usd(max(0, self._caps[self._run]))
 
     @property
@@ -292,3 +282,84 @@ class Ledger:
             if opened.actor == actor
             for slot, (key, most) in opened.slots.items()
         ]
+
+
+# --- files ---
+
+
+def claim_path(epoch: int) -> str:
+    return f"{FOLDER}/claim-{epoch:08d}"
+
+
+def log_path(epoch: int) -> str:
+    return f"{FOLDER}/{epoch:08d}.log"
+
+
+def epoch_of(log: str) -> int:
+    stem = log.rsplit("/", 1)[-1].removesuffix(".log")
+    if not stem.isdigit():
+        raise CorruptedError("a file that is not the ledger's", file=log)
+    return int(stem)
+
+
+def create_claim(storage: Storage, owner: str, nonce: str, now: float) -> int:
+    """Create the first free claim and give its epoch. `nonce` must be unique to this call."""
+    claims = [p.rsplit("-", 1)[-1] for p in storage.list(FOLDER) if "/claim-" in p]
+    epoch = max((int(text) for text in claims if text.isdigit()), default=0)
+    data = json.dumps({"owner": owner, "nonce": nonce, "at": round(now, 3)}).encode()
+    while True:
+        epoch += 1
+        try:
+            storage.create(claim_path(epoch), data)
+        except AlreadyExists:
+            # Taken, unless it is our own claim whose confirmation was lost on the way.
+            if storage.read(claim_path(epoch)) != data:
+                continue
+        return epoch
+
+
+def recover(storage: Storage, before: int = sys.maxsize) -> Accounts:
+    """The state that all epochs `before` this one have acknowledged.
+
+    Where a newer owner has removed their logs meanwhile it is worth nothing, and nothing can be
+    acknowledged on it. Raises `CorruptedError`.
+    """
+
+    def read(paths: Sequence[str]) -> Accounts:
+        logs = log_names(paths)
+        for log in sorted(logs, key=epoch_of, reverse=True):
+            if epoch_of(log) < before:
+                records = read_log(storage, log, logs[log])
+                if records:  # else: its owner died before its snapshot: it acknowledged nothing
+                    return _replay(records, log)
+        return Accounts()
+
+    return read_listed(storage, FOLDER, read)
+
+
+def _replay(records: Sequence[Mapping[str, Any]], log: str) -> Accounts:
+    accounts = Accounts()
+    for line, record in enumerate(records, start=1):
+        kind = record.get("t")
+        if line == 1 and kind != "snapshot":
+            raise CorruptedError("the log does not begin with a snapshot", file=log)
+        if kind == "snapshot":
+            accounts = Accounts.from_json(record)
+        elif kind == "grant":
+            slots = [*zip(record["keys"], record["max"], strict=True)]
+            accounts.grant(record["lease"], record["actor"], slots, record["to"])
+        elif kind == "settle":
+            accounts.settle(record["lease"], record["slot"], record["cost"])
+        elif kind == "month":
+            accounts.charge_also(record["to"])
+        else:
+            raise CorruptedError(f"an unknown kind of record: {kind}", file=log, line=line)
+    return accounts
+
+
+def forget_older(storage: Storage, epoch: int) -> None:
+    """Remove logs that the durable snapshot of this epoch replaces."""
+    for log, parts in log_names(storage.list(FOLDER)).items():
+        if epoch_of(log) < epoch:
+            for part in reversed(parts):
+                storage.delete(part)

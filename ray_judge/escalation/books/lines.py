@@ -46,15 +46,13 @@ def _checksum(head: str, text: str) -> str:
 
 
 def _decode(line: bytes) -> tuple[int, int, dict[str, Any]] | None:
-    """(number, synced, payload), or None when the line is not sound."""
     try:
         version, number, synced, checksum, text = line.decode().split(" ", 4)
     except (UnicodeDecodeError, ValueError):
         return None
     if checksum != _checksum(f"{version} {number} {synced} ", text) or version != str(VERSION):
         return None
-    payload = json.loads(text)
-    return int(number), int(synced), payload
+    return int(number), int(synced), json.loads(text)
 
 
 def _version(line: bytes) -> int:
@@ -71,14 +69,12 @@ def decode_log(data: bytes, name: str) -> list[dict[str, Any]]:
         zeros, line = piece.rpartition(b"\0")[1:]  # zeros of a lost page may precede a line
         hole = hole or bool(zeros)
         decoded = _decode(line)
-        if decoded is None and not zeros and _version(line) > VERSION:
-            raise CorruptedError(
-                f"written by a newer version (format {_version(line)})", file=name, line=at
-            )
-        if decoded is None and not zeros:
-            raise CorruptedError("a damaged line", file=name, line=at)
         if decoded is None:
-            continue
+            if zeros:
+                continue
+            newer = _version(line) > VERSION
+            problem = "written by a newer version of ray_judge" if newer else "a damaged line"
+            raise CorruptedError(problem, file=name, line=at)
         number, synced, payload = decoded
         expected = len(records) + 1
         if number < expected or (number == expected and hole) or synced >= number:
@@ -115,7 +111,6 @@ def log_names(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def read_log(storage: Storage, name: str, parts: Iterable[str]) -> list[dict[str, Any]]:
-    """Read one log from its file or segments."""
     return decode_log(b"".join(storage.read(part) for part in parts), f"{storage.uri}/{name}")
 
 
@@ -144,11 +139,9 @@ class LineLog:
 
     @property
     def unsynced(self) -> bool:
-        """Whether something was appended that no sync has made durable."""
         return self._written > self._synced
 
     def append(self, payload: Mapping[str, Any]) -> int:
-        """Buffer one record and return its number."""
         number = self._written + 1
         self._log.append(encode(number, self._synced, payload))
         # Counted only once it is in the buffer: a sync in another thread must not claim it before.
@@ -166,5 +159,4 @@ class LineLog:
         return upto
 
     def close(self) -> None:
-        """Sync what is left, and let go."""
         self._log.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from ray_judge.cluster import answer_promptly
 from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.books.journal import JournalWriter
@@ -24,7 +25,6 @@ from ray_judge.escalation.question import StrongQuestion
 from ray_judge.records import Chunk, Outcome
 from ray_judge.run.columns import Columns
 from ray_judge.run.plan import read_examples, read_rows
-from ray_judge.workers import answer_promptly
 
 Ask = tuple[int, str, int]
 """(row in its shard, question key, which of the row's orders)."""

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from ray_judge.cluster import answer_promptly, our_error
 from ray_judge.config import RunConfig
 from ray_judge.errors import EscalationError, RayJudgeError
 from ray_judge.escalation.books.journal import load_journal
@@ -24,7 +25,6 @@ from ray_judge.escalation.books.places import journal_storage, ledger_name, ledg
 from ray_judge.escalation.online.governor import Governor, Need, Permit
 from ray_judge.escalation.online.limiter import Feedback, Limiter
 from ray_judge.escalation.shares_actor import FairPortion
-from ray_judge.workers import answer_promptly, our_error
 
 
 class _WallClock:

@@ -1,4 +1,4 @@
-"""Ray's side of plain tasks: run many, a few at a time, and bring our own errors home."""
+"""Ray, for plain work: connect, call functions on many workers, and find our errors in its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,20 @@ def answer_promptly() -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
 
 
-def results(task: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """Call a remote function with each tuple of arguments; give results as they come.
+def call_each(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """Call a function on the cluster with each tuple of arguments; give results as they come.
 
-    A task returns a RayJudgeError instead of raising it (a value crosses processes unharmed);
-    it is raised here. A worker that dies is Ray's to retry; at the end of that it is an error.
+    A few calls are in flight at a time. The first RayJudgeError of any of them is raised. A worker
+    that dies is Ray's to replace; at the end of that it is an error.
     """
-    waiting = list(reversed(calls))
+    waiting = iter(calls)
     running: list[Any] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < IN_FLIGHT:
-                running.append(task.remote(*waiting.pop()))
+        while True:
+            left = islice(waiting, IN_FLIGHT - len(running))
+            running += [_call.remote(function, arguments) for arguments in left]
+            if not running:
+                return
             done, running = ray.wait(running, num_returns=1)
             value = ray.get(done[0])
             if isinstance(value, RayJudgeError):
@@ -103,6 +106,14 @@ def results(task: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         raise our_error(error) from None
     except RayError as error:
         raise RayJudgeError(f"a worker failed: {str(error)[-2000:]}") from None
+
+
+@ray.remote(num_cpus=0.5, max_retries=3)
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return function(*arguments)
+    except RayJudgeError as error:
+        return error  # a value crosses processes unharmed
 
 
 def our_error(error: RayTaskError) -> RayJudgeError:
