@@ -83,10 +83,11 @@ class _Pace:
     def _each_s(self) -> float:
         return 60.0 / (self.per_minute * PACE * self.ease)
 
-    def learn(
-        self, limit: float | None, remaining: float | None, reset_s: float | None, now: float
-    ) -> None:
+    def learn(self, headers: Mapping[str, str], name: str, now: float) -> None:
         """Take the provider's limit where it is lower than ours; ease off while little is left."""
+        limit = _number(headers.get(f"x-ratelimit-limit-{name}"))
+        remaining = _number(headers.get(f"x-ratelimit-remaining-{name}"))
+        reset_s = duration_s(headers.get(f"x-ratelimit-reset-{name}"))
         if limit is not None and limit > 0:
             self.per_minute = min(self.configured, limit)
         if remaining is None:
@@ -118,11 +119,12 @@ class Limiter:
 
         `failures_to_open`: this many `UNAVAILABLE` in a row open the circuit.
         """
-        for name, value in (
-            ("requests_per_minute", requests_per_minute),
-            ("tokens_per_minute", tokens_per_minute),
-            ("concurrency", concurrency),
-        ):
+        rates = {
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "concurrency": concurrency,
+        }
+        for name, value in rates.items():
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"strong.{name} must be more than zero", got=value)
         self._requests = _Pace(requests_per_minute, requests_per_minute)
@@ -174,13 +176,8 @@ class Limiter:
         """An answer came (or a failure): end its reservation and learn from it."""
         self.in_flight = max(0, self.in_flight - 1)
         headers = {key.lower(): value for key, value in feedback.headers.items()}
-        for pace, name in ((self._requests, "requests"), (self._tokens, "tokens")):
-            pace.learn(
-                _number(headers.get(f"x-ratelimit-limit-{name}")),
-                _number(headers.get(f"x-ratelimit-remaining-{name}")),
-                duration_s(headers.get(f"x-ratelimit-reset-{name}")),
-                now,
-            )
+        self._requests.learn(headers, "requests", now)
+        self._tokens.learn(headers, "tokens", now)
         # An estimate that is 2 % too high would leave 2 % of the allowed rate unused, all night.
         self._tokens.give_back(feedback.spare_tokens)
         if feedback.signal is Signal.UNAVAILABLE:

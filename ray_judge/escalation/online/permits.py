@@ -97,7 +97,7 @@ class Slot:
     """As `send_at`, in seconds of the clock of `Permits`."""
 
 
-_Waiter = tuple[Need, asyncio.Future[Slot]]
+_Asking = tuple[Need, asyncio.Future[Slot]]
 
 
 class Denied(Exception):
@@ -122,8 +122,8 @@ class Permits:
         self._name = name
         self._governor = governor
         self._clock = clock
-        self._waiting: deque[_Waiter] = deque()
-        self._asked: list[_Waiter] = []
+        self._waiting: deque[_Asking] = deque()
+        self._asked: list[_Asking] = []
         self._done: list[tuple[tuple[str, int, Decimal], Feedback]] = []
         self._unused: list[tuple[str, int]] = []
         self._pump: asyncio.Task[None] | None = None
@@ -190,7 +190,7 @@ class Permits:
             since, looked = looked, self._clock()
         return call.result(), since
 
-    def _hand_out(self, permit: Permit, batch: list[_Waiter], since: float) -> None:
+    def _hand_out(self, permit: Permit, batch: list[_Asking], since: float) -> None:
         now = self._clock()
         for number, (need, future) in enumerate(batch[: permit.slots]):
             send_at = now + permit.send_after_s[number]
@@ -207,7 +207,7 @@ class Permits:
             self._refuse(rest[: permit.denied], Denied(permit.cap))
             self._waiting.extendleft(reversed(rest[permit.denied :]))
 
-    def _refuse(self, waiting: Sequence[_Waiter], error: BaseException) -> None:
+    def _refuse(self, waiting: Sequence[_Asking], error: BaseException) -> None:
         for _, future in waiting:
             if not future.done():
                 future.set_exception(error)
