@@ -33,7 +33,7 @@ bench: env  ## phase A against bare vLLM; decoding; the journal; phase B against
 	$(BIN)/python benchmarks/judge_stage.py $(ARGS)
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/journal.py
-	$(BIN)/python benchmarks/rates.py
+	$(BIN)/python -m benchmarks.rates
 
 pins:  ## resolve requirements/*.txt anew
 	@sh requirements/environment.sh pins

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from ray_judge.demo.server import RunningServer
+from tests.provider import RunningServer
 
 from .conftest import Run, Runs, pairs
 

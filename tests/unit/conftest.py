@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_judge.demo.server import RunningServer, ServerConfig, running_server
+from tests.provider import RunningServer, ServerConfig, running_server
 
 STARTS_WITHIN_S = 60
 NEEDED = ("boto3", "moto", "obstore")

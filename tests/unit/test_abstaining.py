@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from ray_judge.config import differences, parse
-from ray_judge.demo.server import RunningServer
 from ray_judge.errors import EscalationError
 from ray_judge.records import Outcome
+from tests.provider import RunningServer
 
 from .test_asker import Till, ask_all
 from .test_config import document, refusal

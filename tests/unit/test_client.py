@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from ray_judge.config import StrongConfig
-from ray_judge.demo.server import RunningServer
-from ray_judge.demo.server.fault_kinds import ALL_KINDS
 from ray_judge.escalation.client import Kind, Reply, RequestFailed, StrongClient, read_reply
+from tests.provider import RunningServer
+from tests.provider.faults import ALL_KINDS
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -119,8 +119,7 @@ def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
 
 def test_every_fault_that_is_no_answer_is_in_the_table() -> None:
     answers = {"late", "duplicate", "refusal", "content_filter", "cut", "malformed_json",
-               "wrong_verdict", "fenced_json", "empty_content", "missing_usage",
-               "no_logprobs"}  # fmt: skip
+               "wrong_verdict", "fenced_json", "empty_content", "missing_usage"}  # fmt: skip
     assert set(KINDS) == set(ALL_KINDS) - answers - {"flex_unavailable"}
 
 

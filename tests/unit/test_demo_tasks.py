@@ -12,9 +12,9 @@ import pytest
 
 from ray_judge.demo import tasks
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, make_pairs
-from ray_judge.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
-from ray_judge.demo.unanswerable import BANK, unanswerable
 from ray_judge.judging.formats.demo import ALTERNATIVES, TEMPLATE
+from tools.demo_judge.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
+from tools.demo_judge.unanswerable import BANK, unanswerable
 
 ALL = (*IN_DOMAIN, *OUT_OF_DOMAIN)
 MODEL = Path(tasks.__file__).parent / "model"

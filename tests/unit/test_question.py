@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_judge.config import parse
-from ray_judge.demo.server.schema_check import format_defect
 from ray_judge.escalation.question import (
     StrongQuestion,
     Unparseable,
@@ -23,6 +22,7 @@ from ray_judge.escalation.question import (
     in_words,
 )
 from ray_judge.records import Example
+from tests.provider.requests import format_defect
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ray_judge.demo.server.logprobs import logprobs_for
+
 from ray_judge.escalation.verdict_prob import (
     OTHER,
     SAID,

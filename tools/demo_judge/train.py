@@ -1,4 +1,4 @@
-"""Train the tiny demo judge from nothing: ``python -m ray_judge.demo.train --out DIR``.
+"""Train the tiny demo judge from nothing: ``python -m tools.demo_judge.train --out DIR``.
 
 Three checkpoints of one small byte-level Llama come out, in the Hugging Face layout; the package
 ships the first and the last:
@@ -10,7 +10,7 @@ ships the first and the last:
     tuned from the base to answer A or B right after the prompt of ``formats.demo``,
     on answerable pairs alone; kept for comparison, for it is as sure of tasks it does not know.
 ``DIR/judge``
-    tuned further with pairs that have no better answer (``ray_judge.demo.unanswerable``) and a
+    tuned further with pairs that have no better answer (``tools.demo_judge.unanswerable``) and a
     target of one half, so that confidence falls on tasks the judge was not taught.
 
 A verdict is a single bit a pair, far too little for minutes of training on a CPU.  So the loss
@@ -41,11 +41,11 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from ray_judge.demo.metrics import Judged, summary
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, corrupt, make_item, make_pairs
-from ray_judge.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, save_tokenizer
-from ray_judge.demo.unanswerable import unanswerable
 from ray_judge.judging.formats.demo import ALTERNATIVES, TEMPLATE
+from tools.demo_judge.metrics import Judged, summary
+from tools.demo_judge.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, save_tokenizer
+from tools.demo_judge.unanswerable import unanswerable
 
 BATCH: Final = 16
 POOL: Final = 64  # batches drawn at once and sorted by length, so that little padding is needed
