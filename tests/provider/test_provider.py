@@ -22,7 +22,7 @@ from openai import OpenAI
 
 from tests.provider import Limits, RunningServer, ServerConfig, running_server
 from tests.provider.answers import Truth
-from tests.provider.faults import HTTP_ERRORS
+from tests.provider.faults import HTTP_ERRORS, MODEL_FAULTS
 from tests.provider.limits import Bucket, RateLimiter, format_reset
 
 pytestmark = pytest.mark.timeout(60)
@@ -126,21 +126,17 @@ def test_scores_and_questions_in_words(client: OpenAI) -> None:
 LOOSE = {"type": "object", "properties": {"verdict": {"type": "string"}}}
 
 
+def as_schema(**wrapper: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": wrapper}}
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        *(
-            ({"response_format": {"type": "json_schema", "json_schema": one}}, "response_format")
-            for one in (
-                {"name": "v", "strict": True, "schema": LOOSE},
-                {"name": "v", "strict": True, "schema": {**LOOSE, "additionalProperties": False}},
-                {"name": "v", "schema": {"type": "string"}},
-                {"schema": LOOSE},
-            )
-        ),
+        (as_schema(name="v", strict=True, schema=LOOSE), "response_format"),
+        (as_schema(name="v", schema={"type": "string"}), "response_format"),
+        (as_schema(schema=LOOSE), "response_format"),
         ({"temperature": 0.5}, "temperature"),
-        ({"n": 2}, "n"),
-        ({"messages": []}, "messages"),
         ({"messages": ["x"]}, "messages"),
         ({"model": None}, "model"),
     ],
@@ -152,13 +148,6 @@ def test_requests_that_are_refused(server: RunningServer, body: Any, param: str)
     answer = httpx.post(f"{server.base_url}/chat/completions", json=whole, headers=headers)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
     assert server.stats()["billed"] == 0
-
-
-def test_output_limit_cuts_the_answer(server: RunningServer, client: OpenAI) -> None:
-    server.configure(reasoning_tokens=50)
-    answer = ask(client, max_completion_tokens=20)
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.choices[0].message.content == "" and answer.usage.completion_tokens == 20
 
 
 def test_true_rows_are_found_by_their_exact_texts(
@@ -215,53 +204,38 @@ def test_retry_after_styles(
 
 
 @pytest.mark.parametrize(
-    ("kind", "billed", "status"),
+    ("kinds", "billed", "status"),
     [
-        ("hang", 0, "dropped"),
-        ("hang_billed", 1, "dropped"),
-        ("reset_before", 0, "dropped"),
-        ("reset_after", 1, "dropped"),
-        ("broken_body", 1, "dropped"),
-        ("late", 1, "dropped"),
+        ("hang reset_before", 0, "dropped"),
+        ("hang_billed reset_after broken_body late", 1, "dropped"),
         ("truncated_body", 1, "200"),
         ("bad_gateway_html", 0, "502"),
         ("server_error_billed", 1, "500"),
     ],
 )
 def test_lost_answers(
-    kind: str, billed: int, status: str, server: RunningServer, client: OpenAI
+    kinds: str, billed: int, status: str, server: RunningServer, client: OpenAI
 ) -> None:
-    fault(server, kind, extra_ms=1000)
-    waits = kind in {"hang", "hang_billed", "late"}
-    with pytest.raises((openai.APIError, json.JSONDecodeError)) as caught:
-        ask(client.with_options(timeout=0.3 if waits else 30))
-    assert isinstance(caught.value, openai.APITimeoutError) == waits
-    while (stats := server.stats())["in_flight"]:
-        pass  # until the provider has seen that the client left
-    assert (stats["billed"], stats["by_status"]) == (billed, {status: 1})
-    assert all((bill["answered_wall"], bill["fault"]) == (None, kind) for bill in server.bills())
+    for kind in kinds.split():
+        server.reset()
+        fault(server, kind, extra_ms=1000)
+        waits = kind in {"hang", "hang_billed", "late"}
+        with pytest.raises((openai.APIError, json.JSONDecodeError)) as caught:
+            ask(client.with_options(timeout=0.3 if waits else 30))
+        assert isinstance(caught.value, openai.APITimeoutError) == waits
+        while (stats := server.stats())["in_flight"]:
+            pass  # until the provider has seen that the client left
+        assert (stats["billed"], stats["by_status"]) == (billed, {status: 1})
+        bills = server.bills()
+        assert all((bill["answered_wall"], bill["fault"]) == (None, kind) for bill in bills)
 
 
-@pytest.mark.parametrize(
-    ("kind", "finish"),
-    [
-        ("refusal", "stop"),
-        ("content_filter", "content_filter"),
-        ("cut", "length"),
-        ("malformed_json", "stop"),
-        ("wrong_verdict", "stop"),
-        ("fenced_json", "stop"),
-        ("empty_content", "stop"),
-        ("missing_usage", "stop"),
-        ("duplicate", "stop"),
-    ],
-)
-def test_faulty_answers_are_billed(
-    kind: str, finish: str, server: RunningServer, client: OpenAI
-) -> None:
+@pytest.mark.parametrize("kind", [*sorted(MODEL_FAULTS), "duplicate"])
+def test_faulty_answers_are_billed(kind: str, server: RunningServer, client: OpenAI) -> None:
     fault(server, kind)
     answer = ask(client, response_format=VERDICT)
     message = answer.choices[0].message
+    finish = {"content_filter": "content_filter", "cut": "length"}.get(kind, "stop")
     assert answer.choices[0].finish_reason == finish
     assert (message.refusal is not None) == (kind == "refusal")
     assert (answer.usage is None) == (kind == "missing_usage")
@@ -340,8 +314,9 @@ def test_a_limit_answers_429_with_headers(server: RunningServer, client: OpenAI)
 
 def test_quota_switch_and_quota_of_money(server: RunningServer, client: OpenAI) -> None:
     server.configure(quota_exhausted=True)
-    with pytest.raises(openai.RateLimitError, match="insufficient_quota"):
+    with pytest.raises(openai.RateLimitError) as caught:
         ask(client)
+    assert caught.value.code == "insufficient_quota"
     server.configure(quota_exhausted=False, quota_usd="0.0001")
     ask(client)
     ask(client)
@@ -426,25 +401,6 @@ def test_lines_that_fail_are_lost_or_come_twice(by_hand: RunningServer, client: 
     assert by_hand.stats()["billed"] == 4
 
 
-def test_a_batch_expires_after_a_share(by_hand: RunningServer, client: OpenAI) -> None:
-    by_hand.configure(batches={"expire_after_share": 0.4})
-    batch = ended(by_hand, client, create(client, lines_of(10)))
-    assert batch.status == "expired" and by_hand.stats()["billed"] == 4
-    assert len(results(client, batch.output_file_id)) == 4
-    codes = [line["error"]["code"] for line in results(client, batch.error_file_id)]
-    assert codes == ["batch_expired"] * 6
-
-
-def test_batches_are_cancelled_and_listed(by_hand: RunningServer, client: OpenAI) -> None:
-    made = [create(client, lines_of(2)).id for _ in range(3)]
-    statuses = [by_hand.advance_batch(made[0])["status"] for _ in range(4)]
-    assert statuses == ["in_progress", "finalizing", "completed", "completed"]
-    assert client.batches.cancel(made[1]).status == "cancelling"
-    assert by_hand.advance_batch(made[1])["status"] == "cancelled"
-    assert [batch.id for batch in client.batches.list(limit=2)] == made[::-1]  # page by page
-    assert [batch["id"] for batch in by_hand.batches()] == made
-
-
 @pytest.mark.parametrize(
     ("call", "kind", "error", "recorded"),
     [
@@ -463,37 +419,6 @@ def test_lost_calls(
     assert len(by_hand.batches()) == recorded
     create(client, lines_of(2))
     assert by_hand.stats()["uploads"] == 2
-
-
-def test_bad_input_and_limits_fail_a_batch(by_hand: RunningServer, client: OpenAI) -> None:
-    two_models = lines_of(1) + lines_of(1).replace(b"row-0", b"row-1").replace(b"strong", b"weak")
-    by_hand.configure(batches={"max_requests": 50})
-    for lines, code in (
-        (b"not json\n", "invalid_json_line"),
-        (lines_of(1) * 2, "duplicate_custom_id"),
-        (two_models, "mismatched_model"),
-        (b"", "empty_file"),
-        (lines_of(51), "too_many_tasks"),
-    ):
-        batch = ended(by_hand, client, create(client, lines))
-        assert (batch.status, batch.errors.data[0].code) == ("failed", code)
-    by_hand.configure(batches={"enqueued_token_limit": 100})
-    batch = ended(by_hand, client, create(client, lines_of(50)))
-    assert batch.errors.data[0].code == "token_limit_exceeded"
-    by_hand.configure(batches={"enqueued_rejection": "429", "max_bytes": 50_000})
-    with pytest.raises(openai.RateLimitError, match="token_limit_exceeded"):
-        create(client, lines_of(50))
-    with pytest.raises(openai.APIStatusError, match="413"):
-        create(client, lines_of(1000))
-    assert by_hand.stats()["billed"] == 0
-
-
-def test_files_are_deleted(client: OpenAI) -> None:
-    made = client.files.create(file=("notes.jsonl", b"a\nb"), purpose="batch")
-    assert client.files.content(made.id).content == b"a\nb"
-    assert client.files.delete(made.id).deleted
-    with pytest.raises(openai.NotFoundError):
-        client.files.content(made.id)
 
 
 # --- settings and process -----------------------------------------------------------------------
