@@ -64,6 +64,7 @@ class Bill:
     cached_tokens: int
     completion_tokens: int
     billed_monotonic: float
+    billed_wall: float
     fault: str | None = None
     answered_monotonic: float | None = None
     answered_wall: float | None = None
@@ -106,6 +107,7 @@ class Bills:
             cached_tokens=tokens.cached,
             completion_tokens=tokens.completion,
             billed_monotonic=time.monotonic(),
+            billed_wall=time.time(),
             fault=fault,
         )
         self.rows.append(bill)
