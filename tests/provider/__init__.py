@@ -12,21 +12,10 @@ here: answers come from a file of true verdicts, or from a hash of the request.
 
 from __future__ import annotations
 
-from tests.provider.config import (
-    BatchSettings,
-    CallFault,
-    FaultRule,
-    Latency,
-    Limits,
-    Prices,
-    ServerConfig,
-)
+from tests.provider.config import Latency, Limits, Prices, ServerConfig
 from tests.provider.process import RunningServer, running_server, start_server
 
 __all__ = [
-    "BatchSettings",
-    "CallFault",
-    "FaultRule",
     "Latency",
     "Limits",
     "Prices",

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from tests.provider.app import make_app
 from tests.provider.config import ServerConfig
@@ -53,12 +52,7 @@ def main() -> int:
                 sys.stdin.readline() if options.config == "-" else Path(options.config).read_text()
             )
         config = ServerConfig.model_validate_json(text)
-    except ValidationError as error:
-        for item in error.errors(include_input=False, include_url=False):
-            place = ".".join(str(part) for part in item["loc"])
-            print(f"configuration: {place}: {item['msg']}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (ValueError, OSError) as error:
         print(f"configuration: {error}", file=sys.stderr)
         return 2
     asyncio.run(_serve(config, options.port, watches_stdin=options.config == "-"))

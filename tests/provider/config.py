@@ -17,7 +17,7 @@ Money = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 class Settings(BaseModel):
     """Unknown keys are refused, so that a misspelt setting cannot pass silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Prices(Settings):
