@@ -122,19 +122,10 @@ def test_scores_and_questions_in_words(client: OpenAI) -> None:
     assert content(client, 'Is it a "verdict"? Say "score".')["score"] in range(1, 11)
 
 
-LOOSE = {"type": "object", "properties": {"verdict": {"type": "string"}}}
-
-
-def as_schema(**wrapper: Any) -> dict[str, Any]:
-    return {"response_format": {"type": "json_schema", "json_schema": wrapper}}
-
-
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        (as_schema(name="v", strict=True, schema=LOOSE), "response_format"),
-        (as_schema(name="v", schema={"type": "string"}), "response_format"),
-        (as_schema(schema=LOOSE), "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"temperature": 0.5}, "temperature"),
         ({"messages": ["x"]}, "messages"),
         ({"model": None}, "model"),
@@ -189,17 +180,14 @@ def test_http_errors_are_not_billed(kind: str, server: RunningServer, client: Op
     assert server.stats()["billed"] == 1
 
 
-@pytest.mark.parametrize(
-    ("style", "name", "value"),
-    [("seconds", "", "2"), ("ms", "-ms", "1500"), ("date", "", ".* GMT"), ("none", "", "None")],
-)
-def test_retry_after_styles(
-    style: str, name: str, value: str, server: RunningServer, client: OpenAI
-) -> None:
-    fault(server, "rate_limit", retry_after_s=1.5, retry_after_style=style)
-    with pytest.raises(openai.RateLimitError) as caught:
-        ask(client)
-    assert re.fullmatch(value, str(caught.value.response.headers.get(f"retry-after{name}")))
+def test_retry_after_styles(server: RunningServer, client: OpenAI) -> None:
+    for style, name, value in (
+        ("seconds", "", "2"), ("ms", "-ms", "1500"), ("date", "", ".* GMT"), ("none", "", "None"),
+    ):  # fmt: skip
+        fault(server, "rate_limit", retry_after_s=1.5, retry_after_style=style)
+        with pytest.raises(openai.RateLimitError) as caught:
+            ask(client)
+        assert re.fullmatch(value, str(caught.value.response.headers.get(f"retry-after{name}")))
 
 
 @pytest.mark.parametrize(
