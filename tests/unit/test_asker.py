@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from ray_judge.config import RunConfig, parse
-from ray_judge.demo.server import RunningServer
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, StorageError
 from ray_judge.escalation.books.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.client import StrongClient
@@ -23,6 +22,7 @@ from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.records import Answer, Example, Outcome
 from ray_judge.storage.local import open_storage
+from tests.provider import RunningServer
 
 pytestmark = pytest.mark.timeout(60)
 
