@@ -33,7 +33,7 @@ format: env  ## put the source into its form
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix-only .
 bench: env  ## phase A against bare vLLM; decoding; the journal; phase B against the allowed rate
 	$(BIN)/python benchmarks/judge_stage.py $(ARGS) && $(BIN)/python benchmarks/decoding.py
-	$(BIN)/python benchmarks/journal.py && $(BIN)/python benchmarks/rates.py
+	$(BIN)/python benchmarks/journal.py && $(BIN)/python -m benchmarks.rates
 clean:  ## remove the environment and all caches
 	rm -rf .venv build dist *.egg-info .*_cache .hypothesis demo-run
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,7 +49,7 @@ def main() -> int:
     options = parser.parse_args()
     if not (options.model / "config.json").is_file():
         print(
-            f"there is no judge in {options.model}: train it (python -m ray_judge.demo.train) or "
+            f"there is no judge in {options.model}: train it (python -m tools.demo_judge.train) or "
             "name another with --model",
             file=sys.stderr,
         )

@@ -1,6 +1,6 @@
 """The share of the allowed rate that a run uses, and how many of its requests are answered 429.
 
-    make bench                     or: .venv/bin/python benchmarks/rates.py --case requests
+    make bench                     or: .venv/bin/python -m benchmarks.rates --case requests
 
 `ray-judge score` with eight askers, as its command line runs it, against the simulated provider,
 which enforces 5,000 requests and 1,000,000 tokens a minute over every single second (it saves up
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ray_judge.demo.server import (
+from tests.provider import (
     Latency,
     Limits,
     Prices,

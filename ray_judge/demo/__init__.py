@@ -1,1 +1,1 @@
-"""The demo: synthetic pairs with known truth and a tiny judge trained on some of their kinds."""
+"""The demo: pairs with known truth, a tiny judge of some of their kinds, a server for the rest."""

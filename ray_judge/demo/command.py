@@ -11,7 +11,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from decimal import Decimal
@@ -22,13 +22,19 @@ import polars as pl
 import yaml
 
 from ray_judge.config import RunConfig, load
-from ray_judge.demo.server import Prices, ServerConfig, StrongAnswers, running_server
-from ray_judge.demo.server.answers import make_policy
-from ray_judge.demo.server.requests import canonical_key, prompt_tokens
+from ray_judge.demo.server import (
+    ACCURACY,
+    ANSWER_TOKENS,
+    DemoServer,
+    StrongAnswer,
+    prompt_tokens,
+    running_server,
+    strong_verdict,
+)
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, make_pairs
 from ray_judge.errors import ConfigError
 from ray_judge.escalation.pricing import cost, price_of
-from ray_judge.escalation.question import StrongQuestion
+from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.pipeline import score
 from ray_judge.progress import Progress
 from ray_judge.records import Example, Usage
@@ -36,13 +42,12 @@ from ray_judge.records import Example, Usage
 MODEL = Path(__file__).parent / "model" / "judge"
 SHARDS = 6
 IN_SHARE = 0.58
-"""Share of the pairs of kinds that the judge was trained on."""
-STRONG_ACCURACY = 0.97
+"""Share of the pairs that are of kinds that the judge was trained on."""
 KEY_ENV = "RAY_JUDGE_DEMO_KEY"
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Make pairs, run the cascade on them, print what it was worth."""
+    """Run the cascade on new pairs and print what it was worth."""
     # Ray's core says at level "error" what is of no use to somebody who looks for the first time.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     output = Path(options.output).absolute()
@@ -55,7 +60,7 @@ def demo(options: argparse.Namespace) -> int:
         f"was trained on: {output}/pairs",
         file=sys.stderr,
     )
-    with strong_judge(options, output) as (strong, simulated):
+    with strong_judge(options) as (strong, server):
         document = {
             "input": str(output / "pairs"),
             "output": str(output / "run"),
@@ -66,10 +71,13 @@ def demo(options: argparse.Namespace) -> int:
         }
         (output / "demo.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
         config = load(output / "demo.yaml")
+        told = simulated_answers(config, pairs) if server else []
+        if server:
+            server.answers = dict(told)
         summary = score(config, Progress())
     rows = pl.read_parquet(output / "run" / "scored" / "*.parquet")
-    alone = simulated_alone(config, pairs, simulated) if simulated else asked_alone(rows)
-    print(report(rows, summary, alone, output, simulated=simulated is not None))
+    alone = simulated_alone(config, pairs, told) if server else asked_alone(rows)
+    print(report(rows, summary, alone, output, simulated=server is not None))
     return 0
 
 
@@ -92,9 +100,9 @@ def write_pairs(folder: Path, count: int, seed: int) -> pl.DataFrame:
 
 @contextmanager
 def strong_judge(
-    options: argparse.Namespace, output: Path
-) -> Iterator[tuple[dict[str, Any], ServerConfig | None]]:
-    """Give the config's `strong` part, and the simulator's settings unless a real one is asked."""
+    options: argparse.Namespace,
+) -> Iterator[tuple[dict[str, Any], DemoServer | None]]:
+    """Give the config's `strong` part, and the simulated judge unless a real one is asked."""
     strong: dict[str, Any] = {
         "model": options.model,
         "max_cost_usd": float(options.cap),
@@ -106,53 +114,43 @@ def strong_judge(
               f"at most ${options.cap}", file=sys.stderr)  # fmt: skip
         yield {**strong, "base_url": options.base_url}, None
         return
-    price = price_of(options.model)
-    settings = ServerConfig(
-        answers=StrongAnswers(
-            path=output / "truth.json", verdict="label", accuracy=STRONG_ACCURACY
-        ),
-        prices=Prices(
-            input=price.input, cached_input=price.cached_input or price.input, output=price.output
-        ),
-    )
-    truth = pl.read_parquet(output / "pairs" / "*.parquet")
-    truth.select("instruction", "response_a", "response_b", "label").write_json(
-        output / "truth.json"
-    )
     print(
-        f"strong judge: a SIMULATOR on this machine, right in {STRONG_ACCURACY:.0%}, at the prices "
+        f"strong judge: a SIMULATOR on this machine, right in {ACCURACY:.0%}, at the prices "
         f"of {options.model}; no model runs in it and no money is spent "
         "(--base-url or OPENAI_API_KEY ask a real one)",
         file=sys.stderr,
     )
-    with running_server(settings) as server:
-        os.environ[KEY_ENV] = server.api_key
+    os.environ[KEY_ENV] = "demo"
+    with running_server() as server:
         # No provider's limits hold here, so a laptop's patience is the only one.
         limits = {"requests_per_minute": 60_000, "tokens_per_minute": 60_000_000}
         address = {"base_url": server.base_url, "api_key_env": KEY_ENV}
-        yield {**strong, **address, **limits}, settings
+        yield {**strong, **address, **limits}, server
+
+
+def simulated_answers(config: RunConfig, pairs: pl.DataFrame) -> list[tuple[str, StrongAnswer]]:
+    """Key of the question about each pair, and what the simulated judge answers to it."""
+    maker, found = QuestionMaker(config), []
+    for pair in pairs.iter_rows(named=True):
+        responses = (pair["response_a"], pair["response_b"])
+        (question,) = maker.of_example(Example(pair["instruction"], responses))
+        verdict = strong_verdict(pair["instruction"], responses, pair["label"])
+        assert question.body is not None
+        tokens = prompt_tokens(question.body)
+        found.append((question.key, StrongAnswer(verdict, tokens)))
+    return found
 
 
 def simulated_alone(
-    config: RunConfig, pairs: pl.DataFrame, settings: ServerConfig
+    config: RunConfig, pairs: pl.DataFrame, told: Sequence[tuple[str, StrongAnswer]]
 ) -> dict[str, Any]:
-    """What the simulator answers to every pair, and what that would cost: no estimate."""
-    policy, question = make_policy(settings), StrongQuestion(config)
+    """What the simulated judge answers to every pair, and what that would cost: no estimate."""
     price = price_of(config.strong.model)
-    right, dollars = 0, Decimal(0)
-    for pair in pairs.iter_rows(named=True):
-        body = question.body(Example(pair["instruction"], (pair["response_a"], pair["response_b"])))
-        right += policy.opinion(body, canonical_key(body)).verdict == pair["label"]
-        dollars += cost(price, Usage(input_tokens=prompt_tokens(body), output_tokens=ANSWER_TOKENS))
-    return {
-        "accuracy": right / pairs.height,
-        "usd": dollars,
-        "how": "asked about every pair",
-    }
-
-
-ANSWER_TOKENS = 4
-"""Of `{"verdict":"A"}` as the simulator counts."""
+    answers = [answer for _, answer in told]  # a tie is wrong, though the schema makes it an A
+    right = sum(a.verdict == label for a, label in zip(answers, pairs["label"], strict=True))
+    usages = [Usage(input_tokens=a.prompt_tokens, output_tokens=ANSWER_TOKENS) for a in answers]
+    dollars = sum((cost(price, usage) for usage in usages), Decimal(0))
+    return {"accuracy": right / pairs.height, "usd": dollars, "how": "asked about every pair"}
 
 
 def asked_alone(rows: pl.DataFrame) -> dict[str, Any]:
@@ -170,8 +168,7 @@ def asked_alone(rows: pl.DataFrame) -> dict[str, Any]:
 
 def share(rows: pl.DataFrame, column: str) -> float:
     """Share of rows whose verdict is the label."""
-    right = rows.select((pl.col(column) == pl.col("label")).fill_null(value=False).sum()).item()
-    return float(right) / max(1, rows.height)
+    return rows.filter(pl.col(column) == pl.col("label")).height / max(1, rows.height)
 
 
 def report(
@@ -182,7 +179,6 @@ def report(
     *,
     simulated: bool,
 ) -> str:
-    """Lay out what a newcomer wants to see."""
     asked = rows.filter(pl.col("route") != "accept").height
     spent, everything = float(summary["spent_usd"]), float(alone["usd"])
     inside, outside = rows.filter(domain="in"), rows.filter(domain="out")

@@ -2,8 +2,8 @@
 
 Every pair has an instruction in words, the right answer, and a corrupted one (a single changed,
 moved, missing or extra character, or an answer taken from the wrong place); which of them is
-response A is random.  ``IN_DOMAIN`` kinds are what the shipped demo judge was trained on,
-``OUT_OF_DOMAIN`` kinds never occur in its training: there the judge should be unsure.
+response A is random.  `IN_DOMAIN` kinds are what the shipped demo judge was trained on,
+`OUT_OF_DOMAIN` kinds never occur in its training: there the judge should be unsure.
 
 Words are random letters on purpose.  With real words, or with pronounceable ones, a corrupted
 answer could be told by its looks alone, without doing the task.
@@ -46,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One instruction with its right answer; ``decoys`` are whole answers that are wrong."""
+    """One instruction with its right answer; `decoys` are whole answers that are wrong."""
 
     instruction: str
     right: str
@@ -54,12 +54,12 @@ class Item:
 
 
 def word(rng: random.Random, low: int = 3, high: int = 6) -> str:
-    """A word of ``low`` to ``high`` independent random lower-case letters."""
+    """A word of `low` to `high` independent random lower-case letters."""
     return "".join(rng.choices(LOWER, k=rng.randint(low, high)))
 
 
 def words(rng: random.Random, low: int, high: int, longest: int = 5) -> list[str]:
-    """``low`` to ``high`` random words with different first and last letters each.
+    """`low` to `high` random words with different first and last letters each.
 
     Different first and last letters, so that a wrong word differs from the right one at once.
     """
@@ -208,7 +208,7 @@ def _remove_vowels(rng: random.Random) -> Item:
 
 
 def shifted(text: str, by: int) -> str:
-    """Lower-case letters moved ``by`` places on in the alphabet, z followed by a."""
+    """Lower-case letters moved `by` places on in the alphabet, z followed by a."""
     return "".join(LOWER[(LOWER.index(char) + by) % 26] for char in text)
 
 
@@ -286,7 +286,7 @@ OUT_OF_DOMAIN: Final[tuple[str, ...]] = tuple(_OUT)
 
 
 def make_item(rng: random.Random, kind: str) -> Item:
-    """One random item of ``kind``."""
+    """One random item of `kind`."""
     maker = _IN.get(kind) or _OUT.get(kind)
     if maker is None:
         known = ", ".join((*IN_DOMAIN, *OUT_OF_DOMAIN))
@@ -297,9 +297,9 @@ def make_item(rng: random.Random, kind: str) -> Item:
 def make_pairs(
     n: int, *, seed: int, kinds: Sequence[str], split: Literal["demo", "train"] = "demo"
 ) -> list[Pair]:
-    """``n`` pairs over ``kinds`` in turn; the same arguments always give the same pairs.
+    """`n` pairs over `kinds` in turn; the same arguments always give the same pairs.
 
-    ``split`` is part of the seed: what training draws ("train") never shares a random stream
+    `split` is part of the seed: what training draws ("train") never shares a random stream
     with what a demo or an evaluation draws ("demo").
     """
     if n < 0 or (n > 0 and not kinds):

@@ -174,8 +174,10 @@ class QuestionMaker:
         tokens = input_token_estimate(body["messages"], self._format)
         most, tier = self.strong.max_output_tokens, TIERS[self.strong.mode]
         cost = _max_cost(self.price, input_tokens=bound, output_tokens=most, tier=tier)
-        keys = canonical_keys(body, self.strong.samples)
-        return [Question(key, body, bound, tokens, cost) for key in keys]
+        return [
+            Question(canonical_key(body, sample), body, bound, tokens, cost)
+            for sample in range(self.strong.samples)
+        ]
 
     def _body(self, example: Example) -> dict[str, Any]:
         strong = self.strong
@@ -200,16 +202,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def canonical_keys(body: Mapping[str, Any], samples: int = 1) -> list[str]:
-    """One key per sample: SHA-256 (hex) of the canonical JSON of a body without its limits.
+def canonical_key(body: Mapping[str, Any], sample: int = 0) -> str:
+    """SHA-256 (hex) of the canonical JSON of a body without its limits.
 
-    The number of the sample is part of the key where it is above 0.
+    `sample`: its number, which is part of the key where it is above 0.
     """
     asked = {name: value for name, value in body.items() if name not in LIMITS}
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    first = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-    others = [hashlib.sha256(first.digest() + b"%d" % number) for number in range(1, samples)]
-    return [digest.hexdigest() for digest in (first, *others)]
+    numbered = f"{text}\n{sample}" if sample else text
+    return hashlib.sha256(numbered.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def in_words(body: Mapping[str, Any]) -> dict[str, Any]:

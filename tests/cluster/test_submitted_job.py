@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.job_submission import JobSubmissionClient
 
-from ray_judge.demo.server import HashAnswers, RunningServer, ServerConfig, running_server
+from tests.provider import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 24
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def strong() -> Iterator[RunningServer]:
-    with running_server(ServerConfig(answers=HashAnswers())) as server:
+    with running_server() as server:
         yield server
 
 

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.config import RunConfig, load, parse
-from ray_judge.demo.server import Prices, RunningServer, ServerConfig, running_server
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.batch.courier import BatchSession
 from ray_judge.escalation.batch.provider import METADATA
@@ -32,6 +31,7 @@ from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.run.directory import Plan
 from ray_judge.run.plan import plan_input, read_examples, read_rows
 from ray_judge.storage.local import open_storage
+from tests.provider import Prices, RunningServer, ServerConfig, running_server
 
 GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
 BY_HAND = {"validating_s": 86_400, "in_progress_s": 86_400, "finalizing_s": 86_400}

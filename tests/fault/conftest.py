@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ray_judge.demo.server import RunningServer
+from tests.provider import RunningServer
 
 from .batch_night import clean, provider
 

@@ -30,9 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ray_judge.demo.server import Latency, Prices, RunningServer, ServerConfig, running_server
 from ray_judge.escalation.books.journal import load_journal
 from ray_judge.storage.local import open_storage
+from tests.provider import Latency, Prices, RunningServer, ServerConfig, running_server
 
 # Read by Ray's processes when they start: a raylet on a busy machine is slow, not dead, and its
 # workers run at our own priority, where Ray would leave them what the machine does not need.

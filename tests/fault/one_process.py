@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ray_judge.config import RunConfig, parse
-from ray_judge.demo.server import Prices, RunningServer, ServerConfig
 from ray_judge.escalation.books.journal import Journal, JournalWriter, load_journal
 from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.escalation.client import StrongClient
@@ -27,6 +26,7 @@ from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.records import Example, Outcome
 from ray_judge.storage.local import open_storage
+from tests.provider import Prices, RunningServer, ServerConfig
 
 GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
 """The shipped prices of gpt-4.1: the server's bill and the run's books are in the same money."""

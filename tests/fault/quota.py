@@ -17,7 +17,7 @@ import time
 from decimal import Decimal
 from pathlib import Path
 
-from ray_judge.demo.server import RunningServer, running_server
+from tests.provider import RunningServer, running_server
 
 from .kill import Scored, server_config, write_pairs
 from .one_process import clean

@@ -22,12 +22,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ray_judge.demo.server import RunningServer, ServerConfig, running_server
-from ray_judge.demo.server.fault_kinds import ALL_KINDS
 from ray_judge.errors import PausedError
 from ray_judge.escalation.books.journal import Journal, load_journal
 from ray_judge.escalation.books.ledger import recorded
 from ray_judge.storage.local import open_storage
+from tests.provider import RunningServer, ServerConfig, running_server
+from tests.provider.faults import ALL_KINDS
 
 from .kill import Scored, write_pairs
 from .one_process import ask, clean, configuration

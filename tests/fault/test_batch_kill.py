@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ray_judge.demo.server import RunningServer
+from tests.provider import RunningServer
 
 from .batch_night import BY_ITSELF, CrashAt, Night
 

@@ -11,12 +11,12 @@ from threading import Event
 
 import pytest
 
-from ray_judge.demo.server import RunningServer
 from ray_judge.errors import CorruptedError, LedgerFenced, PausedError
 from ray_judge.escalation.batch.notices import FOLDER, BatchNotices
 from ray_judge.escalation.books.journal import load_journal
 from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.storage.local import open_storage
+from tests.provider import RunningServer
 
 from .batch_night import CrashAt, Night, end
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_judge.demo.server import RunningServer, running_server
 from ray_judge.escalation.pricing import input_token_bound, max_cost, price_of
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.records import Example
+from tests.provider import RunningServer, running_server
 
 from .one_process import ask, clean, configuration
 

@@ -16,13 +16,13 @@ import polars as pl
 import pytest
 
 from ray_judge.config import load
-from ray_judge.demo.server import RunningServer, running_server
 from ray_judge.escalation.escalate import OnFile, _Session
 from ray_judge.escalation.feed import Feed
 from ray_judge.escalation.online.governor_actor import AskerDied, GovernorActor
 from ray_judge.escalation.turn import Turn
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan
+from tests.provider import RunningServer, running_server
 
 from .kill import VICTIMS, Scored, check, draw, run_killed, server_config, undisturbed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_judge.demo.server import RunningServer, running_server
+from tests.provider import RunningServer, running_server
 
 from .storm import bare
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from ray_judge.cli import main
-from ray_judge.demo.server import Prices, RunningServer, ServerConfig, running_server
+from tests.provider import Prices, RunningServer, ServerConfig, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))

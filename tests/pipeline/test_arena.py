@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.demo.server import LookupAnswers, RunningServer
+from tests.provider import RunningServer
 
 from .conftest import Run, Runs
 
@@ -29,11 +29,11 @@ def strong(server: RunningServer, tmp_path: Path, arena_path: Path) -> RunningSe
     """The provider answering with GPT-4-turbo's verdicts."""
     p_a, p_b = pl.col("gpt_4_turbo_p_a"), pl.col("gpt_4_turbo_p_b")
     verdict = pl.when(p_a >= p_b).then(pl.lit("A")).otherwise(pl.lit("B"))
-    path = tmp_path / "answers.parquet"
+    path = tmp_path / "answers.json"
     pl.read_parquet(arena_path).select(
         "instruction", "response_a", "response_b", verdict=verdict
-    ).write_parquet(path)
-    server.configure(answers=LookupAnswers(path=path).model_dump(mode="json"))
+    ).write_json(path)
+    server.configure(truth=str(path))
     return server
 
 

@@ -14,7 +14,7 @@ import pytest
 from ray_judge.calibration.load import read_calibration
 from ray_judge.cli import main
 from ray_judge.demo.command import write_pairs
-from ray_judge.demo.server import LookupAnswers, RunningServer
+from tests.provider import RunningServer
 
 from .conftest import Run, Runs
 
@@ -31,7 +31,7 @@ def arena_path(data: Path) -> Path:
 @pytest.fixture
 def strong(server: RunningServer, tmp_path: Path, arena_path: Path) -> RunningServer:
     """The provider answering with GPT-4-turbo's verdicts."""
-    answer_with(server, tmp_path / "answers.parquet", arena_path, flipped=False)
+    answer_with(server, tmp_path / "answers.json", arena_path, flipped=False)
     return server
 
 
@@ -41,8 +41,8 @@ def answer_with(server: RunningServer, path: Path, source: Path, *, flipped: boo
     verdict = pl.when(wins).then(pl.lit("A")).otherwise(pl.lit("B"))
     pl.read_parquet(source).select(
         "instruction", "response_a", "response_b", verdict=verdict
-    ).write_parquet(path)
-    server.configure(answers=LookupAnswers(path=path).model_dump(mode="json"))
+    ).write_json(path)
+    server.configure(truth=str(path))
 
 
 def arena(runs: Runs, source: Path, **changes: Any) -> Run:
@@ -87,7 +87,7 @@ def test_from_calibration_to_a_promise_that_is_kept_and_one_that_is_broken(
     page = (kept.output / "report.html").read_text()
     assert "Audit: accepted verdicts" in page and "Drift of confidence" in page
 
-    answer_with(strong, tmp_path / "flipped.parquet", arena_path, flipped=True)
+    answer_with(strong, tmp_path / "flipped.json", arena_path, flipped=True)
     broken = arena(runs, arena_path, route=route)
     assert broken.score(capsys=capsys) == 5
     assert "the audit contradicts the guarantee" in broken.said[-1]

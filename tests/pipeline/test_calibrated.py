@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ray_judge.demo.server import RunningServer
+from tests.provider import RunningServer
 
 from ..engines import tiny  # noqa: TID252
 from ..engines.test_exactness import Reference  # noqa: TID252

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from ray_judge.demo.server import RunningServer
+from tests.provider import RunningServer
 
 from .conftest import Run, Runs, pairs
 
@@ -127,7 +127,7 @@ def test_an_empty_account_pauses_and_nothing_is_asked_twice(
     ("settings", "said"),
     [
         ({"faults": [{"kind": "invalid_api_key", "max_times": 1000}]}, "invalid_api_key"),
-        ({"models": ["another-model"]}, "model_not_found"),
+        ({"faults": [{"kind": "model_not_found", "max_times": 1000}]}, "model_not_found"),
     ],
 )
 def test_a_key_or_model_that_the_provider_refuses_ends_the_run(

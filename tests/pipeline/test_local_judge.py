@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.demo.server import RunningServer
+from tests.provider import RunningServer
 
 from .conftest import ROOT, Run, Runs
 

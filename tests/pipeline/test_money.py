@@ -9,9 +9,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ray_judge.demo.server import RunningServer
 from ray_judge.escalation.books.ledger import recorded
 from ray_judge.storage.local import open_storage
+from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
 

@@ -14,13 +14,13 @@ import polars as pl
 import pytest
 
 from ray_judge.config import load
-from ray_judge.demo.server import RunningServer
 from ray_judge.errors import RunLockedError
 from ray_judge.escalation.escalate import OnFile, _Session
 from ray_judge.escalation.feed import Feed
 from ray_judge.escalation.turn import Turn
 from ray_judge.routing.stream import Routed
 from ray_judge.run.directory import RunDirectory
+from tests.provider import RunningServer
 
 from .conftest import Run, Runs, pairs
 

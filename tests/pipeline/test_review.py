@@ -7,7 +7,7 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from ray_judge.demo.server import RunningServer
+from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.demo.server import RunningServer
 from ray_judge.records import PAIRWISE_ALTERNATIVES, VERDICT_COLUMNS, verdict_schema
+from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
 

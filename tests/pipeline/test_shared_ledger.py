@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ray_judge.demo.server import RunningServer
 from ray_judge.escalation.books.ledger import recorded
 from ray_judge.escalation.turn import LOCK
 from ray_judge.report.status import status
 from ray_judge.storage.local import open_storage
 from ray_judge.storage.lock import locked
+from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
 

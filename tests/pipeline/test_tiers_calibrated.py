@@ -12,7 +12,7 @@ import pytest
 
 from ray_judge.calibration.load import read_calibration
 from ray_judge.cli import main
-from ray_judge.demo.server import LookupAnswers, RunningServer
+from tests.provider import RunningServer
 
 from .conftest import Run, Runs, pairs
 from .test_tiers import columns
@@ -52,10 +52,10 @@ def cascade(runs: Runs, table: pa.Table, place: Path, audit: float = 0) -> Run:
 def test_two_judges_from_calibration_to_promise(
     runs: Runs, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = tmp_path / "answers.parquet"
+    answers = tmp_path / "answers.json"
     both = pl.concat([pl.DataFrame(pl.from_arrow(honest(night))) for night in (1, 2)])
-    both.select("instruction", "response_a", "response_b", verdict="human").write_parquet(answers)
-    server.configure(answers=LookupAnswers(path=answers).model_dump(mode="json"))
+    both.select("instruction", "response_a", "response_b", verdict="human").write_json(answers)
+    server.configure(truth=str(answers))
     place = tmp_path / "calibration.json"
     run = cascade(runs, honest(1), place)
     command = ["calibrate", str(run.yaml), "--quiet", "--alpha", "0.2", "--against", "strong"]

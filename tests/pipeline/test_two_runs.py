@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from ray_judge.demo.server import RunningServer
 from ray_judge.escalation.books.journal import load_journal
 from ray_judge.escalation.shares_actor import NAMESPACE
 from ray_judge.storage.local import open_storage
+from tests.provider import RunningServer
 
 from .conftest import Run, Runs, pairs
 

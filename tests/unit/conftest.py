@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ray_judge.demo.server import RunningServer, ServerConfig, running_server
+from tests.provider import RunningServer, ServerConfig, running_server
 
 
 @pytest.fixture(scope="module")

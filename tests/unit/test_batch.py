@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ray_judge.config import parse
-from ray_judge.demo.server import RunningServer
 from ray_judge.errors import (
     ConfigError,
     CorruptedError,
@@ -31,6 +30,7 @@ from ray_judge.escalation.turn import LOCK
 from ray_judge.records import Example, Usage
 from ray_judge.storage.local import open_storage
 from ray_judge.storage.lock import locked
+from tests.provider import RunningServer
 
 from ..fault.batch_night import BY_ITSELF, Night, clean, end, provider  # noqa: TID252
 

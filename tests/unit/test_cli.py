@@ -21,10 +21,10 @@ import yaml
 
 from ray_judge.cli import main
 from ray_judge.config import load
-from ray_judge.demo.server import RunningServer
 from ray_judge.records import Shard
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
+from tests.provider import RunningServer
 
 pytestmark = pytest.mark.timeout(60)
 

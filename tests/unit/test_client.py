@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from ray_judge.config import StrongConfig
-from ray_judge.demo.server import RunningServer
-from ray_judge.demo.server.fault_kinds import ALL_KINDS
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.client import BatchClient, StrongClient
 from ray_judge.escalation.failures import Kind, RequestFailed
+from tests.provider import RunningServer
+from tests.provider.faults import ALL_KINDS
 
 from .test_questions import body
 
@@ -88,7 +88,7 @@ def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
 
 
 def test_every_fault_that_is_no_answer_is_in_the_table() -> None:
-    assert set(KINDS) == set(ALL_KINDS) - ANSWERS - {"flex_unavailable", "no_logprobs"}
+    assert set(KINDS) == set(ALL_KINDS) - ANSWERS - {"flex_unavailable"}
 
 
 def test_whole_answers_that_are_no_verdict(server: RunningServer) -> None:

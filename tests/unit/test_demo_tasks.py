@@ -6,18 +6,17 @@ import json
 import random
 import re
 import struct
-from pathlib import Path
 
 import pytest
 
 from ray_judge.demo import tasks
+from ray_judge.demo.command import MODEL
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, make_pairs
-from ray_judge.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
-from ray_judge.demo.unanswerable import BANK, unanswerable
 from ray_judge.judging.formats.demo import ALTERNATIVES, TEMPLATE
+from tools.demo_judge.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
+from tools.demo_judge.unanswerable import BANK, unanswerable
 
 ALL = (*IN_DOMAIN, *OUT_OF_DOMAIN)
-MODEL = Path(tasks.__file__).parent / "model"
 
 
 def render(pair: Pair) -> str:
@@ -134,21 +133,19 @@ def test_an_unknown_kind_is_named() -> None:
 
 def test_the_shipped_model_is_small_and_whole() -> None:
     files = [path for path in MODEL.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 8_000_000
-    for name in ("judge", "base"):
-        weights = (MODEL / name / "model.safetensors").read_bytes()
-        (size,) = struct.unpack("<Q", weights[:8])
-        tensors = json.loads(weights[8 : 8 + size])
-        assert tensors["model.embed_tokens.weight"]["shape"][0] == VOCAB_SIZE
-        config = json.loads((MODEL / name / "config.json").read_text())
-        assert config["architectures"] == ["LlamaForCausalLM"]
-        assert config["max_position_embeddings"] >= 4096
-        assert config["vocab_size"] == VOCAB_SIZE
+    assert sum(path.stat().st_size for path in files) <= 4_000_000
+    weights = (MODEL / "model.safetensors").read_bytes()
+    (size,) = struct.unpack("<Q", weights[:8])
+    tensors = json.loads(weights[8 : 8 + size])
+    assert tensors["model.embed_tokens.weight"]["shape"][0] == VOCAB_SIZE
+    config = json.loads((MODEL / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["max_position_embeddings"] >= 4096
+    assert config["vocab_size"] == VOCAB_SIZE
 
 
-@pytest.mark.parametrize("name", ["judge", "base"])
-def test_the_shipped_tokenizer_has_one_token_a_byte(name: str) -> None:
-    tokenizer = json.loads((MODEL / name / "tokenizer.json").read_text())
+def test_the_shipped_tokenizer_has_one_token_a_byte() -> None:
+    tokenizer = json.loads((MODEL / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
     assert tokenizer["model"]["merges"] == []
     assert sorted(vocab.values()) == list(range(VOCAB_SIZE))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import ConfigError, InputChangedError
 from ray_judge.escalation.pricing import input_token_bound, max_cost
-from ray_judge.escalation.questions import QuestionMaker, Unparseable, canonical_keys, in_words
+from ray_judge.escalation.questions import QuestionMaker, Unparseable, canonical_key, in_words
 from ray_judge.records import Chunk, Example
 from ray_judge.run.columns import Columns
 
@@ -90,8 +90,8 @@ def test_what_the_key_does_not_depend_on(change: dict[str, Any]) -> None:
 
 def test_a_key_is_that_of_the_body_whatever_its_order_and_text() -> None:
     asked = body()
-    assert canonical_keys(dict(reversed(asked.items()))) == canonical_keys(asked) == [key()]
-    assert canonical_keys({"a": "\ud800"}) != canonical_keys({"a": "\ud801"})
+    assert canonical_key(dict(reversed(asked.items()))) == canonical_key(asked) == key()
+    assert canonical_key({"a": "\ud800"}) != canonical_key({"a": "\ud801"})
 
 
 def test_the_judges_criteria_stand_in_for_missing_ones() -> None:

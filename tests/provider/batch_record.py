@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_judge.demo.server.requests import prompt_tokens
-from ray_judge.demo.server.wire import bad_request
+from tests.provider.requests import prompt_tokens
 
 ENDPOINT = "/v1/chat/completions"
 WAITING = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 """Statuses of a batch that has not ended; its prompt tokens count as enqueued."""
+_STATUSES = "in_progress finalizing completed failed expired cancelling cancelled".split()
 _MAX_ERRORS = 20
 _CHUNK = 500
 """Lines handled between two chances for other requests to be served."""
@@ -49,7 +48,6 @@ class Batch:
     errors: list[bytes] = field(default_factory=list)
     output_file_id: str | None = None
     error_file_id: str | None = None
-    usage: Counter[str] = field(default_factory=Counter)
 
     @property
     def model(self) -> str | None:
@@ -62,20 +60,18 @@ class Batch:
         return sum(line.tokens for line in self.lines)
 
     def enter(self, status: str) -> None:
-        """Change the status and note when."""
         self.status = status
         self.times[status] = int(time.time())
 
     def body(self) -> dict[str, Any]:
         """The batch object of the API."""
-        value: dict[str, Any] = {
+        failed = self.status == "failed"
+        return {
             "id": self.id,
             "object": "batch",
             "endpoint": ENDPOINT,
             "model": self.model,
-            "errors": {"object": "list", "data": self.problems}
-            if self.status == "failed"
-            else None,
+            "errors": {"object": "list", "data": self.problems} if failed else None,
             "input_file_id": self.input_file_id,
             "completion_window": "24h",
             "status": self.status,
@@ -89,34 +85,13 @@ class Batch:
                 "failed": self.failed,
             },
             "metadata": self.metadata,
-            "usage": self._usage_body(),
-        }
-        for status in ("in_progress", "finalizing", "completed", "failed", "expired"):
-            value[f"{status}_at"] = self.times.get(status)
-        for status in ("cancelling", "cancelled"):
-            value[f"{status}_at"] = self.times.get(status)
-        return value
-
-    def _usage_body(self) -> dict[str, Any]:
-        return {
-            "input_tokens": self.usage["prompt"],
-            "input_tokens_details": {"cached_tokens": self.usage["cached"]},
-            "output_tokens": self.usage["completion"],
-            "output_tokens_details": {"reasoning_tokens": self.usage["reasoning"]},
-            "total_tokens": self.usage["prompt"] + self.usage["completion"],
+            **{f"{status}_at": self.times.get(status) for status in _STATUSES},
         }
 
 
-def checked_metadata(metadata: object) -> dict[str, str] | None:
-    """The metadata if it keeps the API's bounds: 16 pairs, keys of 64, values of 512."""
-    if metadata is None:
-        return None
-    if not isinstance(metadata, dict) or len(metadata) > 16:
-        raise bad_request("metadata must be an object of at most 16 pairs.", param="metadata")
-    for key, value in metadata.items():
-        if not isinstance(value, str) or len(key) > 64 or len(value) > 512:
-            raise bad_request("metadata keys or values are too long.", param="metadata")
-    return metadata
+def problem(code: str, message: str, line: int | None = None) -> dict[str, Any]:
+    """One entry of a failed batch's errors."""
+    return {"code": code, "message": message, "line": line, "param": None}
 
 
 async def read_lines(content: bytes) -> tuple[list[Line], list[dict[str, Any]]]:
@@ -128,18 +103,12 @@ async def read_lines(content: bytes) -> tuple[list[Line], list[dict[str, Any]]]:
     for number, raw in enumerate(content.splitlines(), 1):
         if number % _CHUNK == 0:
             await asyncio.sleep(0)
-        if not raw.strip():
-            continue
         code, message = _read_line(raw, lines, seen, models)
         if code and len(problems) < _MAX_ERRORS:
-            problems.append({"code": code, "message": message, "line": number, "param": None})
+            problems.append(problem(code, message, number))
     if not lines and not problems:
-        problems.append(_problem("empty_file", "The input file is empty."))
+        problems.append(problem("empty_file", "The input file is empty."))
     return lines, problems
-
-
-def _problem(code: str, message: str) -> dict[str, Any]:
-    return {"code": code, "message": message, "line": None, "param": None}
 
 
 def _read_line(
@@ -148,11 +117,9 @@ def _read_line(
     """Append the request of one line, or return the code and message of its defect."""
     try:
         value = json.loads(raw)
-    except ValueError:
-        return "invalid_json_line", "This line is not parseable as valid JSON."
-    if not isinstance(value, dict):
+        custom_id, body = value.get("custom_id"), value.get("body")
+    except (ValueError, AttributeError):
         return "invalid_json_line", "This line is not a JSON object."
-    custom_id, body = value.get("custom_id"), value.get("body")
     if not isinstance(custom_id, str) or not isinstance(body, dict):
         return "missing_required_parameter", "custom_id and body are required."
     if custom_id in seen:
@@ -169,21 +136,6 @@ def _read_line(
         tokens = 0  # a malformed request: its line ends in the error file
     lines.append(Line(custom_id, body, tokens))
     return None, ""
-
-
-def problems_of_limits(
-    batch: Batch, max_requests: int, enqueued: int, token_limit: int | None
-) -> list[dict[str, Any]]:
-    """Why the provider's limits refuse the batch; empty when they do not."""
-    problems = []
-    if len(batch.lines) > max_requests:
-        message = f"The batch has {len(batch.lines)} requests; at most {max_requests} are allowed."
-        problems.append(_problem("too_many_tasks", message))
-    if token_limit is not None and enqueued + batch.tokens > token_limit:
-        problems.append(
-            _problem("token_limit_exceeded", token_limit_message(batch.model, token_limit))
-        )
-    return problems
 
 
 def token_limit_message(model: str | None, limit: int) -> str:

@@ -1,16 +1,16 @@
-"""Train the tiny demo judge from nothing: ``python -m ray_judge.demo.train --out DIR``.
+"""Train the tiny demo judge from nothing: `python -m tools.demo_judge.train --out DIR`.
 
 Three checkpoints of one small byte-level Llama come out, in the Hugging Face layout; the package
-ships the first and the last:
+ships the last:
 
-``DIR/base``
+`DIR/base`
     a language model of the in-domain tasks: it has learnt to *solve* them, and gives A and B
     about one half each as a verdict.
-``DIR/plain``
-    tuned from the base to answer A or B right after the prompt of ``formats.demo``,
+`DIR/plain`
+    tuned from the base to answer A or B right after the prompt of `formats.demo`,
     on answerable pairs alone; kept for comparison, for it is as sure of tasks it does not know.
-``DIR/judge``
-    tuned further with pairs that have no better answer (``ray_judge.demo.unanswerable``) and a
+`DIR/judge`
+    tuned further with pairs that have no better answer (`tools.demo_judge.unanswerable`) and a
     target of one half, so that confidence falls on tasks the judge was not taught.
 
 A verdict is a single bit a pair, far too little for minutes of training on a CPU.  So the loss
@@ -18,8 +18,8 @@ also has the text of right answers, at the top and from a middle layer, and for 
 both answers whether it is the first wrong one (through a small head that is thrown away).  Without
 the loss at the middle layer the judge was still at chance after 1,900 steps.
 
-The learning rate follows the wall clock (``--minutes``), so a slower or busier machine makes fewer
-steps and a weaker judge.  The data depends on ``--seed`` alone.
+The learning rate follows the wall clock (`--minutes`), so a slower or busier machine makes fewer
+steps and a weaker judge.  The data depends on `--seed` alone.
 What was measured is in docs/decisions/0005-demo-judge-confidence.md.
 """
 
@@ -41,11 +41,11 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from ray_judge.demo.metrics import Judged, summary
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, corrupt, make_item, make_pairs
-from ray_judge.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, save_tokenizer
-from ray_judge.demo.unanswerable import unanswerable
 from ray_judge.judging.formats.demo import ALTERNATIVES, TEMPLATE
+from tools.demo_judge.metrics import Judged, summary
+from tools.demo_judge.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, save_tokenizer
+from tools.demo_judge.unanswerable import unanswerable
 
 BATCH: Final = 16
 POOL: Final = 64  # batches drawn at once and sorted by length, so that little padding is needed
@@ -58,7 +58,7 @@ ID_A, ID_B = (ord(verdict) for verdict in ALTERNATIVES)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training prompt. ``right`` is None where the instruction has no known answer."""
+    """One training prompt. `right` is None where the instruction has no known answer."""
 
     instruction: str
     answers: tuple[str, str]
@@ -82,12 +82,12 @@ class Batch:
 
 
 def encode(prompt: str) -> list[int]:
-    """BOS and the bytes of ``prompt``, as the shipped tokenizer gives them."""
+    """BOS and the bytes of `prompt`, as the shipped tokenizer gives them."""
     return [BOS, *prompt.encode("utf-8")]
 
 
 def draw(rng: random.Random, stage: str, unanswerable_share: float) -> Example:
-    """One random example; ``stage`` "base" has the verdict left open."""
+    """One random example; `stage` "base" has the verdict left open."""
     if rng.random() < unanswerable_share:
         instruction, first, second = unanswerable(rng)
         return Example(instruction, (first, second), None, 0.5)
@@ -185,7 +185,7 @@ def losses(model: LlamaForCausalLM, head: nn.Linear, batch: Batch) -> dict[str, 
 
     A character can only be held against its prediction if that prediction is ready at the character
     before it, layers below the top.  So the text is also predicted ("early") from layer
-    ``EARLY_LAYER``, and wrong characters are found at the layer above; the verdict gathers them.
+    `EARLY_LAYER`, and wrong characters are found at the layer above; the verdict gathers them.
     """
     output = model.model(input_ids=batch.ids, use_cache=False, output_hidden_states=True)
     hidden = output.last_hidden_state
@@ -230,7 +230,7 @@ def train_stage(
     smoothing: float,
     out: Path,
 ) -> int:
-    """Train ``model`` in place for ``minutes``, saving to ``out``; returns the number of steps."""
+    """Train `model` in place for `minutes`, saving to `out`; returns the number of steps."""
     head = nn.Linear(model.config.hidden_size, 1)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(
@@ -280,7 +280,7 @@ def _show_accuracy(model: LlamaForCausalLM) -> None:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def judge_pairs(model: LlamaForCausalLM, pairs: Sequence[Pair], size: int = 100) -> list[Judged]:
-    """The model's verdicts on ``pairs``; probabilities are of A and B in the whole vocabulary."""
+    """The model's verdicts on `pairs`; probabilities are of A and B in the whole vocabulary."""
     judged: list[Judged] = []
     for start in range(0, len(pairs), size):
         part = pairs[start : start + size]

@@ -19,7 +19,7 @@ def byte_symbols() -> list[str]:
     """The printable character that byte-level tokenizers write for each of the 256 byte values.
 
     Printable Latin-1 bytes stand for themselves; the others, in order, take the code points from
-    256 on.  This is the fixed alphabet of the ``ByteLevel`` pre-tokenizer.
+    256 on.  This is the fixed alphabet of the `ByteLevel` pre-tokenizer.
     """
     plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))

@@ -1,4 +1,4 @@
-"""Running the simulated provider in a process of its own, for tests and the demo."""
+"""Running the provider in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import select
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ray_judge.demo.server.config import ServerConfig
+from tests.provider.config import ServerConfig
 
-_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
+_ROOT = Path(__file__).resolve().parents[2]
+_STARTS_WITHIN_S = 60.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Loopback calls must not go through a proxy that the environment names."""
 
 
 class RunningServer:
-    """A server process: where it listens, and its own counts."""
+    """A provider's process: where it listens, and its own counts."""
 
     def __init__(self, base_url: str, api_key: str, process: subprocess.Popen[str]) -> None:
         self.base_url = base_url
@@ -33,11 +33,11 @@ class RunningServer:
         self._process = process
 
     def stats(self) -> dict[str, Any]:
-        """GET /control/stats: requests, billed, billed_twice, total_usd, by_status, ..."""
+        """What it counted: requests, billed, billed_twice, total_usd, by_status, ..."""
         return self._call("GET", "stats")
 
     def bills(self) -> list[dict[str, Any]]:
-        """GET /control/bills: every bill, oldest first (see `ledger.Bill`)."""
+        """Every bill, oldest first (see `bills.Bill`)."""
         bills: list[dict[str, Any]] = self._call("GET", "bills")["bills"]
         return bills
 
@@ -46,7 +46,7 @@ class RunningServer:
         self._call("POST", "reset")
 
     def configure(self, **settings: Any) -> dict[str, Any]:
-        """Change settings in mid-run, e.g. `configure(quota_exhausted=True)`."""
+        """Change settings in mid-run, e.g. `configure(quota_exhausted=True)`; gives all of them."""
         return self._call("PATCH", "config", settings)
 
     def batches(self) -> list[dict[str, Any]]:
@@ -60,13 +60,12 @@ class RunningServer:
 
     def stop(self) -> None:
         """End the process and wait for it."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(3)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=3)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
     def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body, default=str).encode()
@@ -80,19 +79,15 @@ class RunningServer:
             raise ValueError(error.read().decode("utf-8", "replace")) from None
 
 
-def start_server(
-    config: ServerConfig, *, port: int = 0, parent_pid: int | None = None, wait_s: float = 60.0
-) -> RunningServer:
-    """Start a server process that ends with `parent_pid` (default: this process).
+def start_server(config: ServerConfig) -> RunningServer:
+    """Start a provider's process, which ends when this one does.
 
-    The process has a session of its own: killing the process group of a client leaves it alive.
+    It has a session of its own: killing the process group of a client leaves it alive.
     """
-    command = [sys.executable, "-m", "ray_judge.demo.server", "--port", str(port)]
-    command += ["--config", "-", "--parent-pid", str(parent_pid or os.getpid())]
-    path = os.pathsep.join(p for p in (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")) if p)
+    path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH")) if p)
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "tests.provider", "--config", "-"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -101,30 +96,23 @@ def start_server(
             start_new_session=True,
         )
         assert process.stdin is not None and process.stdout is not None
-        with process.stdin as pipe:
-            pipe.write(config.with_secret_json())
-        line = _first_line(process.stdout, wait_s)
-        process.stdout.close()
+        process.stdin.write(config.with_secret_json() + "\n")
+        process.stdin.flush()  # and stays open: its end tells the process that we are gone
+        ready, _, _ = select.select([process.stdout], [], [], _STARTS_WITHIN_S)
+        line = process.stdout.readline() if ready else ""
         if not line:
             process.kill()
             process.wait()
             errors.seek(0)
-            raise RuntimeError(f"the simulated provider did not start: {errors.read()[-2000:]}")
+            raise RuntimeError(f"the provider did not start: {errors.read()[-2000:]}")
     base_url = json.loads(line)["base_url"]
     return RunningServer(base_url, config.api_key.get_secret_value(), process)
 
 
-def _first_line(stream: IO[str], wait_s: float) -> str:
-    """The first line of a pipe, or "" when it ends or takes too long."""
-    deadline = time.monotonic() + wait_s
-    ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
-    return stream.readline() if ready else ""
-
-
 @contextmanager
-def running_server(config: ServerConfig | None = None, *, port: int = 0) -> Iterator[RunningServer]:
-    """A server process for the length of a `with` block."""
-    server = start_server(config or ServerConfig(), port=port)
+def running_server(config: ServerConfig | None = None) -> Iterator[RunningServer]:
+    """A provider's process for the length of a `with` block."""
+    server = start_server(config or ServerConfig())
     try:
         yield server
     finally:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sklearn.metrics import roc_auc_score
+
 from ray_judge.demo.tasks import Pair
 
 STRONG_ACCURACY: Final = 0.97
@@ -31,22 +33,8 @@ class Judged:
         return max(self.prob_a, self.prob_b)
 
 
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Chance that a positive scores above a negative, ties counting half (O(n log n))."""
-    ranked = sorted([(v, 1) for v in positive] + [(v, 0) for v in negative])
-    total, index = 0.0, 0
-    while index < len(ranked):
-        end = index
-        while end < len(ranked) and ranked[end][0] == ranked[index][0]:
-            end += 1
-        total += sum(mark for _, mark in ranked[index:end]) * (index + end + 1) / 2
-        index = end
-    count = len(positive)
-    return (total - count * (count + 1) / 2) / (count * len(negative))
-
-
 def cascade_accuracy(judged: Sequence[Judged], scores: Sequence[float], escalated: float) -> float:
-    """Expected accuracy when the ``escalated`` share with the least score is escalated."""
+    """Expected accuracy when the `escalated` share with the least score is escalated."""
     order = sorted(range(len(judged)), key=scores.__getitem__)
     cut = round(escalated * len(order))
     right = sum(judged[i].correct for i in order[cut:])
@@ -58,12 +46,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _separation(judged: Sequence[Judged], scores: Sequence[float]) -> dict[str, float]:
-    """How well ``scores`` tell known tasks from unknown, and right verdicts from wrong."""
+    """How well `scores` tell known tasks from unknown, and right verdicts from wrong."""
 
     def area(marks: Sequence[bool]) -> float:
-        positive = [s for s, mark in zip(scores, marks, strict=True) if mark]
-        negative = [s for s, mark in zip(scores, marks, strict=True) if not mark]
-        return auroc(positive, negative) if positive and negative else float("nan")
+        both = any(marks) and not all(marks)
+        return float(roc_auc_score(marks, scores)) if both else float("nan")
 
     found = {
         "auroc_in_vs_out": area([j.pair.domain == "in" for j in judged]),
@@ -75,7 +62,7 @@ def _separation(judged: Sequence[Judged], scores: Sequence[float]) -> dict[str, 
 
 
 def summary(judged: Sequence[Judged], base: Sequence[Judged] | None = None) -> dict[str, Any]:
-    """All metrics; with ``base``, also those of the confidence less the base's for that verdict."""
+    """All metrics; with `base`, also those of the confidence less the base's for that verdict."""
     inside = [j for j in judged if j.pair.domain == "in"]
     outside = [j for j in judged if j.pair.domain == "out"]
     kinds = list(dict.fromkeys(j.pair.kind for j in judged))

@@ -13,8 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from ray_judge.demo.server.config import FaultRule
-from ray_judge.demo.server.fault_kinds import HttpError
+from tests.provider.config import FaultRule
+from tests.provider.faults import HttpError
 
 JSON_TYPE = "application/json"
 
@@ -29,33 +29,28 @@ class ApiFailure(Exception):
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiFailure:
-    """A 400 invalid_request_error."""
     return ApiFailure(HttpError(400, code, "invalid_request_error", message, param))
 
 
 def not_found(what: str) -> ApiFailure:
-    """A 404 for an object that does not exist."""
     return ApiFailure(HttpError(404, None, "invalid_request_error", f"No such {what}.", "id"))
 
 
 def encode(value: object) -> bytes:
     """Compact JSON bytes."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(
-        "utf-8", "surrogatepass"
-    )
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def json_answer(
     value: object, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> web.Response:
-    """A JSON response."""
     return web.Response(
         body=encode(value), status=status, headers=headers, content_type=JSON_TYPE, charset="utf-8"
     )
 
 
 def error_answer(error: HttpError, headers: dict[str, str] | None = None) -> web.Response:
-    """An API error response."""
     return json_answer(error.body(), status=error.status, headers=headers)
 
 
@@ -102,21 +97,19 @@ def reset_connection(request: web.Request) -> None:
     transport.abort()
 
 
-async def send_broken(request: web.Request, body: bytes, headers: dict[str, str]) -> web.Response:
+def send_half(request: web.Request, body: bytes) -> None:
     """Announce the whole body, send half of it and close."""
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n"
-    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    transport = request.transport
-    if isinstance(transport, asyncio.Transport):
-        transport.write(head.encode() + b"\r\n" + body[: len(body) // 2])
-        transport.close()
-    return web.Response()
+    _send_and_close(request, body, body[: len(body) // 2])
 
 
 def send_again(request: web.Request, body: bytes) -> None:
     """Write the same answer once more on the connection, and close it."""
+    _send_and_close(request, body, body)
+
+
+def _send_and_close(request: web.Request, body: bytes, sent: bytes) -> None:
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
     transport = request.transport
     if isinstance(transport, asyncio.Transport):
-        transport.write(head.encode() + body)
+        transport.write(head.encode() + sent)
         transport.close()

@@ -1,4 +1,4 @@
-"""The scripted failures that the simulated provider knows, in one table.
+"""The scripted failures that the provider knows, in one table.
 
 Four groups matter to a client:
 
@@ -25,46 +25,28 @@ class HttpError:
     param: str | None = None
 
     def body(self) -> dict[str, object]:
-        """The JSON body as the API writes it."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        fields = {"message": self.message, "type": self.type}
+        return {"error": {**fields, "param": self.param, "code": self.code}}
 
 
-INSUFFICIENT_QUOTA: Final = HttpError(
-    429,
-    "insufficient_quota",
-    "insufficient_quota",
-    "You exceeded your current quota, please check your plan and billing details.",
-)
-INVALID_API_KEY: Final = HttpError(
-    401, "invalid_api_key", "invalid_request_error", "Incorrect API key provided."
-)
+_QUOTA = "insufficient_quota"
+_INVALID = "invalid_request_error"
+INSUFFICIENT_QUOTA: Final = HttpError(429, _QUOTA, _QUOTA, "You exceeded your current quota.")
+INVALID_API_KEY: Final = HttpError(401, "invalid_api_key", _INVALID, "Incorrect API key provided.")
 RATE_LIMIT: Final = HttpError(
     429, "rate_limit_exceeded", "requests", "Rate limit reached. Please try again later."
 )
-
 HTTP_ERRORS: Final[dict[str, HttpError]] = {
     "rate_limit": RATE_LIMIT,
     "rate_limit_no_header": RATE_LIMIT,
-    "insufficient_quota": INSUFFICIENT_QUOTA,
+    _QUOTA: INSUFFICIENT_QUOTA,
     "billing_hard_limit": HttpError(
-        400,
-        "billing_hard_limit_reached",
-        "invalid_request_error",
-        "Billing hard limit has been reached.",
+        400, "billing_hard_limit_reached", _INVALID, "Billing hard limit has been reached."
     ),
     "flex_unavailable": HttpError(
         429, "resource_unavailable", "resource_unavailable", "No flex capacity at the moment."
     ),
-    "server_error": HttpError(
-        500, None, "server_error", "The server had an error while processing your request."
-    ),
+    "server_error": HttpError(500, None, "server_error", "The server had an error."),
     "unavailable": HttpError(
         503, "service_unavailable", "service_unavailable_error", "The engine is overloaded."
     ),
@@ -74,29 +56,15 @@ HTTP_ERRORS: Final[dict[str, HttpError]] = {
         403, "unsupported_country_region_territory", "request_forbidden", "Not permitted."
     ),
     "model_not_found": HttpError(
-        404,
-        "model_not_found",
-        "invalid_request_error",
-        "The model does not exist or you do not have access to it.",
-        "model",
+        404, "model_not_found", _INVALID, "The model does not exist.", "model"
     ),
     "context_length_exceeded": HttpError(
-        400,
-        "context_length_exceeded",
-        "invalid_request_error",
-        "This model's maximum context length was exceeded.",
-        "messages",
+        400, "context_length_exceeded", _INVALID, "The context length was exceeded.", "messages"
     ),
     "content_filter_400": HttpError(
-        400,
-        "content_filter",
-        "invalid_request_error",
-        "The response was filtered because the prompt triggered the content policy.",
-        "prompt",
+        400, "content_filter", _INVALID, "The prompt triggered the content policy.", "prompt"
     ),
-    "invalid_request": HttpError(
-        400, None, "invalid_request_error", "Invalid value in the request.", "messages"
-    ),
+    "invalid_request": HttpError(400, None, _INVALID, "Invalid value.", "messages"),
 }
 """Errors answered at once. `rate_limit` carries Retry-After, `rate_limit_no_header` does not.
 `flex_unavailable` only strikes requests that ask for the flex tier."""
@@ -108,15 +76,7 @@ UNBILLED_TRANSPORT: Final = frozenset({"hang", "reset_before", HTML_GATEWAY})
 """`hang` never answers until the client leaves; `reset_before` sends a TCP reset."""
 
 BILLED_TRANSPORT: Final = frozenset(
-    {
-        "hang_billed",
-        "reset_after",
-        "truncated_body",
-        "broken_body",
-        "server_error_billed",
-        "late",
-        "duplicate",
-    }
+    "hang_billed reset_after truncated_body broken_body server_error_billed late duplicate".split()
 )
 """`truncated_body`: Content-Length fits but the JSON text is cut in half. `broken_body`: the
 connection closes in the middle of the body. `server_error_billed`: HTTP 500 after the bill.
@@ -124,21 +84,11 @@ connection closes in the middle of the body. `server_error_billed`: HTTP 500 aft
 (on the wire for chat, as two lines of the output file for a batch), billed once."""
 
 MODEL_FAULTS: Final = frozenset(
-    {
-        "refusal",
-        "content_filter",
-        "cut",
-        "malformed_json",
-        "wrong_verdict",
-        "fenced_json",
-        "empty_content",
-        "missing_usage",
-        "no_logprobs",
-    }
+    "refusal content_filter cut malformed_json wrong_verdict fenced_json empty_content "
+    "missing_usage".split()
 )
 """`refusal` sets message.refusal; `content_filter` and `cut` set finish_reason (content_filter,
 length); `wrong_verdict` is JSON outside the schema; `fenced_json` is a right answer in a Markdown
-fence with words around it; `missing_usage` is a right answer without its usage object, and
-`no_logprobs` one without the log-probabilities that were asked for."""
+fence with words around it; `missing_usage` is a right answer without its usage object."""
 
 ALL_KINDS: Final = frozenset(HTTP_ERRORS) | UNBILLED_TRANSPORT | BILLED_TRANSPORT | MODEL_FAULTS

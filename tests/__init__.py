@@ -1,0 +1,1 @@
+"""All tests, and the provider that they run against: `from tests.provider import ...`."""

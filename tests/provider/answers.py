@@ -1,0 +1,84 @@
+"""What is answered: the verdict of a file of true rows or of a hash, as the JSON asked for."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tests.provider.requests import ChatRequest
+
+_FLIPPED = {"A": "B", "B": "A", "tie": "tie"}
+_UNIT = {"A": 1.0, "tie": 0.5, "B": 0.0}
+_SCORES = (1.0, 10.0)
+"""Lowest and highest score told where the request has no schema with bounds."""
+
+
+class Truth:
+    """Verdicts of rows, found by their exact texts as the package's question lays them out."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows: defaultdict[str, list[tuple[str, str, str]]] = defaultdict(list)
+        for row in json.loads(path.read_text("utf-8")):
+            instruction, a, b = row["instruction"], row["response_a"], row["response_b"]
+            begin = f"[Instruction]\n{instruction}\n\n["
+            kept = self._rows[instruction.partition("\n")[0]]
+            for first, second, verdict in (
+                (a, b, row["verdict"]),
+                (b, a, _FLIPPED[row["verdict"]]),
+            ):
+                kept.append((begin, f"[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n", verdict))
+
+    def verdict(self, question: str) -> str | None:
+        """The verdict in the order in which the question shows the answers; None: not a row."""
+        for begin, answers, verdict in self._rows.get(f"{question}\n\n".split("\n", 2)[1], ()):
+            if question.startswith(begin) and answers in question:
+                return verdict
+        return None
+
+
+class Judge:
+    """Gives the same answer whenever it is asked the same."""
+
+    def __init__(self, truth: Path | None) -> None:
+        self._truth = Truth(truth) if truth else None
+        self.unknown = 0
+        """How many requests were not found in the file of true rows."""
+
+    def content(self, request: ChatRequest) -> str:
+        """The message content: it fits the schema if there is one, else a small JSON object.
+
+        A request in words is taken to ask for the field, "verdict" or "score", that it names last.
+        """
+        verdict, unit = self._opinion(request)
+        wanted = request.body.get("response_format")
+        if wanted is not None:
+            fields = wanted["json_schema"]["schema"].get("properties", {})
+        elif request.prompt.rfind('"score"') > request.prompt.rfind('"verdict"'):
+            fields = {"score": {"type": "integer"}}
+        else:
+            fields = {"verdict": {"enum": ["A", "B", "tie"]}}
+        filled = {name: _value(node, verdict, unit) for name, node in fields.items()}
+        return json.dumps(filled, separators=(",", ":"))
+
+    def _opinion(self, request: ChatRequest) -> tuple[str, float]:
+        """A verdict, and a score in [0, 1]."""
+        if self._truth is not None:
+            verdict = self._truth.verdict(request.body["messages"][-1]["content"])
+            if verdict is not None:
+                return verdict, _UNIT[verdict]
+            self.unknown += 1
+        number = int(request.key[:12], 16)
+        return ("A", "A", "B", "B", "tie")[number % 5], (number // 5 % 1001) / 1000
+
+
+def _value(node: dict[str, Any], verdict: str, unit: float) -> object:
+    kind = node.get("type")
+    if kind in ("number", "integer"):
+        low, high = float(node.get("minimum", _SCORES[0])), float(node.get("maximum", _SCORES[1]))
+        score = low + unit * (high - low)
+        return round(score) if kind == "integer" else round(score, 3)
+    if "enum" not in node:
+        return "because"
+    return verdict if verdict in node["enum"] else "A" if unit >= 0.5 else "B"

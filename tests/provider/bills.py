@@ -1,0 +1,122 @@
+"""The provider's own books: every bill, in exact decimal dollars."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from typing import Any
+
+from tests.provider.config import Prices
+from tests.provider.requests import ChatRequest
+
+_EXACT = Context(prec=80)
+"""Enough digits that no product or sum of prices and token counts is ever rounded."""
+_FACTOR = {"default": Decimal(1), "flex": Decimal("0.5"), "batch": Decimal("0.5")}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """Tokens of one answer; reasoning tokens are part of the completion tokens."""
+
+    prompt: int
+    cached: int
+    completion: int
+    reasoning: int
+
+    def body(self) -> dict[str, Any]:
+        """The `usage` object of a chat completion."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
+        }
+
+    def price(self, prices: Prices, tier: str) -> Decimal:
+        """Exact dollars."""
+        mul, add = _EXACT.multiply, _EXACT.add
+        prompt = add(
+            mul(Decimal(self.prompt - self.cached), prices.input),
+            mul(Decimal(self.cached), prices.cached_input),
+        )
+        total = add(prompt, mul(Decimal(self.completion), prices.output))
+        return _EXACT.divide(mul(total, _FACTOR[tier]), Decimal(1_000_000))
+
+
+@dataclass(slots=True)
+class Bill:
+    """One billed answer.
+
+    Monotonic times are seconds of the system-wide monotonic clock (comparable between processes
+    of one machine), wall times seconds since the epoch. `answered_*` is when the last byte was
+    given to the socket, None if the answer was lost on the way or still is on it.
+    """
+
+    number: int
+    canonical: str
+    attempt: int
+    usd: str
+    tier: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    billed_monotonic: float
+    billed_wall: float
+    fault: str | None = None
+    answered_monotonic: float | None = None
+    answered_wall: float | None = None
+
+    def answered(self) -> None:
+        """Note that the answer left the server."""
+        self.answered_monotonic = time.monotonic()
+        self.answered_wall = time.time()
+
+
+class Bills:
+    """All bills since the start or the last reset."""
+
+    def __init__(self) -> None:
+        self.rows: list[Bill] = []
+        self.total = Decimal(0)
+        self._times_billed: Counter[str] = Counter()
+
+    def charge(
+        self,
+        request: ChatRequest,
+        tokens: TokenCount,
+        prices: Prices,
+        tier: str,
+        *,
+        attempt: int,
+        fault: str | None,
+    ) -> Bill:
+        """Bill one computed answer."""
+        usd = tokens.price(prices, tier)
+        self.total = _EXACT.add(self.total, usd)
+        self._times_billed[request.key] += 1
+        bill = Bill(
+            number=len(self.rows) + 1,
+            canonical=request.key,
+            attempt=attempt,
+            usd=format(usd, "f"),
+            tier=tier,
+            prompt_tokens=tokens.prompt,
+            cached_tokens=tokens.cached,
+            completion_tokens=tokens.completion,
+            billed_monotonic=time.monotonic(),
+            billed_wall=time.time(),
+            fault=fault,
+        )
+        self.rows.append(bill)
+        return bill
+
+    def totals(self) -> dict[str, Any]:
+        """Sums for the statistics; `total_usd` is an exact decimal string."""
+        return {
+            "billed": len(self.rows),
+            "billed_twice": sum(times > 1 for times in self._times_billed.values()),
+            "total_usd": format(self.total, "f"),
+        }

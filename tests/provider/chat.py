@@ -1,0 +1,144 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from aiohttp import web
+
+from tests.provider.faults import (
+    BILLED_TRANSPORT,
+    HTML_GATEWAY,
+    HTTP_ERRORS,
+    INSUFFICIENT_QUOTA,
+    RATE_LIMIT,
+    UNBILLED_TRANSPORT,
+    HttpError,
+)
+from tests.provider.requests import ChatRequest
+from tests.provider.state import Provider
+from tests.provider.wire import (
+    JSON_TYPE,
+    ApiFailure,
+    bad_request,
+    client_left,
+    encode,
+    error_answer,
+    hang,
+    reset_connection,
+    retry_headers,
+    send_again,
+    send_half,
+    wait_headers,
+)
+
+DROPPED = 499
+"""Status of answers that were never sent."""
+
+
+class ChatRoutes:
+    """The chat completions endpoint."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        provider = self._provider
+        provider.chat_requests += 1
+        provider.in_flight += 1
+        provider.max_in_flight = max(provider.max_in_flight, provider.in_flight)
+        try:
+            return await self._complete(request)
+        except ApiFailure as failure:
+            if failure.error is INSUFFICIENT_QUOTA and provider.quota_told is None:
+                provider.quota_told = time.monotonic()
+            return error_answer(failure.error, {**self._headers(), **failure.headers})
+        finally:
+            provider.in_flight -= 1
+
+    def _headers(self) -> dict[str, str]:
+        number = self._provider.requests
+        return {"x-request-id": f"req_sim_{number}", **self._provider.limiter.headers()}
+
+    async def _complete(self, http: web.Request) -> web.StreamResponse:
+        provider, received = self._provider, time.monotonic()
+        try:
+            raw = json.loads(await http.read())
+        except ValueError:
+            raise bad_request("The body is not valid JSON.") from None
+        request = ChatRequest.parse(raw, provider.config)
+        self._admit(request)
+        attempt = provider.next_attempt(request.key)
+        rule = provider.pick_fault(request, attempt, provider.admitted, "chat")
+        if rule is not None and rule.kind in HTTP_ERRORS:
+            told = retry_headers(rule) if rule.kind in {"rate_limit", "unavailable"} else {}
+            raise ApiFailure(HTTP_ERRORS[rule.kind], told)
+        delay = provider.latency_s(request.key, attempt)
+        if rule is not None and rule.kind == "late":
+            delay += rule.extra_ms / 1000.0
+        if delay > 0:
+            await asyncio.sleep(max(0.0, received + delay - time.monotonic()))
+        return await self._deliver(http, request, attempt, rule.kind if rule else None)
+
+    def _admit(self, request: ChatRequest) -> None:
+        """Pass the quota and the rate limits, or raise the 429."""
+        provider = self._provider
+        if provider.quota_used_up():
+            raise ApiFailure(INSUFFICIENT_QUOTA)
+        refused = provider.limiter.admit(request.prompt_tokens + (request.allowance or 0))
+        if refused is not None:
+            which, wait_s = refused
+            message = f"Rate limit reached on {which} per min. Try again in {wait_s:.3f}s."
+            error = HttpError(429, RATE_LIMIT.code, which, message)
+            raise ApiFailure(error, wait_headers(wait_s))
+        provider.admitted += 1
+
+    async def _deliver(
+        self, http: web.Request, request: ChatRequest, attempt: int, fault: str | None
+    ) -> web.StreamResponse:
+        """Compute, bill and send, with the transport fault if there is one."""
+        if fault in UNBILLED_TRANSPORT:
+            return await _fail_unbilled(http, str(fault))
+        answer, bill = self._provider.answer(request, attempt=attempt, fault=fault)
+        body, headers = encode(answer), self._headers()
+        if fault in BILLED_TRANSPORT - {"late", "duplicate"}:
+            return await _fail_billed(http, str(fault), body)
+        response = web.Response(body=body, headers=headers, content_type=JSON_TYPE)
+        try:
+            await response.prepare(http)
+            await response.write_eof()
+        except ConnectionError:
+            return web.Response(status=DROPPED)
+        if client_left(http):
+            return web.Response(status=DROPPED)
+        bill.answered()
+        if fault == "duplicate":
+            send_again(http, body)
+        return response
+
+
+async def _fail_unbilled(http: web.Request, fault: str) -> web.Response:
+    if fault == HTML_GATEWAY:
+        page = "<html><h1>502 Bad Gateway</h1></html>"
+        return web.Response(status=502, text=page, content_type="text/html")
+    if fault == "hang":
+        await hang(http)
+    else:
+        reset_connection(http)
+    return web.Response(status=DROPPED)
+
+
+async def _fail_billed(http: web.Request, fault: str, body: bytes) -> web.Response:
+    if fault == "server_error_billed":
+        return error_answer(HTTP_ERRORS["server_error"])
+    if fault == "truncated_body":
+        return web.Response(body=body[: len(body) // 2], content_type=JSON_TYPE)
+    if fault == "broken_body":
+        send_half(http, body)
+    elif fault == "hang_billed":
+        await hang(http)
+    else:
+        reset_connection(http)
+    return web.Response(status=DROPPED)

@@ -1,0 +1,133 @@
+"""A request as the provider reads it: what is wrong with it, its texts, tokens and key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.provider.config import ServerConfig
+from tests.provider.wire import bad_request
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A checked request with everything that is derived from its body once."""
+
+    body: dict[str, Any]
+    key: str
+    prompt: str
+    """All message texts."""
+    prompt_tokens: int
+
+    @classmethod
+    def parse(cls, body: object, config: ServerConfig) -> ChatRequest:
+        """Check a body and derive the rest. Raises the API's error."""
+        checked = _checked(body, config)
+        prompt = "\n".join(_texts(checked))
+        return cls(checked, canonical_key(checked), prompt, prompt_tokens(checked))
+
+    @property
+    def model(self) -> str:
+        return str(self.body["model"])
+
+    @property
+    def wants_flex(self) -> bool:
+        return self.body.get("service_tier") == "flex"
+
+    @property
+    def allowance(self) -> int | None:
+        """The most completion tokens that the request permits, or None."""
+        limit = self.body.get("max_completion_tokens", self.body.get("max_tokens"))
+        return limit if isinstance(limit, int) else None
+
+
+def canonical_key(body: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of what was asked; the tier is no part of it."""
+    asked = {name: value for name, value in body.items() if name != "service_tier"}
+    text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def text_tokens(text: str) -> int:
+    """The provider's token count: one token per four UTF-8 bytes, rounded up."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
+
+
+def prompt_tokens(body: dict[str, Any]) -> int:
+    """Prompt tokens that are billed: all message texts, 3 per message, and the schema."""
+    texts = _texts(body)
+    count = text_tokens("".join(texts)) + 3 * len(texts)
+    wanted = body.get("response_format")
+    if wanted is not None:
+        count += text_tokens(json.dumps(wanted, sort_keys=True, separators=(",", ":")))
+    return count
+
+
+def _texts(body: dict[str, Any]) -> list[str]:
+    return [str(message.get("content") or "") for message in body["messages"]]
+
+
+def draw(*parts: object) -> float:
+    """A uniform number in [0, 1) that is a fixed function of its arguments."""
+    text = "\x1f".join(str(part) for part in parts)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big") / (1 << 56)
+
+
+def _checked(body: object, config: ServerConfig) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise bad_request("The body is not a JSON object.")
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise bad_request("Missing required parameter: 'messages'.", param="messages")
+    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+        raise bad_request("Every message needs a role.", param="messages")
+    if not isinstance(body.get("model"), str):
+        raise bad_request("Missing required parameter: 'model'.", param="model")
+    refused = [*config.refuse_parameters, "stream"]
+    if config.refuse_response_format:
+        refused.append("response_format")
+    for name in refused:
+        if body.get(name):
+            message = f"Unsupported parameter: '{name}' is not supported with this model."
+            raise bad_request(message, param=name, code="unsupported_parameter")
+    if body.get("n", 1) != 1:
+        raise bad_request("This provider answers n=1 only.", param="n")
+    defect = format_defect(body.get("response_format"))
+    if defect is not None:
+        message = f"Invalid schema for response_format: {defect}"
+        raise bad_request(message, param="response_format")
+    return body
+
+
+def format_defect(response_format: object) -> str | None:
+    """What is wrong with a `response_format`, or None.
+
+    With `strict: true` every object must forbid additional properties and require all of its own,
+    as providers demand, so that a client whose schema they would refuse fails here too.
+    """
+    if response_format is None:
+        return None
+    if not isinstance(response_format, dict) or response_format.get("type") != "json_schema":
+        return "type must be json_schema."
+    wrapper = response_format.get("json_schema")
+    if not isinstance(wrapper, dict) or not isinstance(wrapper.get("name"), str):
+        return "json_schema.name is required."
+    schema = wrapper.get("schema")
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        return "json_schema.schema must be of type object."
+    return next(_strict_defects(schema), None) if wrapper.get("strict") is True else None
+
+
+def _strict_defects(node: dict[str, Any]) -> Iterator[str]:
+    properties = node.get("properties", {})
+    if node.get("type") == "object" or properties:
+        if node.get("additionalProperties") is not False:
+            yield "'additionalProperties' is required to be supplied and to be false."
+        if set(node.get("required", ())) != set(properties):
+            yield "'required' must name every key of 'properties'."
+    for child in properties.values():
+        yield from _strict_defects(child)

@@ -1,0 +1,1 @@
+"""Training of the tiny judge that the demo ships: `python -m tools.demo_judge.train --out DIR`."""
