@@ -1,4 +1,4 @@
-"""The demo's server: it knows the demo's questions, is wrong in 3 %, and counts what it is asked."""
+"""The demo's server: it knows the questions of one demo, and counts the tokens of each."""
 
 from __future__ import annotations
 
