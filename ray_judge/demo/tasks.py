@@ -35,12 +35,10 @@ class Pair:
 
     @property
     def right(self) -> str:
-        """The right answer."""
         return self.response_a if self.label == "A" else self.response_b
 
     @property
     def wrong(self) -> str:
-        """The corrupted answer."""
         return self.response_b if self.label == "A" else self.response_a
 
 
