@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import PausedError, RayJudgeError
+from ray_judge.errors import LedgerFenced, PausedError, RayJudgeError
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger, recover
@@ -230,9 +230,9 @@ class Night:
         delay_s = self.rng.random() * 0.05 if delay_s is None else delay_s
         self.loop.call_later(delay_s, self.kill, process, context=self.outside())
 
-    def _start_again(self, run: str) -> None:
+    def _start_again(self, run: str, later_s: float = 0.0) -> None:
         longest = (0.01, 0.5, 5.0, 30.0) if run not in self.plan.batch else (0.5, 30.0, 1000.0)
-        delay_s = self.rng.choice(longest) * self.rng.random()
+        delay_s = (later_s or self.rng.choice(longest)) * self.rng.random()
         self.loop.call_later(delay_s, self._start, run, context=self.outside())
 
     def _start(self, run: str) -> None:
@@ -260,9 +260,12 @@ class Night:
         except PausedError as error:
             self.note(process.name, f"exit 4: {error}")
             full = Outcome.PENDING in session.outcomes.values()
+            later_s = 3000.0 if session.aside else 0.0
         except RayJudgeError as error:
             self.note(process.name, f"exit 1: {type(error).__name__}: {error}")
             full = False
+            # Two owners that come back at once would fence each other for ever.
+            later_s = 600.0 if isinstance(error, LedgerFenced) else 0.0
         except Exception as error:
             self.oracle.fail(f"unexpected {type(error).__name__}: {error}")
         else:
@@ -274,7 +277,7 @@ class Night:
         if full:
             self._next_month(process, session)
         else:
-            self._start_again(run)
+            self._start_again(run, later_s)
 
     def _session(self, process: Process) -> Session:
         run, clock = process.run, WallClock(self)

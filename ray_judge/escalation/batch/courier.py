@@ -97,6 +97,7 @@ class BatchCourier:
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
+            self._ledger.expect(record.actor)
             if record.stage is Stage.SUBMITTED:
                 self._pending[record.id] = record
             elif record.stage is Stage.CREATING:

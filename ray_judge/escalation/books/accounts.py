@@ -98,10 +98,10 @@ class Accounts:
         """Nano-dollars of the account that are settled or held."""
         return self.settled.get(account, 0) + self.held.get(account, 0)
 
-    def returnable(self, account: str) -> int:
-        """Nano-dollars held by leases that are not lost: at best all of it comes back."""
+    def returnable(self, account: str, actors: Collection[str]) -> int:
+        """Nano-dollars held by leases of these actors: at best all of it comes back."""
         leases = self.leases.values()
-        return sum(x.amount for x in leases if x.lost_at is None and account in x.accounts)
+        return sum(x.amount for x in leases if x.actor in actors and account in x.accounts)
 
     def grant(
         self, lease: str, actor: str, slots: Sequence[tuple[str, int]], accounts: Sequence[str]

@@ -111,6 +111,7 @@ class Ledger:
         # A cap of zero grants nothing, not even what is free.
         self._caps = {name: cap or -1 for name, cap in caps.items()}
         self._run, self._series, self._count = f"run:{run}", series, 0
+        self._at_work: set[str] = set()
         self._clock = clock
         self._month = month_of(clock())
         # Requests of lost leases may have been billed up to now: this month counts them too, also
@@ -142,6 +143,7 @@ class Ledger:
             return self._refusal(maxima[0] if maxima else 0)
         names, keys = self._names(), [key for key, _ in needs[:fitting]]
         self._count += 1
+        self._at_work.add(actor)
         lease = f"{self._series}-{self._count}"
         self._accounts.grant(lease, actor, [*zip(keys, maxima, strict=False)], names)
         record = {"lease": lease, "actor": actor, "max": maxima[:fitting], "keys": keys}
@@ -187,7 +189,7 @@ class Ledger:
         return _NO_CAP if cap is None else cap - self._accounts.used(account)
 
     def _best(self, account: str) -> int:
-        return self._room(account) + self._accounts.returnable(account)
+        return self._room(account) + self._accounts.returnable(account, self._at_work)
 
     def _fitting(self, maxima: Sequence[int]) -> int:
         room = min(map(self._room, self._names()))
@@ -208,6 +210,13 @@ class Ledger:
             self._log.append({"t": "month", "to": month, "at": now})
             self._accounts.charge_also(month)
             self._month = month
+
+    def expect(self, actor: str) -> None:
+        """An actor of an earlier owner is at work for this one: what it holds may come back.
+
+        What the pending batch of another run holds does not, as long as this owner is there.
+        """
+        self._at_work.add(actor)
 
     # --- settling ---
 
@@ -258,7 +267,7 @@ class Ledger:
     @property
     def lost_usd(self) -> Decimal:
         """The part of `open_usd` whose actors are lost: counted as spent."""
-        return self.open_usd - to_usd(self._accounts.returnable(self._run))
+        return self.open_usd - to_usd(self._accounts.returnable(self._run, self._at_work))
 
     @property
     def cap_usd(self) -> Decimal:
