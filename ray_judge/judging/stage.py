@@ -23,7 +23,6 @@ from ray_judge.config import JudgeConfig, RunConfig
 from ray_judge.errors import EngineError, RayJudgeError
 from ray_judge.escalation.question import StrongQuestion
 from ray_judge.judging.confidence import mean
-from ray_judge.judging.engines.checkpoint import weight_bytes
 from ray_judge.judging.engines.engine import (
     Engine,
     LanguageModel,
@@ -31,6 +30,7 @@ from ray_judge.judging.engines.engine import (
     check_engine,
     make_engine,
     make_model,
+    weight_bytes,
 )
 from ray_judge.judging.formats import Format
 from ray_judge.records import Chunk, Example, Judgment, Scored, judged_schema
