@@ -73,8 +73,7 @@ def test_the_documented_judge_of_pairs() -> None:
 def test_its_answers(answer: str, verdict: str | None) -> None:
     shown = made(run(PAIRS))
     parsed = shown.parse(answer)
-    assert parsed.verdict == verdict
-    assert (parsed.reason is None) == (verdict is not None)
+    assert parsed.verdict == verdict and (parsed.reason is None) == (verdict is not None)
     if verdict is not None:
         texts = shown.spellings[verdict]
         behind = answer[parsed.start :].partition("\n")[0].rstrip()

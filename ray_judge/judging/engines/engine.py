@@ -17,12 +17,14 @@ from ray_judge.records import Example, Judgment, Scored
 
 
 class Engine(Protocol):
-    """Judges many rows at once. Thread-safe: several chunks are in flight per engine."""
+    """Judges many rows at once. Thread-safe: several chunks are in flight per engine.
+
+    `model`: what `judge_model` says. `needs_text`: false for an engine that judges by `rows`
+    alone: it gets every row, and no examples.
+    """
 
     model: str
-    """What `judge_model` says."""
     needs_text: bool
-    """False for an engine that judges by `rows` alone: it gets every row, and no examples."""
 
     def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
         """Judge the examples, in order. `rows` are the same rows with `extra_columns`.
@@ -53,7 +55,6 @@ class Reader(Protocol):
     """Asks a model about examples in its format's own task and orientation."""
 
     name: str
-    """What `judge_model` says."""
 
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
         """Read each example's verdict position; text instead says why there is none."""
@@ -78,13 +79,14 @@ Ask = tuple[Sequence[int], Sequence[int]]
 
 
 class LanguageModel(Protocol):
-    """A model in this process, asked by tokens. Thread-safe."""
+    """A model in this process, asked by tokens. Thread-safe.
+
+    `context`: tokens of prompt and answer together. `tokenizer`: as of transformers.
+    """
 
     name: str
     context: int
-    """Tokens of prompt and answer together."""
     tokenizer: Any
-    """As of transformers."""
 
     def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
         """Read the next token's distribution behind each prompt."""
@@ -101,15 +103,10 @@ class LanguageModel(Protocol):
         ...
 
 
-# --- what a configuration asks for ---
-
-
 def extra_columns(config: RunConfig) -> tuple[str, ...]:
     """Name the input columns that the engines read besides the example's own."""
-    columns = [
-        column for tier in config.tiers() for column in (tier.judge.prob_columns or {}).values()
-    ]
-    return tuple(dict.fromkeys(columns))
+    given = [tier.judge.prob_columns or {} for tier in config.tiers()]
+    return tuple(dict.fromkeys(column for columns in given for column in columns.values()))
 
 
 def check_engine(config: RunConfig) -> Format | None:
@@ -162,9 +159,8 @@ def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
     """
     judge = config.judge
     if base:
-        judge = judge.model_copy(
-            update={"model": base_of(config), "revision": judge.base_revision, "adapter": None}
-        )
+        of_base = {"model": base_of(config), "revision": judge.base_revision, "adapter": None}
+        judge = judge.model_copy(update=of_base)
     check_model("judge.model", str(judge.model))
     try:
         if judge.engine == "transformers":
@@ -183,9 +179,6 @@ def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
         raise ConfigError(f"judge.model {judge.model} cannot be loaded: {error}") from None
     except (RuntimeError, ValueError, TypeError) as error:
         raise EngineError(f"the model did not load: {type(error).__name__}: {error}") from None
-
-
-# --- models on disks and hubs ---
 
 
 def check_model(key: str, model: str) -> None:

@@ -31,8 +31,6 @@ from ray_judge.judging.engines.verdict_tree import Node, Position, Walk
 from ray_judge.judging.formats import Format, Prompt
 from ray_judge.records import Example
 
-TRIES = 6
-
 
 class RowError(Exception):
     """This row cannot be judged; the message says why."""
@@ -41,7 +39,7 @@ class RowError(Exception):
 RETRY = tenacity.Retrying(
     retry=tenacity.retry_if_exception_type(httpx.TransportError)
     | tenacity.retry_if_result(lambda answer: answer.status_code == 429 or answer.is_server_error),
-    stop=tenacity.stop_after_attempt(TRIES),
+    stop=tenacity.stop_after_attempt(6),
     wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
 )
 """A local server is asked again when it is busy, restarting or gone; nothing is paid for here."""
@@ -90,9 +88,7 @@ class HttpReader:
         if judge.http.api == "completions" and chat:
             raise ConfigError("this judge is asked through its chat template: judge.http.api: chat")
         if judge.http.api == "chat" and chat is False:
-            raise ConfigError(
-                "this judge is asked without a chat template: judge.http.api: completions"
-            )
+            raise ConfigError("this judge has no chat template: judge.http.api: completions")
         if judge.overlong == "cut":
             raise ConfigError("judge.overlong: cut needs the model's tokenizer: engine: vllm")
         self._client = _client(judge.http)
@@ -164,9 +160,8 @@ class HttpReader:
     def _write(self, prompt: Prompt) -> tuple[str, bool]:
         """Ask for a whole answer; gives it, and whether it ended by itself."""
         most = self._judge.max_output_tokens or self._format.max_output_tokens
-        more: dict[str, Any] = {"max_tokens": most}
-        if self._format.stop:
-            more["stop"] = list(self._format.stop)
+        stop = {"stop": list(self._format.stop)} if self._format.stop else {}
+        more: dict[str, Any] = {"max_tokens": most, **stop}
         if self._http.api == "completions":
             choice = self._ask("completions", {"prompt": prompt.plain(), **more})
         else:
@@ -191,16 +186,15 @@ class HttpReader:
             answer: httpx.Response = RETRY(self._client.post, path, json=sent)
         except tenacity.RetryError as error:
             last = error.last_attempt
-            said = type(last.exception()).__name__ if last.failed else last.result().status_code
-            raise EngineError(f"the judge's server does not answer: {said}", **where) from None
+            why = type(last.exception()).__name__ if last.failed else last.result().status_code
+            raise EngineError(f"the judge's server does not answer: {why}", **where) from None
+        said = f"the judge's server says HTTP {answer.status_code}"
         if answer.status_code in (401, 403, 404):
             raise ConfigError(
-                f"the judge's server says HTTP {answer.status_code}: check judge.http.base_url, "
-                "judge.http.api_key_env and judge.model",
-                **where,
+                f"{said}: check judge.http.base_url, api_key_env and judge.model", **where
             )
         if answer.status_code != 200:
-            raise RowError(f"the judge's server says HTTP {answer.status_code}: {_reason(answer)}")
+            raise RowError(f"{said}: {_reason(answer)}")
         try:
             choice = answer.json()["choices"][0]
         except (ValueError, LookupError, TypeError):

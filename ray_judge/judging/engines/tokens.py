@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from os.path import commonprefix
 from typing import Any, cast
 
@@ -67,26 +67,22 @@ class TokenReader:
             elif self._judge.overlong == "cut" and (cut := self._cut(examples[n])):
                 prompts[n], notes[n] = cut
             else:
-                found[n] = (
-                    f"the prompt has {len(ids)} tokens, the model's context takes {self._room}"
-                )
-        for n, reading in zip(prompts, self._read(list(prompts.values())), strict=True):
-            found[n] = (
-                replace(reading, note=notes.get(n)) if isinstance(reading, Reading) else reading
-            )
+                takes = f"the model's context takes {self._room}"
+                found[n] = f"the prompt has {len(ids)} tokens, {takes}"
+        found |= self._read(prompts, notes)
         return [found[n] for n in range(len(examples))]
 
-    # --- where the verdict sits ---
-
-    def _read(self, prompts: Sequence[list[int]]) -> list[Reading | str]:
+    def _read(
+        self, prompts: Mapping[int, list[int]], notes: Mapping[int, str]
+    ) -> dict[int, Reading | str]:
         found: dict[int, Reading | str] = {}
-        places = {n: (ids, self._tree_behind(self._tail)) for n, ids in enumerate(prompts)}
-        answers: list[WrittenAnswer] = []
+        places = {n: (ids, self._tree_behind(self._tail)) for n, ids in prompts.items()}
+        answers: dict[int, WrittenAnswer] = {}
         if self._full:
-            answers = self._model.write(
-                prompts, most=self._budget, stop=self._format.stop, entropy=self._entropy
-            )
-        for n, answer in enumerate(answers):
+            wish: dict[str, Any] = {"stop": self._format.stop, "entropy": self._entropy}
+            written = self._model.write(list(prompts.values()), most=self._budget, **wish)
+            answers = dict(zip(prompts, written, strict=True))
+        for n, answer in answers.items():
             parsed = self._format.parse(answer.text)
             if parsed.verdict is None:
                 cut = "" if answer.ended else f" (the answer was cut at {self._budget} tokens)"
@@ -104,17 +100,14 @@ class TokenReader:
                 walk.logprobs(list(self._format.spellings)),
                 mean(entropies) if entropies else None,
                 Scored(tuple(prompts[n]), ids) if self._entropy else None,
+                notes.get(n),
             )
-        return [found[n] for n in range(len(prompts))]
+        return found
 
     def _locate(self, answer: WrittenAnswer, start: int) -> tuple[Sequence[int], Node]:
         """Find the answer's tokens in front of its verdict, and the tree that begins there."""
-        count, length = find_boundary(
-            answer.text,
-            start,
-            answer.ids,
-            lambda ids: self._tokenizer.decode(ids, skip_special_tokens=True),
-        )
+        decode = partial(self._tokenizer.decode, skip_special_tokens=True)
+        count, length = find_boundary(answer.text, start, answer.ids, decode)
         before = answer.text[:length][-TAIL:] or self._tail
         return answer.ids[:count], self._tree_behind(before, answer.text[length:start])
 
@@ -122,25 +115,24 @@ class TokenReader:
         """Read many trees together: every level of all of them is one batch."""
         walks = [Walk(tree) for _, tree in places]
         while asks := [(n, place) for n, walk in enumerate(walks) for place in walk.frontier]:
-            positions = self._model.positions(
-                [([*places[n][0], *place.path], list(place.node.children)) for n, place in asks],
-                entropy=self._entropy and not self._full,
-            )
-            read = iter(positions)
+            asked = [([*places[n][0], *place.path], list(place.node.children)) for n, place in asks]
+            entropy = self._entropy and not self._full
+            read = iter(self._model.positions(asked, entropy=entropy))
             for walk in walks:
                 walk.take([next(read) for _ in walk.frontier])
         return walks
 
     def _build(self, tail: str, between: str = "") -> Node:
-        spellings = {
-            name: tuple(between + text for text in texts)
-            for name, texts in self._format.spellings.items()
-        }
-        return build_tree(spellings, self._encode, tail)
+        spellings = self._format.spellings.items()
+        behind = {name: [between + text for text in texts] for name, texts in spellings}
+        return build_tree(behind, self._encode, tail)
 
     def _encode(self, text: str) -> list[int]:
+        return self._ids([text], add_special_tokens=False)[0]
+
+    def _ids(self, texts: list[str], **special: bool) -> list[list[int]]:
         with self._lock:
-            return cast(list[int], self._tokenizer.encode(text, add_special_tokens=False))
+            return cast(list[list[int]], self._tokenizer(texts, **special)["input_ids"])
 
     # --- prompts ---
 
@@ -171,10 +163,8 @@ class TokenReader:
     def _tokenise(self, examples: Sequence[Example]) -> list[list[int]]:
         if not examples:
             return []
-        texts = [self._text(example) for example in examples]
-        special: Any = {"add_special_tokens": False} if self._chat else {}
-        with self._lock:
-            return cast(list[list[int]], self._tokenizer(texts, **special)["input_ids"])
+        special = {"add_special_tokens": False} if self._chat else {}
+        return self._ids([self._text(example) for example in examples], **special)
 
     def _cut(self, example: Example) -> tuple[list[int], str] | None:
         """Take as much as must be out of the middle of the longer response; None: too little."""
