@@ -124,11 +124,6 @@ def by_scores(first: Read, second: Read) -> Read:
     return probs, min(first[1], second[1])
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return math.fsum(values) / len(values)
-
-
 def _logsumexp(values: Sequence[float]) -> float:
     top = math.nan if any(math.isnan(value) for value in values) else max(values)
     if not math.isfinite(top):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import pyarrow as pa
 
@@ -12,7 +13,6 @@ from ray_judge.judging.confidence import (
     both_orders,
     by_scores,
     judgment,
-    mean,
     no_judgment,
     orders_agree,
     verdict_probs,
@@ -67,7 +67,7 @@ class ModelEngine:
             task=self._config.task,
             method=judge.confidence,
             min_mass=judge.min_mass,
-            entropy=mean(entropies) if entropies else None,
+            entropy=fmean(entropies) if entropies else None,
             score=judge.score,
             unseen=max(reading.unseen for reading in good),
         )

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from os.path import commonprefix
+from statistics import fmean
 from typing import Any, cast
 
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
-from ray_judge.judging.confidence import mean
 from ray_judge.judging.engines.engine import LanguageModel, Reading, WrittenAnswer
 from ray_judge.judging.engines.verdict_tree import Node, Walk, build_tree
 from ray_judge.judging.formats import Format
@@ -98,7 +98,7 @@ class TokenReader:
                 ids, entropies = answers[n].ids, answers[n].entropies
             found[n] = Reading(
                 walk.logprobs(list(self._format.spellings)),
-                mean(entropies) if entropies else None,
+                fmean(entropies) if entropies else None,
                 Scored(tuple(prompts[n]), ids) if self._entropy else None,
                 notes.get(n),
             )
