@@ -196,12 +196,9 @@ class HttpReader:
         if answer.status_code != 200:
             raise RowError(f"{said}: {_reason(answer)}")
         try:
-            choice = answer.json()["choices"][0]
+            return dict(answer.json()["choices"][0])
         except (ValueError, LookupError, TypeError):
-            choice = None
-        if not isinstance(choice, dict):
-            raise EngineError("the judge's server does not speak OpenAI's API", **where)
-        return choice
+            raise EngineError("the judge's server speaks no OpenAI API", **where) from None
 
 
 def _client(http: HttpConfig) -> httpx.Client:

@@ -41,15 +41,12 @@ class TokenReader:
         chat = format_.chat if judge.chat is None else judge.chat
         self._chat = bool(self._tokenizer.chat_template) if chat is None else chat
         if self._chat and not self._tokenizer.chat_template:
-            raise ConfigError(
-                "this judge is asked through its chat template, but its tokenizer has none: "
-                "judge.chat: false"
-            )
+            raise ConfigError("this judge's tokenizer has no chat template: judge.chat: false")
         self._tree_behind = lru_cache(maxsize=256)(self._build)
         self._tail = self._constant_tail()
-        tree = self._tree_behind(self._tail)
+        longest = self._tree_behind(self._tail).depth()
         self._budget = (judge.max_output_tokens or format_.max_output_tokens) if self._full else 0
-        self._room = model.context - self._budget - tree.depth()
+        self._room = model.context - self._budget - longest
         if self._room < 1:
             raise ConfigError(
                 f"the model's context has {model.context} tokens, and its answer is to have "

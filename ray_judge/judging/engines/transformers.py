@@ -70,12 +70,9 @@ class TransformersModel:
         cache, step, ended = None, prompt, False
         with self._lock, torch.inference_mode():
             while len(ids) < most and not ended:
-                out = self._model(
-                    input_ids=torch.tensor([step], device=self._device),
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
+                given = torch.tensor([step], device=self._device)
+                kept = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+                out = self._model(input_ids=given, **kept)
                 logprobs = out.logits[0, -1].float().log_softmax(-1)
                 cache = out.past_key_values
                 entropies.append(float(_entropy(logprobs)))
@@ -124,9 +121,8 @@ def _entropy(logprobs: Any) -> Any:
 
 
 def _load(judge: JudgeConfig) -> tuple[Any, Any]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.backends.mps.is_available():
-        device = "mps"
+    mps = torch.backends.mps.is_available()
+    device = "mps" if mps else "cuda" if torch.cuda.is_available() else "cpu"
     name = locate(judge.model)
     dtype = judge.dtype if judge.dtype == "auto" else getattr(torch, judge.dtype, None)
     if dtype is None:

@@ -68,16 +68,12 @@ class VllmModel:
     ) -> list[WrittenAnswer]:
         wish: dict[str, Any] = {"max_tokens": most, "stop": list(stop), "detokenize": True}
         waiting = [self._submit(ids, entropy, **wish) for ids in prompts]
-        answers = [future.result() for future in waiting]
-        return [
-            WrittenAnswer(
-                tuple(output.token_ids),
-                decode_answer(self.tokenizer, output.token_ids, stop),
-                entropies,
-                output.finish_reason == "stop",
-            )
-            for output, entropies in answers
-        ]
+        found = []
+        for output, entropies in (future.result() for future in waiting):
+            text = decode_answer(self.tokenizer, output.token_ids, stop)
+            ended = output.finish_reason == "stop"
+            found.append(WrittenAnswer(tuple(output.token_ids), text, entropies, ended))
+        return found
 
     def entropies(self, scored: Sequence[Scored]) -> list[list[float]]:
         waiting = [
