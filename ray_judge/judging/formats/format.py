@@ -73,7 +73,7 @@ class Layout(Protocol):
         ...
 
 
-class Answers(Protocol):
+class AnswerForm(Protocol):
     """How a judge says its verdict."""
 
     @property
@@ -103,7 +103,7 @@ class Format:
 
     task: Task
     layout: Layout
-    answers: Answers
+    answers: AnswerForm
     system: str | None = None
     opening: str = ""
     rubric: str = DEFAULT_RUBRIC
@@ -113,7 +113,7 @@ class Format:
 
     @property
     def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        """See `Answers.spellings`."""
+        """See `AnswerForm.spellings`."""
         return self.answers.spellings
 
     def render(self, example: Example) -> Prompt:
@@ -121,7 +121,7 @@ class Format:
         return Prompt(self.layout.fill(example, self.rubric), self.system, self.opening)
 
     def parse(self, answer: str) -> Parsed:
-        """Read a whole answer; see `Answers.parse`."""
+        """Read a whole answer; see `AnswerForm.parse`."""
         return self.answers.parse(answer) if answer.strip() else no_verdict("the answer is empty")
 
 
