@@ -19,7 +19,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from ray_judge.config import JudgeConfig
 from ray_judge.judging.engines.engine import Reading
 from ray_judge.judging.engines.tokens import TokenReader
 from ray_judge.judging.engines.vllm import VllmModel
-from ray_judge.judging.formats import Parsed, Question
-from ray_judge.records import Example, Task
+from ray_judge.judging.formats import Format, Parsed
+from ray_judge.records import Example
 
 TOKENIZER = Path(ray_judge.__file__).parent / "demo" / "model" / "judge"
 SHAPES: Mapping[str, Mapping[str, int]] = {
@@ -42,24 +42,32 @@ CONTEXT = 2048
 
 
 @dataclass(frozen=True)
-class Letters:
-    """A pairwise format whose verdict is the answer's first letter, whatever follows."""
+class Lines:
+    """The texts one behind the other."""
 
-    task: Task = "pairwise"
-    chat: bool | None = False
-    spellings: Mapping[str, tuple[str, ...]] = field(
-        default_factory=lambda: {"A": ("A",), "B": ("B",)}
-    )
-    stop: tuple[str, ...] = ()
-    max_output_tokens: int = 256
+    def fill(self, example: Example, rubric: str) -> str:
+        """Lay out an example."""
+        return "\n".join((example.instruction, *example.responses)) + "\nBest: "
 
-    def render(self, example: Example) -> Question:
-        """Lay out the texts one behind the other."""
-        return Question("\n".join((example.instruction, *example.responses)) + "\nBest: ")
+
+@dataclass(frozen=True)
+class FirstLetter:
+    """The answer's first letter is the verdict, whatever follows."""
+
+    spellings: Mapping[str, tuple[str, ...]]
 
     def parse(self, answer: str) -> Parsed:
         """Take the first letter for the verdict."""
         return Parsed("A", start=0)
+
+
+LETTERS = Format(
+    "pairwise",
+    Lines(),
+    FirstLetter({"A": ("A",), "B": ("B",)}),
+    chat=False,
+    max_output_tokens=256,
+)
 
 
 def main() -> int:
@@ -106,9 +114,9 @@ def measure(judge: Path, base: Path, options: Any) -> Sequence[str]:
     model = VllmModel(tapped.model_copy(update={"engine_options": shared}))
     other = VllmModel(JudgeConfig(model=str(base), confidence="entropy", engine_options=shared))
     readers = {
-        "verdict": TokenReader(plain, Letters(), model),
-        "full": TokenReader(plain.model_copy(update={"decode": "full"}), Letters(), model),
-        "calibrated": TokenReader(tapped, Letters(), model),
+        "verdict": TokenReader(plain, LETTERS, model),
+        "full": TokenReader(plain.model_copy(update={"decode": "full"}), LETTERS, model),
+        "calibrated": TokenReader(tapped, LETTERS, model),
     }
 
     def calibrated(examples: Sequence[Example]) -> None:

@@ -210,21 +210,21 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _judges_list(_: argparse.Namespace) -> int:
-    from ray_judge.judging.formats.listing import overview
+    from ray_judge.judging.formats.families import list_judges
 
-    print("\n".join(overview()))
+    print("\n".join(list_judges()))
     return 0
 
 
 def _judges_pull(options: argparse.Namespace) -> int:
-    from ray_judge.judging.formats.listing import pull
+    from ray_judge.judging.formats.templates import pull
 
     print("\n".join(pull(options.names, Path(options.source) if options.source else None)))
     return 0
 
 
 def _judges_check(options: argparse.Namespace) -> int:
-    from ray_judge.judging.formats.listing import check
+    from ray_judge.judging.formats.templates import check
 
     lines, right = check(options.names)
     print("\n".join(lines))

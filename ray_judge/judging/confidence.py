@@ -1,7 +1,7 @@
 """From the probabilities at the verdict's position to a verdict and how sure it is. Pure.
 
 P(v) is the summed probability of every spelling of v, normalised over the alternatives; `mass` is
-what they had together before that. The methods (DESIGN: higher is surer, for all of them):
+what they had together before that. The methods (higher is surer, for all of them):
 
     probability          max P(v)                 CascadedEval (arXiv 2403.02839v3), §5;
     margin               first − second P(v)      "Trust or Escalate" (arXiv 2407.18370), §3
@@ -25,7 +25,7 @@ Read = tuple[Mapping[str, float], float]
 """(P, mass) of one prompt."""
 
 
-def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> tuple[dict[str, float], float]:
+def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> Read:
     """Sum the spellings of each alternative and normalise.
 
     `logprobs`: alternative → natural logs of the unmasked probabilities of its spellings, one
@@ -45,9 +45,7 @@ def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> tuple[dict[str, fl
 def confidence(probs: Mapping[str, float], method: Method) -> float:
     """How sure a verdict is by its probabilities alone, in [0, 1]; higher is surer."""
     first, *rest = sorted(probs.values(), reverse=True)
-    if method == "margin":
-        return first - (rest[0] if rest else 0.0)
-    return first
+    return first - (rest[0] if rest else 0.0) if method == "margin" else first
 
 
 def judgment(
@@ -71,7 +69,7 @@ def judgment(
     best = max(probs, key=lambda name: probs[name])
     verdict: Verdict = best if task == "pairwise" else float(best)
     if task == "pointwise" and score == "mean":
-        verdict = expected_score(probs)
+        verdict = math.fsum(float(name) * p for name, p in probs.items())
     by_entropy = method in ("entropy", "calibrated_entropy")
     sure = entropy if by_entropy else confidence(probs, method)
     off = unseen / (mass + unseen) if unseen else 0.0
@@ -88,15 +86,15 @@ def judgment(
         )
     if error:
         sure = None if by_entropy else 0.0
-    return Judgment(verdict, probs, mass, sure, error, unseen=off if unseen else None)
+    return Judgment(verdict, dict(probs), mass, sure, error, unseen=off if unseen else None)
 
 
-def expected_score(probs: Mapping[str, float]) -> float:
-    """Σ v · P(v) over the scores."""
-    return math.fsum(float(name) * p for name, p in probs.items())
+def no_judgment(reason: str) -> Judgment:
+    """A row that the local judge has no verdict on, and why."""
+    return Judgment(None, None, None, None, f"judge: {reason}")
 
 
-def both_orders(straight: Read, swapped: Read) -> tuple[dict[str, float], float]:
+def both_orders(straight: Read, swapped: Read) -> Read:
     """Average two readings (P, mass) of one pair in its own orientation.
 
     `swapped` was read with the responses exchanged: its A is the pair's B. This removes the
@@ -113,7 +111,7 @@ def orders_agree(straight: Read, swapped: Read) -> bool:
     return here == FLIP.get(there, there)
 
 
-def by_scores(first: Read, second: Read) -> tuple[dict[str, float], float]:
+def by_scores(first: Read, second: Read) -> Read:
     """Judge a pair from the score distributions of its two responses, taken as independent.
 
     P(A) = Σ_{i>j} P_A(i) P_B(j), P(tie) = Σ_i P_A(i) P_B(i), P(B) = the rest.
@@ -126,23 +124,8 @@ def by_scores(first: Read, second: Read) -> tuple[dict[str, float], float]:
     return probs, min(first[1], second[1])
 
 
-def calibrated(own: Sequence[float], base: Sequence[Sequence[float]]) -> float:
-    """Mean over prompts of: the judge's mean Σ p ln p, minus the base model's on the same tokens.
-
-    `own`: one mean per prompt; `base`: one list of entropies per prompt.
-    """
-    return mean([here - mean(there) for here, there in zip(own, base, strict=True)])
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return math.fsum(values) / len(values)
-
-
 def _logsumexp(values: Sequence[float]) -> float:
-    if any(math.isnan(value) for value in values):
-        return math.nan
-    top = max(values)
-    if top == -math.inf:
+    top = math.nan if any(math.isnan(value) for value in values) else max(values)
+    if not math.isfinite(top):
         return top
     return top + math.log(math.fsum(math.exp(value - top) for value in values))

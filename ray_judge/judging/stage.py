@@ -11,6 +11,7 @@ import logging
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +24,6 @@ from ray.exceptions import RayError, RayTaskError
 from ray_judge.cluster import our_error
 from ray_judge.config import JudgeConfig, RunConfig
 from ray_judge.errors import EngineError, RayJudgeError
-from ray_judge.judging.confidence import mean
-from ray_judge.judging.engines.checkpoint import weight_bytes
 from ray_judge.judging.engines.engine import (
     Engine,
     LanguageModel,
@@ -32,6 +31,7 @@ from ray_judge.judging.engines.engine import (
     check_engine,
     make_engine,
     make_model,
+    weight_bytes,
 )
 from ray_judge.judging.formats import Format
 from ray_judge.records import Chunk, Example, Judgment, Scored, judged_schema
@@ -206,7 +206,7 @@ def calibrate_rows(block: pa.Table, model: LanguageModel) -> pa.Table:
     ]
     found = iter(model.entropies([item for row in asked for item in row]))
     values = [
-        None if known is None else known - mean([mean(next(found)) for _ in row])
+        None if known is None else known - fmean([fmean(next(found)) for _ in row])
         for known, row in zip(own, asked, strict=True)
     ]
     place = block.schema.get_field_index("judge_confidence")

@@ -19,6 +19,7 @@ import pytest
 from ray_judge.judging.confidence import confidence, verdict_probs
 from ray_judge.judging.engines.engine import LanguageModel, Reading
 from ray_judge.judging.engines.tokens import TokenReader
+from ray_judge.judging.formats import Format
 from ray_judge.records import Example, Scored
 
 from . import tiny
@@ -208,7 +209,7 @@ def test_full(models: Models, name: str) -> None:
 def test_the_transformers_engine_is_the_same(models: Models, name: str, decode: str) -> None:
     from ray_judge.judging.engines.transformers import TransformersModel
 
-    format_ = FORMATS[name][0](at=4)
+    format_ = FORMATS[name][0](at=4 if decode == "full" else None)
     judge = models.judge("judge", decode=decode)
     asked = tiny.examples(30, "pairwise", seed=5, longest=120)
     ours = TokenReader(judge, format_, models.vllm("judge")).read(asked)
@@ -233,7 +234,7 @@ def test_the_transformers_engine_is_the_same(models: Models, name: str, decode: 
 
 def check_verdicts(
     reference: Reference,
-    format_: tiny.TinyFormat,
+    format_: Format,
     asked: Sequence[Example],
     readings: Sequence[Reading | str],
 ) -> None:

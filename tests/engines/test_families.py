@@ -7,10 +7,11 @@ trees of verdicts fit together: probabilities that are a distribution, or a reas
 from __future__ import annotations
 
 import importlib.util
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from ray_judge.config import FORMAT_SCORES, RunConfig, parse
@@ -18,7 +19,7 @@ from ray_judge.judging.engines.engine import LanguageModel, Reading
 from ray_judge.judging.engines.local import ModelEngine
 from ray_judge.judging.engines.tokens import CUT, TokenReader
 from ray_judge.judging.formats import format_for
-from ray_judge.records import Example, Task
+from ray_judge.records import Example, Judgment, Task
 
 from . import tiny
 
@@ -38,18 +39,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return VllmModel(tiny.judge(folder, confidence="entropy", engine_options=options))
 
 
-@pytest.fixture(scope="module")
-def templates(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The families' own templates, as literals of a Python file."""
-    texts = [entry["text"] for entry in json.loads((data / "judge_templates.json").read_text())]
-    path = tmp_path_factory.mktemp("templates") / "prompts.py"
-    path.write_text("".join(f"prompt_{n} = {text!r}\n" for n, text in enumerate(texts)))
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture
+def templates(data: Path) -> str:
+    return str(data / "judge_templates.json")
 
 
 def config(model: LanguageModel, task: Task, **judge: Any) -> RunConfig:
@@ -62,6 +54,13 @@ def config(model: LanguageModel, task: Task, **judge: Any) -> RunConfig:
     )  # fmt: skip
 
 
+def start(whole: RunConfig, model: LanguageModel) -> Callable[[list[Example]], list[Judgment]]:
+    """An engine of this configuration on a model that is loaded already."""
+    format_ = format_for(whole.judge, whole.task)
+    engine = ModelEngine(whole, format_, TokenReader(whole.judge, format_, model))
+    return lambda examples: engine.judge(examples, pa.table({}))
+
+
 @pytest.mark.parametrize("decode", ["verdict", "full"])
 @pytest.mark.parametrize("task", ["pairwise", "pointwise"])
 @pytest.mark.parametrize("family", [*FAMILIES, "generic"])
@@ -72,10 +71,7 @@ def test_a_family(
     if decode == "full":
         wish["max_output_tokens"] = 40
     whole = config(model, task, **wish)
-    format_ = format_for(whole.judge, task)
-    engine = ModelEngine(whole, format_, TokenReader(whole.judge, format_, model))
-    asked = tiny.examples(4, task, seed=2, longest=40)
-    for judgment in engine.judge(asked, None):  # type: ignore[arg-type]
+    for judgment in start(whole, model)(tiny.examples(4, task, seed=2, longest=40)):
         if decode == "full":  # a random model writes nothing that is a verdict
             assert judgment.verdict is None
             assert judgment.error is not None and judgment.error.startswith("judge: ")
@@ -99,51 +95,39 @@ def test_a_pair_by_scores(model: LanguageModel, templates: str) -> None:
         model, "pairwise", format="auto-j", by_scores=True, templates=templates,
         confidence="probability",
     )  # fmt: skip
-    format_ = format_for(whole.judge, "pairwise")
-    reader = TokenReader(whole.judge, format_, model)
     pair = Example("Say it.", ("one answer", "another answer, longer"))
-    (found,) = ModelEngine(whole, format_, reader).judge([pair], None)  # type: ignore[arg-type]
-    (other,) = ModelEngine(whole, format_, reader).judge([pair.swapped()], None)  # type: ignore[arg-type]
+    found, other = start(whole, model)([pair, pair.swapped()])
     assert found.probs is not None and other.probs is not None
     assert found.probs["A"] == pytest.approx(other.probs["B"], abs=1e-5)
     singles = [pair.single(response) for response in pair.responses]
     scores = config(model, "pointwise", format="auto-j", templates=templates, score="mean")
-    engine = ModelEngine(scores, format_, TokenReader(scores.judge, format_, model))
-    first, second = (j.probs or {} for j in engine.judge(singles, None))  # type: ignore[arg-type]
+    judged = start(scores, model)(singles)
+    first, second = (j.probs or {} for j in judged)
     wins = sum(p * q for i, p in first.items() for j, q in second.items() if int(i) > int(j))
     assert found.probs["A"] == pytest.approx(wins, abs=1e-5)
-    expected = engine.judge(singles, None)[0].verdict  # type: ignore[arg-type]
-    assert expected == pytest.approx(sum(int(n) * p for n, p in first.items()), abs=1e-4)
+    assert judged[0].verdict == pytest.approx(sum(int(n) * p for n, p in first.items()), abs=1e-4)
 
 
 def test_a_prompt_beyond_the_context(model: LanguageModel, templates: str) -> None:
-    """That row's error; or the longer response loses its middle, and the row says so."""
+    """That row's error, or the longer response loses its middle and the row says so; the others
+    are read as without it."""
     long = Example("Say it.", ("short", "begin " + "word " * 4000 + "end"))
-    wish: dict[str, Any] = {"format": "pandalm", "templates": templates}
+    (pair,) = tiny.examples(1, "pairwise", longest=9)
     for overlong in ("error", "cut"):
-        whole = config(model, "pairwise", overlong=overlong, **wish)
-        format_ = format_for(whole.judge, "pairwise")
-        reader = TokenReader(whole.judge, format_, model)
-        (reading,) = reader.read([long])
-        (judgment,) = ModelEngine(whole, format_, reader).judge([long], None)  # type: ignore[arg-type]
+        whole = config(model, "pairwise", overlong=overlong, format="pandalm", templates=templates)
+        reader = TokenReader(whole.judge, format_for(whole.judge, "pairwise"), model)
+        one, reading, other = reader.read([pair, long, pair])
+        assert isinstance(one, Reading) and isinstance(other, Reading)
+        assert one.scored == other.scored and one.note is None
+        assert one.entropy == pytest.approx(other.entropy, abs=1e-4)
+        (judgment,) = start(whole, model)([long])
         if overlong == "error":
             assert isinstance(reading, str) and "context takes" in reading
             assert judgment.verdict is None and judgment.confidence is None
             continue
         assert isinstance(reading, Reading) and reading.scored is not None
         text = model.tokenizer.decode(reading.scored.prompt)
-        assert len(reading.scored.prompt) <= model.context
+        assert model.context - 16 <= len(reading.scored.prompt) <= model.context
         assert CUT in text and "begin word" in text and "word end" in text and "short" in text
         assert judgment.verdict is not None
         assert judgment.error is not None and "characters were cut" in judgment.error
-
-
-def test_rows_that_do_not_fit_leave_the_others_alone(model: LanguageModel, templates: str) -> None:
-    whole = config(model, "pairwise", format="judgelm", templates=templates)
-    format_ = format_for(whole.judge, "pairwise")
-    reader = TokenReader(whole.judge, format_, model)
-    (pair,) = tiny.examples(1, "pairwise", longest=9)
-    one, bad, other = reader.read([pair, Example("x", ("word " * 4000, "b")), pair])
-    assert isinstance(bad, str) and isinstance(one, Reading) and isinstance(other, Reading)
-    assert one.scored == other.scored
-    assert one.entropy == pytest.approx(other.entropy, abs=1e-4)

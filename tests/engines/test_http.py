@@ -111,7 +111,7 @@ def test_the_same_as_in_process(
     model: Path, base_url: str, every: int, here: LanguageModel, make: Any, api: str, decode: str
 ) -> None:
     """With every token shown, and trees of one token or several, plain and by chat template."""
-    format_ = make(chat=api == "chat", at=0)
+    format_ = make(chat=api == "chat", at=0 if decode == "full" else None)
     asked = tiny.examples(25, "pairwise", seed=7, longest=150)
     ours = TokenReader(tiny.judge(model, decode=decode), format_, here).read(asked)
     judge = http(base_url, decode=decode, http={"api": api, "top_logprobs": every})

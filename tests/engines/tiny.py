@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judging.formats import Parsed, Question
+from ray_judge.judging.formats import Format, Parsed
 from ray_judge.records import Example, Task
 
 CONTEXT = 2048
@@ -85,21 +85,20 @@ def make_model(folder: Path, seed: int, *, split_digits: bool = True, chat: bool
 
 
 @dataclass(frozen=True)
-class TinyFormat:
-    """A format whose answers a random model does give: any answer has a verdict somewhere."""
+class Lines:
+    """The texts one behind the other."""
 
-    task: Task
+    def fill(self, example: Example, rubric: str) -> str:
+        return "\n".join((example.instruction, *example.responses)) + "\nVerdict:"
+
+
+@dataclass(frozen=True)
+class Anywhere:
+    """Answers that a random model does give: any of them has a verdict somewhere."""
+
     spellings: Mapping[str, tuple[str, ...]]
-    opening: str = ""
-    chat: bool | None = False
-    stop: tuple[str, ...] = ()
-    max_output_tokens: int = 12
-    at: int | None = None
+    at: int | None
     """decode: full: the verdict is taken to stand behind so many characters."""
-
-    def render(self, example: Example) -> Question:
-        body = "\n".join((example.instruction, *example.responses))
-        return Question(f"{body}\nVerdict:", opening=self.opening)
 
     def parse(self, answer: str) -> Parsed:
         if self.at is None or len(answer) < self.at:
@@ -107,30 +106,36 @@ class TinyFormat:
         return Parsed(next(iter(self.spellings)), start=self.at)
 
 
-def letters(**changes: Any) -> TinyFormat:
-    return TinyFormat("pairwise", {"A": ("A", " A"), "B": ("B", " B")}, **changes)
+def make(task: Task, spellings: Mapping[str, tuple[str, ...]], at: int | None = None,
+         **changes: Any) -> Format:  # fmt: skip
+    options: dict[str, Any] = {"chat": False, "max_output_tokens": 12, **changes}
+    return Format(task, Lines(), Anywhere(spellings, at), **options)
 
 
-def phrases(**changes: Any) -> TinyFormat:
-    """Alternatives of several tokens that begin alike."""
+def letters(**changes: Any) -> Format:
+    return make("pairwise", {"A": ("A", " A"), "B": ("B", " B")}, **changes)
+
+
+def phrases(**changes: Any) -> Format:
+    """Alternatives of several tokens that begin alike; decode: full has no forced opening."""
     spellings = {"A": (" Response 1",), "B": (" Response 2",), "tie": (" Tie", " tie")}
-    return TinyFormat("pairwise", spellings, opening=" So, the decision is", **changes)
+    opening = " So, the decision is" if changes.get("at") is None else ""
+    return make("pairwise", spellings, opening=opening, **changes)
 
 
-def scores(**changes: Any) -> TinyFormat:
+def scores() -> Format:
     """1 to 10, where the one begins the other."""
-    spellings = {str(n): (f"{n}", f" {n}") for n in range(1, 11)}
-    return TinyFormat("pointwise", spellings, **changes)
+    return make("pointwise", {str(n): (f"{n}", f" {n}") for n in range(1, 11)})
 
 
-def two_scores(**changes: Any) -> TinyFormat:
+def two_scores() -> Format:
     """JudgeLM's way: 100 spellings of A, B and tie."""
     found: dict[str, list[str]] = {"A": [], "B": [], "tie": []}
     for first in range(1, 11):
         for second in range(1, 11):
             name = "A" if first > second else "B" if second > first else "tie"
             found[name] += [f"{first} {second}", f" {first} {second}"]
-    return TinyFormat("pairwise", {k: tuple(v) for k, v in found.items()}, **changes)
+    return make("pairwise", {k: tuple(v) for k, v in found.items()})
 
 
 def examples(count: int, task: Task, seed: int = 0, longest: int = 1400) -> list[Example]:

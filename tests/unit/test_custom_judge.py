@@ -73,23 +73,19 @@ def test_the_documented_judge_of_pairs() -> None:
 def test_its_answers(answer: str, verdict: str | None) -> None:
     shown = made(run(PAIRS))
     parsed = shown.parse(answer)
-    assert parsed.verdict == verdict
-    assert (parsed.reason is None) == (verdict is not None)
+    assert parsed.verdict == verdict and (parsed.reason is None) == (verdict is not None)
     if verdict is not None:
         texts = shown.spellings[verdict]
         behind = answer[parsed.start :].partition("\n")[0].rstrip()
         assert behind in texts or behind in [text.strip() for text in texts]
 
 
-def test_the_example_in_the_text_is_read() -> None:
+def test_the_example_in_the_text_is_read_and_several_verdicts_must_agree() -> None:
     said = re.search(r"^> (Both.*)\n> (Winner.*)$", DOCUMENT, re.MULTILINE)
     assert said is not None
     answer = f"{said[1]}\n{said[2]}"
     parsed = made(run(PAIRS)).parse(answer)
     assert parsed.verdict == "B" and answer[parsed.start :] == " second"
-
-
-def test_several_verdicts() -> None:
     section = copy.deepcopy(PAIRS)
     section["judge"]["custom"]["verdict"] = r"Winner: (?P<verdict>\w+)"
     shown = made(run(section))
@@ -100,6 +96,7 @@ def test_several_verdicts() -> None:
 
 
 def test_the_documented_judge_of_single_responses() -> None:
+    assert list(SCORES["judge"]["custom"]["choices"]) == [0, 1, 2]  # YAML needs no quotes for them
     single = made(run(SCORES, task="pointwise"))
     assert single.render(Example("Q", ("R",))).plain() == "Question: Q\nAnswer: R\nGrade:"
     assert list(single.spellings) == ["0", "1", "2"]
@@ -107,10 +104,6 @@ def test_the_documented_judge_of_single_responses() -> None:
     assert "verdict is not given" in str(single.parse("Grade: good").reason)
     pairs = made(run(SCORES))
     assert pairs == single and pairs.task == "pointwise"
-
-
-def test_numbers_need_no_quotation_marks_in_yaml() -> None:
-    assert list(SCORES["judge"]["custom"]["choices"]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -13,33 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judging.formats import Format, auto_j, format_for, judgelm, pandalm, prometheus
-from ray_judge.judging.formats.slots import Slots
+from ray_judge.judging.formats import Format, Template, format_for
+from ray_judge.judging.formats.families import FAMILIES
+from ray_judge.records import Task
 
 from . import malformed_answers as table
 
 pytestmark = pytest.mark.timeout(60)
 
-EMPTY = Slots(("",), ())
-"""Reading an answer does not need the template."""
-GENERIC = JudgeConfig(model="m", decode="full")
-FORMATS: dict[str, Format] = {
-    "judgelm-pairwise": judgelm.make("pairwise", EMPTY),
-    "judgelm-pointwise": judgelm.make("pointwise", EMPTY),
-    "pandalm-pairwise": pandalm.make("pairwise", EMPTY),
-    "pandalm-pointwise": pandalm.make("pointwise", EMPTY),
-    "auto-j-pairwise": auto_j.make("pairwise", EMPTY, forced=False),
-    "auto-j-pointwise": auto_j.make("pointwise", EMPTY, forced=False),
-    "prometheus-pointwise": prometheus.make("pointwise", EMPTY, forced=False, rubric=None),
-    "prometheus-2-pairwise": prometheus.make_2(
-        "pairwise", EMPTY, forced=False, rubric=None, chat=None
-    ),
-    "prometheus-2-pointwise": prometheus.make_2(
-        "pointwise", EMPTY, forced=False, rubric=None, chat=None
-    ),
-    "generic-pairwise": format_for(GENERIC, "pairwise"),
-    "generic-pointwise": format_for(GENERIC, "pointwise"),
-}
 TABLES: dict[str, table.Table] = {
     "judgelm-pairwise": table.JUDGELM_PAIRS,
     "judgelm-pointwise": table.JUDGELM_SCORES,
@@ -54,6 +35,18 @@ TABLES: dict[str, table.Table] = {
     "generic-pointwise": table.GENERIC_SCORES,
 }
 CASES = [(name, *case) for name, cases in TABLES.items() for case in cases]
+
+
+def make(name: str) -> Format:
+    """Reading an answer does not need the template."""
+    family, _, mode = name.rpartition("-")
+    task: Task = "pairwise" if mode == "pairwise" else "pointwise"
+    if family == "generic":
+        return format_for(JudgeConfig(model="m", decode="full"), task)
+    return Format(task, Template(("",), ()), FAMILIES[family].answers(task))
+
+
+FORMATS = {name: make(name) for name in TABLES}
 
 
 def reads(name: str, answer: str) -> str | None:
@@ -98,6 +91,7 @@ WELL: dict[str, tuple[str, dict[str, str]]] = {
     "generic-pairwise": ("Both are clear.\nVerdict: {}", {"A": "A", "B": "B", "C": "tie"}),
     "generic-pointwise": ("It is clear.\nVerdict: {}", {"1": "1", "5": "5"}),
 }  # fmt: skip
+FIRST_LINE = [name for name in WELL if name.startswith(("judgelm", "pandalm"))]
 HARMLESS: dict[str, Callable[[str], str]] = {
     "as it is": lambda text: text,
     "a space in front": lambda text: f" {text}",
@@ -131,19 +125,13 @@ def _full_width(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", WELL)
-@pytest.mark.parametrize("change", HARMLESS)
-def test_a_well_formed_answer_is_read(name: str, change: str) -> None:
+def test_a_well_formed_answer_is_read_and_a_spoilt_one_is_not(name: str) -> None:
     shape, said = WELL[name]
     for text, verdict in said.items():
-        assert reads(name, HARMLESS[change](shape.format(text))) == verdict
-
-
-@pytest.mark.parametrize("name", WELL)
-@pytest.mark.parametrize("change", HARMFUL)
-def test_a_spoilt_answer_is_no_verdict(name: str, change: str) -> None:
-    shape, said = WELL[name]
-    for text in said:
-        assert reads(name, HARMFUL[change](shape, text)) is None
+        for what, change in HARMLESS.items():
+            assert reads(name, change(shape.format(text))) == verdict, what
+        for what, spoil in HARMFUL.items():
+            assert reads(name, spoil(shape, text)) is None, what
 
 
 @pytest.mark.parametrize("name", WELL)
@@ -158,7 +146,7 @@ def test_an_answer_that_was_cut_off_has_its_verdict_or_none(name: str) -> None:
                 assert whole[:end].endswith("1") and text.endswith("10")
 
 
-@pytest.mark.parametrize("name", [n for n in WELL if not n.startswith(("judgelm", "pandalm"))])
+@pytest.mark.parametrize("name", [name for name in WELL if name not in FIRST_LINE])
 def test_two_conclusions_that_differ_are_none(name: str) -> None:
     shape, said = WELL[name]
     for one in said:
@@ -187,7 +175,7 @@ def test_free_text_never_makes_a_verdict(name: str, data: Any) -> None:
     words = st.text("abc .,:;!?\n\"'`*>()[]/-0123456789AB", max_size=40)
     before, behind = data.draw(words), data.draw(words)
     found = reads(name, f"{before}{shape.format(own)}{behind}")
-    if name.startswith(("judgelm", "pandalm")):
+    if name in FIRST_LINE:
         line = f"{before}{shape.format(own)}{behind}".lstrip(" \n").partition("\n")[0].strip()
         known = {t.strip(): v for v, ts in FORMATS[name].spellings.items() for t in ts}
         assert found in (None, known.get(line))
@@ -210,57 +198,47 @@ def test_two_scores_decide_as_they_compare(a: int, b: int) -> None:
 
 PANDALM = {"A": "1", "B": "2", "tie": "Tie"}
 AUTO_J = {"A": "Response 1", "B": "Response 2", "tie": "Tie"}
+SCORES = {"A": "8 6", "B": "5 9", "tie": "10 10"}
+
+
+def all_read(why: str, verdict: str) -> None:
+    """In every family's form the verdict is read behind (or before) this explanation."""
+    first = SCORES[verdict].partition(" ")[0]
+    assert reads("judgelm-pairwise", f"{SCORES[verdict]}\n{why}") == verdict
+    assert reads("judgelm-pairwise", f"\n{SCORES[verdict]}\n{why}\n") == verdict
+    assert reads("judgelm-pointwise", f"{first}\n{why}") == first
+    decided = f"{why}\n\nSo, the final decision is {AUTO_J[verdict]}."
+    behind = f" Although both answer it, {AUTO_J[verdict]} stands."
+    assert reads("auto-j-pairwise", decided) == verdict
+    assert reads("auto-j-pairwise", decided + behind) == verdict
+    assert reads("auto-j-pointwise", f"{why}\n\nRating: [[{first}]]") == first
+    assert reads("generic-pairwise", f"{why}\n\nVerdict: {verdict.replace('tie', 'C')}") == verdict
+    assert reads("prometheus-pointwise", f"Feedback: {why} [RESULT] 5") == "5"
+    if verdict != "tie":
+        assert reads("prometheus-2-pairwise", f"Feedback: {why} [RESULT] {verdict}") == verdict
 
 
 def test_all_real_verdicts_of_pandalm(data: Path) -> None:
-    rows = pl.read_parquet(data / "pandalm_test.parquet")
-    seen = 0
-    for verdict, reason, reference in rows.select(
-        "pandalm_7b_verdict", "pandalm_7b_reason", "response_b"
-    ).iter_rows():
-        seen += 1
-        answer = f"{PANDALM[verdict]}\n\n### Reason: {reason}\n\n### Reference: {reference}"
-        assert reads("pandalm-pairwise", answer) == verdict
+    columns = ("pandalm_7b_verdict", "pandalm_7b_reason", "response_b")
+    rows = pl.read_parquet(data / "pandalm_test.parquet").select(columns).rows()
+    for verdict, reason, reference in rows:
+        behind = f"\n\n### Reason: {reason}\n\n### Reference: {reference}"
+        assert reads("pandalm-pairwise", PANDALM[verdict] + behind) == verdict
         for score in ("1", "5"):
-            own = f"{score}\n\n### Reason: {reason}\n\n### Reference: {reference}"
-            assert reads("pandalm-pointwise", own) == score
-            assert reads("prometheus-pointwise", f"Feedback: {reason} [RESULT] {score}") == score
-        first, second = {"A": (8, 6), "B": (5, 9), "tie": (10, 10)}[verdict]
-        assert reads("judgelm-pairwise", f"{first} {second}\n{reason}") == verdict
-        assert reads("judgelm-pairwise", f"\n{first} {second}\n{reason}\n") == verdict
-        assert reads("judgelm-pointwise", f"{first}\n{reason}") == str(first)
-        assert reads("auto-j-pairwise", _auto_j(reason, verdict)) == verdict
-        assert reads("auto-j-pointwise", f"{reason}\n\nRating: [[{first}]]") == str(first)
-        if verdict != "tie":
-            answer = f"Feedback: {reason} [RESULT] {verdict}"
-            assert reads("prometheus-2-pairwise", answer) == verdict
-        letter = {"tie": "C"}.get(verdict, verdict)
-        assert reads("generic-pairwise", f"{reason}\n\nVerdict: {letter}") == verdict
-    assert seen == 999
+            assert reads("pandalm-pointwise", score + behind) == score
+        all_read(reason, verdict)
+    assert len(rows) == 999
 
 
 def test_all_real_verdicts_of_auto_j_in_both_orders(data: Path) -> None:
-    rows = pl.read_parquet(data / "autoj_test.parquet")
-    columns = ("autoj_13b_verdict", "autoj_13b_verdict_when_swapped")
-    seen = 0
-    for scenario, *verdicts in rows.select("scenario", *columns).iter_rows():
-        for swapped, verdict in enumerate(verdicts):
-            seen += 1
-            # Recorded in the original orientation: swapped, the judge named the other one.
-            said = {"A": "B", "B": "A", "tie": "tie"}[verdict] if swapped else verdict
-            critique = f"1. The key factors for {scenario.replace('_', ' ')}:\n- clarity: equal."
-            assert reads("auto-j-pairwise", _auto_j(critique, said)) == said
-            behind = f"{_auto_j(critique, said)} Although both answer it, {AUTO_J[said]} stands."
-            assert reads("auto-j-pairwise", behind) == said
-            scores = {"A": "7 4", "B": "4 7", "tie": "6 6"}[said]
-            assert reads("judgelm-pairwise", f"{scores}\n{critique}") == said
-            if said != "tie":
-                assert reads("prometheus-2-pairwise", f"{critique} [RESULT] {said}") == said
-    assert seen == 2 * 1392
-
-
-def _auto_j(critique: str, verdict: str) -> str:
-    return f"{critique}\n\nSo, the final decision is {AUTO_J[verdict]}."
+    columns = ("scenario", "autoj_13b_verdict", "autoj_13b_verdict_when_swapped")
+    rows = pl.read_parquet(data / "autoj_test.parquet").select(columns).rows()
+    for scenario, straight, swapped in rows:
+        why = f"1. The key factors for {scenario.replace('_', ' ')}:\n- clarity: equal."
+        all_read(why, straight)
+        # Recorded in the original orientation: swapped, the judge named the other one.
+        all_read(why, {"A": "B", "B": "A", "tie": "tie"}[swapped])
+    assert len(rows) == 1392
 
 
 def test_reasons_are_sentences_that_show_what_was_said() -> None:

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
-import socket
-import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,10 +14,18 @@ from ray_judge.cli import main
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
 from ray_judge.judging.formats import format_for
-from ray_judge.judging.formats.download import MIRROR_ENV
 from ray_judge.judging.formats.literals import NotReadable, texts_of
-from ray_judge.judging.formats.registry import PINS, Pin, pin_for
-from ray_judge.judging.formats.templates import cache_path, find, keep, read_cache, state, template
+from ray_judge.judging.formats.templates import (
+    MIRROR_ENV,
+    PINS,
+    cache_path,
+    find,
+    keep,
+    pin_for,
+    read_cache,
+    state,
+    template,
+)
 from ray_judge.records import Example
 
 pytestmark = pytest.mark.timeout(60)
@@ -32,27 +33,25 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a server that refuses every connection in place of GitHub."""
+    """An empty cache, and no way to a network: not even a connection is tried."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    monkeypatch.setenv(MIRROR_ENV, f"http://127.0.0.1:{port}")
+    monkeypatch.setenv(MIRROR_ENV, "file:///no/network")
     return tmp_path / "cache" / "ray_judge" / "templates"
 
 
 @pytest.fixture
-def entries(data: Path) -> list[dict[str, Any]]:
-    return json.loads((data / "judge_templates.json").read_text())
+def listed(data: Path) -> str:
+    return str(data / "judge_templates.json")
+
+
+@pytest.fixture
+def entries(listed: str) -> list[dict[str, Any]]:
+    return json.loads(Path(listed).read_text())
 
 
 @pytest.fixture
 def texts(entries: list[dict[str, Any]]) -> dict[str, str]:
     return {f"{entry['judge']}-{entry['mode']}": entry["text"] for entry in entries}
-
-
-def plain(text: str) -> str:
-    return repr(text)
 
 
 def triple(text: str) -> str:
@@ -71,17 +70,18 @@ def added(text: str) -> str:
     return " + ".join(repr(part) for part in (text[:third], text[third:-third], text[-third:]))
 
 
-def f_string(text: str) -> str:
-    return "f" + repr(text)
-
-
 def mixed(text: str) -> str:
     """A plain part beside an f-string part, cut between two placeholders."""
     cut = text.index("}") + 1
     return f"({text[:cut]!r}\n        f{text[cut:]!r})"
 
 
-FORMS: tuple[Callable[[str], str], ...] = (plain, triple, side_by_side, added, f_string, mixed)
+Form = Callable[[str], str]
+FORMS: dict[str, Form] = {
+    "plain": repr, "triple": triple, "side by side": side_by_side, "added": added,
+    "f-string": lambda text: "f" + repr(text), "mixed": mixed,
+}  # fmt: skip
+every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 def source(literals: list[str]) -> str:
@@ -106,9 +106,9 @@ def test_the_pins_are_those_of_the_list(entries: list[dict[str, Any]]) -> None:
         assert pin.characters == len(entry["text"])
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@every_form
 def test_every_template_is_found_byte_for_byte(
-    form: Callable[[str], str], texts: dict[str, str], tmp_path: Path, capfd: Any
+    form: Form, texts: dict[str, str], tmp_path: Path, capfd: Any
 ) -> None:
     path = tmp_path / "prompts.py"
     path.write_text(source([form(text) for text in texts.values()]))
@@ -121,10 +121,10 @@ def test_every_template_is_found_byte_for_byte(
     assert main(["judges", "check"]) == 0
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@every_form
 @pytest.mark.parametrize("where", [0.0, 0.3, 0.77, 0.999])
 def test_one_changed_byte_is_refused(
-    form: Callable[[str], str], where: float, texts: dict[str, str], tmp_path: Path, capsys: Any
+    form: Form, where: float, texts: dict[str, str], tmp_path: Path, capsys: Any
 ) -> None:
     for name, text in texts.items():
         place = int(where * len(text))
@@ -137,14 +137,11 @@ def test_one_changed_byte_is_refused(
         said = capsys.readouterr().err
         assert name in said and "changed copy" in said and str(path) in said
         assert main(["judges", "pull", name, "--from", str(path)]) == 2
-        assert state(pin_named(name)) == "missing"
-        for other in PINS:
-            if other.name != name:
-                assert find([other], path) == {other: texts[other.name]}
-
-
-def pin_named(name: str) -> Pin:
-    return next(pin for pin in PINS if pin.name == name)
+        for pin in PINS:
+            if pin.name != name:
+                assert find([pin], path) == {pin: texts[pin.name]}
+            else:
+                assert state(pin) == "missing"
 
 
 def test_a_file_with_one_template_gives_that_one(
@@ -163,28 +160,26 @@ def test_a_file_with_one_template_gives_that_one(
 
 
 def test_a_folder_is_searched_whatever_else_lies_in_it(
-    data: Path, texts: dict[str, str], tmp_path: Path
+    listed: str, texts: dict[str, str], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "src"
+    folder, each = tmp_path / "src", list(texts.values())
     (folder / "deep" / "er").mkdir(parents=True)
-    names = list(texts)
     (folder / "broken.py").write_text("def (:\n")
     (folder / "broken.json").write_text("{")
     (folder / "latin.py").write_bytes(b"x = '\xe9'\n")
     (folder / "image.png").write_bytes(b"\x89PNG")
-    (folder / "deep" / "a.py").write_text(source([plain(texts[name]) for name in names[:4]]))
-    (folder / "deep" / "er" / "b.json").write_text(
-        json.dumps({"list": [1, None, {"text": [texts[name] for name in names[4:8]]}]})
-    )
-    (folder / "c.txt").write_text(texts[names[8]])
+    (folder / "deep" / "a.py").write_text(source([repr(text) for text in each[:4]]))
+    document = {"list": [1, None, {"text": each[4:8]}]}
+    (folder / "deep" / "er" / "b.json").write_text(json.dumps(document))
+    (folder / "c.txt").write_text(each[8])
     assert {pin.name: text for pin, text in find(PINS, folder).items()} == texts
-    assert find(PINS, data / "judge_templates.json").keys() == set(PINS)
+    assert find(PINS, Path(listed)).keys() == set(PINS)
 
 
 def test_the_cache_of_another_machine_is_a_source(
-    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    listed: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["judges", "pull", "--from", str(data / "judge_templates.json")]) == 0
+    assert main(["judges", "pull", "--from", listed]) == 0
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
     assert main(["judges", "check"]) == 1
     assert main(["judges", "pull", "--from", str(cache)]) == 0
@@ -229,9 +224,8 @@ def test_literals_of_every_kind() -> None:
 
 
 def test_a_changed_cache_is_refused_and_mended(
-    data: Path, texts: dict[str, str], capsys: Any
+    listed: str, texts: dict[str, str], capsys: Any
 ) -> None:
-    listed = str(data / "judge_templates.json")
     assert main(["judges", "pull", "--from", listed]) == 0
     pin = pin_for("auto-j", "pairwise")
     path = cache_path(pin)
@@ -247,9 +241,8 @@ def test_a_changed_cache_is_refused_and_mended(
     assert main(["judges", "check"]) == 0 and read_cache(pin) == texts[pin.name]
 
 
-def test_listing_says_what_there_is(data: Path, capsys: Any) -> None:
-    main(["judges", "pull", "auto-j", "--from", str(data / "judge_templates.json")])
-    capsys.readouterr()
+def test_listing_says_what_there_is(listed: str, capsys: Any) -> None:
+    main(["judges", "pull", "auto-j", "--from", listed])
     assert main(["judges", "list"]) == 0
     said = capsys.readouterr().out
     for word in (
@@ -260,18 +253,18 @@ def test_listing_says_what_there_is(data: Path, capsys: Any) -> None:
     assert said.count(": cached") == 2 and said.count(": missing") == 7
 
 
-def test_no_network_says_what_to_do(capsys: Any, cache: Path) -> None:
+def test_a_mirror_that_is_no_address_says_what_to_do(capsys: Any, cache: Path) -> None:
     assert main(["judges", "pull", "judgelm"]) == 2
     said = capsys.readouterr().err
-    for word in ("judges pull --from PATH", "build_prompt_judge.py", "no connection", "127.0.0.1"):
+    for word in ("judges pull --from PATH", "build_prompt_judge.py", MIRROR_ENV):
         assert word in said
     with pytest.raises(ConfigError, match="judges pull --from PATH"):
         format_for(JudgeConfig(model="m", format="prometheus-2"), "pairwise")
     assert not cache.exists()
 
 
-def test_the_templates_of_the_configuration_need_no_network(data: Path, cache: Path) -> None:
-    judge = JudgeConfig(model="m", format="judgelm", templates=str(data / "judge_templates.json"))
+def test_the_templates_of_the_configuration_need_no_network(listed: str, cache: Path) -> None:
+    judge = JudgeConfig(model="m", format="judgelm", templates=listed)
     text = format_for(judge, "pairwise").render(Example("q", ("one", "two"))).plain()
     assert "one" in text and not cache.exists()
     with pytest.raises(ConfigError, match="no such file"):
@@ -279,142 +272,16 @@ def test_the_templates_of_the_configuration_need_no_network(data: Path, cache: P
 
 
 def test_a_home_that_cannot_be_written(
-    texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    listed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    path = tmp_path / "prompts.py"
-    path.write_text(source([plain(text) for text in texts.values()]))
-    assert main(["judges", "pull", "--from", str(path)]) == 1
+    assert main(["judges", "pull", "--from", listed]) == 1
     assert "cannot be kept" in capsys.readouterr().err
 
 
 def test_a_file_in_the_cache_is_whole_or_absent(cache: Path) -> None:
-    pin = PINS[0]
-    keep(pin, "first")
-    keep(pin, "second")
-    assert [path.name for path in cache.iterdir()] == [cache_path(pin).name]
-    assert cache_path(pin).read_text() == "second"
-    assert stat.S_ISREG(cache_path(pin).stat().st_mode)
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(handler: Any) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@pytest.fixture
-def mirror(
-    texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
-    """A server with the pinned files at their paths; gives the folder it serves."""
-    root = tmp_path / "mirror"
-    for place in {(pin.repository, pin.commit, pin.path) for pin in PINS}:
-        path = root.joinpath(*place)
-        path.parent.mkdir(parents=True)
-        here = [p for p in PINS if (p.repository, p.commit, p.path) == place]
-        path.write_text(source([triple(texts[pin.name]) for pin in here]))
-    with serving(partial(Quiet, directory=str(root))) as url:
-        monkeypatch.setenv(MIRROR_ENV, url)
-        yield root
-
-
-def test_pulling_over_http(mirror: Path, texts: dict[str, str]) -> None:
-    assert main(["judges", "pull"]) == 0
-    assert main(["judges", "check"]) == 0
-    assert {pin.name: read_cache(pin) for pin in PINS} == texts
-
-
-def test_the_first_use_pulls_by_itself_and_the_second_needs_no_network(
-    mirror: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge = JudgeConfig(model="m", format="pandalm")
-    first = format_for(judge, "pairwise")
-    assert [path.name for path in cache.iterdir()] == [
-        cache_path(pin_for("pandalm", "pairwise")).name
-    ]
-    monkeypatch.setenv(MIRROR_ENV, "http://127.0.0.1:9")
-    assert format_for(judge, "pairwise") == first == pickle.loads(pickle.dumps(first))
-
-
-def test_the_first_use_works_without_a_writable_home(
-    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert format_for(JudgeConfig(model="m", format="pandalm"), "pairwise").task == "pairwise"
-
-
-def test_a_repository_that_changed_is_refused(mirror: Path, capsys: Any, cache: Path) -> None:
-    pin = pin_for("prometheus-2", "pairwise")
-    path = mirror / pin.repository / pin.commit / pin.path
-    path.write_text(path.read_text().replace("Feedback", "feedback"))
-    assert main(["judges", "pull", "prometheus-2"]) == 2
-    said = capsys.readouterr().err
-    assert pin.literal_sha256 in said and pin.path in said
-    path.unlink()
-    assert main(["judges", "pull", "prometheus-2"]) == 2
-    assert "404" in capsys.readouterr().err
-    assert not cache.exists()
-
-
-class Cut(BaseHTTPRequestHandler):
-    """Promises more than it sends."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "100000")
-        self.end_headers()
-        self.wfile.write(b"x = 1\n")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Endless(Cut):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        try:
-            while True:
-                self.wfile.write(b"#" * 65536)
-        except OSError:
-            pass
-
-
-class Silent(Cut):
-    def do_GET(self) -> None:
-        self.rfile.read(1)  # until the other side gives up
-
-
-@pytest.mark.parametrize(
-    ("handler", "said"),
-    [(Cut, "ended before the file did"), (Endless, "larger"), (Silent, "nothing for")],
-)
-def test_servers_that_fail(
-    handler: type[Cut], said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ray_judge.judging.formats.download.SILENCE_S", 0.3)
-    with serving(handler) as url:
-        monkeypatch.setenv(MIRROR_ENV, url)
-        assert main(["judges", "pull", "judgelm"]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_a_mirror_that_is_no_address(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setenv(MIRROR_ENV, "file:///etc")
-    assert main(["judges", "pull", "judgelm"]) == 2
-    assert MIRROR_ENV in capsys.readouterr().err
+    for text in ("first", "second"):
+        keep(PINS[0], text)
+    assert list(cache.iterdir()) == [cache_path(PINS[0])]
+    assert cache_path(PINS[0]).read_text() == "second"

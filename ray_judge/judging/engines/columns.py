@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from ray_judge.config import RunConfig
-from ray_judge.judging.confidence import confidence
+from ray_judge.judging.confidence import confidence, no_judgment
 from ray_judge.records import PAIRWISE_ALTERNATIVES, Example, Judgment
 
 TOLERANCE = 1e-3
@@ -21,35 +21,25 @@ class ColumnsEngine:
     needs_text = False
 
     def __init__(self, config: RunConfig) -> None:
-        """Remember which column holds which alternative."""
-        given = config.judge.prob_columns or {}
-        columns: dict[str, str] = {str(name): column for name, column in given.items()}
-        self._columns = {name: columns[name] for name in PAIRWISE_ALTERNATIVES if name in columns}
+        given: dict[str, str] = {str(k): v for k, v in (config.judge.prob_columns or {}).items()}
+        self._columns = {name: given[name] for name in PAIRWISE_ALTERNATIVES if name in given}
         self._method = config.judge.confidence
         self.model = config.judge.model or "columns:" + ",".join(self._columns.values())
 
     def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
         """Read one verdict per row; a null, NaN or impossible probability is that row's error."""
         values = [rows.column(column).to_pylist() for column in self._columns.values()]
-        return [
-            self._one(dict(zip(self._columns, row, strict=True)))
-            for row in zip(*values, strict=True)
-        ]
+        return [self._judge(row) for row in zip(*values, strict=True)]
 
-    def _one(self, given: dict[str, float | None]) -> Judgment:
+    def _judge(self, row: Sequence[float | None]) -> Judgment:
         probs: dict[str, float] = {}
-        for name, value in given.items():
+        for (name, column), value in zip(self._columns.items(), row, strict=True):
             if value is None or not math.isfinite(value) or not 0 <= value <= 1 + TOLERANCE:
-                column = self._columns[name]
-                return _no_verdict(f"column {column} holds {value}, not a probability")
+                return no_judgment(f"column {column} holds {value}, not a probability")
             probs[name] = float(value)
         mass = math.fsum(probs.values())
         if mass > 1 + TOLERANCE or mass <= 0:
             names = ", ".join(self._columns.values())
-            return _no_verdict(f"columns {names} sum to {mass:g}, not to a probability")
+            return no_judgment(f"columns {names} sum to {mass:g}, not to a probability")
         best = max(probs, key=lambda name: probs[name])
         return Judgment(best, probs, min(mass, 1.0), confidence(probs, self._method))
-
-
-def _no_verdict(reason: str) -> Judgment:
-    return Judgment(None, None, None, None, f"judge: {reason}")

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ray_judge.config import RunConfig
-from ray_judge.errors import ConfigError
+from ray_judge.config import JudgeConfig, RunConfig
+from ray_judge.errors import ConfigError, EngineError
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.judging.formats import Format, base_model_of, format_for
 from ray_judge.records import Example, Judgment, Scored
 
 
 class Engine(Protocol):
-    """Judges many rows at once. Thread-safe: several chunks are in flight per engine."""
+    """Judges many rows at once. Thread-safe: several chunks are in flight per engine.
+
+    `model`: what `judge_model` says. `needs_text`: false for an engine that judges by `rows`
+    alone: it gets every row, and no examples.
+    """
 
     model: str
-    """What `judge_model` says."""
     needs_text: bool
-    """False for an engine that judges by `rows` alone: it gets every row, and no examples."""
 
     def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
         """Judge the examples, in order. `rows` are the same rows with `extra_columns`.
@@ -52,7 +55,6 @@ class Reader(Protocol):
     """Asks a model about examples in its format's own task and orientation."""
 
     name: str
-    """What `judge_model` says."""
 
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
         """Read each example's verdict position; text instead says why there is none."""
@@ -60,7 +62,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenAnswer:
     """What a model wrote: token ids (its end token included), text, entropies per token.
 
     `ended`: by itself or at a stop text, not by the budget.
@@ -72,31 +74,27 @@ class Written:
     ended: bool
 
 
-def answer_text(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
-    """An answer's text: without its end token, and up to the first stop text."""
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
-    ends = [at for word in stop if (at := text.find(word)) >= 0]
-    return text[: min(ends)] if ends else text
+Ask = tuple[Sequence[int], Sequence[int]]
+"""A prompt's tokens, and those whose probability behind it is asked for."""
 
 
 class LanguageModel(Protocol):
-    """A model in this process, asked by tokens. Thread-safe."""
+    """A model in this process, asked by tokens. Thread-safe.
+
+    `context`: tokens of prompt and answer together. `tokenizer`: as of transformers.
+    """
 
     name: str
     context: int
-    """Tokens of prompt and answer together."""
     tokenizer: Any
-    """As of transformers."""
 
-    def positions(
-        self, asks: Sequence[tuple[Sequence[int], Sequence[int]]], *, entropy: bool
-    ) -> list[Position]:
-        """The next token's distribution behind each prompt: (prompt ids, ids asked for)."""
+    def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
+        """Read the next token's distribution behind each prompt."""
         ...
 
     def write(
         self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str], entropy: bool
-    ) -> list[Written]:
+    ) -> list[WrittenAnswer]:
         """Write an answer behind each prompt, greedily, of at most `most` tokens."""
         ...
 
@@ -107,10 +105,8 @@ class LanguageModel(Protocol):
 
 def extra_columns(config: RunConfig) -> tuple[str, ...]:
     """Name the input columns that the engines read besides the example's own."""
-    columns = [
-        column for tier in config.tiers() for column in (tier.judge.prob_columns or {}).values()
-    ]
-    return tuple(dict.fromkeys(columns))
+    given = [tier.judge.prob_columns or {} for tier in config.tiers()]
+    return tuple(dict.fromkeys(column for columns in given for column in columns.values()))
 
 
 def check_engine(config: RunConfig) -> Format | None:
@@ -122,8 +118,6 @@ def check_engine(config: RunConfig) -> Format | None:
     if judge.engine == "columns":
         return None
     if judge.engine in ("vllm", "transformers"):
-        from ray_judge.judging.engines.checkpoint import check_model
-
         check_model("judge.model", str(judge.model))
         if judge.confidence == "calibrated_entropy":
             check_model("judge.base_model", base_of(config))
@@ -131,8 +125,8 @@ def check_engine(config: RunConfig) -> Format | None:
 
 
 def base_of(config: RunConfig) -> str:
-    """The model that the judge was tuned from. Raises ConfigError where nobody says."""
-    base = config.judge.base_model or base_model_of(config.judge)
+    """Name the model that the judge was tuned from. Raises ConfigError where nobody says."""
+    base = base_model_of(config.judge)
     if base is None:
         raise ConfigError(
             "confidence: calibrated_entropy needs judge.base_model: the model that "
@@ -142,41 +136,84 @@ def base_of(config: RunConfig) -> str:
 
 
 def make_engine(config: RunConfig, format_: Format | None) -> Engine:
-    """Start the engine that the configuration names (seconds to minutes for a model).
-
-    Raises ConfigError for a model that is not there and EngineError when it does not start.
-    """
-    if config.judge.engine == "columns":
+    """Start the engine that the configuration names (seconds to minutes); see `make_model`."""
+    judge = config.judge
+    if judge.engine == "columns":
         from ray_judge.judging.engines.columns import ColumnsEngine
 
         return ColumnsEngine(config)
+    from ray_judge.judging.engines.http import HttpReader
     from ray_judge.judging.engines.local import ModelEngine
-
-    assert format_ is not None
-    return ModelEngine(config, format_, _reader(config, format_))
-
-
-def _reader(config: RunConfig, format_: Format) -> Reader:
-    if config.judge.engine == "http":
-        from ray_judge.judging.engines.http import HttpReader
-
-        return HttpReader(config.judge, format_)
     from ray_judge.judging.engines.tokens import TokenReader
 
-    return TokenReader(config.judge, format_, make_model(config))
+    assert format_ is not None
+    if judge.engine == "http":
+        return ModelEngine(config, format_, HttpReader(judge, format_))
+    return ModelEngine(config, format_, TokenReader(judge, format_, make_model(config)))
 
 
 def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
-    """Load the judge, or the base model that it was tuned from."""
+    """Load the judge, or the base model that it was tuned from.
+
+    Raises ConfigError for a model that is not there and EngineError when it does not load.
+    """
     judge = config.judge
     if base:
-        judge = judge.model_copy(
-            update={"model": base_of(config), "revision": judge.base_revision, "adapter": None}
-        )
-    if judge.engine == "transformers":
-        from ray_judge.judging.engines.transformers import TransformersModel
+        of_base = {"model": base_of(config), "revision": judge.base_revision, "adapter": None}
+        judge = judge.model_copy(update=of_base)
+    check_model("judge.model", str(judge.model))
+    try:
+        if judge.engine == "transformers":
+            from ray_judge.judging.engines.transformers import TransformersModel
 
-        return TransformersModel(judge)
-    from ray_judge.judging.engines.vllm import VllmModel
+            return TransformersModel(judge)
+        from ray_judge.judging.engines.vllm import VllmModel
 
-    return VllmModel(judge)
+        return VllmModel(judge)
+    except ImportError as error:
+        raise ConfigError(
+            f"engine: {judge.engine} needs a package that is not there: install ray-judge[cpu] or "
+            f"ray-judge[gpu] ({error})"
+        ) from None
+    except OSError as error:  # what the hub's client and transformers raise for a missing model
+        raise ConfigError(f"judge.model {judge.model} cannot be loaded: {error}") from None
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise EngineError(f"the model did not load: {type(error).__name__}: {error}") from None
+
+
+def check_model(key: str, model: str) -> None:
+    """Refuse a path that leads nowhere. A name such as `org/model` is left to the hub."""
+    path = Path(model).expanduser()
+    looks_local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
+    if path.exists():
+        if not (path / "config.json").exists():
+            raise ConfigError(f"{key} is not a model directory: no config.json", path=path)
+    elif looks_local:
+        raise ConfigError(f"{key}: there is no such path", path=path)
+
+
+def locate(model: str | None) -> str:
+    """Resolve the `~` of a local path; a hub's name stays as it is."""
+    return str(Path(str(model)).expanduser())
+
+
+def weight_bytes(model: str) -> int | None:
+    """Bytes of a local checkpoint's weights; None for a model on a hub."""
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        return None
+    files = [*path.glob("*.safetensors")] or [*path.glob("*.bin")]
+    return sum(file.stat().st_size for file in files) or None
+
+
+def name_model(judge: JudgeConfig) -> str:
+    """Name a model with its revision and its adapter, as `judge_model` says it."""
+    name = f"{judge.model}@{judge.revision}" if judge.revision else str(judge.model)
+    return f"{name}+{judge.adapter}" if judge.adapter else name
+
+
+def decode_answer(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
+    """Give an answer's text: without its end token, and up to the first stop text."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+    ends = [at for word in stop if (at := text.find(word)) >= 0]
+    return text[: min(ends)] if ends else text

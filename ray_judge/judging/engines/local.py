@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import pyarrow as pa
 
 from ray_judge.config import RunConfig
 from ray_judge.judging.confidence import (
-    Read,
     both_orders,
     by_scores,
     judgment,
-    mean,
+    no_judgment,
     orders_agree,
     verdict_probs,
 )
@@ -32,35 +32,33 @@ class ModelEngine:
     needs_text = True
 
     def __init__(self, config: RunConfig, format_: Format, reader: Reader) -> None:
-        """Take the parts; the reader's model is loaded already."""
-        self._config = config
+        self._config, self._reader = config, reader
         self._singles = config.task == "pairwise" and format_.task == "pointwise"
-        self._reader = reader
         self.model = reader.name
 
     def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
-        """Judge each example."""
-        prompts = [self._prompts(example) for example in examples]
+        prompts = [self._split(example) for example in examples]
         readings = iter(self._reader.read([prompt for group in prompts for prompt in group]))
-        return [self._judgment([next(readings) for _ in group]) for group in prompts]
+        return [self._judge([next(readings) for _ in group]) for group in prompts]
 
-    def _prompts(self, example: Example) -> list[Example]:
-        """In the order in which `_combined` takes the readings."""
+    def _split(self, example: Example) -> list[Example]:
         if self._singles:  # which response comes first makes no difference to a score
             return [example.single(response) for response in example.responses]
         return [example, example.swapped()] if self._config.judge.swap else [example]
 
-    def _judgment(self, readings: Sequence[Reading | str]) -> Judgment:
-        good: list[Reading] = []
+    def _judge(self, readings: Sequence[Reading | str]) -> Judgment:
+        """Judge an example by the readings of its prompts, in the order of `_split`."""
+        good = [reading for reading in readings if isinstance(reading, Reading)]
         for reading in readings:
             if isinstance(reading, str):
-                return Judgment(None, None, None, None, f"judge: {reading}")
-            good.append(reading)
+                return no_judgment(reading)
         try:
             reads = [verdict_probs(reading.logprobs) for reading in good]
-            probs, mass = self._combined(reads)
         except ValueError as error:
-            return Judgment(None, None, None, None, f"judge: {error}")
+            return no_judgment(str(error))
+        probs, mass = reads[0]
+        if len(reads) == 2:
+            probs, mass = (by_scores if self._singles else both_orders)(*reads)
         entropies = [reading.entropy for reading in good if reading.entropy is not None]
         judge = self._config.judge
         found = judgment(
@@ -69,31 +67,15 @@ class ModelEngine:
             task=self._config.task,
             method=judge.confidence,
             min_mass=judge.min_mass,
-            entropy=mean(entropies) if entropies else None,
+            entropy=fmean(entropies) if entropies else None,
             score=judge.score,
             unseen=max(reading.unseen for reading in good),
         )
-        if len(reads) == 2 and not self._singles:
-            found = replace(found, orders_agree=orders_agree(*reads))
-        return _with(found, good, base=judge.confidence == "calibrated_entropy")
-
-    def _combined(self, reads: Sequence[Read]) -> tuple[dict[str, float], float]:
-        if self._singles:
-            return by_scores(*reads)
-        if len(reads) == 2:
-            return both_orders(*reads)
-        probs, mass = reads[0]
-        return dict(probs), mass
-
-
-def _with(found: Judgment, readings: Sequence[Reading], *, base: bool) -> Judgment:
-    """Add what was done to the prompts, and what the base model is to be asked."""
-    notes = list(_notes(readings))
-    error = "; ".join([*([found.error] if found.error else []), *notes]) or None
-    scored = tuple(r.scored for r in readings if r.scored) if base else ()
-    return replace(found, error=error, scored=scored)
-
-
-def _notes(readings: Sequence[Reading]) -> Iterator[str]:
-    for note in dict.fromkeys(reading.note for reading in readings if reading.note):
-        yield f"judge: {note}"
+        notes = dict.fromkeys(f"judge: {reading.note}" for reading in good if reading.note)
+        calibrated = judge.confidence == "calibrated_entropy"
+        return replace(
+            found,
+            error="; ".join([*([found.error] if found.error else []), *notes]) or None,
+            orders_agree=orders_agree(*reads) if len(reads) == 2 and not self._singles else None,
+            scored=tuple(r.scored for r in good if r.scored) if calibrated else (),
+        )

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ray_judge.errors import ConfigError
 
@@ -22,18 +23,19 @@ PRUNE = math.log(1e-7)
 """Natural log: branches so much less likely than the likeliest one of their level are left out
 (JudgeLM has 100 pairs of scores)."""
 
-Encode = Callable[[str], list[int]]
-
 
 @dataclass
 class Node:
     """One position: which tokens lead on, and the alternative whose spelling ends here."""
 
-    children: dict[int, Node] = field(default_factory=dict)
+    children: dict[Any, Node] = field(default_factory=dict)
     ends: str | None = None
 
+    def is_leaf(self) -> bool:
+        return not self.children
+
     def depth(self) -> int:
-        """Tokens of the longest spelling from here."""
+        """Count the tokens of the longest spelling from here."""
         return 1 + max(child.depth() for child in self.children.values()) if self.children else 0
 
 
@@ -50,16 +52,18 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
-    """One spelling as it was read; `entropies` are of the positions its tokens were chosen at."""
+class Place:
+    """A node as it was reached; `entropies` are of the positions its tokens were chosen at."""
 
-    name: str
-    path: tuple[int, ...]
-    logprob: float
-    entropies: tuple[float, ...]
+    node: Node
+    path: tuple[Any, ...] = ()
+    logprob: float = 0.0
+    entropies: tuple[float, ...] = ()
 
 
-def build_tree(spellings: Mapping[str, Sequence[str]], encode: Encode, tail: str) -> Node:
+def build_tree(
+    spellings: Mapping[str, Sequence[str]], encode: Callable[[str], list[int]], tail: str
+) -> Node:
     """Lay all spellings into one tree, as they are tokenised behind `tail`.
 
     `tail` is the constant end of the text in front of the verdict. A spelling whose first letter
@@ -87,75 +91,37 @@ def build_tree(spellings: Mapping[str, Sequence[str]], encode: Encode, tail: str
     return root
 
 
-@dataclass
 class Walk:
-    """The reading of one prompt's tree, level by level."""
+    """The reading of one prompt's tree, level by level: the frontier is what to read next."""
 
-    root: Node
-    leaves: list[Leaf] = field(default_factory=list)
-    frontier: list[tuple[Node, tuple[int, ...], float, tuple[float, ...]]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Begin at the verdict's first position."""
-        self.frontier = [(self.root, (), 0.0, ())]
-
-    def wanted(self) -> list[tuple[tuple[int, ...], list[int]]]:
-        """The positions to be read next: (tokens behind the prompt, tokens asked for)."""
-        return [(path, list(node.children)) for node, path, _, _ in self.frontier]
+    def __init__(self, root: Node) -> None:
+        self.frontier = [Place(root)]
+        self.spellings: list[Place] = []
+        """Where a spelling ended, with its probability."""
 
     def take(self, positions: Sequence[Position]) -> None:
-        """Take the positions that were wanted, in their order, and step down."""
-        below = []
-        for (node, path, logprob, seen), position in zip(self.frontier, positions, strict=True):
-            entropies = (*seen, position.entropy) if position.entropy is not None else seen
-            if node.ends is not None:
-                rest = 1.0 - math.fsum(map(math.exp, position.logprobs))
-                if rest > 0:
-                    self.leaves.append(Leaf(node.ends, path, logprob + math.log(rest), seen))
+        """Take the positions of the frontier, in their order, and step down."""
+        below: list[Place] = []
+        for place, position in zip(self.frontier, positions, strict=True):
+            node, entropies = place.node, place.entropies
+            if position.entropy is not None:
+                entropies = (*entropies, position.entropy)
+            rest = 1.0 - math.fsum(map(math.exp, position.logprobs))
+            if node.ends is not None and rest > 0:
+                self.spellings.append(replace(place, logprob=place.logprob + math.log(rest)))
             for (token, child), step in zip(node.children.items(), position.logprobs, strict=True):
-                here, to = logprob + step, (*path, token)
-                if not child.children:
-                    assert child.ends is not None
-                    self.leaves.append(Leaf(child.ends, to, here, entropies))
-                else:
-                    below.append((child, to, here, entropies))
-        likeliest = max(
-            (
-                here
-                for here in (*(step[2] for step in below), *(leaf.logprob for leaf in self.leaves))
-            ),
-            default=0.0,
-        )
-        self.frontier = [step for step in below if not step[2] < likeliest + PRUNE]
+                found = Place(child, (*place.path, token), place.logprob + step, entropies)
+                (self.spellings if child.is_leaf() else below).append(found)
+        likeliest = max((place.logprob for place in (*below, *self.spellings)), default=0.0)
+        self.frontier = [place for place in below if not place.logprob < likeliest + PRUNE]
 
     def logprobs(self, names: Sequence[str]) -> dict[str, list[float]]:
         """Alternative → log-probabilities of its spellings; −∞ where none was worth following."""
         found: dict[str, list[float]] = {name: [] for name in names}
-        for leaf in self.leaves:
-            found[leaf.name].append(leaf.logprob)
+        for place in self.spellings:
+            found[str(place.node.ends)].append(place.logprob)
         return {name: values or [-math.inf] for name, values in found.items()}
 
-    def likeliest(self) -> Leaf:
-        """The most probable spelling: what greedy decoding among the verdicts would write."""
-        return max(self.leaves, key=lambda leaf: leaf.logprob)
-
-
-def walk_all(
-    walks: Sequence[Walk],
-    read: Callable[[Sequence[tuple[int, tuple[int, ...], list[int]]]], Sequence[Position]],
-) -> None:
-    """Read many trees together: every level of all of them is one batch.
-
-    `read` gets (number of the walk, tokens behind its prompt, tokens asked for).
-    """
-    while True:
-        asks = [
-            (number, path, tokens)
-            for number, walk in enumerate(walks)
-            for path, tokens in walk.wanted()
-        ]
-        if not asks:
-            return
-        positions = iter(read(asks))
-        for walk in walks:
-            walk.take([next(positions) for _ in walk.frontier])
+    def likeliest(self) -> Place:
+        """Find the most probable spelling: what greedy decoding among them would write."""
+        return max(self.spellings, key=lambda place: place.logprob)

@@ -7,82 +7,58 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_judge.config import CustomFormat, JudgeConfig
-from ray_judge.judging.formats.answers import none, shown
-from ray_judge.judging.formats.family import DEFAULT_RUBRIC, Family
-from ray_judge.judging.formats.format import Parsed, Question
-from ray_judge.judging.formats.slots import Slots
-from ray_judge.records import Example, Task
-
-FAMILY = Family("custom", modes=("pairwise", "pointwise"))
+from ray_judge.judging.formats.format import (
+    DEFAULT_RUBRIC,
+    Format,
+    Parsed,
+    Template,
+    no_verdict,
+    quote,
+)
 
 
 @dataclass(frozen=True)
-class OwnFormat:
-    """What the configuration says, and nothing else."""
+class Searched:
+    """Answers in which the user's own regular expression finds the verdict."""
 
-    task: Task
-    template: Slots
-    system: str | None
-    opening: str
     spellings: Mapping[str, tuple[str, ...]]
-    verdict: re.Pattern[str] | None
-    """Finds a verdict in an answer, as its group `verdict`."""
-    rubric: str
-    chat: bool | None
-    stop: tuple[str, ...]
-    max_output_tokens: int
-
-    def render(self, example: Example) -> Question:
-        """Fill the template."""
-        return Question(
-            system=self.system,
-            user=self.template.fill(example, self.rubric),
-            opening=self.opening,
-        )
+    pattern: str | None
+    """Finds a verdict as its group `verdict`; `^` and `$` are at every line."""
 
     def parse(self, answer: str) -> Parsed:
         """Find the verdict. Several matches must say the same; the last one is where it sits."""
-        if not answer.strip():
-            return none("the answer is empty")
-        if self.verdict is None:
-            return none("judge.custom.verdict is not given: an answer cannot be read")
+        if self.pattern is None:
+            return no_verdict("judge.custom.verdict is not given: an answer cannot be read")
         found: Parsed | None = None
-        for match in self.verdict.finditer(answer):
+        for match in re.finditer(self.pattern, answer, re.MULTILINE):
             said = match["verdict"] or ""
-            name = self._meaning(said)
-            if name is None:
-                return none(f"{shown(said)} is not one of judge.custom.choices")
+            meant = [
+                (name, text[: -len(text.lstrip())])
+                for name, texts in self.spellings.items()
+                for text in texts
+                if text.strip() == said.strip()
+            ]
+            if not meant:
+                return no_verdict(f"{quote(said)} is not one of judge.custom.choices")
+            name = meant[0][0]
             if found is not None and found.verdict != name:
-                return none("the answer has several verdicts that differ")
+                return no_verdict("the answer has several verdicts that differ")
             begin = match.start("verdict") + len(said) - len(said.lstrip())
-            found = Parsed(name, self._start(answer, begin, name, said.strip()))
-        return found or none("judge.custom.verdict finds no verdict in the answer")
-
-    def _meaning(self, said: str) -> str | None:
-        for name, texts in self.spellings.items():
-            if said.strip() in (text.strip() for text in texts):
-                return name
-        return None
-
-    def _start(self, answer: str, begin: int, name: str, said: str) -> int:
-        """Go back over the white space that belongs to the spelling: the longest that fits."""
-        leads = (text[: len(text) - len(text.lstrip())] for text in self.spellings[name]
-                 if text.strip() == said)  # fmt: skip
-        return begin - max((len(lead) for lead in leads if answer.endswith(lead, 0, begin)),
-                           default=0)  # fmt: skip
+            # White space in front belongs to the spelling: the most of it that is there.
+            leads = [len(lead) for _, lead in meant if answer.endswith(lead, 0, begin)]
+            found = Parsed(name, begin - max(leads, default=0))
+        return found or no_verdict("judge.custom.verdict finds no verdict in the answer")
 
 
-def make(judge: JudgeConfig, custom: CustomFormat) -> OwnFormat:
+def make(judge: JudgeConfig, custom: CustomFormat) -> Format:
     """Take the configuration over; its choices say whether it judges pairs or responses."""
     task = custom.task()
-    full = judge.decode == "full"
-    return OwnFormat(
-        task=task,
-        template=Slots.split(custom.template, custom.placeholders(task)),
+    return Format(
+        task,
+        Template.split(custom.template, custom.placeholders(task)),
+        Searched(dict(custom.choices), custom.verdict),
         system=custom.system,
-        opening="" if full else custom.opening,
-        spellings={name: tuple(texts) for name, texts in custom.choices.items()},
-        verdict=re.compile(custom.verdict, re.MULTILINE) if custom.verdict else None,
+        opening=custom.opening,
         rubric=judge.rubric or DEFAULT_RUBRIC,
         chat=judge.chat,
         stop=custom.stop,

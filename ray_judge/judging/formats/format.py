@@ -1,19 +1,35 @@
-"""The narrow seam between an example and a model: what is asked, and how an answer is read.
+"""The seam between an example and a model: what a judge is asked, and how its answer is read.
 
-A format is pure and pickles: it is made once, where the run starts, and travels to the engines.
+A format is a pure value: it is made once, where the run starts, and travels to the engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ray_judge.records import Example, Task
 
+BLANK = " \t\r\n"
+DEFAULT_RUBRIC = (
+    "Does the response do what the instruction asks, correctly, completely and clearly?"
+)
+"""For prompts with a place for criteria, where neither the row nor the configuration has any."""
+MEANINGS: Mapping[str, str] = {
+    "question_body": "instruction",
+    "answer1_body": "response_a",
+    "response_A": "response_a",
+    "answer2_body": "response_b",
+    "response_B": "response_b",
+    "answer_body": "response",
+}
+"""Placeholder of an upstream template → ours; the others have our names already."""
+
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Prompt:
     """One prompt. `opening` is the beginning of the answer, forced upon the model.
 
     A model with a chat template gets `system` and `user` as messages and `opening` behind the
@@ -25,9 +41,14 @@ class Question:
     opening: str = ""
 
     def plain(self) -> str:
-        """The whole prompt as one text."""
+        """Give the whole prompt as one text."""
         head = f"{self.system}\n\n" if self.system else ""
         return f"{head}{self.user}{self.opening}"
+
+    def messages(self) -> list[dict[str, str]]:
+        """Give the prompt as messages, without its opening."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.user}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +65,16 @@ class Parsed:
     reason: str | None = None
 
 
-class Format(Protocol):
-    """How one family of judges is asked, and where its verdict sits."""
+class Layout(Protocol):
+    """Turns an example into the text that a judge reads."""
 
-    @property
-    def task(self) -> Task:
-        """What it judges by nature. A pointwise format judges a pair by scoring both responses."""
+    def fill(self, example: Example, rubric: str) -> str:
+        """Put an example's texts in place. The row's own rubric goes before `rubric`."""
         ...
 
-    @property
-    def chat(self) -> bool | None:
-        """True: always by chat template; False: never; None: when the tokenizer has one."""
-        ...
+
+class AnswerForm(Protocol):
+    """How a judge says its verdict."""
 
     @property
     def spellings(self) -> Mapping[str, tuple[str, ...]]:
@@ -68,20 +87,98 @@ class Format(Protocol):
         """
         ...
 
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """decode: full: texts that end an answer, besides the model's own end."""
-        ...
-
-    @property
-    def max_output_tokens(self) -> int:
-        """decode: full: the most tokens of an answer."""
-        ...
-
-    def render(self, example: Example) -> Question:
-        """Turn an example into what the judge is asked."""
-        ...
-
     def parse(self, answer: str) -> Parsed:
         """Read a whole answer (decode: full), strictly: what is not plainly a verdict is none."""
         ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one judge is asked, and how it answers.
+
+    `task` is what it judges by nature: a pointwise format judges a pair by scoring both responses.
+    `chat`: always by chat template, never, or (null) when the tokenizer has one. `stop` and
+    `max_output_tokens` end an answer with decode: full.
+    """
+
+    task: Task
+    layout: Layout
+    answers: AnswerForm
+    system: str | None = None
+    opening: str = ""
+    rubric: str = DEFAULT_RUBRIC
+    chat: bool | None = None
+    stop: tuple[str, ...] = ()
+    max_output_tokens: int = 512
+
+    @property
+    def spellings(self) -> Mapping[str, tuple[str, ...]]:
+        """See `AnswerForm.spellings`."""
+        return self.answers.spellings
+
+    def render(self, example: Example) -> Prompt:
+        """Turn an example into what the judge is asked."""
+        return Prompt(self.layout.fill(example, self.rubric), self.system, self.opening)
+
+    def parse(self, answer: str) -> Parsed:
+        """Read a whole answer; see `AnswerForm.parse`."""
+        return self.answers.parse(answer) if answer.strip() else no_verdict("the answer is empty")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template, cut where an example's texts go: pieces[0], names[0], pieces[1], ...
+
+    Nothing inside a text is ever looked at: a response that contains `{rubric}` stays as it is.
+    """
+
+    pieces: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def split(cls, text: str, placeholders: Iterable[str]) -> Template:
+        """Cut a template at `{placeholder}`; all other braces are text."""
+        parts = re.split(rf"\{{({'|'.join(map(re.escape, placeholders))})\}}", text)
+        return cls(tuple(parts[::2]), tuple(MEANINGS.get(name, name) for name in parts[1::2]))
+
+    def fill(self, example: Example, rubric: str) -> str:
+        """Put an example's texts in; an input without a place goes behind the instruction."""
+        instruction = example.instruction
+        if example.input and "input" not in self.names:
+            instruction = f"{instruction}\n{example.input}"
+        names = ("response",) if len(example.responses) == 1 else ("response_a", "response_b")
+        texts = {
+            "instruction": instruction,
+            "input": example.input or "",
+            "reference": example.reference or "",
+            "rubric": example.rubric or rubric,
+            **dict(zip(names, example.responses, strict=True)),
+        }
+        filled = [self.pieces[0]]
+        for name, piece in zip(self.names, self.pieces[1:], strict=True):
+            filled += (texts[name], piece)
+        return "".join(filled)
+
+
+def spell(verdicts: Mapping[str, str], leads: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Turn text → alternative into alternative → texts, each with every lead before it."""
+    found: dict[str, list[str]] = {}
+    for text, alternative in verdicts.items():
+        found.setdefault(alternative, []).extend(lead + text for lead in leads)
+    return {alternative: tuple(texts) for alternative, texts in found.items()}
+
+
+def spelling_start(answer: str, begin: int, leads: Sequence[str]) -> int:
+    """Find where the spelling begins whose first visible character is at `begin`."""
+    return begin - 1 if begin and answer[begin - 1] in leads else begin
+
+
+def no_verdict(reason: str) -> Parsed:
+    """Say why an answer has no verdict."""
+    return Parsed(None, reason=reason)
+
+
+def quote(text: str, limit: int = 40) -> str:
+    """Quote the beginning of a text for a message."""
+    text = " ".join(text.split())
+    return f'"{text}"' if len(text) <= limit else f'"{text[:limit]}…"'

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judging.formats.answers import BLANK, spelled
-from ray_judge.judging.formats.family import Family
-from ray_judge.judging.formats.format import Parsed, Question
-from ray_judge.judging.formats.marked import LEADS, Conclusion
+from ray_judge.judging.formats.format import BLANK, Format
+from ray_judge.judging.formats.marked import Marked
 from ray_judge.records import Example, Task
 
-FAMILY = Family("generic", modes=("pairwise", "pointwise"))
 PAIRWISE_SYSTEM = "You compare two answers to one instruction and decide which of them is better."
 POINTWISE_SYSTEM = "You grade one answer to an instruction."
-DEFAULT_RUBRIC = (
+GENERIC_RUBRIC = (
     "Prefer the answer that does what the instruction asks, correctly and completely. "
     "Neither length, style nor the order of the answers counts."
 )
@@ -33,55 +29,29 @@ def describe(example: Example, rubric: str | None) -> str:
         parts.append(("Input", example.input))
     if example.reference:
         parts.append(("Reference answer", example.reference))
-    parts.append(("Criteria", example.rubric or rubric or DEFAULT_RUBRIC))
+    parts.append(("Criteria", example.rubric or rubric or GENERIC_RUBRIC))
     names = ("Answer A", "Answer B") if len(example.responses) == 2 else ("Answer",)
     parts += zip(names, example.responses, strict=True)
     return "\n\n".join(f"[{heading}]\n{text}" for heading, text in parts)
 
 
 @dataclass(frozen=True)
-class GenericFormat:
-    """Pairwise: one letter, `C` meaning a tie. Pointwise: one number.
+class Headings:
+    """The example under headings, and behind it what is asked."""
 
-    `decode: verdict` asks for the verdict alone; `full` for an explanation and, in the last line,
-    the verdict.
-    """
-
-    task: Task
-    verdicts: Mapping[str, str]
-    """What the judge may say → the alternative that it means."""
     ask: str
-    opening: str
-    rubric: str | None
-    chat: bool | None
-    stop: tuple[str, ...] = ()
-    max_output_tokens: int = 512
 
-    @property
-    def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        """Every verdict, with and without the space before it."""
-        return spelled(self.verdicts, LEADS)
-
-    def render(self, example: Example) -> Question:
-        """Lay out the example and ask."""
-        system = POINTWISE_SYSTEM if self.task == "pointwise" else PAIRWISE_SYSTEM
-        user = f"{describe(example, self.rubric)}\n\n{self.ask}"
-        return Question(system=system, user=user, opening=self.opening)
-
-    def parse(self, answer: str) -> Parsed:
-        """Read the last line; emphasis as in `**Verdict: A**` does not count."""
-        conclusion = Conclusion(
-            MARKER,
-            like=r"\bverdict\W{0,4}:",
-            verdicts=self.verdicts,
-            goes_on=r"[*.]{0,4}\s*\Z",
-            skip=BLANK + "*",
-        )
-        return conclusion.read(answer)
+    def fill(self, example: Example, rubric: str) -> str:
+        return f"{describe(example, rubric)}\n\n{self.ask}"
 
 
-def make(judge: JudgeConfig, task: Task) -> GenericFormat:
-    """Prepare the question's end and the verdicts for a task."""
+def make(judge: JudgeConfig, task: Task) -> Format:
+    """Make the format for a task.
+
+    The verdict is one letter for a pair, `C` meaning a tie, and a number for a response.
+    `decode: verdict` asks for it alone; `full` for an explanation and, in the last line, the
+    verdict, where emphasis as in `**Verdict: A**` does not count.
+    """
     low, high = judge.score_range()
     if task == "pointwise":
         verdicts = {str(score): str(score) for score in range(low, high + 1)}
@@ -92,7 +62,15 @@ def make(judge: JudgeConfig, task: Task) -> GenericFormat:
         ask = "Which answer is better by the criteria?"
         form = "A, B or C, where C means that neither is better" if judge.ties else "A or B"
         alone = f"Reply with one letter: {form}."
-    full = judge.decode == "full"
-    ask = f"{ask} {EXPLAIN}({form})\n" if full else f"{ask} {alone}"
-    opening = "" if full else f"\n\n{MARKER}"
-    return GenericFormat(task, verdicts, ask, opening, judge.rubric, judge.chat)
+    answers = Marked(
+        MARKER, r"\bverdict\W{0,4}:", verdicts, goes_on=r"[*.]{0,4}\s*\Z", skip=BLANK + "*"
+    )
+    return Format(
+        task,
+        Headings(f"{ask} {EXPLAIN}({form})\n" if judge.decode == "full" else f"{ask} {alone}"),
+        answers,
+        system=POINTWISE_SYSTEM if task == "pointwise" else PAIRWISE_SYSTEM,
+        opening=f"\n\n{MARKER}",
+        rubric=judge.rubric or GENERIC_RUBRIC,
+        chat=judge.chat,
+    )

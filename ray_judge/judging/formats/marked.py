@@ -6,18 +6,25 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ray_judge.judging.formats.answers import BLANK, none, quoted, shown, spelled, spelling_start
-from ray_judge.judging.formats.format import Parsed, Question
-from ray_judge.judging.formats.slots import Slots
-from ray_judge.records import Example, Task
+from ray_judge.judging.formats.format import (
+    BLANK,
+    Parsed,
+    no_verdict,
+    quote,
+    spell,
+    spelling_start,
+)
 
 LEADS = ("", " ")
 NEAR = 200
 """Characters in front of a marker that say whose words it is."""
+PAIRED_QUOTES = (("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"), ("『", "』"))
+OPENS_QUOTE = re.compile(r"[\"'`“”„\u2018\u2019«「『]\s*\Z")
+BREAK = re.compile(r"\n[ \t\r]*\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Conclusion:
     """One place where an answer seems to conclude."""
 
     exact: bool
@@ -25,13 +32,13 @@ class Place:
     quoted: bool
     """The judge reports somebody else's words."""
     verdict: str | None
-    begin: int = 0
-    end: int = 0
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
-class Conclusion:
-    """How a conclusion is written, and how it is read."""
+class Marked:
+    """Answers that end with a conclusion."""
 
     marker: str
     """Exactly what stands in front of the verdict."""
@@ -53,29 +60,30 @@ class Conclusion:
     skip: str = BLANK
     """Characters that may stand between marker and verdict, and do not count."""
 
-    def read(self, answer: str) -> Parsed:
-        """Find the one verdict that the answer concludes with."""
-        if not answer.strip():
-            return none("the answer is empty")
-        places = list(self._places(answer))
-        own = [place for place in places if place.exact and not place.quoted]
+    @property
+    def spellings(self) -> Mapping[str, tuple[str, ...]]:
+        return spell(self.verdicts, LEADS)
+
+    def parse(self, answer: str) -> Parsed:
+        """Find the one verdict that the answer concludes with; several that differ are none."""
+        found = list(self._conclusions(answer))
+        own = [one for one in found if one.exact and not one.quoted]
         if not own:
-            some = any(place.exact for place in places)
-            where = "only in a quotation" if some else "nowhere"
-            return none(f"the answer says {shown(self.marker)} {where}")
-        for place in own:
-            if place.verdict is None:
-                said = answer[place.begin : place.begin + 60]
-                return none(f"behind {shown(self.marker)} stands {shown(said)}, not a verdict")
-        if len({place.verdict for place in places if place.verdict is not None}) > 1:
-            return none("the answer concludes several times, differently")
+            where = "only in a quotation" if any(one.exact for one in found) else "nowhere"
+            return no_verdict(f"the answer says {quote(self.marker)} {where}")
+        for one in own:
+            if one.verdict is None:
+                said = quote(answer[one.begin : one.begin + 60])
+                return no_verdict(f"behind {quote(self.marker)} stands {said}, not a verdict")
+        if len({one.verdict for one in found if one.verdict is not None}) > 1:
+            return no_verdict("the answer concludes several times, differently")
         last = own[-1]
         rest = answer[last.end :]
-        if not re.match(self.goes_on, rest) or self._taken_back(rest, last.verdict):
-            return none(f"the answer goes on after its verdict: {shown(rest)}")
+        if not re.match(self.goes_on, rest) or self._takes_back(rest, last.verdict):
+            return no_verdict(f"the answer goes on after its verdict: {quote(rest)}")
         return Parsed(last.verdict, spelling_start(answer, last.begin, LEADS))
 
-    def _places(self, answer: str) -> Iterator[Place]:
+    def _conclusions(self, answer: str) -> Iterator[Conclusion]:
         texts = "|".join(re.escape(text) for text in sorted(self.verdicts, key=len, reverse=True))
         # Not a part of something longer: 4.5, 8/10, 4-5, 45, 4th, Response 1 / Response 2.
         whole = rf"(?P<text>{texts}){re.escape(self.closing)}(?!\w|[.,]\d|\s*[/|%]|[–—-])"
@@ -88,13 +96,11 @@ class Conclusion:
                 begin += 1
             read = verdict.match(answer, begin)
             name = self.verdicts[read["text"]] if read else None
-            end = read.end() if read else begin
-            foreign = quoted(answer, start) or not re.search(
-                self.before, answer[max(0, start - NEAR) : start]
-            )
-            yield Place(exact, foreign, name, begin, end)
+            before = answer[max(0, start - NEAR) : start]
+            foreign = is_quoted(answer, start) or not re.search(self.before, before)
+            yield Conclusion(exact, foreign, name, begin, read.end() if read else begin)
 
-    def _taken_back(self, rest: str, verdict: str | None) -> bool:
+    def _takes_back(self, rest: str, verdict: str | None) -> bool:
         known = {text.casefold(): name for text, name in self.verdicts.items()}
         for pattern in self.takes_back:
             for found in re.finditer(pattern, rest, re.IGNORECASE):
@@ -104,33 +110,20 @@ class Conclusion:
         return False
 
 
-@dataclass(frozen=True)
-class Marked:
-    """A format whose answers end with a conclusion.
+def is_quoted(answer: str, place: int) -> bool:
+    """Say whether the text at `place` is somebody else's: in quotes, a quote block, code.
 
-    `decode: verdict` forces the marker upon the model as the opening of its answer, so that the
-    first thing it says is its verdict.
+    Only the paragraph counts, since quotation marks do not reach beyond one; a quotation that
+    was opened and not closed before `place` counts, whether or not it is closed later (an answer
+    may be cut off). An inch sign makes a verdict look quoted: that costs a row, not a verdict.
     """
-
-    template: Slots
-    task: Task
-    conclusion: Conclusion
-    opening: str
-    """The marker as it follows this template's end; nothing with decode: full."""
-    rubric: str
-    stop: tuple[str, ...]
-    max_output_tokens: int = 1024
-    chat: bool | None = False
-
-    @property
-    def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        """Every verdict's text, with and without the space before it."""
-        return spelled(self.conclusion.verdicts, LEADS)
-
-    def render(self, example: Example) -> Question:
-        """Fill the template. These templates have no place for a reference answer."""
-        return Question(self.template.fill(example, self.rubric), opening=self.opening)
-
-    def parse(self, answer: str) -> Parsed:
-        """Read the verdict behind the marker; several that differ are none."""
-        return self.conclusion.read(answer)
+    before = answer[:place]
+    if before.count("```") % 2:
+        return True
+    paragraph = BREAK.split(before)[-1]
+    line = paragraph.rpartition("\n")[2]
+    if line.lstrip().startswith(">") or OPENS_QUOTE.search(paragraph):
+        return True
+    if paragraph.count('"') % 2 or paragraph.replace("```", "").count("`") % 2:
+        return True
+    return any(paragraph.rfind(left) > paragraph.rfind(right) for left, right in PAIRED_QUOTES)

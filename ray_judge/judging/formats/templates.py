@@ -1,8 +1,10 @@
-"""Where the upstream templates come from, and where they are kept.
+"""The prompts that fine-tuned judges were tuned on: which, where they come from, where they lie.
 
-A template is found by the SHA-256 of its text: in a file that the user names, in the cache, or in
-its repository at the pinned commit. Whatever the way, the hash is checked on every reading; a text
-that differs in one byte is not the text that the judge was tuned on, and is refused.
+Such a prompt belongs to its judge like its weights, and is not ours to ship. Each pin names one
+string literal in one file of one commit by the SHA-256 of its text in UTF-8. The text is found in
+a file that the user names, in the cache, or in its repository. Whatever the way, the hash is
+checked on every reading: a text that differs in one byte is not what the judge was tuned on, and
+is refused.
 """
 
 from __future__ import annotations
@@ -11,20 +13,102 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ray_judge.errors import ConfigError, StorageError
-from ray_judge.judging.formats.download import download
-from ray_judge.judging.formats.literals import NotReadable, files_in, texts_of
-from ray_judge.judging.formats.registry import PINS, Pin
+from ray_judge.judging.formats.literals import MAX_BYTES, SUFFIXES, NotReadable, texts_of
+from ray_judge.records import Task
 
-State = Literal["cached", "missing", "changed"]
+MIRROR_ENV = "RAY_JUDGE_TEMPLATES_URL"
+"""Names another server with the same paths: `<URL>/<owner>/<name>/<commit>/<path>`."""
+GITHUB = "https://raw.githubusercontent.com"
+SILENCE_S = 15.0
+"""How long the server may say nothing."""
+TOTAL_S = 60.0
 OFFLINE = (
     "on a machine without a network: ray-judge judges pull --from PATH (or judge.templates in the "
     "configuration), where PATH is a copy of"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One judge's template for one task, without its text."""
+
+    judge: str
+    mode: Task
+    repository: str
+    """On GitHub: `owner/name`."""
+    commit: str
+    path: str
+    placeholders: tuple[str, ...]
+    characters: int
+    """How long the text is: by it a changed copy is told from a text that is none."""
+    literal_sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.judge}-{self.mode}"
+
+    @property
+    def location(self) -> str:
+        return f"{self.repository}/{self.commit}/{self.path}"
+
+
+CASCADED_EVAL = (
+    "HuihuiChyan/UnlimitedJudge",
+    "f7d6167dd244f8199f4d41c1c91ff545d73c44c0",
+    "src/build_prompt_judge.py",
+)
+"""The code of the paper that studied these judges side by side (arXiv 2403.02839)."""
+PROMETHEUS_EVAL = (
+    "prometheus-eval/prometheus-eval",
+    "dcfb44272d5d0414832f5dbb8c2a05ebc2614234",
+    "libs/prometheus-eval/prometheus_eval/prompts.py",
+)
+PAIR, SINGLE = ("answer1_body", "answer2_body", "question_body"), ("answer_body", "question_body")
+CRITERIA = (*SINGLE, "rubric")
+PAIR_2 = ("instruction", "response_A", "response_B", "rubric")
+SINGLE_2 = ("instruction", "response", "rubric")
+
+PINS: tuple[Pin, ...] = (
+    Pin("judgelm", "pairwise", *CASCADED_EVAL, PAIR, 1017,
+        "65bb333c23ac8b2d5c27fa7e887c15dd43f8b2bf77a62f15603235034193db49"),
+    Pin("judgelm", "pointwise", *CASCADED_EVAL, SINGLE, 766,
+        "2a5c17182d0b5c3ae3107782f019d990f263f51d32ac519dd8d25d8272a4c816"),
+    Pin("pandalm", "pairwise", *CASCADED_EVAL, PAIR, 266,
+        "96fc1224b04218a402fe1cde960d571cdb3469190306fbea4e7d240a828070c5"),
+    Pin("pandalm", "pointwise", *CASCADED_EVAL, SINGLE, 270,
+        "7a2bedf57bf5f35287c569eed62008be8b0700296f7536c7c0d67c46a607a572"),
+    Pin("auto-j", "pairwise", *CASCADED_EVAL, PAIR, 725,
+        "f70e2f5609fd1c5e468e315b23161e1ad449fc42ad7dc08571aac918fd08bf04"),
+    Pin("auto-j", "pointwise", *CASCADED_EVAL, SINGLE, 389,
+        "533b8f53a2411e77f448c8a63054877ef269c7d29ca4555e7a752147599cf6ed"),
+    Pin("prometheus", "pointwise", *CASCADED_EVAL, CRITERIA, 826,
+        "4dc38f386512b10def362b711886b2715e49a4dfacb99332512e2b6873ad42eb"),
+    Pin("prometheus-2", "pairwise", *PROMETHEUS_EVAL, PAIR_2, 954,
+        "ca920719db01d48a23abefa2fde5f1810e50f7bd551dfcddcf87b53dd68941a9"),
+    Pin("prometheus-2", "pointwise", *PROMETHEUS_EVAL, SINGLE_2, 738,
+        "f4358c8f7953f324df3d70c86bc483d29eb8016567f1b1571cfbe6dee6722656"),
+)  # fmt: skip
+
+
+def pin_for(judge: str, mode: Task) -> Pin:
+    """Find the pin of a judge's template."""
+    return next(pin for pin in PINS if (pin.judge, pin.mode) == (judge, mode))
+
+
+def pins_of(names: Sequence[str]) -> tuple[Pin, ...]:
+    """Choose pins by judge (`judgelm`) or by judge and mode (`judgelm-pairwise`); none: all."""
+    for name in names:
+        if not any(name in (pin.judge, pin.name) for pin in PINS):
+            known = ", ".join(dict.fromkeys(pin.judge for pin in PINS))
+            raise ConfigError(f"no judge {name} has a template of its own: {known} do")
+    return tuple(pin for pin in PINS if not names or pin.judge in names or pin.name in names)
 
 
 def template(pin: Pin, source: str | None = None) -> str:
@@ -43,6 +127,30 @@ def template(pin: Pin, source: str | None = None) -> str:
     return text
 
 
+def pull(names: Sequence[str], source: Path | None) -> list[str]:
+    """Put templates into the cache: of the named judges, or all. Raises ConfigError.
+
+    From a file or folder without names: whatever is there, and a line for what is not.
+    """
+    pins = pins_of(names)
+    found = fetch(pins) if source is None else find(pins, source, all_of_them=bool(names))
+    lines = [f"{pin.name}: kept as {keep(pin, text)}" for pin, text in found.items()]
+    return lines + [f"{pin.name}: not in {source}" for pin in pins if pin not in found]
+
+
+def check(names: Sequence[str]) -> tuple[list[str], bool]:
+    """Verify the cache: a line per template, and whether all of them are there and right."""
+    states = {pin: state(pin) for pin in pins_of(names)}
+    lines = [
+        f"{pin.name}: {found}" + ("" if found == "cached" else f" ({cache_path(pin)})")
+        for pin, found in states.items()
+    ]
+    return lines, all(found == "cached" for found in states.values())
+
+
+# --- files and folders ---
+
+
 def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict[Pin, str]:
     """Look for templates in a file, or in every `*.py`, `*.json` and `*.txt` below a folder.
 
@@ -50,44 +158,97 @@ def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict
     """
     if not source.exists():
         raise ConfigError("there is no such file or folder to take templates from", path=source)
-    texts: list[str] = []
+    below = (path for path in source.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    texts: dict[str, str] = {}
     unreadable: list[str] = []
-    for path in files_in(source):
+    for path in sorted(below) if source.is_dir() else [source]:
         try:
-            texts += texts_of(path.name, path.read_bytes())
+            texts |= {_sha256(text): text for text in texts_of(path.name, path.read_bytes())}
         except (NotReadable, OSError) as error:
             unreadable.append(f"{path.name}: {error}")
-    found = _match(pins, texts)
+    found = {pin: texts[pin.literal_sha256] for pin in pins if pin.literal_sha256 in texts}
     missing = [pin for pin in pins if pin not in found]
-    changed = [pin for pin in missing if _changed_copy(pin, texts)]
+    changed = [pin for pin in missing if any(_is_changed(pin, *item) for item in texts.items())]
     if changed or (missing and (all_of_them or not found)):
-        raise ConfigError(_refusal(changed or missing, bool(changed), unreadable), path=source)
+        raise ConfigError(_explain(changed, missing, unreadable), path=source)
     return found
+
+
+def _is_changed(pin: Pin, sha256: str, text: str) -> bool:
+    """Tell whether a text looks like this template, altered.
+
+    That is: nearly its length, at least half of its placeholders, and itself no template.
+    """
+    there = sum(f"{{{name}}}" in text for name in pin.placeholders)
+    near = abs(len(text) - pin.characters) <= pin.characters // 20
+    known = any(sha256 == other.literal_sha256 for other in PINS)
+    return near and 2 * there >= len(pin.placeholders) and not known
+
+
+def _explain(changed: Sequence[Pin], missing: Sequence[Pin], unreadable: Sequence[str]) -> str:
+    names = ", ".join(f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in changed or missing)
+    said = f"the template of {names} is not there: no text has this SHA-256"
+    if changed:
+        said = (
+            f"the template of {names} is not there as its judge was tuned on it, only a changed "
+            "copy, which is refused"
+        )
+    return said + (f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else "")
+
+
+# --- the repository ---
 
 
 def fetch(pins: Sequence[Pin]) -> dict[Pin, str]:
     """Download the files that hold the templates. Raises ConfigError."""
-    found: dict[Pin, str] = {}
-    for place in dict.fromkeys((pin.repository, pin.commit, pin.path) for pin in pins):
-        wanted = [pin for pin in pins if (pin.repository, pin.commit, pin.path) == place]
-        repository, commit, path = place
-        names = ", ".join(pin.name for pin in wanted)
-        copy = f"{path} of github.com/{repository} at {commit}"
+    files: dict[str, dict[str, str]] = {}
+    for pin in pins:
+        copy = f"{pin.path} of github.com/{pin.repository} at {pin.commit}"
         try:
-            texts = texts_of(path, download(f"{repository}/{commit}/{path}"))
+            if pin.location not in files:
+                texts = texts_of(pin.path, download(pin.location))
+                files[pin.location] = {_sha256(text): text for text in texts}
         except (ConfigError, NotReadable) as error:
             raise ConfigError(
-                f"the template of {names} cannot be downloaded: {error}; {OFFLINE} {copy}"
+                f"the template of {pin.name} cannot be downloaded: {error}; {OFFLINE} {copy}"
             ) from None
-        here = _match(wanted, texts)
-        for pin in wanted:
-            if pin not in here:
-                raise ConfigError(
-                    f"the template of {pin.name} is not in {copy}: no text there has the SHA-256 "
-                    f"{pin.literal_sha256}"
-                )
-        found |= here
-    return found
+        if pin.literal_sha256 not in files[pin.location]:
+            raise ConfigError(
+                f"the template of {pin.name} is not in {copy}: no text there has the SHA-256 "
+                f"{pin.literal_sha256}"
+            )
+    return {pin: files[pin.location][pin.literal_sha256] for pin in pins}
+
+
+def download(location: str) -> bytes:
+    """Fetch a file of a public repository. Raises ConfigError that names the URL and says why."""
+    import httpx
+
+    url = f"{os.environ.get(MIRROR_ENV) or GITHUB}/{location}"
+    if not url.startswith(("https://", "http://")):
+        raise ConfigError(f"{MIRROR_ENV} is not an http(s) address", url=url)
+    until, content = time.monotonic() + TOTAL_S, bytearray()
+    try:
+        with httpx.stream("GET", url, timeout=SILENCE_S, follow_redirects=True) as answer:
+            if answer.status_code != 200:
+                said = f"the server answered {answer.status_code} {answer.reason_phrase}"
+                raise ConfigError(said, url=url)
+            for block in answer.iter_bytes():
+                content += block
+                if len(content) > MAX_BYTES:
+                    raise ConfigError("the file is far larger than a file of templates", url=url)
+                if time.monotonic() > until:
+                    raise ConfigError(f"the file did not arrive within {TOTAL_S:g} s", url=url)
+    except httpx.ReadTimeout:
+        raise ConfigError(f"the server said nothing for {SILENCE_S:g} s", url=url) from None
+    except httpx.ConnectError as error:
+        raise ConfigError(f"no connection: {error}", url=url) from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigError(f"the connection broke: {error}", url=url) from None
+    return bytes(content)
+
+
+# --- the cache ---
 
 
 def keep(pin: Pin, text: str) -> Path:
@@ -110,24 +271,23 @@ def read_cache(pin: Pin) -> str | None:
 
     Raises ConfigError when what is there is not the template.
     """
+    path = cache_path(pin)
     try:
-        content = cache_path(pin).read_bytes()
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ConfigError(
-            f"a cached template cannot be read: {error.strerror}", path=cache_path(pin)
-        ) from None
+        raise ConfigError(f"a cached template is unreadable: {error.strerror}", path=path) from None
     if hashlib.sha256(content).hexdigest() != pin.literal_sha256:
         raise ConfigError(
             f"the cached template of {pin.name} was changed: its SHA-256 is not "
             f"{pin.literal_sha256}; ray-judge judges pull {pin.name} gets it anew",
-            path=cache_path(pin),
+            path=path,
         )
     return content.decode()
 
 
-def state(pin: Pin) -> State:
+def state(pin: Pin) -> Literal["cached", "missing", "changed"]:
     """Say whether the cache has a template, and the right one."""
     try:
         return "missing" if read_cache(pin) is None else "cached"
@@ -136,43 +296,11 @@ def state(pin: Pin) -> State:
 
 
 def cache_path(pin: Pin) -> Path:
-    """Where the cache keeps a template."""
+    """Say where the cache keeps a template."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification: a relative path is no path.
     root = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
     return root / "ray_judge" / "templates" / f"{pin.name}-{pin.literal_sha256[:12]}.txt"
-
-
-def _match(pins: Sequence[Pin], texts: Iterable[str]) -> dict[Pin, str]:
-    by_hash = {_sha256(text): text for text in texts}
-    return {pin: by_hash[pin.literal_sha256] for pin in pins if pin.literal_sha256 in by_hash}
-
-
-def _changed_copy(pin: Pin, texts: Iterable[str]) -> bool:
-    """Whether one of the texts looks like this template, altered.
-
-    That is: nearly its length, at least half of its placeholders, and itself no template.
-    """
-    known = {other.literal_sha256 for other in PINS}
-    for text in texts:
-        if abs(len(text) - pin.characters) > pin.characters // 20:
-            continue
-        there = sum(f"{{{name}}}" in text for name in pin.placeholders)
-        if 2 * there >= len(pin.placeholders) and _sha256(text) not in known:
-            return True
-    return False
-
-
-def _refusal(pins: Sequence[Pin], changed: bool, unreadable: Sequence[str]) -> str:
-    names = ", ".join(f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in pins)
-    if changed:
-        said = (
-            f"the template of {names} is not there as its judge was tuned on it, only a changed "
-            "copy, which is refused"
-        )
-    else:
-        said = f"the template of {names} is not there: no text has this SHA-256"
-    return said + (f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else "")
 
 
 def _sha256(text: str) -> str:

@@ -4,7 +4,7 @@ vLLM hands out log-probabilities token by token; for an entropy that would be th
 per position, in Python. A logits processor (vLLM's own seam, V1) sees the raw logits where they
 are computed and leaves one number per position. A request asks for it in its `extra_args`:
 
-    {"tap": name, "write": [token, ...] or absent}
+    {"record": name, "write": [token, ...] or absent}
 
 With `write` the request "generates" exactly those tokens: so the base model scores an answer that
 the judge wrote at the price of writing it, prompt included once, and nothing but the answer's
@@ -30,16 +30,14 @@ def drain(_: Any, names: list[str]) -> dict[str, dict[int, float]]:
     return {name: _found.pop(name) for name in names if name in _found}
 
 
-class EntropyTap(LogitsProcessor):  # type: ignore[misc]
+class EntropyRecorder(LogitsProcessor):  # type: ignore[misc]
     """One per worker; keeps who sits in which row of the batch."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-        """Begin with nobody listening."""
         self._rows: dict[int, tuple[str, list[int], list[int] | None]] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """False: it forces tokens, and is to run for greedy requests."""
-        return False
+        return False  # it forces tokens, and is to run for greedy requests
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow the batch: removed, then added, then moved (the interface's order)."""
@@ -48,11 +46,10 @@ class EntropyTap(LogitsProcessor):  # type: ignore[misc]
         for index in batch_update.removed:
             self._rows.pop(index, None)
         for index, params, _, output in batch_update.added:
+            self._rows.pop(index, None)
             asked = params.extra_args or {}
-            if "tap" in asked:
-                self._rows[index] = (asked["tap"], output, asked.get("write"))
-            else:
-                self._rows.pop(index, None)
+            if "record" in asked:
+                self._rows[index] = (asked["record"], output, asked.get("write"))
         for source, target, direction in batch_update.moved:
             here, there = self._rows.pop(source, None), self._rows.pop(target, None)
             if here is not None:
@@ -61,7 +58,7 @@ class EntropyTap(LogitsProcessor):  # type: ignore[misc]
                 self._rows[source] = there
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Note the entropies of the raw logits; then force what is to be written.
+        """Record the entropies of the raw logits; then force what is to be written.
 
         A prompt that is computed in parts passes here once per part: its last part, which comes
         last, is the one that stays, since the answer has not grown until then.

@@ -1,0 +1,153 @@
+"""The judges' own prompts from a server: pulled once, refused when changed, every failure named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from ray_judge.cli import main
+from ray_judge.config import JudgeConfig
+from ray_judge.judging.formats import format_for
+from ray_judge.judging.formats.templates import MIRROR_ENV, PINS, cache_path, pin_for, read_cache
+
+pytestmark = pytest.mark.timeout(60)
+NOBODY = "http://127.0.0.1:9"
+PANDALM = JudgeConfig(model="m", format="pandalm")
+
+
+@contextmanager
+def serving(handler: Any) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "ray_judge" / "templates"
+
+
+@pytest.fixture
+def texts(data: Path) -> dict[str, str]:
+    entries = json.loads((data / "judge_templates.json").read_text())
+    return {entry["literal_sha256"]: entry["text"] for entry in entries}
+
+
+@pytest.fixture
+def mirror(
+    texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A server with the pinned files at their paths; gives the folder it serves."""
+    root = tmp_path / "mirror"
+    for pin in PINS:
+        path = root / pin.location
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"text = {texts[pin.literal_sha256]!r}\n")
+    handler = partial(Quiet, directory=str(root))
+    with serving(handler) as url:
+        monkeypatch.setenv(MIRROR_ENV, url)
+        yield root
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_pulling(mirror: Path, texts: dict[str, str]) -> None:
+    assert main(["judges", "pull"]) == 0
+    assert main(["judges", "check"]) == 0
+    assert {pin.literal_sha256: read_cache(pin) for pin in PINS} == texts
+
+
+def test_the_first_use_pulls_by_itself_and_the_second_needs_no_network(
+    mirror: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = format_for(PANDALM, "pairwise")
+    assert list(cache.iterdir()) == [cache_path(pin_for("pandalm", "pairwise"))]
+    monkeypatch.setenv(MIRROR_ENV, NOBODY)
+    assert format_for(PANDALM, "pairwise") == first == pickle.loads(pickle.dumps(first))
+
+
+def test_the_first_use_works_without_a_writable_home(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert format_for(PANDALM, "pairwise").task == "pairwise"
+
+
+def test_a_repository_that_changed_is_refused(mirror: Path, capsys: Any, cache: Path) -> None:
+    pin = pin_for("prometheus-2", "pairwise")
+    path = mirror / pin.location
+    path.write_text(path.read_text().replace("Feedback", "feedback"))
+    assert main(["judges", "pull", "prometheus-2"]) == 2
+    said = capsys.readouterr().err
+    assert pin.literal_sha256 in said and pin.path in said
+    path.unlink()
+    assert main(["judges", "pull", "prometheus-2"]) == 2
+    assert "404" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+class Cut(BaseHTTPRequestHandler):
+    """Promises more than it sends."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        self.wfile.write(b"x = 1\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Endless(Cut):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"#" * 65536)
+        except OSError:
+            pass
+
+
+class Silent(Cut):
+    def do_GET(self) -> None:
+        self.rfile.read(1)  # until the other side gives up
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        (Cut, "connection broke"),
+        (Endless, "far larger"),
+        (Silent, "nothing for"),
+        (None, "no conn"),
+    ],
+)
+def test_servers_that_fail(
+    handler: Any, said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_judge.judging.formats.templates.SILENCE_S", 0.3)
+    with serving(handler or Cut) as url:
+        monkeypatch.setenv(MIRROR_ENV, url if handler else NOBODY)
+        assert main(["judges", "pull", "judgelm"]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "judges pull --from PATH" in told and "build_prompt_judge.py" in told
