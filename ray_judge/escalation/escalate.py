@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from ray_judge.config import RunConfig, api_key
-from ray_judge.errors import LedgerFenced, RayJudgeError
+from ray_judge.errors import LedgerFenced
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.client import BatchClient
@@ -32,7 +32,6 @@ from ray_judge.escalation.source import RoutedQuestions
 from ray_judge.records import Answer
 from ray_judge.run.directory import Plan
 from ray_judge.storage.local import Missing
-
 
 
 @dataclass(frozen=True)

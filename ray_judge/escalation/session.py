@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from decimal import Decimal
 from typing import Any, Protocol
 
-from ray_judge.errors import EscalationError, PausedError, RayJudgeError, RunLockedError
+from ray_judge.errors import EscalationError, PausedError, RunLockedError
 from ray_judge.escalation.books.books import Books, Claim, InFlight
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.online.governor import Clock
@@ -70,9 +70,6 @@ class Courier(Protocol):
 
     async def kill(self) -> None:
         """Let nobody of this session send any more."""
-
-    async def figures(self) -> dict[str, Any]:
-        """Dollars and rates for a progress display; `best_usd`: see `Ledger.best_usd`."""
 
 
 class Session:
@@ -233,9 +230,7 @@ class Session:
         for key, question in list(self.waiting.items()):
             cap = denying_cap(question.max_cost_usd, best_usd)
             if cap is not None:
-                self.outcomes[key] = (
-                    Outcome.DENIED_BUDGET if cap == "run" else Outcome.PENDING
-                )
+                self.outcomes[key] = Outcome.DENIED_BUDGET if cap == "run" else Outcome.PENDING
                 del self.waiting[key]
 
     def counts(self, questions: Iterable[Question]) -> dict[str, InVain]:
@@ -270,7 +265,9 @@ class Session:
         Which processes have ended is found out first: those write no more.
         """
         quiet = self._clock.now() >= self._quiet_at
-        dead = {name for name in {one.actor for one in self._flying.values()} if self._is_dead(name)}
+        dead = {
+            name for name in {one.actor for one in self._flying.values()} if self._is_dead(name)
+        }
         journal = await asyncio.to_thread(self._books.journal)
         self._answered, self.in_vain = set(journal.answered), journal.in_vain()
         self._in_flight = {

@@ -190,7 +190,11 @@ class SimAsker(AskerServer):
 
     def make_asker(self) -> Asker:
         asker: Asker = self._night.parts.asker(
-            self._night.maker(self._process.run), self._client, self._permits, self._journal, clock=self._night.wall
+            self._night.maker(self._process.run),
+            self._client,
+            self._permits,
+            self._journal,
+            clock=self._night.wall,
         )
         return asker
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.answers import Reply
+from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.failures import Kind, RequestFailed
 from ray_judge.escalation.questions import Question
 from ray_judge.records import Usage

@@ -13,10 +13,11 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from ray_judge.escalation.books.claims import claim_path
+
 import ray_judge.escalation.books.ledger
 from ray_judge.errors import LedgerFenced
 from ray_judge.escalation.books.accounts import to_nanos
-from ray_judge.escalation.books.claims import claim_path
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Lease, Ledger
 from ray_judge.escalation.client import Kind

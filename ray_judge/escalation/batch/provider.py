@@ -60,9 +60,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return max(_BACKOFF(state), retry_after_s(headers, time.time()) or 0.0)
 
 
-RETRY = tenacity.AsyncRetrying(
-    retry=tenacity.retry_if_exception(_again), wait=_wait, reraise=True
-)
+RETRY = tenacity.AsyncRetrying(retry=tenacity.retry_if_exception(_again), wait=_wait, reraise=True)
 """What is tried again in batch mode; copied per call with the run's patience and clock."""
 
 
@@ -130,9 +128,7 @@ class Provider:
         """Store the input file. One whose answer was lost stays behind, unused and not billed."""
         return await self._tried(lambda: self._client.upload(f"{record.id}.jsonl", content))
 
-    async def create(
-        self, record: BatchRecord, fence: Callable[[], Awaitable[None]]
-    ) -> str | None:
+    async def create(self, record: BatchRecord, fence: Callable[[], Awaitable[None]]) -> str | None:
         """Begin the batch, once; give its id, or None when nobody knows whether it was created.
 
         Raises RequestFailed when it certainly was not. `fence` is called before every try, and

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from ray_judge.cluster import answer_promptly, our_error
 from ray_judge.config import RunConfig
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.books import Books, Claim
@@ -24,7 +25,6 @@ from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Sec
 from ray_judge.escalation.processes import ProcessDied
 from ray_judge.escalation.questions import Question
 from ray_judge.records import Outcome
-from ray_judge.workers import answer_promptly, our_error
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)

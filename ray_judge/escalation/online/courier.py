@@ -88,13 +88,14 @@ class OnlineCourier:
         self._governor = await self._processes.governor()
         count = min(self._count, self._concurrency)
         share, rest = divmod(self._concurrency, count)
-        claim, *askers = await asyncio.gather(
-            self._governor.open(),
+        claiming = asyncio.ensure_future(self._governor.open())
+        started = await asyncio.gather(
             *(self._processes.asker(self._governor, share + (n < rest)) for n in range(count)),
             return_exceptions=True,
         )
-        self._askers = [asker for asker in askers if not isinstance(asker, BaseException)]
-        for error in (claim, *askers):
+        self._askers = [asker for asker in started if not isinstance(asker, BaseException)]
+        claim = await claiming
+        for error in started:
             if isinstance(error, BaseException):
                 raise error
         return claim
@@ -105,7 +106,7 @@ class OnlineCourier:
         if self._governor is not None:
             with contextlib.suppress(ProcessDied):
                 self._report(await self._governor.state())
-        for process in (*self._askers, *filter(None, [self._governor])):
+        for process in self._all():
             try:
                 await process.close()
             except RayJudgeError as error:
@@ -116,12 +117,16 @@ class OnlineCourier:
 
     async def kill(self) -> None:
         """Make sure that nobody of this session can send any more."""
-        for process in (*self._askers, *filter(None, [self._governor])):
+        for process in self._all():
             process.kill()
         self._askers, self._governor = [], None
         for task in self._running:
             task.cancel()
         self._running.clear()
+
+    def _all(self) -> list[AskerProcess | GovernorProcess]:
+        governor = [self._governor] if self._governor is not None else []
+        return [*self._askers, *governor]
 
     async def carry(self, session: Session) -> None:
         """Ask until nothing is left.
@@ -136,12 +141,16 @@ class OnlineCourier:
                 idle_since = self._clock.now()
             elif self._shared and self._clock.now() - idle_since > IDLE_S:
                 await session.release()
-        if self._failure is None:
+        failure = self._failed()
+        if failure is None:
             return
-        if not isinstance(self._failure, ProcessDied):
+        if not isinstance(failure, ProcessDied):
             with contextlib.suppress(RayJudgeError):  # the first error is the one to be told
                 await session.release()
-        raise self._failure
+        raise failure
+
+    def _failed(self) -> RayJudgeError | None:
+        return self._failure
 
     async def _step(self, session: Session) -> bool:
         """Take, submit, collect; False when nothing is left to do."""

@@ -161,7 +161,9 @@ class AskerServer:
                 raise failure
         if ours:
             return max(ours, key=gravity)
-        return {q.key: o for q, o in zip(questions, outcomes, strict=True) if isinstance(o, Outcome)}
+        return {
+            q.key: o for q, o in zip(questions, outcomes, strict=True) if isinstance(o, Outcome)
+        }
 
     async def _one(self, question: Question, in_vain: Mapping[str, InVain]) -> Outcome:
         before = in_vain.get(question.key)
@@ -183,4 +185,3 @@ class AskerServer:
         finally:
             await self._client.close()
         return None
-
