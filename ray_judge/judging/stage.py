@@ -1,7 +1,7 @@
 """Phase A: chunks through a pool of judge actors under Ray Data, each committed when it is done.
 
 One chunk is one read task, one block, one call and one file, so its identity and order are kept
-from the input's slice to `judged/<chunk>.parquet`. What comes out of the stream is a receipt per
+from the input's slice to its judged file. What comes out of the stream is a receipt per
 chunk; the verdicts are already on disk by then.
 """
 
