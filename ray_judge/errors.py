@@ -26,24 +26,25 @@ from typing import Any
 
 
 class RayJudgeError(Exception):
-    """Root of the tree. `message` is for people: what was wrong, where, and what to do."""
+    """Root of the tree. `message` is for people: what was wrong, and what to do; `where` says,
+    by keywords, in which file, column, row, ...
+
+    It pickles by message and place, so that no constructor signature can break the way back.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, **where: Any) -> None:
-        """Keep the sentence and, as keywords, where it happened (file, column, row, ...)."""
         super().__init__(message)
         self.message = message
         self.where = {k: v for k, v in where.items() if v is not None}
 
     def __str__(self) -> str:
-        """Give the sentence, then the place, e.g. `no such column [file=a.parquet, column=x]`."""
         if not self.where:
             return self.message
         return f"{self.message} [{', '.join(f'{k}={v}' for k, v in self.where.items())}]"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by message and place, so that no constructor signature can break the way back."""
         return (_rebuild, (type(self), self.message, self.where))
 
 
@@ -52,66 +53,47 @@ def _rebuild(cls: type[RayJudgeError], message: str, where: dict[str, Any]) -> R
 
 
 class ConfigError(RayJudgeError):
-    """The configuration or a flag cannot be used as it is."""
-
     exit_code = 2
 
 
-class RunChangedError(ConfigError):
-    """The run directory belongs to another configuration; names every differing key."""
+class RunChangedError(ConfigError): ...
 
 
 class InputError(RayJudgeError):
-    """The input data cannot be used; names file, column and row where there is one."""
-
     exit_code = 3
 
 
-class InputChangedError(InputError):
-    """An input shard is no longer the one that the run planned with."""
+class InputChangedError(InputError): ...
 
 
-class RunLockedError(RayJudgeError):
-    """Another process is working in this run directory."""
+class RunLockedError(RayJudgeError): ...
 
 
-class StorageError(RayJudgeError):
-    """The file system or object store refused an operation."""
+class StorageError(RayJudgeError): ...
 
 
-class AlreadyExists(StorageError):
-    """An exclusive create found the name taken."""
+class AlreadyExists(StorageError): ...
 
 
-class CorruptedError(StorageError):
-    """A file written by ray_judge is damaged, or by a newer version than this one."""
+class CorruptedError(StorageError): ...
 
 
-class EngineError(RayJudgeError):
-    """The local judge's engine could not start, or died."""
+class EngineError(RayJudgeError): ...
 
 
-class EscalationError(RayJudgeError):
-    """The strong judge's API refused in a way that holds for the whole run."""
+class EscalationError(RayJudgeError): ...
 
 
-class LedgerFenced(EscalationError):
-    """A newer owner holds this ledger: nothing more may be granted here."""
+class LedgerFenced(EscalationError): ...
 
 
 class ProviderDown(EscalationError):
-    """The provider has not answered for longer than the run is willing to wait."""
-
     exit_code = 4
 
 
 class PausedError(RayJudgeError):
-    """Everything is kept; the same command continues later (quota, billing, pending batch)."""
-
     exit_code = 4
 
 
 class PromiseBroken(RayJudgeError):
-    """The audit contradicts the guarantee that the run was made under."""
-
     exit_code = 5

@@ -163,14 +163,14 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
             pa.field("row", pa.int64(), nullable=False),
             pa.field("row_key", pa.string(), nullable=False),
             pa.field("has_text", pa.bool_(), nullable=False),
-            pa.field("judge_verdict", verdict_type(task)),
-            pa.field("judge_probs", probs_type(alternatives)),
-            pa.field("judge_mass", pa.float64()),
-            pa.field("judge_unseen", pa.float64()),
-            pa.field("judge_orders_agree", pa.bool_()),
-            pa.field("judge_confidence", pa.float64()),
-            pa.field("judge_model", pa.string()),
-            pa.field("error", pa.string()),
+            ("judge_verdict", verdict_type(task)),
+            ("judge_probs", probs_type(alternatives)),
+            ("judge_mass", pa.float64()),
+            ("judge_unseen", pa.float64()),
+            ("judge_orders_agree", pa.bool_()),
+            ("judge_confidence", pa.float64()),
+            ("judge_model", pa.string()),
+            ("error", pa.string()),
         ]
     )
 
@@ -182,22 +182,21 @@ def verdict_schema(
 
     `strong_prob`: the run counts votes (`strong.samples` is above 1).
     """
-    asked = [pa.field("strong_prob", pa.float64())] if strong_prob else []
     return pa.schema(
         [
-            pa.field("judge_verdict", verdict_type(task)),
-            pa.field("judge_probs", probs_type(alternatives)),
-            pa.field("judge_confidence", pa.float64()),
-            pa.field("judge_model", pa.string()),
-            pa.field("route", pa.string()),
-            pa.field("outcome", pa.string()),
-            pa.field("strong_verdict", verdict_type(task)),
-            *asked,
-            pa.field("strong_model", pa.string()),
-            pa.field("strong_cost_usd", MONEY),
-            pa.field("final_verdict", verdict_type(task)),
-            pa.field("final_source", pa.string()),
-            pa.field("error", pa.string()),
+            ("judge_verdict", verdict_type(task)),
+            ("judge_probs", probs_type(alternatives)),
+            ("judge_confidence", pa.float64()),
+            ("judge_model", pa.string()),
+            ("route", pa.string()),
+            ("outcome", pa.string()),
+            ("strong_verdict", verdict_type(task)),
+            *([("strong_prob", pa.float64())] if strong_prob else []),
+            ("strong_model", pa.string()),
+            ("strong_cost_usd", MONEY),
+            ("final_verdict", verdict_type(task)),
+            ("final_source", pa.string()),
+            ("error", pa.string()),
         ]
     )
 

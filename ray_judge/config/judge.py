@@ -19,9 +19,6 @@ FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
     "prometheus-2": (1, 5),
 }
 """Lowest and highest score that each judge was trained to give (their templates say so)."""
-CONFIDENCES = Literal["probability", "margin", "entropy", "calibrated_entropy"]
-
-
 CUSTOM_RESPONSES: Mapping[Task, tuple[str, ...]] = {
     "pairwise": ("response_a", "response_b"),
     "pointwise": ("response",),
@@ -48,7 +45,7 @@ class CustomFormat(Tree):
     max_output_tokens: Positive = 512
 
     def task(self) -> Task:
-        """Say what it judges: choices `A` and `B` compare a pair, numbers score one response."""
+        """Choices `A` and `B` compare a pair, numbers score one response."""
         return "pairwise" if "A" in self.choices else "pointwise"
 
     def placeholders(self, task: Task) -> tuple[str, ...]:
@@ -63,56 +60,46 @@ class CustomFormat(Tree):
             return value
         return {str(name) if type(name) is int else name: texts for name, texts in value.items()}
 
-    @field_validator("choices")
-    @classmethod
-    def _plain_choices(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        names = set(value)
-        if not ({"A", "B"} <= names <= {"A", "B", "tie"}) and not (
-            len(names) > 1 and all(re.fullmatch("0|[1-9][0-9]{0,2}", name) for name in names)
-        ):
-            raise ValueError(
-                "choices are A and B, with or without tie, to compare a pair; or whole scores, "
-                "such as 1 to 5, to score one response"
-            )
-        texts: dict[str, str] = {}
-        for name, spellings in value.items():
-            if not spellings or not all(text.strip() for text in spellings):
-                raise ValueError(f"choice {name} needs texts that are not blank")
-            for text in spellings:
-                if texts.setdefault(text.strip(), name) != name:
-                    raise ValueError(
-                        f"choices {texts[text.strip()]} and {name} have the same text "
-                        f"{text.strip()!r}"
-                    )
-        return value
-
-    @field_validator("verdict")
-    @classmethod
-    def _finds_a_verdict(cls, value: str | None) -> str | None:
-        if value is not None:
+    @model_validator(mode="after")
+    def _whole(self) -> CustomFormat:
+        self._check_choices()
+        if self.verdict is not None:
             try:
-                groups = re.compile(value).groupindex
+                groups = re.compile(self.verdict).groupindex
             except re.error as error:
                 raise ValueError(f"verdict is not a regular expression: {error}") from None
             if "verdict" not in groups:
                 raise ValueError("verdict needs a group of this name: (?P<verdict>...)")
-        return value
-
-    @model_validator(mode="after")
-    def _asks_about_all(self) -> CustomFormat:
         task = self.task()
-        other = CUSTOM_RESPONSES["pointwise" if task == "pairwise" else "pairwise"]
         needed = (*CUSTOM_RESPONSES[task], "instruction")
-        missing = [name for name in needed if f"{{{name}}}" not in self.template]
+        missing = [f"{{{name}}}" for name in needed if f"{{{name}}}" not in self.template]
         if missing:
-            names = ", ".join(f"{{{name}}}" for name in missing)
-            raise ValueError(f"template has no place for {names}")
-        foreign = [name for name in other if f"{{{name}}}" in self.template]
-        if foreign:
-            raise ValueError(
-                f"template has {{{foreign[0]}}}, but its choices are those of a {task} judge"
-            )
+            raise ValueError(f"template has no place for {', '.join(missing)}")
+        for name in CUSTOM_RESPONSES["pointwise" if task == "pairwise" else "pairwise"]:
+            if f"{{{name}}}" in self.template:
+                raise ValueError(
+                    f"template has {{{name}}}, but its choices are those of a {task} judge"
+                )
         return self
+
+    def _check_choices(self) -> None:
+        names = set(self.choices)
+        scores = len(names) > 1 and all(re.fullmatch("0|[1-9][0-9]{0,2}", n) for n in names)
+        if not ({"A", "B"} <= names <= {"A", "B", "tie"}) and not scores:
+            raise ValueError(
+                "choices are A and B, with or without tie, to compare a pair; or whole scores, "
+                "such as 1 to 5, to score one response"
+            )
+        known: dict[str, str] = {}
+        for name, spellings in self.choices.items():
+            texts = [text.strip() for text in spellings]
+            if not texts or not all(texts):
+                raise ValueError(f"choice {name} needs texts that are not blank")
+            for text in texts:
+                if known.setdefault(text, name) != name:
+                    raise ValueError(
+                        f"choices {known[text]} and {name} have the same text {text!r}"
+                    )
 
 
 class HttpConfig(Tree):
@@ -175,7 +162,7 @@ class JudgeConfig(Tree):
     """Null: one with a GPU, else a fraction that leaves the machine room to read and write."""
     share_gpu: bool | None = None
     """calibrated_entropy: judge and base model on one GPU; null: when their weights fit."""
-    confidence: CONFIDENCES = "probability"
+    confidence: Literal["probability", "margin", "entropy", "calibrated_entropy"] = "probability"
     min_mass: float = Field(default=0.5, ge=0, le=1)
     """Below this share of probability on all alternatives a row counts as unconfident."""
     max_model_len: Positive | None = None
@@ -197,7 +184,9 @@ class JudgeConfig(Tree):
         return self.scores or FORMAT_SCORES.get(self.format, (1, 5))
 
     @model_validator(mode="after")
-    def _whole(self) -> JudgeConfig:
+    def _fits_together(self) -> JudgeConfig:
+        entropies = self.confidence in ("entropy", "calibrated_entropy")
+        columns = self.engine == "columns"
         if self.scores and self.format in FORMAT_SCORES:
             low, high = FORMAT_SCORES[self.format]
             raise ValueError(f"format: {self.format} gives scores from {low} to {high}")
@@ -207,10 +196,7 @@ class JudgeConfig(Tree):
             self._check_custom(self.custom)
         if (self.engine == "http") != (self.http is not None):
             raise ValueError("engine: http goes with the key http: {base_url: ...}")
-        if self.confidence in ("entropy", "calibrated_entropy") and self.engine not in (
-            "vllm",
-            "transformers",
-        ):
+        if entropies and self.engine not in ("vllm", "transformers"):
             raise ValueError(
                 f"confidence: {self.confidence} needs the whole vocabulary's probabilities: "
                 "engine: vllm or transformers"
@@ -219,14 +205,13 @@ class JudgeConfig(Tree):
             raise ValueError("base_model goes with confidence: calibrated_entropy")
         if self.decode == "full" and self.format == "demo":
             raise ValueError("format: demo answers with its verdict alone: decode: verdict")
-        if self.engine == "columns":
-            if not self.prob_columns or not {"A", "B"} <= set(self.prob_columns):
-                raise ValueError("engine: columns needs prob_columns: {A: ..., B: ...}")
-            if self.swap:
-                raise ValueError("engine: columns cannot swap: its judge has already run")
-        elif self.prob_columns:
+        if columns and not {"A", "B"} <= set(self.prob_columns or {}):
+            raise ValueError("engine: columns needs prob_columns: {A: ..., B: ...}")
+        if columns and self.swap:
+            raise ValueError("engine: columns cannot swap: its judge has already run")
+        if self.prob_columns and not columns:
             raise ValueError("prob_columns goes with engine: columns")
-        elif not self.model:
+        if not columns and not self.model:
             raise ValueError(f"engine: {self.engine} needs a model")
         return self
 

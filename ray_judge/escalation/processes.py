@@ -35,7 +35,7 @@ def _here() -> str:
     """This kernel, since its boot, and the namespace of this process's pids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().partition("-")[0]
-        return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"
+        return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:  # not Linux: no process is known to have ended
         return "unknown"
 

@@ -15,7 +15,9 @@ from ray_judge.records import Chunk, Route
 
 PER_TAKE = 256
 """Rows of a chunk whose questions are made at a time."""
-ASKED = pl.Schema({"chunk": pl.String, "row": pl.Int64, "question_keys": pl.List(pl.String)})
+ASKED = pl.Schema(
+    [("chunk", pl.String()), ("row", pl.Int64()), ("question_keys", pl.List(pl.String))]
+)
 
 
 class RoutedQuestions:

@@ -1,7 +1,7 @@
 """Phase A: chunks through a pool of judge actors under Ray Data, each committed when it is done.
 
 One chunk is one read task, one block, one call and one file, so its identity and order are kept
-from the input's slice to `judged/<chunk>.parquet`. What comes out of the stream is a receipt per
+from the input's slice to its judged file. What comes out of the stream is a receipt per
 chunk; the verdicts are already on disk by then.
 """
 
@@ -11,7 +11,11 @@ import logging
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+<<<<<<< HEAD
 from statistics import fmean
+=======
+from functools import partial
+>>>>>>> cascade
 from typing import Any
 
 import pyarrow as pa
@@ -34,7 +38,7 @@ from ray_judge.judging.engines.engine import (
     weight_bytes,
 )
 from ray_judge.judging.formats import Format
-from ray_judge.records import Chunk, Example, Judgment, Scored, judged_schema
+from ray_judge.records import Chunk, Judgment, Scored, judged_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import read_examples, read_rows, row_keys
@@ -52,55 +56,40 @@ log = logging.getLogger(__name__)
 
 
 class ChunkSource(Datasource):
-    """A Ray Data source whose read tasks are exactly the chunks that are still to be judged."""
+    """A Ray Data source whose read tasks are exactly the chunks that are still to be judged.
+
+    `rows`: those of each chunk, None for all.
+    """
 
     def __init__(self, chunks: Sequence[Chunk], columns: Columns, rows: Rows | None) -> None:
-        """Hold the work; nothing is read here. `rows`: those of each chunk, None for all."""
         super().__init__()
-        self._chunks = list(chunks)
-        self._columns = columns
-        self._rows = rows
+        self._chunks, self._columns, self._rows = list(chunks), columns, rows
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown before reading."""
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         """One task per chunk, whatever parallelism Ray Data would like."""
-        return [
-            ReadTask(
-                _Reader(chunk, self._columns, rows),
-                BlockMetadata(
-                    num_rows=chunk.rows if rows is None else len(rows),
-                    size_bytes=None,
-                    input_files=None,
-                    exec_stats=None,
-                ),
+        tasks = []
+        for chunk in self._chunks:
+            rows = None if self._rows is None else self._rows[chunk.name]
+            count = chunk.rows if rows is None else len(rows)
+            known = BlockMetadata(
+                num_rows=count, size_bytes=None, input_files=None, exec_stats=None
             )
-            for chunk in self._chunks
-            for rows in (None if self._rows is None else self._rows[chunk.name],)
-        ]
+            tasks.append(ReadTask(partial(read_chunk, chunk, self._columns, rows), known))
+        return tasks
 
 
-class _Reader:
-    """Reads one chunk; its block carries the chunk's name in the schema's metadata."""
-
-    def __init__(self, chunk: Chunk, columns: Columns, rows: Sequence[int] | None) -> None:
-        self.chunk = chunk
-        self.columns = columns
-        self.rows = rows
-
-    def __call__(self) -> list[pa.Table]:
-        chunk = self.chunk
-        table = read_rows(chunk.shard, chunk.start, chunk.rows, self.columns.needed())
-        name = pa.array([chunk.name] * len(table), pa.string())
-        rows = pa.array(range(chunk.start, chunk.start + len(table)), pa.int64())
-        shard = pa.array([chunk.shard_name] * len(table), pa.string())
-        for column, values in ((CHUNK, name), (SHARD, shard), (ROW, rows)):
-            table = table.append_column(column, values)
-        if self.rows is not None:
-            table = table.take([row - chunk.start for row in self.rows])
-        return [table]
+def read_chunk(chunk: Chunk, columns: Columns, rows: Sequence[int] | None) -> list[pa.Table]:
+    """Read one chunk, or some of its rows; its block carries where it comes from."""
+    table = read_rows(chunk.shard, chunk.start, chunk.rows, columns.needed())
+    name = pa.array([chunk.name] * len(table), pa.string())
+    shard = pa.array([chunk.shard_name] * len(table), pa.string())
+    places = pa.array(range(chunk.start, chunk.start + len(table)), pa.int64())
+    for column, values in ((CHUNK, name), (SHARD, shard), (ROW, places)):
+        table = table.append_column(column, values)
+    return [table if rows is None else table.take([row - chunk.start for row in rows])]
 
 
 CHUNK, SHARD, ROW = "__chunk", "__shard", "__row"
@@ -221,7 +210,10 @@ def judge_rows(
     Gives the judged rows and, for each, what the base model is to be asked.
     """
     examples = read_examples(block, columns)
-    judgments = [_unread(example) for example in examples]
+    judgments = [
+        Judgment(None, None, None, None, example if isinstance(example, str) else None)
+        for example in examples
+    ]
     readable = [n for n, example in enumerate(examples) if not isinstance(example, str)]
     if not engine.needs_text:  # its verdicts are there, whatever the row's text is like
         readable = list(range(len(examples)))
@@ -229,14 +221,17 @@ def judge_rows(
         texts = [example for n in readable if not isinstance(example := examples[n], str)]
         for n, result in zip(readable, engine.judge(texts, block.take(readable)), strict=True):
             judgments[n] = replace(result, error=result.error or judgments[n].error)
-    positions = block.column(ROW).to_pylist()
     names = config.alternatives()
-    columns_out = {
-        "row": block.column(ROW),
-        "row_key": row_keys(block, columns, block.column(SHARD)[0].as_py(), positions),
+    shard, places = block.column(SHARD)[0].as_py(), block.column(ROW).to_pylist()
+    values = {
+        "row": places,
+        "row_key": row_keys(block, columns, shard, places),
         "has_text": [not isinstance(example, str) for example in examples],
         "judge_verdict": [judgment.verdict for judgment in judgments],
-        "judge_probs": [_struct(judgment, names) for judgment in judgments],
+        "judge_probs": [
+            None if one.probs is None else {name: one.probs.get(name) for name in names}
+            for one in judgments
+        ],
         "judge_mass": [judgment.mass for judgment in judgments],
         "judge_unseen": [judgment.unseen for judgment in judgments],
         "judge_orders_agree": [judgment.orders_agree for judgment in judgments],
@@ -244,27 +239,8 @@ def judge_rows(
         "judge_model": [engine.model] * len(judgments),
         "error": [judgment.error for judgment in judgments],
     }
-    schema = judged_schema(config.task, names)
-    judged = pa.table(
-        {
-            field.name: pa.chunked_array(columns_out[field.name].chunks, field.type)
-            if isinstance(columns_out[field.name], pa.ChunkedArray)
-            else pa.array(columns_out[field.name], field.type)
-            for field in schema
-        },
-        schema=schema,
-    )
+    judged = pa.table(values, schema=judged_schema(config.task, names))
     return judged, [judgment.scored for judgment in judgments]
-
-
-def _unread(example: Example | str) -> Judgment:
-    return Judgment(None, None, None, None, example if isinstance(example, str) else None)
-
-
-def _struct(judgment: Judgment, names: Sequence[str]) -> dict[str, float | None] | None:
-    if judgment.probs is None:
-        return None
-    return {name: judgment.probs.get(name) for name in names}
 
 
 def judge_chunks(

@@ -9,7 +9,6 @@ billionths of a dollar, so that sums are exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from decimal import ROUND_FLOOR, Decimal
 
 import numpy as np
@@ -63,34 +62,6 @@ def accepted(judged: pl.DataFrame, policy: RouteConfig, seed: str = "") -> pl.Da
     """Give the frame with a `route` column: rows of an earlier judge, accepted or audited."""
     judged = _null_for_nan(judged)
     return _routed(judged, np.zeros(judged.height, dtype=bool), _drawn(judged, policy, seed))
-
-
-def route_in_turn(
-    judged: Sequence[pl.DataFrame],
-    policies: Sequence[RouteConfig],
-    tiers: Sequence[Tier | None],
-    seed: str = "",
-) -> pl.DataFrame:
-    """Route rows through several local judges, each asked about what none before it accepts.
-
-    All frames have the same rows in the same order: a judge's own `judge_confidence` (null where
-    it was not asked). Gives the last frame with `route`, and `tier`: the number of the judge that
-    accepts the row, from 0 (null for rows that the strong judge is asked about).
-    """
-    accepted_by: list[int | None] = [None] * judged[0].height
-    left = pl.Series(range(judged[0].height), dtype=pl.UInt32)
-    audits = np.zeros(judged[0].height, dtype=bool)
-    for number, (frame, policy, tier) in enumerate(zip(judged, policies, tiers, strict=True)):
-        routed = route(frame[left], policy, tier, seed)["route"]
-        for place, decided in zip(left, routed, strict=True):
-            if decided != Route.ESCALATE.value:
-                accepted_by[place] = number
-                audits[place] = decided == Route.AUDIT.value
-        left = left.filter(routed == Route.ESCALATE.value)
-    escalate = np.zeros(judged[0].height, dtype=bool)
-    escalate[left.to_numpy()] = True
-    tier_of = pl.Series("tier", accepted_by, dtype=pl.Int32)
-    return _routed(judged[-1], escalate, audits).with_columns(tier_of)
 
 
 def fraction_count(rows: int, fraction: Decimal) -> int:

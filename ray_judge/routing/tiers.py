@@ -21,9 +21,10 @@ from ray_judge.run.directory import Plan, RunDirectory
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard, rising: what a tier judges."""
-VERDICT = ("judge_verdict", "judge_probs", "judge_mass", "judge_unseen",
-    "judge_orders_agree", "judge_confidence",
-           "judge_model")  # fmt: skip
+VERDICT = (
+    "judge_verdict", "judge_probs", "judge_mass", "judge_unseen", "judge_orders_agree",
+    "judge_confidence", "judge_model",
+)  # fmt: skip
 
 
 def read_judged(run: RunDirectory, tiers: int, chunk: str) -> tuple[pa.Table, list[int]]:

@@ -5,7 +5,7 @@ What does not fit is refused, naming file and column, before anything is judged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -47,30 +47,24 @@ def resolve_columns(
     for role in OPTIONAL:
         if column := _column(config, schema, role, path, required=False):
             text[role] = column
-    for role, column in text.items():
-        if not is_text(schema.field(column).type):
-            raise InputError(
-                f"{role} must be text, this column is {schema.field(column).type}",
-                file=path,
-                column=column,
-            )
+    label = _column(config, schema, "label", path, required=False)
     key = _column(config, schema, "id", path, required=False)
-    if key and not (is_text(schema.field(key).type) or pa.types.is_integer(schema.field(key).type)):
-        raise InputError("id must be text or whole numbers", file=path, column=key)
+
+    def check(column: str | None, fits: Callable[[pa.DataType], bool], wanted: str) -> None:
+        kind = schema.field(column).type if column else None
+        if kind is not None and not fits(kind):
+            raise InputError(f"{wanted}, this column is {kind}", file=path, column=column)
+
+    for role, column in text.items():
+        check(column, is_text, f"{role} must be text")
+    check(key, lambda kind: is_text(kind) or _is_int(kind), "id must be text or whole numbers")
+    kinds = "A, B or tie" if config.task == "pairwise" else "a number"
+    said = f"label must be {kinds} (name another in columns.label, or say null)"
+    check(label, lambda kind: _is_label(kind, config.task), said)
     for column in extra:
         if column not in schema.names:
             raise _missing(schema, "judge.prob_columns", column, path)
-        kind = schema.field(column).type
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            raise InputError(f"probabilities must be numbers, not {kind}", file=path, column=column)
-    label = _column(config, schema, "label", path, required=False)
-    if label and not _is_label(schema.field(label).type, config.task):
-        raise InputError(
-            f"label must be {'A, B or tie' if config.task == 'pairwise' else 'a number'}, this "
-            f"column is {schema.field(label).type}: name another in columns.label, or say null",
-            file=path,
-            column=label,
-        )
+        check(column, _is_number, "probabilities must be numbers")
     by = config.route.audit_by
     if by is not None and by not in schema.names:
         raise _missing(schema, "route.audit_by", by, path)
@@ -118,19 +112,18 @@ def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds text, decoded or not."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
+    texts = ("string", "large_string", "string_view", "binary", "large_binary")
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in texts)
+
+
+def _is_int(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return _is_int(kind) or bool(pa.types.is_floating(kind))
 
 
 def _is_label(kind: pa.DataType, task: Task) -> bool:
     """Whether a verdict of this task can equal a value of this type."""
-    if pa.types.is_null(kind):
-        return True
-    if task == "pairwise":
-        return is_text(kind)
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    return pa.types.is_null(kind) or (is_text(kind) if task == "pairwise" else _is_number(kind))

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -36,16 +36,23 @@ _TEMPORARY = ".tmp-"
 """Prefix of names that are being written; never listed, worthless after a crash."""
 
 
-class Missing(StorageError):
-    """There is no file of this name."""
+class Missing(StorageError): ...
 
 
-@runtime_checkable
-class AppendLog(Protocol):
+class AppendLog:
     """A log that only grows; `append` from one thread, `sync` possibly from another."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._pending = bytearray()
+        self._pending_lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._broken = False
 
     def append(self, data: bytes) -> None:
         """Buffer `data`; nothing is durable yet."""
+        with self._pending_lock:
+            self._pending += data
 
     def sync(self) -> None:
         """Make everything appended before this call durable, or raise `StorageError`.
@@ -53,12 +60,26 @@ class AppendLog(Protocol):
         After a failure the log refuses all further work: what a failed fsync left on the disk
         is unknown, so a later success would prove nothing.
         """
+        with self._sync_lock:
+            if self._broken:
+                raise StorageError("an earlier write to this log failed", path=self.path)
+            with self._pending_lock:
+                data, self._pending = bytes(self._pending), bytearray()
+            if data:
+                self._broken = True  # until the write is known to have succeeded
+                self._put(data)
+                self._broken = False
 
     def close(self) -> None:
-        """Sync what is buffered and release the file."""
+        """Sync what is buffered, unless an earlier write failed, and refuse all further work."""
+        if not self._broken:
+            self.sync()
+        self._broken = True
+
+    def _put(self, data: bytes) -> None:
+        raise NotImplementedError
 
 
-@runtime_checkable
 class Storage(Protocol):
     """A root under which relative paths with forward slashes name files."""
 
@@ -236,36 +257,7 @@ class LocalStorage:
             return pa.OSFile(self._at(path), "rb")
 
 
-class BufferedLog:
-    """Bytes waiting for the next sync; knows whether an earlier sync failed."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._pending = bytearray()
-        self._pending_lock = threading.Lock()
-        self._sync_lock = threading.Lock()
-        self._broken = False
-
-    def append(self, data: bytes) -> None:
-        with self._pending_lock:
-            self._pending += data
-
-    def sync(self) -> None:
-        with self._sync_lock:
-            if self._broken:
-                raise StorageError("an earlier write to this log failed", path=self.path)
-            with self._pending_lock:
-                data, self._pending = bytes(self._pending), bytearray()
-            if data:
-                self._broken = True  # until the write is known to have succeeded
-                self._put(data)
-                self._broken = False
-
-    def _put(self, data: bytes) -> None:
-        raise NotImplementedError
-
-
-class _LocalLog(BufferedLog):
+class _LocalLog(AppendLog):
     def __init__(self, path: str, handle: int) -> None:
         super().__init__(path)
         self._handle = handle
@@ -278,10 +270,9 @@ class _LocalLog(BufferedLog):
             os.fsync(self._handle)
 
     def close(self) -> None:
-        if self._handle < 0:
-            return
         try:
-            self.sync()
+            super().close()
         finally:
-            os.close(self._handle)
-            self._handle, self._broken = -1, True
+            handle, self._handle = self._handle, -1
+            if handle >= 0:
+                os.close(handle)

@@ -49,7 +49,7 @@ def locked(uri: str, name: str, place: str, run: str | None = None) -> Iterator[
         with StoreLock(storage, name, place, me).held():
             yield
         return
-    path = Path(uri) / name
+    path = Path(storage.uri) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, blocking=False)
     try:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from ray_judge.errors import AlreadyExists, ConfigError, StorageError
-from ray_judge.storage.local import AppendLog, BufferedLog, Missing, checked
+from ray_judge.storage.local import AppendLog, Missing, checked
 
 _SPOOL_BYTES = 32 << 20
 """A stream is kept in memory up to this size, then in a temporary file, then put at once."""
@@ -162,7 +162,7 @@ class _ObjectFile(io.RawIOBase):
         return int(self._reader.tell())
 
 
-class _ObjectLog(BufferedLog):
+class _ObjectLog(AppendLog):
     def __init__(self, storage: ObjectStorage, path: str) -> None:
         super().__init__(path)
         self._storage = storage
@@ -177,8 +177,3 @@ class _ObjectLog(BufferedLog):
             # Our own put whose answer was lost, or another writer under our name: the bytes tell.
             if self._storage.read(name) != data:
                 raise
-
-    def close(self) -> None:
-        if not self._broken:
-            self.sync()
-        self._broken = True

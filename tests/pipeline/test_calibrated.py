@@ -62,7 +62,7 @@ def test_judge_and_base_model(runs: Runs, server: RunningServer, tmp_path: Path)
             here, there = own.entropies(prompt, best), base.entropies(prompt, best)
             differences.append(math.fsum(here) / len(here) - math.fsum(there) / len(there))
         assert row["judge_confidence"] == pytest.approx(math.fsum(differences) / 2, abs=1e-4)
-    parts = sorted((run.output / "judged").glob("*.parquet"))
+    parts = sorted((run.output / "judged").rglob("*.parquet"))
     agree = [value for path in parts for value in pl.read_parquet(path)["judge_orders_agree"]]
     assert agree[-1] is None and None not in agree[:-1]
     ranked = sorted((row["judge_confidence"], n) for n, row in enumerate(rows[:-1]))

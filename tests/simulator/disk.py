@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from ray_judge.errors import AlreadyExists, StorageError
-from ray_judge.storage.local import AppendLog, BufferedLog, Missing
+from ray_judge.storage.local import AppendLog, Missing
 from ray_judge.storage.object_store import _ObjectLog
 
 from .loop import Process, SimLoop
@@ -152,7 +152,7 @@ class SimStorage:
         return pa.BufferReader(self.read(path))
 
 
-class _DiskLog(BufferedLog):
+class _DiskLog(AppendLog):
     """The real buffering and the real "broken after a failure", over simulated bytes."""
 
     def __init__(self, storage: SimStorage, path: str) -> None:
@@ -207,6 +207,6 @@ class _NoLock:
         self._held = False
 
 
-def _unlocked(log: BufferedLog) -> AppendLog:
+def _unlocked(log: AppendLog) -> AppendLog:
     log._sync_lock, log._pending_lock = _NoLock(), _NoLock()  # type: ignore[assignment]
     return log  # type: ignore[return-value]

@@ -74,16 +74,9 @@ def test_an_unknown_key_names_the_nearest(path: str, unknown: str, nearest: str)
     assert f"did you mean {nearest}?" in message
 
 
-@pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), -1, -0.01, "abc", None, "", ".nan", [1], True and "NaN"]
-)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, "abc", None, "NaN", [1]])
 def test_a_cap_that_is_no_amount_is_refused(value: Any) -> None:
     assert "strong.max_cost_usd" in refusal(strong__max_cost_usd=value)
-
-
-def test_there_is_no_run_without_a_cap() -> None:
-    message = refusal(strong__max_cost_usd=...)
-    assert "missing key strong.max_cost_usd" in message and "without a cap" in message
 
 
 def test_money_is_what_was_written_not_its_binary_value() -> None:
@@ -117,15 +110,6 @@ def test_money_is_what_was_written_not_its_binary_value() -> None:
         ({"route__audit": 1.5}, "route.audit"),
         ({"route__audit": -0.1}, "route.audit"),
         ({"route__audit_by": "scenario"}, "audit_by goes with audit"),
-    ],
-)
-def test_policies_and_their_keys(changes: dict[str, Any], said: str) -> None:
-    assert said in refusal(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
         ({"judge": {"engine": "vllm"}}, "engine: vllm needs a model"),
         ({"judge__engine": "vllm", "judge__model": "m"}, "prob_columns goes with"),
         ({"judge__prob_columns": {"A": "p_a"}}, "needs prob_columns"),
@@ -151,6 +135,7 @@ def test_policies_and_their_keys(changes: dict[str, Any], said: str) -> None:
         ({"input": ...}, "missing key input"),
         ({"output": ...}, "missing key output"),
         ({"judge": ...}, "missing key judge"),
+        ({"strong__max_cost_usd": ...}, "strong.max_cost_usd: there is no run without a cap"),
     ],
 )
 def test_what_does_not_go_together(changes: dict[str, Any], said: str) -> None:

@@ -102,46 +102,46 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 # -- refusing --------------------------------------------------------------------------------------
 
-
-def test_a_missing_column_names_file_column_and_the_nearest(tmp_path: Path) -> None:
-    path = shard(tmp_path, "a.parquet", pairs(response_b=None, respose_b=["x"] * 3))
-    error = refusal(tmp_path)
-    assert error.where == {"file": str(path), "column": "response_b"}
-    assert "did you mean respose_b?" in str(error)
-
-
-def test_a_missing_mapped_column_names_role_and_column(tmp_path: Path) -> None:
-    path = shard(tmp_path, "a.parquet", pairs())
-    error = refusal(tmp_path, columns={"response_a": "answer_1"})
-    assert error.where == {"file": str(path), "column": "answer_1"} and "response_a" in str(error)
-    error = refusal(tmp_path, columns={"label": "humann"})
-    assert error.where["column"] == "humann" and "label" in str(error)
-
-
-def test_a_role_that_is_needed_cannot_be_mapped_away(tmp_path: Path) -> None:
-    shard(tmp_path, "a.parquet", pairs())
-    with pytest.raises(ConfigError, match=r"columns\.instruction"):
-        plan_input(config(tmp_path, columns={"instruction": None}), ())
+STRONG = {"model": "gpt-4.1", "max_cost_usd": 1, "samples": 2, "abstain_below": 0.5}
+NO_ROWS = pairs().slice(0, 0)
+TWICE = pairs().append_column("response_a", pairs()["response_b"])
 
 
 @pytest.mark.parametrize(
-    ("column", "values"),
+    ("shards", "changes", "column", "said"),
     [
-        ("instruction", pa.array([1, 2, 3])),
-        ("response_a", pa.array([1.5, 2.0, None])),
-        ("response_b", pa.array([["x"], ["y"], ["z"]])),
-        ("response_b", pa.nulls(3)),
-        ("reference", pa.array([{"text": "x"}] * 3)),
-        ("id", pa.array([1.0, 2.0, 3.0])),
-        ("id", pa.array([True, False, True])),
+        ([pairs(response_b=None, respose_b=["x"] * 3)], {}, "response_b", "mean respose_b?"),
+        ([pairs()], {"columns": {"response_a": "answer_1"}}, "answer_1", "for response_a"),
+        ([pairs()], {"columns": {"label": "humann"}}, "humann", "for label"),
+        ([pairs(label=[0, 1, 0])], {}, "label", "label must be A, B or tie"),
+        ([pairs(strong_prob=[1, 2, 3])], {"strong": STRONG}, "strong_prob", "rename it"),
+        ([TWICE], {}, "response_a", "two columns have the same name"),
+        ([pairs(score=[1] * 3), pairs(score=["1"] * 3)], {}, "score", "string here, int64 in"),
+        ([pairs(score=[1] * 3), pairs()], {}, "score", "missing here"),
+        ([pairs(), NO_ROWS], {}, None, "allow_empty_shards"),
+        ([NO_ROWS], {"allow_empty_shards": True}, None, "nothing to judge"),
+        ([pairs(instruction=[1, 2, 3])], {}, "instruction", "int64"),
+        ([pairs(response_a=[1.5, 2.0, None])], {}, "response_a", "double"),
+        ([pairs(response_b=[["x"], ["y"], ["z"]])], {}, "response_b", "list"),
+        ([pairs(response_b=pa.nulls(3))], {}, "response_b", "null"),
+        ([pairs(reference=[{"text": "x"}] * 3)], {}, "reference", "struct"),
+        ([pairs(id=[1.0, 2.0, 3.0])], {}, "id", "text or whole numbers"),
+        ([pairs(id=[True, False, True])], {}, "id", "text or whole numbers"),
     ],
 )
-def test_a_wrong_type_names_file_column_and_type(
-    tmp_path: Path, column: str, values: pa.Array
+def test_what_cannot_be_judged_names_file_and_column(
+    tmp_path: Path, shards: list[pa.Table], changes: dict[str, Any], column: str | None, said: str
 ) -> None:
-    path = shard(tmp_path, "a.parquet", pairs(**{column: values}))
-    error = refusal(tmp_path)
-    assert error.where == {"file": str(path), "column": column}
+    paths = [shard(tmp_path, f"{n}.parquet", table) for n, table in enumerate(shards)]
+    error = refusal(tmp_path, **changes)
+    assert said in str(error) and error.where.get("column") == column
+    assert error.where.get("file") == (str(paths[-1]) if said != "nothing to judge" else None)
+
+
+@pytest.mark.parametrize("column", VERDICT_COLUMNS)
+def test_a_column_that_collides_with_the_output(tmp_path: Path, column: str) -> None:
+    path = shard(tmp_path, "a.parquet", pairs(**{column: [1, 2, 3]}))
+    assert refusal(tmp_path).where == {"file": str(path), "column": column}
 
 
 def test_probability_columns_must_be_numbers_that_are_there(tmp_path: Path) -> None:
@@ -151,61 +151,17 @@ def test_probability_columns_must_be_numbers_that_are_there(tmp_path: Path) -> N
     assert "did you mean p_b?" in str(refusal(tmp_path, ("p_bb", "p_b")))
 
 
-def test_a_label_that_no_verdict_can_equal_is_refused(tmp_path: Path) -> None:
-    path = shard(tmp_path, "a.parquet", pairs(label=[0, 1, 0], good=["A", "B", None]))
-    assert refusal(tmp_path).where == {"file": str(path), "column": "label"}
-    assert plan_input(config(tmp_path, columns={"label": "good"}), ())[1].label == "good"
-    assert plan_input(config(tmp_path, columns={"label": None}), ())[1].label is None
-
-
-@pytest.mark.parametrize("column", VERDICT_COLUMNS)
-def test_a_column_that_collides_with_the_output(tmp_path: Path, column: str) -> None:
-    path = shard(tmp_path, "a.parquet", pairs(**{column: [1, 2, 3]}))
-    assert refusal(tmp_path).where == {"file": str(path), "column": column}
-
-
-def test_strong_prob_is_taken_only_where_the_run_has_it(tmp_path: Path) -> None:
-    path = shard(tmp_path, "a.parquet", pairs(strong_prob=[1, 2, 3]))
-    assert plan_input(config(tmp_path), ())[0][0].rows == 3
-    strong = {"model": "gpt-4.1", "max_cost_usd": 1, "samples": 2, "abstain_below": 0.5}
-    with pytest.raises(InputError) as caught:
-        plan_input(config(tmp_path, strong=strong), ())
-    assert caught.value.where == {"file": str(path), "column": "strong_prob"}
-
-
-def test_two_columns_of_one_name(tmp_path: Path) -> None:
-    table = pairs()
-    path = shard(tmp_path, "a.parquet", table.append_column("response_a", table["response_b"]))
-    assert refusal(tmp_path).where == {"file": str(path), "column": "response_a"}
-
-
-def test_schemas_that_differ_name_both_files_and_the_column(tmp_path: Path) -> None:
-    first = shard(tmp_path, "a.parquet", pairs(score=[1, 2, 3]))
-    second = shard(tmp_path, "b.parquet", pairs(score=["1", "2", "3"]))
-    error = refusal(tmp_path)
-    assert error.where == {"file": str(second), "column": "score"}
-    assert str(first) in str(error) and "int64" in str(error) and "string" in str(error)
-
-
-def test_a_column_that_only_one_shard_has(tmp_path: Path) -> None:
-    shard(tmp_path, "a.parquet", pairs(score=[1, 2, 3]))
-    second = shard(tmp_path, "b.parquet", pairs())
-    error = refusal(tmp_path)
-    assert error.where == {"file": str(second), "column": "score"} and "missing" in str(error)
-
-
-def test_a_shard_without_rows(tmp_path: Path) -> None:
-    shard(tmp_path, "a.parquet", pairs())
-    empty = shard(tmp_path, "b.parquet", pairs().slice(0, 0))
-    error = refusal(tmp_path)
-    assert error.where == {"file": str(empty)} and "allow_empty_shards" in str(error)
-    shards, _ = plan_input(config(tmp_path, allow_empty_shards=True), ())
-    assert [one.rows for one in shards] == [3, 0]
-
-
-def test_nothing_but_empty_shards(tmp_path: Path) -> None:
-    shard(tmp_path, "a.parquet", pairs().slice(0, 0))
-    assert "nothing to judge" in str(refusal(tmp_path, allow_empty_shards=True))
+def test_what_is_taken_all_the_same(tmp_path: Path) -> None:
+    table = pairs(label=[0, 1, 0], good=["A", "B", None], strong_prob=[1, 2, 3])
+    shard(tmp_path, "a.parquet", table)
+    shard(tmp_path, "b.parquet", table.slice(0, 0))
+    wish = {"columns": {"label": "good"}, "allow_empty_shards": True}
+    shards, columns = plan_input(config(tmp_path, **wish), ())
+    assert ([one.rows for one in shards], columns.label) == ([3, 0], "good")
+    wish = {"columns": {"label": None}, "allow_empty_shards": True}
+    assert plan_input(config(tmp_path, **wish), ())[1].label is None
+    with pytest.raises(ConfigError, match=r"columns\.instruction"):
+        plan_input(config(tmp_path, columns={"instruction": None}), ())
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "truncated", "footer", "json"])

@@ -60,6 +60,14 @@ def test_chunks_cover_every_row_once() -> None:
     assert [chunk.name for chunk in chunks] == sorted(chunk.name for chunk in chunks)
 
 
+def test_the_chunks_of_one_shard_are_cut_without_a_look_at_the_others() -> None:
+    """Else a run of many shards looks at each as often as there are shards."""
+    nothing: Any = None
+    plan = Plan((nothing, PLAN.shards[0], nothing), COLUMNS, 10)
+    assert [chunk.name for chunk in plan.chunks_of(1)] == [f"00001-0000{n}" for n in range(3)]
+    assert plan.chunk("00001-00002") == plan.chunks_of(1)[2]
+
+
 def test_the_plan_comes_back_as_it_was(run: RunDirectory) -> None:
     assert run.plan() is None
     run.check_config(config())  # nothing there, nothing to differ from

@@ -48,7 +48,7 @@ STRIKES = 3
 
 
 class BatchCourier:
-    """Asks the questions of a session in batches. After a crash at any point another one goes on."""
+    """Asks the questions of a session in batches. After a crash another one goes on."""
 
     def __init__(
         self,
@@ -87,7 +87,8 @@ class BatchCourier:
 
         The records are read after the claim: nobody who owned the books before can add one now.
         """
-        self._ledger, claim = await asyncio.to_thread(self._books.claim, identity())
+        ledger, claim = await asyncio.to_thread(self._books.claim, identity())
+        self._ledger = ledger
         asked: dict[str, set[str]] = {}
         for key, batch in claim.batched.items():
             asked.setdefault(batch, set()).add(key)
@@ -97,7 +98,7 @@ class BatchCourier:
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
-            self._ledger.expect(record.actor)
+            ledger.expect(record.actor)
             if record.stage is Stage.SUBMITTED:
                 self._pending[record.id] = record
             elif record.stage is Stage.CREATING:
@@ -210,7 +211,7 @@ class BatchCourier:
 
     def _free(self, session: Session) -> list[Question]:
         """What waits and is in no pending batch."""
-        busy = set().union(*(self._asked[batch] for batch in self._pending))
+        busy = set().union(*(self._asked.get(batch, set()) for batch in self._pending))
         return [question for key, question in session.waiting.items() if key not in busy]
 
     async def _send(self, session: Session, requests: Sequence[Request]) -> None:

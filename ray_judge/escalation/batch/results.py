@@ -1,6 +1,6 @@
 """What a batch comes back as: the lines of its output and error files, and what each one means.
 
-Pure. The rules for an answer are those of a request that is sent alone (`answers.py`, `failures.py`).
+Pure. The rules for an answer are those of a request that is sent alone.
 """
 
 from __future__ import annotations

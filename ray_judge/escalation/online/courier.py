@@ -94,7 +94,7 @@ class OnlineCourier:
             return_exceptions=True,
         )
         self._askers = [asker for asker in started if not isinstance(asker, BaseException)]
-        claim = await claiming
+        claim: Claim = await claiming
         for error in started:
             if isinstance(error, BaseException):
                 raise error
