@@ -101,6 +101,8 @@ class Session:
         self._answered: set[str] = set()
         self._flying: Mapping[str, InFlight] = {}
         self._in_flight: set[str] = set()
+        self._came_back: set[str] = set()
+        """Actors of earlier owners for whose requests this session has waited long enough."""
         self._quiet_at = 0.0
         """When everything that earlier owners let out has come back, Unix seconds."""
         self._ended = False
@@ -270,10 +272,11 @@ class Session:
         }
         journal = await asyncio.to_thread(self._books.journal)
         self._answered, self.in_vain = set(journal.answered), journal.in_vain()
+        over = self._came_back | dead
         self._in_flight = {
             key
             for key, one in self._flying.items()
-            if not quiet and one.actor not in dead and one.lost_at > self._quiet_at - LONG_LOST_S
+            if one.actor not in over and one.lost_at > self._quiet_at - LONG_LOST_S
         }
         questions = [*self.waiting.values(), *self.aside.values()]
         self.waiting, self.aside = {}, {}

@@ -283,7 +283,7 @@ class BatchCourier:
             self._queue.accept()
         if not view.ended:
             return False
-        ended_at = self._ended_at.setdefault(record.id, self._clock.now())
+        ended_at = view.ended_at or self._ended_at.setdefault(record.id, self._clock.now())
         late = self._clock.now() - ended_at >= self._strong.batch.patience_s
         return late or not view.completed or view.output_file is not None
 
