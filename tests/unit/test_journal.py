@@ -176,7 +176,7 @@ def another_table(_: bytes) -> bytes:
     [
         lambda data: b"",
         lambda data: data[: len(data) // 2],
-        lambda data: data[:60] + bytes(40) + data[100:],
+        lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
         another_table,
     ],
 )
