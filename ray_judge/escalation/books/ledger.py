@@ -65,18 +65,11 @@ _NO_CAP = 10**30
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Money for the first `slots` of the requests that were asked for.
-
-    With no slot granted, `denied` tells apart "never" (true: not even if everything that is open
-    came back for nothing) from "not now" (false: open leases may free enough). `account` is then
-    what was short: `run:<name>` or `month:<yyyy-mm>`.
-    """
+    """Money for the first `slots` of the requests that were asked for, maybe for none."""
 
     id: str
     slots: int
     amount_usd: Decimal
-    denied: bool = False
-    account: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +104,7 @@ class Ledger:
         # A cap of zero grants nothing, not even what is free.
         self._caps = {name: cap or -1 for name, cap in caps.items()}
         self._run, self._series, self._count = f"run:{run}", series, 0
+        self._at_work: set[str] = set()
         self._clock = clock
         self._month = month_of(clock())
         # Requests of lost leases may have been billed up to now: this month counts them too, also
@@ -139,9 +133,10 @@ class Ledger:
         maxima = [to_nanos(cost) for _, cost in needs]
         fitting = self._fitting(maxima)
         if not fitting:
-            return self._refusal(maxima[0] if maxima else 0)
+            return Lease("", 0, Decimal(0))
         names, keys = self._names(), [key for key, _ in needs[:fitting]]
         self._count += 1
+        self._at_work.add(actor)
         lease = f"{self._series}-{self._count}"
         self._accounts.grant(lease, actor, [*zip(keys, maxima, strict=False)], names)
         record = {"lease": lease, "actor": actor, "max": maxima[:fitting], "keys": keys}
@@ -159,8 +154,12 @@ class Ledger:
         By cap: `run`, and `month` where there is such a cap. Below zero: not even what is free.
         """
         self._roll()
-        best = {name.partition(":")[0]: self._best(name) for name in self._names()}
-        return {cap: to_usd(nanos) for cap, nanos in best.items() if nanos < _NO_CAP}
+        best = {}
+        for name in self._names():
+            if (room := self._room(name)) < _NO_CAP:
+                nanos = room + self._accounts.returnable(name, self._at_work)
+                best[name.partition(":")[0]] = to_usd(nanos)
+        return best
 
     def commit(self) -> None:
         """Make every proposed grant durable, then make sure that no newer owner exists.
@@ -186,19 +185,9 @@ class Ledger:
         cap = self._caps.get("month" if account.startswith("month:") else account)
         return _NO_CAP if cap is None else cap - self._accounts.used(account)
 
-    def _best(self, account: str) -> int:
-        return self._room(account) + self._accounts.returnable(account)
-
     def _fitting(self, maxima: Sequence[int]) -> int:
         room = min(map(self._room, self._names()))
         return sum(total <= room for total in accumulate(maxima))
-
-    def _refusal(self, need: int) -> Lease:
-        """Nothing fits: name the account that is shortest, and say whether waiting can help."""
-        for name in self._names():
-            if self._best(name) < need:
-                return Lease("", 0, Decimal(0), denied=True, account=name)
-        return Lease("", 0, Decimal(0), account=min(self._names(), key=self._room))
 
     def _roll(self) -> None:
         """When a UTC month begins, charge the leases that are open across the border to it too."""
@@ -209,12 +198,19 @@ class Ledger:
             self._accounts.charge_also(month)
             self._month = month
 
+    def expect(self, actor: str) -> None:
+        """An actor of an earlier owner is at work for this one: what it holds may come back.
+
+        What the pending batch of another run holds does not, as long as this owner is there.
+        """
+        self._at_work.add(actor)
+
     # --- settling ---
 
     def settle(self, lease: str, slot: int, cost_usd: Decimal) -> bool:
         """The request of this slot cost `cost_usd`. False when the slot was settled before.
 
-        Durable with the next `commit` or `flush`, in order. Raises `EscalationError` for a lease
+        Durable with the next `commit`, in order. Raises `EscalationError` for a lease
         that this ledger never granted.
         """
         cost = to_nanos(cost_usd)
@@ -228,11 +224,6 @@ class Ledger:
         """Give back slots under which no request was or ever will be sent."""
         for slot in slots:
             self.settle(lease, slot, Decimal(0))
-
-    def flush(self) -> None:
-        """Make settlements durable without waiting for the next grant."""
-        if self._log.unsynced:
-            self.commit()
 
     def close(self) -> None:
         """Write a final snapshot and let go. The claim stays: the next owner takes the next."""
@@ -258,7 +249,7 @@ class Ledger:
     @property
     def lost_usd(self) -> Decimal:
         """The part of `open_usd` whose actors are lost: counted as spent."""
-        return self.open_usd - to_usd(self._accounts.returnable(self._run))
+        return self.open_usd - to_usd(self._accounts.returnable(self._run, self._at_work))
 
     @property
     def cap_usd(self) -> Decimal:
