@@ -1,16 +1,18 @@
 """What an answer costs: a dated table of prices as data, and exact arithmetic on it.
 
 Prices are `Decimal` US dollars per million tokens (Mtok). Costs are exact and then rounded *up*
-to a nano-dollar, so that no sum of them is ever below the bill.
+to a nano-dollar, so that no sum of them is ever below the bill. `tools/prices.py` writes the
+table, `prices.json`.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Context, Decimal
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -21,15 +23,9 @@ from ray_judge.records import Usage
 _EXACT = Context(prec=60)
 _MTOK = Decimal(10) ** 6
 _QUANTUM = Decimal("1e-9")
-_SNAPSHOT = re.compile(r"^(?P<family>.+)-\d{4}-\d{2}-\d{2}$")
-_OVERRIDE_KEYS = {
-    "input_usd_per_mtok": "input",
-    "cached_input_usd_per_mtok": "cached_input",
-    "cache_write_usd_per_mtok": "cache_write",
-    "output_usd_per_mtok": "output",
-    "batch_factor": "batch_factor",
-    "flex_factor": "flex_factor",
-}
+_OWN = re.compile(r"(^|/)(ft:[^:/]+):.*|-v\d+:\d+$")
+"""What follows a model's name: whose tuning it is, or Bedrock's version."""
+_DATE = re.compile(r"[-@](\d{4}-\d{2}-\d{2}|\d{8})$")
 _MESSAGE_TOKENS = 16
 """More than any chat format adds around one message (role, separators, name)."""
 _REQUEST_TOKENS = 32
@@ -51,7 +47,7 @@ class Price:
 
     `cache_write` is None where writing to the prompt cache costs nothing extra. A factor is None
     where the provider does not sell that tier. `batch_cache_discount`: whether cached input is
-    discounted in batches too. `as_of`: when `source` was last read, ISO date.
+    discounted in batches too.
     """
 
     input: Decimal
@@ -63,28 +59,39 @@ class Price:
     priority_factor: Decimal | None = None
     batch_cache_discount: bool = True
     long_context: LongContext | None = None
-    source: str = "strong.price"
-    as_of: str = ""
 
 
 def price_of(model: str, override: Mapping[str, Any] | None = None) -> Price:
     """The price of a model; `override` (the config's `strong.price`) wins over the table.
 
-    A dated snapshot (`gpt-4.1-2025-04-14`) has its family's price unless it is listed itself.
-    Raises `ConfigError` for an unknown model, or an override that is no price.
+    A dated name (`gpt-4.1-2025-04-14`) has its family's price unless it is listed itself, a
+    gateway's name (`openai/gpt-4.1`) the gateway's, else its maker's. A fine-tuned model (`ft:…`)
+    costs more than what it was tuned from, and is listed by itself. Raises `ConfigError` for an
+    unknown model.
     """
     if override is not None:
-        return _overridden(override)
-    table = _table()
-    dated = _SNAPSHOT.match(model)
-    price = table.get(model) or (table.get(dated["family"]) if dated else None)
-    if price is None:
-        raise ConfigError(
-            "no price is known for this model, and a cap needs one: set strong.price to "
-            "{input_usd_per_mtok: ..., cached_input_usd_per_mtok: ..., output_usd_per_mtok: ...}",
-            model=model,
-        )
-    return price
+        rates = {key.removesuffix("_usd_per_mtok"): value for key, value in override.items()}
+        return _price({key: str(value) for key, value in rates.items() if value is not None})
+    table = price_table()
+    for name in spellings(model):
+        if name in table:
+            return _price(table[name])
+    close = difflib.get_close_matches(model.lower(), table, n=3)
+    raise ConfigError(
+        "no price is known for this model, and a cap needs one: set strong.price to "
+        "{input_usd_per_mtok: ..., cached_input_usd_per_mtok: ..., output_usd_per_mtok: ...}"
+        + (f", or did you mean {' or '.join(close)}?" if close else ""),
+        model=model,
+    )
+
+
+def spellings(model: str) -> Iterator[str]:
+    """Give the names under which a model may be listed, the most exact first."""
+    name = _OWN.sub(r"\1\2", model.lower())
+    while name:
+        yield name
+        yield _DATE.sub("", name)
+        name = name.partition("/")[2]
 
 
 def cost(price: Price, usage: Usage) -> Decimal:
@@ -202,53 +209,19 @@ def _total(*parts: tuple[int, Decimal]) -> Decimal:
     return (total / _MTOK).quantize(_QUANTUM, rounding=ROUND_CEILING, context=_EXACT)
 
 
-def _overridden(override: Mapping[str, Any]) -> Price:
-    unknown = sorted(set(override) - set(_OVERRIDE_KEYS))
-    if unknown:
-        raise ConfigError(f"strong.price has no key {unknown[0]}", known=", ".join(_OVERRIDE_KEYS))
-    values: dict[str, Any] = {
-        _OVERRIDE_KEYS[key]: _decimal(key, value)
-        for key, value in override.items()
-        if value is not None
-    }
-    for key, name in (("input_usd_per_mtok", "input"), ("output_usd_per_mtok", "output")):
-        if name not in values:
-            raise ConfigError(f"strong.price needs {key}")
-    values.setdefault("cached_input", values["input"])
-    return Price(**values)
-
-
-def _decimal(key: str, value: Any) -> Decimal:
-    try:
-        # A float from YAML is taken as it was written, not as its binary value.
-        amount = Decimal(str(value))
-    except InvalidOperation as error:
-        raise ConfigError(f"strong.price.{key} is not a number", got=value) from error
-    if isinstance(value, bool) or not amount.is_finite() or amount < 0:
-        raise ConfigError(f"strong.price.{key} is not a price", got=value)
-    return amount
-
-
 @cache
-def _table() -> dict[str, Price]:
-    """The shipped table: every listed name and alias."""
+def price_table() -> dict[str, Mapping[str, Any]]:
+    """The shipped table: every listed name, with the fields of its `Price` as JSON has them."""
     text = resources.files("ray_judge.escalation").joinpath("prices.json").read_text("utf-8")
-    document = json.loads(text)
-    table = {}
-    for name, entry in document["models"].items():
-        aliases = entry.pop("aliases", [])
-        long = entry.pop("long_context", None)
-        fields: dict[str, Any] = {
-            key: Decimal(value) if isinstance(value, str) and key != "as_of" else value
-            for key, value in entry.items()
-        }
-        fields.setdefault("cached_input", fields["input"])
-        if long is not None:
-            fields["long_context"] = LongContext(
-                long["threshold_tokens"],
-                Decimal(long["input_factor"]),
-                Decimal(long["output_factor"]),
-            )
-        price = Price(**fields, source=document["source"])
-        table.update(dict.fromkeys([name, *aliases], price))
-    return table
+    return {name: entry for *names, entry in json.loads(text)["prices"] for name in names}
+
+
+def _price(entry: Mapping[str, Any]) -> Price:
+    fields: dict[str, Any] = {
+        key: Decimal(value) if isinstance(value, str) else value for key, value in entry.items()
+    }
+    fields.setdefault("cached_input", fields["input"])
+    if "long_context" in fields:
+        threshold, *factors = fields["long_context"]
+        fields["long_context"] = LongContext(threshold, *map(Decimal, factors))
+    return Price(**fields)

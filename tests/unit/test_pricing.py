@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal as D
 from fractions import Fraction
+from importlib import resources
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from ray_judge.config.strong import PriceConfig
 from ray_judge.errors import ConfigError
 from ray_judge.escalation.pricing import (
     cost,
@@ -16,65 +20,88 @@ from ray_judge.escalation.pricing import (
     input_token_estimate,
     max_cost,
     price_of,
+    price_table,
 )
 from ray_judge.records import Usage
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def test_known_prices_have_source_and_date() -> None:
-    price = price_of("gpt-4.1")
-    assert (price.input, price.cached_input, price.output) == (D(2), D("0.5"), D(8))
-    assert price.source.startswith("https://")
-    assert price.as_of.startswith("20")
+def test_the_table_is_dated_and_every_line_is_a_price() -> None:
+    head = json.loads(resources.files("ray_judge.escalation").joinpath("prices.json").read_text())
+    assert head["source"].startswith("genai-prices ")
+    assert head["as_of"] >= "2026-11-28"
+    assert len(price_table()) > 2500
+    for name in price_table():
+        price = price_of(name)
+        assert price.output >= 0
+        assert 0 <= (price.batch_factor or 0) <= 1
+        assert price.long_context is None or price.long_context.input_factor >= 1
 
 
 @pytest.mark.parametrize(
-    ("snapshot", "family"),
+    ("name", "listed"),
     [
-        ("gpt-4.1-2025-04-14", "gpt-4.1"),
-        ("gpt-4.1-mini-2025-04-14", "gpt-4.1-mini"),
-        ("gpt-4-0613", "gpt-4"),
+        ("GPT-4.1-2025-04-14", "gpt-4.1"),
         ("gpt-4-1106-preview", "gpt-4-turbo"),
         ("gpt-5-2025-08-07", "gpt-5"),
+        ("claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+        ("anthropic/claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+        ("vertex_ai/gemini-2.5-flash", "gemini-2.5-flash"),
+        ("models/gemini-2.5-flash", "gemini-2.5-flash"),
+        ("azure/gpt-4.1-mini-2025-04-14", "gpt-4.1-mini"),
+        ("some-proxy/ft:gpt-4.1-mini-2025-04-14:acme::abc", "ft:gpt-4.1-mini"),
+        ("ft:gpt-4o-2024-08-06:acme:judge:abc", "ft:gpt-4o"),
     ],
 )
-def test_snapshots_have_their_familys_price(snapshot: str, family: str) -> None:
-    assert price_of(snapshot) == price_of(family)
+def test_a_model_has_many_names(name: str, listed: str) -> None:
+    assert price_of(name) == price_of(listed)
 
 
-def test_a_snapshot_that_is_listed_has_its_own_price() -> None:
-    assert price_of("gpt-4o-2024-05-13").input == D(5)
-    assert price_of("gpt-4o-2024-08-06").input == D("2.5")
+@pytest.mark.parametrize(
+    ("model", "rates"),
+    [
+        ("gpt-4.1", "2 0.5 8"),
+        ("openrouter/openai/gpt-4.1", "2 0.5 8"),
+        ("gpt-4o-2024-05-13", "5 5 15"),  # its family became cheaper
+        ("gpt-4o-2024-08-06", "2.5 1.25 10"),
+        ("ft:gpt-4.1:acme::abc", "3 0.75 12"),  # dearer than what it was tuned from
+        ("claude-sonnet-4-5", "3 0.3 15"),
+        ("deepseek-chat", "0.27 0.07 1.1"),  # by day; less at night
+        ("command-r", "0.15 0.15 0.6"),
+        ("cohere/command-r", "0.5 0.5 1.5"),  # a gateway's name, and that one is dearer
+        ("groq/openai/gpt-oss-120b", "0.15 0.075 0.6"),
+        ("gpt-oss-120b", "0.35 0.35 0.75"),  # the dearest of many sellers
+    ],
+)
+def test_rates(model: str, rates: str) -> None:
+    price = price_of(model)
+    assert [price.input, price.cached_input, price.output] == [D(rate) for rate in rates.split()]
 
 
-@pytest.mark.parametrize("model", ["my-llama", "gpt-4.1-turbo", "gpt-99", "", "gpt-4.1-2025"])
-def test_an_unknown_model_names_the_way_out(model: str) -> None:
-    with pytest.raises(ConfigError, match=r"strong\.price"):
+@pytest.mark.parametrize(
+    ("model", "nearest"),
+    [("my-llama", ""), ("gpt-4.1-turbo", "gpt-4-turbo"), ("gpt-99", "gpt-5"), ("", ""),
+     ("gpt-4.1-2025", "gpt-4.1"), ("ft:gpt-5:acme::abc", ""),
+     ("sonar", "")],
+)  # fmt: skip
+def test_an_unknown_model_names_the_way_out(model: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=rf"strong\.price.*{nearest}"):
         price_of(model)
 
 
 def test_override() -> None:
     price = price_of("my-llama", {"input_usd_per_mtok": 0.1, "output_usd_per_mtok": "0.3"})
     assert (price.input, price.cached_input, price.output) == (D("0.1"), D("0.1"), D("0.3"))
+    assert price_of("m", {"input": 1, "output": 1, "batch_factor": D("0.5")}).batch_factor == D(
+        ".5"
+    )
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        {},
-        {"input_usd_per_mtok": 1},
-        {"input_usd_per_mtok": -1, "output_usd_per_mtok": 1},
-        {"input_usd_per_mtok": float("nan"), "output_usd_per_mtok": 1},
-        {"input_usd_per_mtok": float("inf"), "output_usd_per_mtok": 1},
-        {"input_usd_per_mtok": "cheap", "output_usd_per_mtok": 1},
-        {"input_usd_per_mtok": True, "output_usd_per_mtok": 1},
-        {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1, "speed": 1},
-    ],
-)
-def test_an_override_that_is_no_price_is_refused(override: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        price_of("m", override)
+@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf"), "cheap", None])
+def test_an_override_that_is_no_price_is_refused(bad: object) -> None:
+    with pytest.raises(ValidationError):
+        PriceConfig.model_validate({"input_usd_per_mtok": bad, "output_usd_per_mtok": 1})
 
 
 def test_costs_by_hand() -> None:
@@ -113,7 +140,7 @@ def test_flex_may_be_served_at_the_standard_price_but_a_batch_never() -> None:
     assert max_cost(price, **sizes, tier="batch") * 2 == max_cost(price, **sizes, tier="default")
 
 
-MODELS = ["gpt-4.1", "gpt-4o-mini", "gpt-5", "gpt-6-sol", "o3", "gpt-4"]
+MODELS = ["gpt-4.1", "gpt-5", "gpt-6-sol", "o3", "gpt-4", "claude-sonnet-4-5", "qwen/qwen3-max"]
 TOKENS = st.integers(0, 400_000)
 
 
