@@ -266,10 +266,10 @@ class Session:
 
         Which processes have ended is found out first: those write no more.
         """
-        quiet = self._clock.now() >= self._quiet_at
-        dead = {
-            name for name in {one.actor for one in self._flying.values()} if self._is_dead(name)
-        }
+        actors = {one.actor for one in self._flying.values()}
+        if self._clock.now() >= self._quiet_at:
+            self._came_back |= actors
+        dead = set(filter(self._is_dead, actors))
         journal = await asyncio.to_thread(self._books.journal)
         self._answered, self.in_vain = set(journal.answered), journal.in_vain()
         over = self._came_back | dead
