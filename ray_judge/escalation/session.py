@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[Mapping[str, Any]], None]
 
 
-class Source(Protocol):
+class QuestionSource(Protocol):
     """Where questions come from. Both methods may block, and are called in a thread."""
 
     def take(self) -> list[Question] | None:
@@ -79,7 +79,7 @@ class Session:
         self,
         books: Books,
         courier: Courier,
-        source: Source,
+        source: QuestionSource,
         clock: Clock,
         report: Report,
         *,
@@ -254,12 +254,17 @@ class Session:
 
     async def recheck(self) -> bool:
         """Whether something may still be in flight; what has come back, or never will, is asked."""
-        if not any(key in self._in_flight for key in self.aside):
+        flying = self._in_flight.intersection(self.aside)
+        if not flying:
             return False
-        dead = all(map(self._is_dead, {self._flying[key].actor for key in self._in_flight}))
+        left_s = max(0.0, self._quiet_at - self._clock.now())
+        self._report(
+            {"waits": f"{len(flying)} questions may be in flight: asked within {left_s:.0f} s"}
+        )
+        dead = all(self._is_dead(self._flying[key].actor) for key in flying)
         if dead or self._clock.now() >= self._quiet_at:
             await self.look()
-        return bool(self.waiting) or any(key in self._in_flight for key in self.aside)
+        return bool(self.waiting) or not self._in_flight.isdisjoint(self.aside)
 
     async def look(self) -> None:
         """Read the journal, and sort all questions by what is on file.

@@ -43,7 +43,7 @@ class AskerActor(AskerServer):
     def __init__(
         self, config: RunConfig, books: Books, governor: Any, key: Secret, in_flight: int
     ) -> None:
-        super().__init__(config, books, Governor(governor), key, in_flight)
+        super().__init__(config, books, RemoteGovernor(governor), key, in_flight)
         answer_promptly()
 
 
@@ -53,20 +53,22 @@ class RayProcesses:
     def __init__(self, config: RunConfig, books: Books, key: str) -> None:
         self._config, self._books, self._key = config, books, Secret(key)
 
-    async def governor(self) -> Governor:
+    async def governor(self) -> RemoteGovernor:
         actor: Any = GovernorActor
-        return Governor(actor.remote(self._config, self._books))
+        return RemoteGovernor(actor.remote(self._config, self._books))
 
-    async def asker(self, governor: Governor, in_flight: int) -> Asker:
+    async def asker(self, governor: RemoteGovernor, in_flight: int) -> RemoteAsker:
         kind: Any = AskerActor
         actor = kind.remote(self._config, self._books, governor.actor, self._key, in_flight)
-        asker = Asker(actor)
+        asker = RemoteAsker(actor)
         await asker.open()
         return asker
 
 
 class _Remote:
     """An actor whose death and whose errors arrive as ours."""
+
+    kind = "process"
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
@@ -77,7 +79,7 @@ class _Remote:
         except RayTaskError as error:
             raise our_error(error) from None
         except RayActorError:
-            raise ProcessDied(f"{type(self).__name__.lower()}'s process died") from None
+            raise ProcessDied(f"the {self.kind} died") from None
         if isinstance(value, RayJudgeError):
             raise value
         return value
@@ -86,8 +88,10 @@ class _Remote:
         ray.kill(self.actor, no_restart=True)
 
 
-class Governor(_Remote):
+class RemoteGovernor(_Remote):
     """The governor's actor, as the courier and the askers call it."""
+
+    kind = "governor"
 
     async def open(self) -> Claim:
         claim: Claim = await self.call("open")
@@ -117,8 +121,10 @@ class Governor(_Remote):
         await self.call("close")
 
 
-class Asker(_Remote):
+class RemoteAsker(_Remote):
     """An asker's actor, as the courier calls it."""
+
+    kind = "asker"
 
     async def open(self) -> None:
         await self.call("open")
