@@ -188,7 +188,7 @@ class SimAsker(AskerServer):
         )
         return permits
 
-    def make_asker(self) -> Asker:
+    def make_asker(self, client: Any, journal: Any) -> Asker:
         asker: Asker = self._night.parts.asker(
             self._night.maker(self._process.run),
             self._client,

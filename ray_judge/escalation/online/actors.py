@@ -37,7 +37,8 @@ class AskerActor(AskerServer):
     def __init__(
         self, config: RunConfig, books: Books, governor: Any, key: Secret, in_flight: int
     ) -> None:
-        super().__init__(config, books, Remote("governor", governor), key, in_flight)
+        port: Any = Remote("governor", governor)
+        super().__init__(config, books, port, key, in_flight)
         answer_promptly()
 
 

@@ -109,20 +109,17 @@ class AskerServer:
         self._governor = governor
         self._room = asyncio.Semaphore(in_flight)
         self._name = self.make_name()
-        self._journal: JournalWriter
         self._permits: Permits
         self._asker: Asker
-        self._client: Any
 
     async def open(self) -> RayJudgeError | None:
         """Begin this asker's log and open its client."""
         try:
-            self._journal = await asyncio.to_thread(self.make_writer)
+            journal = await asyncio.to_thread(self.make_writer)
         except RayJudgeError as error:
             return error
-        self._client = self.make_client()
         self._permits = self.make_permits()
-        self._asker = self.make_asker()
+        self._asker = self.make_asker(self.make_client(), journal)
         return None
 
     def make_name(self) -> str:
@@ -138,8 +135,8 @@ class AskerServer:
     def make_permits(self) -> Permits:
         return Permits(self._name, self._governor)
 
-    def make_asker(self) -> Asker:
-        return Asker(QuestionMaker(self._config), self._client, self._permits, self._journal)
+    def make_asker(self, client: Any, journal: JournalWriter) -> Asker:
+        return Asker(QuestionMaker(self._config), client, self._permits, journal)
 
     async def ask(
         self, questions: Sequence[Question], in_vain: Mapping[str, InVain]
@@ -176,12 +173,6 @@ class AskerServer:
                 await self._permits.pause(f"an asker failed: {type(error).__name__}: {error}")
                 raise
 
-    async def close(self) -> RayJudgeError | None:
-        """Mark this asker's log as ended."""
-        try:
-            await asyncio.to_thread(self._journal.close)
-        except RayJudgeError as error:
-            return error
-        finally:
-            await self._client.close()
-        return None
+    async def close(self) -> None:
+        """Mark this asker's log as ended and close its connections."""
+        await self._asker.close()
