@@ -86,16 +86,19 @@ class Session:
         quiet_s: float,
         patience_s: float,
         is_dead: Callable[[str], bool],
+        before_asking: Callable[[], None] = lambda: None,
     ) -> None:
         """Own nothing yet.
 
         `quiet_s`: so long after a claim everything that earlier owners let out has come back.
         `patience_s`: how long to wait for books that another run holds. `is_dead`: whether the
-        process of this name (`processes.identity`) surely has ended.
+        process of this name (`processes.identity`) surely has ended. `before_asking` is called, in
+        a thread, before anything is asked that is not on file.
         """
         self._books, self._courier, self._source = books, courier, source
         self._clock, self._report = clock, report
         self._quiet_s, self._patience_s, self._is_dead = quiet_s, patience_s, is_dead
+        self._before_asking = before_asking
         self._lock = ExitStack()
         self._owner = False
         self._answered: set[str] = set()
@@ -153,6 +156,7 @@ class Session:
         if self._owner:
             return
         await self._wait_for_lock()
+        await asyncio.to_thread(self._before_asking)
         claim = await self._courier.open()
         self._owner = True
         self._flying, self.batched = claim.in_flight, dict(claim.batched)
