@@ -289,7 +289,10 @@ class Night:
         courier: Any
         if run in self.plan.batch:
             client: Any = SimBatchClient(self, process)
-            courier = self.parts.batch(config, books, self.maker(run), {}, client, clock, report)
+            courier = self.parts.batch(
+                config, books, self.maker(run), {}, client, clock, report,
+                lambda: f"{self.name()}@{process.name}",
+            )  # fmt: skip
         else:
             courier = self.parts.online(
                 SimProcesses(self, process, run),

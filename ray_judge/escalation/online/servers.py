@@ -7,7 +7,6 @@ Errors of ours come back as values, since a value crosses processes unharmed.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -22,7 +21,7 @@ from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.governor import Clock, Governor, WallClock
 from ray_judge.escalation.online.limiter import Feedback, Limiter
 from ray_judge.escalation.online.permits import GovernorPort, Need, Permit, Permits
-from ray_judge.escalation.processes import gravity, identity
+from ray_judge.escalation.processes import gravity, unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import Outcome
 
@@ -48,7 +47,7 @@ class GovernorServer:
         """Become the owner of the books."""
         strong = self._strong
         try:
-            ledger, claim = await asyncio.to_thread(self._books.claim, identity())
+            ledger, claim = await asyncio.to_thread(self._books.claim, unique_name())
             limiter = Limiter(
                 requests_per_minute=strong.requests_per_minute,
                 tokens_per_minute=strong.tokens_per_minute,
@@ -123,8 +122,7 @@ class AskerServer:
         return None
 
     def make_name(self) -> str:
-        """A name that tells whether this process has ended (`processes.is_dead`)."""
-        return f"{secrets.token_hex(4)}@{identity()}"
+        return unique_name()
 
     def make_writer(self) -> JournalWriter:
         return self._books.writer(self._name)
