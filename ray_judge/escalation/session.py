@@ -280,7 +280,7 @@ class Session:
             self._came_back |= actors
         dead = set(filter(self._is_dead, actors))
         journal = await asyncio.to_thread(self._books.journal)
-        self._answered, self.in_vain = set(journal.answered), journal.in_vain()
+        self._answered, self.in_vain = journal.answered, journal.in_vain()
         over = self._came_back | dead
         self._in_flight = {
             key
