@@ -106,6 +106,9 @@ class SimSource:
             return []
         return list(self._lots.pop(0)[1])
 
+    def check(self) -> None:
+        """Nothing fails here."""
+
     def stop(self) -> None:
         """Nothing goes on behind it."""
 
