@@ -194,9 +194,9 @@ def _report(options: argparse.Namespace) -> int:
 
     run = RunDirectory(options.output)
     if options.labels is not None:
-        from ray_judge.commands.evaluate import as_text, evaluate_run
+        from ray_judge.commands.evaluate import as_text, evaluate
 
-        print(as_text(evaluate_run(options.output, options.labels or None)))
+        print(as_text(evaluate(options.output, options.labels or None)))
         print(f"{run.uri}/report.html", file=sys.stderr)
         return 0
     summary = run.summary()

@@ -14,7 +14,7 @@ from ray_judge.errors import ConfigError, RunChangedError, StorageError
 from ray_judge.judging.formats import format_for
 from ray_judge.records import Example
 from ray_judge.run.directory import RunDirectory
-from ray_judge.storage.local import Missing, open_storage
+from ray_judge.storage.local import Missing, Storage, open_storage
 
 PROBE = ("instruction", "response 1", "response 2", "input", "reference", "rubric")
 """Texts that a judge's prompt is rendered around, to tell one template from another."""
@@ -55,9 +55,9 @@ def template_hash(config: RunConfig) -> str | None:
 
 def read_calibration(uri: str) -> Calibration:
     """Read a calibration.json. Raises ConfigError where there is none, or a damaged one."""
-    root, name = _split(uri)
+    storage, name = _place(uri)
     try:
-        text = open_storage(root).read(name)
+        text = storage.read(name)
     except Missing:
         raise ConfigError(
             "there is no calibration here: ray-judge calibrate makes one", file=uri
@@ -69,14 +69,14 @@ def read_calibration(uri: str) -> Calibration:
 
 def write_calibration(uri: str, calibration: Calibration) -> None:
     """Write a calibration.json, whole or not at all."""
-    root, name = _split(uri)
-    open_storage(root).write(name, dumps(calibration))
+    storage, name = _place(uri)
+    storage.write(name, dumps(calibration))
 
 
-def _split(uri: str) -> tuple[str, str]:
+def _place(uri: str) -> tuple[Storage, str]:
     path = uri if "://" in uri else str(Path(uri).expanduser().absolute())
     root, _, name = path.rpartition("/")
-    return root or "/", name
+    return open_storage(root or "/"), name
 
 
 def calibration_of(config: RunConfig) -> Calibration | None:
@@ -89,15 +89,12 @@ def calibration_of(config: RunConfig) -> Calibration | None:
     if route.calibration is None:
         return None
     found = read_calibration(route.calibration)
-    try:
-        check(found, [identity(tier) for tier in config.tiers()])
-    except ConfigError as error:
-        raise ConfigError(error.message, file=route.calibration) from None
+    check(found, [identity(tier) for tier in config.tiers()], route.calibration)
     for name, given, known in (
         ("alpha", route.alpha, found.alpha),
         ("delta", route.delta, found.delta),
     ):
-        if given is not None and given != known:
+        if given not in (None, known):
             raise ConfigError(
                 f"route.{name} is {given:g}, and this calibration was made for {known:g}: "
                 "calibrate again with it",

@@ -14,7 +14,7 @@ from ray_judge.calibration.document import Calibration, dumps, loads
 from ray_judge.calibration.fit import make
 from ray_judge.calibration.load import calibration_of, identity, write_calibration
 from ray_judge.commands.calibrate import as_text, judge_runs
-from ray_judge.commands.plan import _Table
+from ray_judge.commands.plan import PolicyTable
 from ray_judge.config import RouteConfig, RunConfig, parse
 from ray_judge.errors import InputError
 from ray_judge.records import Shard
@@ -204,7 +204,7 @@ def test_policies_are_tried_on_the_rows_that_reach_the_last_judge(tmp_path: Path
     calibration = made(judged(), settings)
     night = judged(seed=2)
     rows = sampled(night, calibration.tiers[0].threshold)
-    table = _Table(settings, calibration, rows, ROWS * 10)
+    table = PolicyTable(settings, calibration, rows, ROWS * 10)
     on = int(rows["tier"].sum())
     assert table.reached() == [ROWS * 10, on * 10]
     half = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "0.5"}), "0.5")
@@ -225,7 +225,7 @@ def test_policies_are_tried_on_the_rows_that_reach_the_last_judge(tmp_path: Path
 def test_nothing_reaches_the_last_judge(tmp_path: Path) -> None:
     settings = config(tmp_path)
     calibration = made(judged(), settings)
-    table = _Table(settings, calibration, sampled(judged(seed=2), 0.0), ROWS)
+    table = PolicyTable(settings, calibration, sampled(judged(seed=2), 0.0), ROWS)
     line = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "1"}), "1")
     assert table.reached() == [ROWS, 0]
     assert (line["rows"], line["calls"], line["threshold"]) == (0, 0, None)
