@@ -18,8 +18,8 @@ from ray_judge.commands.plan import PolicyTable
 from ray_judge.config import RouteConfig, RunConfig, parse
 from ray_judge.errors import InputError
 from ray_judge.records import Shard
-from ray_judge.report.drift import drifted
-from ray_judge.report.sections import promise_section
+from ray_judge.report.drift import measure_drift
+from ray_judge.report.page import write_page
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 
@@ -259,7 +259,7 @@ def test_drift_of_each_judge(tmp_path: Path) -> None:
     small, large = (frame["judge_confidence"].to_numpy() for frame in judged(seed=3))
     on = small < calibration.tiers[0].threshold
     plan, run = night(tmp_path / "run", [small, large[on] - 0.25])
-    found = drifted(config(tmp_path), plan, run, scored(ROWS, 100), calibration)
+    found = measure_drift(config(tmp_path), plan, run, scored(ROWS, 100), calibration)
     assert found is not None
     first, second = found["judges"]
     assert (first["verdict"], second["verdict"]) == ("stable", "shifted")
@@ -276,7 +276,7 @@ def test_drift_of_each_judge(tmp_path: Path) -> None:
     assert "judge 2 (large)" in page and "shifted" in page and "share escalated" in page
 
     # the first judge routes by a threshold of the user's: other rows than then come to the second
-    mixed = drifted(config(tmp_path, "threshold"), plan, run, scored(ROWS, 100), calibration)
+    mixed = measure_drift(config(tmp_path, "threshold"), plan, run, scored(ROWS, 100), calibration)
     assert mixed is not None
     assert mixed["judges"][1]["psi"] is None and mixed["verdict"] == "stable"
     assert mixed["escalated_then"] is None
@@ -286,7 +286,7 @@ def test_drift_where_a_judge_sees_no_row(tmp_path: Path) -> None:
     calibration = made(judged(), config(tmp_path))
     small = judged(seed=3)[0]["judge_confidence"].to_numpy()
     plan, run = night(tmp_path / "run", [small, small[:0]])
-    found = drifted(config(tmp_path), plan, run, scored(ROWS, 0), calibration)
+    found = measure_drift(config(tmp_path), plan, run, scored(ROWS, 0), calibration)
     assert found is not None
     second = found["judges"][1]
     assert (second["reached"], second["psi"], second["passed_on"]) == (0, None, None)
