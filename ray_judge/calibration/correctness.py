@@ -52,12 +52,10 @@ class CorrectnessMap:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted map, and the Brier scores by which it was chosen (mean over unseen folds)."""
+    """A fitted map, and its kind's prediction for each row by the fit of the other folds, (n,)."""
 
     map: CorrectnessMap
-    brier: dict[Kind, float]
     unseen: Floats
-    """The chosen kind's prediction for each row by the fit of the other folds, shape (n,)."""
 
 
 def fit(confidence: Floats, right: Flags, seed: int = 0) -> Fit:
@@ -74,9 +72,8 @@ def fit(confidence: Floats, right: Flags, seed: int = 0) -> Fit:
         for fold in range(FOLDS):
             out = folds == fold
             predicted[out] = fit_kind(kind, confidence[~out], right[~out])(confidence[out])
-    brier = {kind: float(np.mean((values - right) ** 2)) for kind, values in unseen.items()}
-    best = min(kinds, key=lambda kind: brier[kind])
-    return Fit(fit_kind(best, confidence, right), brier, unseen[best])
+    best = min(kinds, key=lambda kind: float(np.mean((unseen[kind] - right) ** 2)))  # Brier
+    return Fit(fit_kind(best, confidence, right), unseen[best])
 
 
 def fit_kind(kind: Kind, confidence: Floats, right: Flags) -> CorrectnessMap:

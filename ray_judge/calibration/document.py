@@ -58,10 +58,10 @@ class Calibration:
     alpha: Level
     delta: Level
     label_kind: LabelKind
-    labels: int
-    rows: int
     data: str
-    tiers: tuple[Tier, ...]
+    labels: int = 0
+    rows: int = 0
+    tiers: tuple[Tier, ...] = ()
     label_column: str | None = None
     strong_model: str | None = None
     strong_error: float | None = None

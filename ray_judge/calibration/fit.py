@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import polars as pl
 
 from ray_judge.calibration.bounds import Floats, upper_bound
 from ray_judge.calibration.correctness import CorrectnessMap, Flags, fit
-from ray_judge.calibration.document import Calibration, LabelKind, Tier, judge_name
+from ray_judge.calibration.document import Calibration, Tier, judge_name
 from ray_judge.calibration.drift import reference
 from ray_judge.calibration.labels import find_lack, mark_right
 from ray_judge.calibration.methods import compare
@@ -22,63 +23,46 @@ from ray_judge.records import Task
 
 def make(
     judged: Sequence[pl.DataFrame],
-    *,
-    task: Task,
     judges: Sequence[Mapping[str, Any]],
-    alpha: float,
-    delta: float,
-    label_kind: LabelKind,
-    column: str | None,
-    data: str,
-    strong_model: str | None,
+    task: Task,
+    terms: Calibration,
 ) -> Calibration:
     """Calibrate the judges of a cascade, which are asked one after the other.
 
     `judged`: per judge, in order, the same rows in the same order: `label`, `judge_verdict`,
     `judge_confidence`, `judge_probs` (struct) and `strong_verdict`; each judge was asked about
-    all of them. `judges`: as `check` compares them. `data`: digest of the rows' input.
+    all of them. `judges`: as `check` compares them. `terms`: the levels, whose labels, which data.
 
     A judge is tested on those rows of its part of the labels that no judge before it accepts
     (docs/decisions/0045-several-judges-calibrated.md), and described by all rows that reach it.
     Raises InputError for rows that nothing can be learnt from, ConfigError for levels.
     """
-    name = column or "strong_verdict"
-    frames = [mark_right(rows, task, name) for rows in judged]
+    column = terms.label_column or "strong_verdict"
+    frames = [mark_right(rows, task, column) for rows in judged]
     names = [judge_name(judge, number) for number, judge in enumerate(judges)]
     for frame, who in zip(frames, names, strict=True):
         if lack := find_lack(frame):
-            raise InputError(f"{who}: {lack}", column=name)
+            raise InputError(f"{who}: {lack}", column=column)
     known = frames[0]["right"].is_not_null().to_numpy()
     labels = int(known.sum())
     selections = select_in_turn(
         [(_confidence(frame)[known], _flags(frame["right"].drop_nulls())) for frame in frames],
-        alpha=alpha,
-        delta=delta,
+        alpha=terms.alpha,
+        delta=terms.delta,
         parts=in_parts(labels, len(judges)),
     )
     reach = np.ones(len(known), dtype=bool)
     tiers, warnings = [], []
     for frame, judge, who, selection in zip(frames, judges, names, selections, strict=True):
         share = float(reach[known].mean())
-        tier, lack = _describe(judge, selection, frame, reach, label_kind, delta)
-        said = [_objection(selection, alpha, share, len(judges)), lack]
+        tier, lack = _describe(judge, selection, frame, reach, terms)
+        said = [_objection(selection, terms.alpha, share, len(judges)), lack]
         warnings += [f"{who}: {text}" for text in said if text]
         tiers.append(tier)
         reach &= ~(_confidence(frame) >= selection.threshold)
-    human = label_kind == "human"
-    return Calibration(
-        alpha,
-        delta,
-        label_kind,
-        labels,
-        len(known),
-        data,
-        tuple(tiers),
-        column,
-        strong_model,
-        _strong(_learnable(frames[0]), delta)[1] if human else None,
-        tuple(warnings),
-    )
+    error = _strong(_learnable(frames[0]), terms)[1]
+    terms = replace(terms, labels=labels, rows=len(known), strong_error=error)
+    return replace(terms, tiers=tuple(tiers), warnings=tuple(warnings))
 
 
 def _describe(
@@ -86,8 +70,7 @@ def _describe(
     selection: Selection,
     frame: pl.DataFrame,
     reach: Flags,
-    label_kind: LabelKind,
-    delta: float,
+    terms: Calibration,
 ) -> tuple[Tier, str | None]:
     """Describe a judge by the rows that reach it; by all rows, which is said, where too few do."""
     reached = frame.filter(pl.Series(reach))
@@ -102,7 +85,7 @@ def _describe(
         selection,
         fit(_confidence(rows), right).map,
         reference(confidence[~np.isnan(confidence)]),
-        _strong(rows, delta)[0] if label_kind == "human" else None,
+        _strong(rows, terms)[0],
         compare(methods, right),
     )
     return tier, said
@@ -136,14 +119,17 @@ def _flags(values: pl.Series) -> Flags:
     return np.asarray(values.to_numpy(), dtype=bool)
 
 
-def _strong(rows: pl.DataFrame, delta: float) -> tuple[CorrectnessMap | None, float | None]:
-    """How right the strong judge is on these rows, where it was asked: by confidence, and bound."""
+def _strong(rows: pl.DataFrame, terms: Calibration) -> tuple[CorrectnessMap | None, float | None]:
+    """How right the strong judge is on these rows: by confidence, and the bound on its error.
+
+    (None, None) where it was not asked, or gave the labels itself.
+    """
     asked = rows.filter(pl.col("strong_verdict").is_not_null())
-    if not asked.height:
+    if terms.label_kind == "strong" or not asked.height:
         return None, None
     right, confidence = _flags(asked["strong_verdict"] == asked["label"]), _confidence(asked)
     wrong = int((~right).sum())
-    bound = upper_bound(wrong, len(right), delta)
+    bound = upper_bound(wrong, len(right), terms.delta)
     if min(wrong, len(right) - wrong) < 5 or len(np.unique(confidence)) < 2:
         # too little to tell how it depends on confidence
         return CorrectnessMap("isotonic", (float(confidence[0]),), (float(right.mean()),)), bound

@@ -68,17 +68,16 @@ def calibrate(
         judged.append(read_scored(run, "rows.parquet", labels, more=("judge_probs",)))
     plan = RunDirectory(part.output).plan()
     assert plan is not None  # it was scored just now
-    made = make(
-        _with_labels(judged, labels),
-        task=config.task,
-        judges=[identity(tier) for tier in config.tiers()],
-        alpha=alpha,
-        delta=delta,
-        label_kind="human" if labels else "strong",
-        column=labels,
-        data=plan.shards[0].fingerprint,
+    terms = Calibration(
+        alpha,
+        delta,
+        "human" if labels else "strong",
+        plan.shards[0].fingerprint,
+        label_column=labels,
         strong_model=config.strong.model if against_strong else None,
     )
+    judges = [identity(tier) for tier in config.tiers()]
+    made = make(_with_labels(judged, labels), judges, config.task, terms)
     place = to or config.route.calibration or f"{config.output.rstrip('/')}/calibration.json"
     write_calibration(place, made)
     return made, place

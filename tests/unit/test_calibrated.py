@@ -109,11 +109,11 @@ def judged(rows: int = ROWS, seed: int = 1) -> list[pl.DataFrame]:
 
 def made(frames: list[pl.DataFrame], settings: RunConfig, **changes: Any) -> Calibration:
     values: dict[str, Any] = {
-        "task": "pairwise", "judges": [identity(tier) for tier in settings.tiers()],
-        "alpha": 0.2, "delta": 0.1, "label_kind": "human", "column": "label", "data": "d" * 64,
-        "strong_model": "gpt-4.1", **changes,
+        "alpha": 0.2, "delta": 0.1, "label_kind": "human", "label_column": "label",
+        "data": "d" * 64, "strong_model": "gpt-4.1", **changes,
     }  # fmt: skip
-    return make(frames, **values)
+    judges = [identity(tier) for tier in settings.tiers()]
+    return make(frames, judges, "pairwise", Calibration(**values))
 
 
 def one(folder: Path, rows: int = 400, seed: int = 1, **changes: Any) -> Calibration:
@@ -133,7 +133,7 @@ def test_a_calibration_of_one_judge(tmp_path: Path) -> None:
     assert tier.comparison is not None and tier.comparison.use == "probability"
     assert [method.method for method in tier.comparison.methods] == ["probability", "margin"]
     assert loads(dumps(found), "c.json") == found
-    against = one(tmp_path, label_kind="strong", column=None)
+    against = one(tmp_path, label_kind="strong", label_column=None)
     assert against.strong_error is None and "gpt-4.1's verdicts" in against.promise()
 
 
@@ -254,13 +254,13 @@ def test_a_judge_is_known_by_its_prompt_and_its_settings(tmp_path: Path) -> None
         ({"judge__swap": True}, "swap: None in the calibration, True in the run"),
         ({"route__alpha": 0.1}, "route.alpha is 0.1, and this calibration was made for 0.2"),
         ({"route__calibration": "/nowhere/c.json"}, "there is no calibration here"),
-        ({"strong__model": "gpt-4o"}, "agreement with gpt-4.1, and the strong judge of this run"),
+        ({"strong__model": "gpt-4o"}, "strong.model is gpt-4o, and this .* was made for gpt-4.1"),
     ],
 )
 def test_a_calibration_that_does_not_fit_is_refused(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    kind: dict[str, Any] = {"label_kind": "strong", "column": None}
+    kind: dict[str, Any] = {"label_kind": "strong", "label_column": None}
     found = one(tmp_path, **(kind if "strong__model" in changes else {}))
     write_calibration(str(tmp_path / "c.json"), found)
     assert calibration_of(config(tmp_path)) == found == read_calibration(str(tmp_path / "c.json"))
