@@ -138,22 +138,16 @@ def _strong(rows: pl.DataFrame, terms: Calibration) -> tuple[CorrectnessMap | No
 
 def _objection(selection: Selection, alpha: float, share: float, judges: int) -> str | None:
     """Say what keeps a judge from accepting anything. `share`: of the labels that reach it."""
-    levels = f"at alpha {alpha:g} and delta {selection.delta:g}"
-    rows = (
-        f"{selection.rows} labelled rows"
-        if judges == 1
-        else (f"{selection.rows} rows of its part of the labels")
-    )
+    rows = f"{selection.rows} labelled rows"
+    levels = f"a guarantee at alpha {alpha:g} and delta {selection.delta:g}"
     if not share:
         said = "no labelled row reaches it: the judges before it accept them all"
     elif selection.rows < selection.start:
         enough = math.ceil(selection.start * judges / share)
-        said = f"{rows} reach it, too few for a guarantee {levels}: at least {selection.start} "
-        said += f"are needed there ({enough} labels in all), for a judge whose error is half of "
-        said += "alpha"
+        said = f"{rows} test it, too few for {levels}: at least {selection.start} are needed "
+        said += f"({enough} labels in all), for a judge whose error is half of alpha"
     elif math.isinf(selection.threshold):
-        said = f"the guarantee is not attainable {levels}: no threshold passes on the {rows} "
-        said += "that reach it"
+        said = f"{levels} is not attainable: no threshold passes on the {rows} that test it"
     else:
         return None
     return f"{said}. With policy: guarantee it accepts no row"

@@ -26,11 +26,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
     Keys that are at their default are left out, but for those that every calibration names.
     """
     judge = config.judge
-    given = judge.model_dump(mode="json", exclude_defaults=True)
-    operational = {key.removeprefix("judge.") for key in OPERATIONAL}
-    named = {key: value for key, value in given.items() if key not in operational | {"route"}}
+    hidden: dict[str, Any] = {"route": True}
+    for group, name, *inside in (key.split(".") for key in OPERATIONAL if "." in key):
+        if group == "judge":
+            hidden[name] = {**hidden.get(name, {}), inside[0]: True} if inside else True
     return {
-        **named,
+        **judge.model_dump(mode="json", exclude_defaults=True, exclude=hidden),
         "format": judge.format,
         "model": judge.model,
         "revision": judge.revision,

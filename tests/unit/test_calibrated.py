@@ -140,15 +140,15 @@ def test_a_calibration_of_one_judge(tmp_path: Path) -> None:
 def test_too_few_labels_say_how_many_would_do(tmp_path: Path) -> None:
     found = one(tmp_path, 50)
     assert not found.attainable and "judge 1 (Qwen/" in found.warnings[0]
-    assert "50 labelled rows reach it, too few for a guarantee" in found.warnings[0]
+    assert "50 labelled rows test it, too few for a guarantee" in found.warnings[0]
     assert "at least 63 are needed" in found.warnings[0]
     strict = one(tmp_path, alpha=0.04)
     assert "not attainable" in strict.warnings[0] and math.isinf(strict.tiers[0].threshold)
     few = made(judged(120), pair(tmp_path))
     assert not few.attainable
-    assert "judge 1 (small): 60 rows of its part of the labels reach it" in few.warnings[0]
+    assert "judge 1 (small): 60 labelled rows test it" in few.warnings[0]
     assert "labels in all" in few.warnings[0] and "accepts no row" in few.warnings[0]
-    assert "judge 2 (large): 60 rows" in few.warnings[1]  # the first one accepts nothing
+    assert "judge 2 (large): 60 labelled rows" in few.warnings[1]  # the first one accepts nothing
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,12 @@ def test_a_judge_is_known_by_its_prompt_and_its_settings(tmp_path: Path) -> None
     assert template_hash(rubric) != template_hash(plain)
     assert identity(config(tmp_path, judge__replicas=8)) == named  # how many is not who
     assert identity(config(tmp_path, judge__swap=True))["swap"] is True
+    places = ["http://a:1/v1", "http://b:2/v1"]
+    here, there = (
+        config(tmp_path, judge={"engine": "http", "model": "m", "http": {"base_url": place}})
+        for place in places
+    )
+    assert identity(here) == identity(there)  # and where its server is, neither
     columns = {"engine": "columns", "prob_columns": {"A": "a", "B": "b"}}
     assert template_hash(config(tmp_path, judge=columns)) is None
 
