@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ray_judge.calibration.audit import drawn
+from ray_judge.calibration.audit import draw_rows
 from ray_judge.calibration.bounds import Floats
 from ray_judge.calibration.document import Tier
 from ray_judge.config import RouteConfig
@@ -190,7 +190,7 @@ def _drawn(judged: pl.DataFrame, policy: RouteConfig, seed: str) -> Flags:
     if not policy.audit:
         return np.zeros(judged.height, dtype=bool)
     able = judged["has_text"].to_numpy() & judged["judge_confidence"].is_not_null().to_numpy()
-    return np.asarray(able & drawn(judged["row_key"], seed, float(policy.audit)).to_numpy())
+    return np.asarray(able & draw_rows(judged["row_key"], seed, float(policy.audit)).to_numpy())
 
 
 def _routed(judged: pl.DataFrame, escalate: Flags, audited: Flags) -> pl.DataFrame:
