@@ -61,7 +61,7 @@ def one_sync(path: Path) -> float:
 
 async def put_all(folder: Path, seconds: float) -> list[float]:
     """Seconds from the instant at which each answer was due until it was durable."""
-    rng, journal = random.Random(0), JournalWriter(open_storage(str(folder)), writer_id="a")
+    rng, journal = random.Random(0), JournalWriter(open_storage(str(folder)), "a", run="run")
     begun = time.perf_counter()
 
     async def put(number: int, due: float) -> float:

@@ -30,7 +30,7 @@ from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.escalation.session import Courier, Report, Session
 from ray_judge.escalation.source import RoutedQuestions
 from ray_judge.records import Answer
-from ray_judge.run.directory import Plan
+from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.storage.local import Missing
 
 
@@ -114,6 +114,8 @@ def escalate(
         quiet_s=quiet_s(strong.timeout_s),
         patience_s=strong.give_up_after_s,
         is_dead=is_dead,
+        # What is scored by now knows less than is to come.
+        before_asking=RunDirectory(config.output).reopen,
     )
     _wait_for(session.run())
     books.compact(may_fold=is_dead)

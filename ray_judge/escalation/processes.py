@@ -8,6 +8,7 @@ known, and the successor waits.
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 from ray_judge.errors import EscalationError, PausedError, RayJudgeError
@@ -22,8 +23,13 @@ def identity() -> str:
     return f"{_here()}.{os.getpid()}.{_started(os.getpid())}"
 
 
+def unique_name() -> str:
+    """A name that nobody else ever has, and that tells whose it is: `<random>@<identity>`."""
+    return f"{secrets.token_hex(12)}@{identity()}"
+
+
 def is_dead(name: str) -> bool:
-    """Whether the process whose `identity` ends `name` has surely ended. False: nobody knows."""
+    """Whether the process whose `identity` ends a name surely has ended. False: nobody knows."""
     here, _, rest = name.rpartition("@")[2].rpartition(_here() + ".")
     pid, _, start = rest.partition(".")
     if here or not (pid.isdigit() and start.isdigit()):

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[Mapping[str, Any]], None]
 
 
-class Source(Protocol):
+class QuestionSource(Protocol):
     """Where questions come from. Both methods may block, and are called in a thread."""
 
     def take(self) -> list[Question] | None:
@@ -79,28 +79,33 @@ class Session:
         self,
         books: Books,
         courier: Courier,
-        source: Source,
+        source: QuestionSource,
         clock: Clock,
         report: Report,
         *,
         quiet_s: float,
         patience_s: float,
         is_dead: Callable[[str], bool],
+        before_asking: Callable[[], None] = lambda: None,
     ) -> None:
         """Own nothing yet.
 
         `quiet_s`: so long after a claim everything that earlier owners let out has come back.
         `patience_s`: how long to wait for books that another run holds. `is_dead`: whether the
-        process of this name (`processes.identity`) surely has ended.
+        process of this name (`processes.identity`) surely has ended. `before_asking` is called, in
+        a thread, before anything is asked that is not on file.
         """
         self._books, self._courier, self._source = books, courier, source
         self._clock, self._report = clock, report
         self._quiet_s, self._patience_s, self._is_dead = quiet_s, patience_s, is_dead
+        self._before_asking = before_asking
         self._lock = ExitStack()
         self._owner = False
         self._answered: set[str] = set()
         self._flying: Mapping[str, InFlight] = {}
         self._in_flight: set[str] = set()
+        self._came_back: set[str] = set()
+        """Actors of earlier owners for whose requests this session has waited long enough."""
         self._quiet_at = 0.0
         """When everything that earlier owners let out has come back, Unix seconds."""
         self._ended = False
@@ -151,6 +156,7 @@ class Session:
         if self._owner:
             return
         await self._wait_for_lock()
+        await asyncio.to_thread(self._before_asking)
         claim = await self._courier.open()
         self._owner = True
         self._flying, self.batched = claim.in_flight, dict(claim.batched)
@@ -252,28 +258,34 @@ class Session:
 
     async def recheck(self) -> bool:
         """Whether something may still be in flight; what has come back, or never will, is asked."""
-        if not any(key in self._in_flight for key in self.aside):
+        flying = self._in_flight.intersection(self.aside)
+        if not flying:
             return False
-        dead = all(map(self._is_dead, {self._flying[key].actor for key in self._in_flight}))
+        left_s = max(0.0, self._quiet_at - self._clock.now())
+        self._report(
+            {"waits": f"{len(flying)} questions may be in flight: asked within {left_s:.0f} s"}
+        )
+        dead = all(self._is_dead(self._flying[key].actor) for key in flying)
         if dead or self._clock.now() >= self._quiet_at:
             await self.look()
-        return bool(self.waiting) or any(key in self._in_flight for key in self.aside)
+        return bool(self.waiting) or not self._in_flight.isdisjoint(self.aside)
 
     async def look(self) -> None:
         """Read the journal, and sort all questions by what is on file.
 
         Which processes have ended is found out first: those write no more.
         """
-        quiet = self._clock.now() >= self._quiet_at
-        dead = {
-            name for name in {one.actor for one in self._flying.values()} if self._is_dead(name)
-        }
+        actors = {one.actor for one in self._flying.values()}
+        if self._clock.now() >= self._quiet_at:
+            self._came_back |= actors
+        dead = set(filter(self._is_dead, actors))
         journal = await asyncio.to_thread(self._books.journal)
-        self._answered, self.in_vain = set(journal.answered), journal.in_vain()
+        self._answered, self.in_vain = journal.answered, journal.in_vain()
+        over = self._came_back | dead
         self._in_flight = {
             key
             for key, one in self._flying.items()
-            if not quiet and one.actor not in dead and one.lost_at > self._quiet_at - LONG_LOST_S
+            if one.actor not in over and one.lost_at > self._quiet_at - LONG_LOST_S
         }
         questions = [*self.waiting.values(), *self.aside.values()]
         self.waiting, self.aside = {}, {}

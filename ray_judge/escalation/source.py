@@ -21,7 +21,7 @@ ASKED = pl.Schema(
 
 
 class RoutedQuestions:
-    """The questions of a run's routed rows; see `session.Source`.
+    """The questions of a run's routed rows; see `session.QuestionSource`.
 
     A thread takes the routed frames as phase A lets them come, so that asking never waits for
     judging nor judging for asking. Their questions are made when the session takes them: the least
@@ -46,7 +46,7 @@ class RoutedQuestions:
         self._thread.start()
 
     def take(self) -> list[Question] | None:
-        """See `Source.take`."""
+        """See `QuestionSource.take`."""
         self._receive()
         if self._whole:
             return self._take_whole()

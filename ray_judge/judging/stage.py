@@ -11,11 +11,8 @@ import logging
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-<<<<<<< HEAD
-from statistics import fmean
-=======
 from functools import partial
->>>>>>> cascade
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa

@@ -37,6 +37,7 @@ class Batch:
     status: str = "in_progress"
     completed: int = 0
     codes: tuple[str, ...] = ()
+    ended_at: float | None = None
     output: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
 
@@ -47,6 +48,7 @@ class Batch:
             "status": self.status,
             "metadata": {METADATA: self.submission},
             "created_at": self.created_at,
+            f"{self.status}_at": self.ended_at,
             "request_counts": {"completed": self.completed},
             "output_file_id": f"out-{self.id}" if self.output else None,
             "error_file_id": f"err-{self.id}" if self.errors else None,
@@ -78,6 +80,7 @@ class Batches:
     def _end(self, batch: Batch) -> None:
         """Everything that the batch does, it does now."""
         rng, faults = self.night.rng, self.night.plan.faults
+        batch.ended_at = self.night.wall()
         draw = rng.random()
         if draw < faults.batch_refused:
             batch.status, batch.codes = "failed", (rng.choice((QUEUE_FULL, "invalid")),)

@@ -188,12 +188,12 @@ class SimAsker(AskerServer):
         )
         return permits
 
-    def make_asker(self) -> Asker:
+    def make_asker(self, client: Any, journal: Any) -> Asker:
         asker: Asker = self._night.parts.asker(
             self._night.maker(self._process.run),
-            self._client,
+            client,
             self._permits,
-            self._journal,
+            journal,
             clock=self._night.wall,
         )
         return asker

@@ -32,9 +32,9 @@ from .oracle import Broken, Oracle
 from .plan import draw, parts
 from .provider import Provider
 
-MOST_STEPS = 200_000
+MOST_STEPS = 400_000
 MONTH_S = 31 * 86_400.0
-MOST_STARTS = 120
+MOST_STARTS = 400
 """A night that takes more is one that never ends."""
 
 
@@ -259,7 +259,8 @@ class Night:
             raise
         except PausedError as error:
             self.note(process.name, f"exit 4: {error}")
-            full = Outcome.PENDING in session.outcomes.values()
+            left = Outcome.PENDING in session.outcomes.values()
+            full = left and not session.waiting and not session.aside
             later_s = 3000.0 if session.aside else 0.0
         except RayJudgeError as error:
             self.note(process.name, f"exit 1: {type(error).__name__}: {error}")
@@ -289,7 +290,10 @@ class Night:
         courier: Any
         if run in self.plan.batch:
             client: Any = SimBatchClient(self, process)
-            courier = self.parts.batch(config, books, self.maker(run), {}, client, clock, report)
+            courier = self.parts.batch(
+                config, books, self.maker(run), {}, client, clock, report,
+                lambda: f"{self.name()}@{process.name}",
+            )  # fmt: skip
         else:
             courier = self.parts.online(
                 SimProcesses(self, process, run),

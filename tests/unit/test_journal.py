@@ -3,349 +3,323 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import io
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal as D
-from pathlib import Path
+from typing import Any
 
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ray_judge.errors import AlreadyExists, CorruptedError, StorageError
-from ray_judge.escalation.books.journal import JournalWriter, compact, load_journal
+from ray_judge.errors import CorruptedError, StorageError
+from ray_judge.escalation.books.journal import InVain, JournalWriter, compact, load_journal
 from ray_judge.records import Answer, Outcome, Usage
-from ray_judge.storage.local import LocalStorage, open_storage
+from ray_judge.storage.local import Storage
+
+from .memory import MemoryStorage
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def answer(number: int = 0, **changes: object) -> Answer:
-    return replace(
-        Answer(
-            key=f"{number:064x}",
-            outcome=Outcome.RESOLVED,
-            verdict="A",
-            cost_usd=D("0.001234567") + number,
-            usage=Usage(120, 7, 64, tier="flex"),
-            model="gpt-4.1-2025-04-14",
-            response_id=f"r{number}",
-            lease="abc-1",
-            slot=number,
-            at=1000.0 + number,
-        ),
-        **changes,  # type: ignore[arg-type]
+def answer(number: int = 0, **changes: Any) -> Answer:
+    usual = Answer(
+        key=f"{number:064x}",
+        outcome=Outcome.RESOLVED,
+        verdict="A",
+        cost_usd=D("0.001234567") + number,
+        usage=Usage(120, 7, 64, tier="flex"),
+        model="gpt-4.1-2025-04-14",
+        response_id=f"r{number}",
+        lease="abc-1",
+        slot=number,
+        at=1000.0 + number,
     )
+    return replace(usual, **changes)
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> LocalStorage:
-    return LocalStorage(str(tmp_path))
+def in_vain(number: int, **changes: Any) -> Answer:
+    useless = {"outcome": Outcome.UNPARSEABLE, "verdict": None, "final": False, "error": "?"}
+    return answer(number, **useless, **changes)
 
 
-def write(storage: LocalStorage, writer_id: str, *answers: Answer) -> JournalWriter:
-    writer = JournalWriter(storage, writer_id=writer_id)
-    for one in answers:
+def answers(count: int) -> list[Answer]:
+    return [answer(number) for number in range(count)]
+
+
+def write(storage: Storage, name: str, *written: Answer, run: str = "run") -> JournalWriter:
+    writer = JournalWriter(storage, name, run=run)
+    for one in written:
         writer.append(one)
     writer.sync()
     return writer
 
 
-def test_everything_comes_back_as_it_was(storage: LocalStorage) -> None:
-    answers = [
+def nobody(writer_id: str) -> bool:
+    return False
+
+
+def everybody(writer_id: str) -> bool:
+    return True
+
+
+def rows(storage: Storage) -> list[Answer]:
+    return load_journal(storage).rows
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def test_everything_comes_back_as_it_was() -> None:
+    storage = MemoryStorage()
+    written = [
         answer(0),
         answer(1, verdict=7.5, usage=None),
-        answer(2, verdict=None, outcome=Outcome.UNPARSEABLE, final=False, error='a "bad"\nline'),
-        answer(3, model=None, response_id=None, usage=Usage(1, 2, estimated=True)),
+        in_vain(2, usage=Usage(1, 2, estimated=True)),
+        answer(3, model=None, response_id=None, error='a "bad"\nline'),
+        answer(4, cost_usd=D(0)),
+        answer(5, cost_usd=D("0.000000001")),
+        answer(6, cost_usd=D("999999999.999999999")),
     ]
-    write(storage, "w1", *answers[:2])
-    write(storage, "w2", *answers[2:]).close()
-    journal = load_journal(storage)
-    assert journal.rows == answers
-    assert set(journal.answers) == {a.key for a in answers if a.final}
-    assert journal.paid == {(a.lease, a.slot): a.cost_usd for a in answers}
-    assert load_journal(storage, "nothing").rows == []
+    assert rows(storage) == []
+    write(storage, "w1", *written[:2])
+    write(storage, "w2", *written[2:]).close()
+    for _ in range(2):
+        journal = load_journal(storage)
+        final = {one.key: one for one in written if one.final}
+        assert journal.rows == written
+        assert (journal.answered, journal.answers()) == (set(final), final)
+        assert journal.answers([written[1].key, written[2].key]) == {written[1].key: written[1]}
+        assert compact(storage, everybody) == len(written)
 
 
-def test_who_paid_is_kept_where_runs_share_a_journal(storage: LocalStorage) -> None:
-    for number, run in enumerate(("runs/monday", "runs/tuesday", None)):
-        writer = JournalWriter(storage, writer_id=f"w{number}", run=run)
-        writer.append(answer(number))
-        writer.close()
-    wanted = ["runs/monday", "runs/tuesday", None]
-    assert [one.run for one in load_journal(storage).rows] == wanted
-    compact(storage)
-    assert load_journal(storage).frame()["run"].to_list() == wanted
+def test_half_a_character_from_a_server_is_no_harm() -> None:
+    storage = MemoryStorage()
+    write(storage, "w", answer(0, error="\ud83d cut", model="\udc00")).close()
+    assert compact(storage, nobody) == 1
+    assert [(one.error, one.model) for one in rows(storage)] == [("? cut", "?")]
 
 
-def test_probabilities_are_kept_where_there_are_any(storage: LocalStorage) -> None:
-    answers = [answer(0, verdict_prob=0.625, tie_prob=0.0), answer(1, verdict_prob=0.1), answer(2)]
-    write(storage, "w", *answers).close()
-    assert load_journal(storage).rows == answers
-    assert compact(storage) == 3
-    assert load_journal(storage).rows == answers
-    assert load_journal(storage).frame()["verdict_prob"].to_list() == [0.625, 0.1, None]
+def test_each_run_is_told_what_it_paid() -> None:
+    storage = MemoryStorage()
+    write(storage, "w1", answer(0), in_vain(1), answer(1, slot=7), run="runs/monday").close()
+    write(storage, "w2", answer(2, lease="abc-2"), run="runs/tuesday")
+    first, second, third = (one.cost_usd for one in answers(3))
+    for _ in range(2):
+        journal = load_journal(storage)
+        assert journal.costs("runs/monday") == {answer(0).key: first, answer(1).key: second * 2}
+        assert (journal.requests("runs/monday"), journal.requests("other")) == (3, 0)
+        assert journal.paid(["abc-2", "other"]) == {("abc-2", 2): third}
+        compact(storage, nobody)
 
 
-def test_journals_older_than_the_probabilities_are_read(storage: LocalStorage) -> None:
-    """Lines without them are what they were before; a compacted file had no such columns."""
-    write(storage, "old", answer(0), answer(1)).close()
-    assert b"prob" not in storage.read("journal/old.log")
-    compact(storage)
-    (name,) = storage.list("journal")
-    table = pq.read_table(storage.open_input(name))
-    storage.delete(name)
-    with storage.write_stream("journal/compacted-00000001.parquet") as file:  # as it was called
-        pq.write_table(table.drop_columns(["verdict_prob", "tie_prob"]), file)
-    write(storage, "new", answer(2, verdict_prob=0.5)).close()
-    rows = [answer(0), answer(1), answer(2, verdict_prob=0.5)]
-    assert load_journal(storage).rows == rows
-    compact(storage)
-    assert load_journal(storage).rows == rows
+@pytest.mark.parametrize(
+    ("attempts", "counted"),
+    [
+        ([in_vain(0), in_vain(1)], InVain(unusable=2)),
+        ([in_vain(0), in_vain(1, usage=None)], InVain(unusable=1, lost=1)),
+        ([in_vain(0, usage=None, cost_usd=D(0))], InVain(not_run=1)),
+        ([in_vain(0), answer(1)], None),
+    ],
+)
+def test_questions_asked_in_vain_are_counted(
+    attempts: list[Answer], counted: InVain | None
+) -> None:
+    storage = MemoryStorage()
+    write(storage, "w", *(replace(one, key="k") for one in attempts), answer(9))
+    assert load_journal(storage).in_vain() == ({"k": counted} if counted else {})
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**15))
-def test_money_round_trips(nanos: int) -> None:
-    import tempfile
-
-    cost = D(nanos).scaleb(-9)
-    with tempfile.TemporaryDirectory() as folder:
-        storage = LocalStorage(folder)
-        write(storage, "w", answer(0, cost_usd=cost)).close()
-        assert load_journal(storage).rows[0].cost_usd == cost
-        compact(storage)
-        assert load_journal(storage).rows[0].cost_usd == cost
-        assert load_journal(storage).frame()["cost_usd"].to_list() == [cost]
-
-
-def test_unusable_answers_of_open_questions_are_counted(storage: LocalStorage) -> None:
-    """Not the lost ones, which have no usage, nor those of a question that has its answer."""
-    writer = JournalWriter(storage, writer_id="a")
-    vain = {"outcome": Outcome.UNPARSEABLE, "verdict": None, "final": False}
-    for number, change in enumerate(
-        ({"key": "open"}, {"key": "open"}, {"key": "lost", "usage": None}, {"key": "closed"})
-    ):
-        writer.append(answer(number, **vain, **change))
-    writer.append(answer(9, key="closed"))
-    writer.sync()
-    assert load_journal(storage).unusable() == {"open": 2}
-
-
-def test_two_answers_to_one_question_leave_the_earlier(storage: LocalStorage) -> None:
+def test_two_answers_to_one_question_leave_the_earlier() -> None:
+    storage = MemoryStorage()
     write(storage, "w1", answer(0, at=20.0, slot=5, response_id="late"))
     write(storage, "w2", answer(0, at=10.0, slot=6, response_id="early", final=False))
     write(storage, "w3", answer(0, at=15.0, slot=7, response_id="middle"))
     journal = load_journal(storage)
-    assert journal.answers[answer(0).key].response_id == "middle"
-    assert [a.response_id for a in journal.attempts(answer(0).key)] == ["early", "middle", "late"]
+    assert journal.answers()[answer(0).key].response_id == "middle"
+    assert [one.response_id for one in journal.rows] == ["early", "middle", "late"]
 
 
-def test_a_log_cut_at_any_byte_keeps_its_whole_lines(storage: LocalStorage, tmp_path: Path) -> None:
-    write(storage, "w", *(answer(n) for n in range(4)))
-    data = storage.read("journal/w.log")
-    for cut in range(len(data) + 1):
-        (tmp_path / "journal/w.log").write_bytes(data[:cut])
-        whole = data[:cut].count(b"\n")
-        assert load_journal(storage).rows == [answer(n) for n in range(whole)]
+# --- damage -----------------------------------------------------------------------------------
 
 
-def test_damage_in_the_middle_names_the_line(storage: LocalStorage, tmp_path: Path) -> None:
-    write(storage, "w", *(answer(n) for n in range(4)))
+def test_damage_in_the_middle_names_the_line() -> None:
+    storage = MemoryStorage()
+    write(storage, "w", *answers(4))
     lines = storage.read("journal/w.log").split(b"\n")
     lines[2] = lines[2].replace(b"0.001", b"0.000") + b" "
-    (tmp_path / "journal/w.log").write_bytes(b"\n".join(lines))
+    storage.write("journal/w.log", b"\n".join(lines))
     with pytest.raises(CorruptedError, match=r"w\.log.*line=3"):
         load_journal(storage)
 
 
-def test_a_writers_name_is_used_once(storage: LocalStorage) -> None:
-    write(storage, "w")
-    with pytest.raises(AlreadyExists):
-        JournalWriter(storage, writer_id="w")
+def another_table(_: bytes) -> bytes:
+    file = io.BytesIO()
+    pl.DataFrame({"key": ["k"]}).write_parquet(file)
+    return file.getvalue()
 
 
-def test_compaction_is_readable_by_polars(storage: LocalStorage, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
+        another_table,
+    ],
+)
+def test_a_damaged_compacted_file_is_named(damage: Callable[[bytes], bytes]) -> None:
+    storage = MemoryStorage()
+    write(storage, "w", *answers(20)).close()
+    compact(storage, nobody)
+    (name,) = storage.files
+    storage.files[name] = damage(storage.files[name])
+    with pytest.raises(CorruptedError, match=f"journal.*{name}"):
+        load_journal(storage)
+
+
+# --- compaction -------------------------------------------------------------------------------
+
+
+def test_compaction_folds_what_was_ended_and_is_readable_by_polars() -> None:
+    storage = MemoryStorage()
     write(storage, "w1", answer(0)).close()
     write(storage, "w2", answer(1))  # still open
-    assert compact(storage, token="a") == 1
+    assert compact(storage, nobody, token="a") == 1
     assert storage.list("journal") == ["journal/compacted-00000001-a.parquet", "journal/w2.log"]
-    frame = pl.read_parquet(tmp_path / "journal/compacted-00000001-a.parquet")
-    assert frame["cost_usd"].dtype == pl.Decimal(18, 9)
-    assert load_journal(storage).rows == [answer(0), answer(1)]
-    assert compact(storage, no_writers=True, token="b") == 2
+    frame = pl.read_parquet(storage.files["journal/compacted-00000001-a.parquet"])
+    assert frame.schema == load_journal(storage).frame.schema
+    assert rows(storage) == answers(2)
+    assert compact(storage, lambda writer_id: writer_id == "w2", token="b") == 2
     assert storage.list("journal") == ["journal/compacted-00000002-b.parquet"]
-    assert load_journal(storage).rows == [answer(0), answer(1)]
-    assert compact(storage, no_writers=True) == 2
-    assert load_journal(storage).frame().height == 2
+    assert rows(storage) == answers(2)
 
 
-class Overtaken(LocalStorage):
-    """Before its first file is written, another run closes a log and folds everything."""
+def test_a_writer_that_dies_after_another_answer_loses_nothing() -> None:
+    storage = MemoryStorage()
+    writer = write(storage, "w", answer(0))
 
-    other: JournalWriter | None = None
+    def is_dead(writer_id: str) -> bool:
+        writer.append(answer(1))
+        writer.sync()
+        return True
 
-    def write_stream(self, path: str):  # type: ignore[no-untyped-def]
-        if self.other is not None:
-            self.other.close()
-            self.other = None
-            assert compact(open_storage(self.uri), token="other") == 2
-        return super().write_stream(path)
+    assert compact(storage, is_dead) == 2
+    assert rows(storage) == answers(2)
 
 
-def test_two_runs_that_fold_at_the_same_time_take_nothing_from_each_other(tmp_path: Path) -> None:
-    storage = Overtaken(str(tmp_path))
+def once(storage: MemoryStorage, wanted: str, happens: Callable[[], object]) -> None:
+    """Before the next operation of this kind something else happens."""
+
+    def before(operation: str, path: str) -> None:
+        if operation == wanted:
+            storage.before = lambda *_: None
+            happens()
+
+    storage.before = before
+
+
+def test_a_listing_in_pages_beside_a_compaction_misses_nothing() -> None:
+    storage = MemoryStorage()
+    for number in range(2):  # the second time the file that is replaced has been listed
+        write(storage, f"w{number}", answer(number)).close()
+        once(storage, "page", lambda: compact(storage, nobody))
+        assert rows(storage) == answers(number + 1)
+        assert len(storage.files) == 1
+
+
+def test_a_listing_in_pages_may_show_a_later_segment_and_not_an_earlier() -> None:
+    storage = MemoryStorage()
+    write(storage, "w", *answers(2))
+    first, second = storage.files.pop("journal/w.log").splitlines(keepends=True)
+    storage.files["journal/w.log.00000002"] = second
+    with pytest.raises(CorruptedError, match=r"gone.*w\.log\.00000001"):
+        load_journal(storage)
+    once(storage, "read", lambda: storage.write("journal/w.log.00000001", first))
+    assert rows(storage) == answers(2)
+
+
+def test_two_runs_that_fold_at_the_same_time_take_nothing_from_each_other() -> None:
+    storage = MemoryStorage()
     write(storage, "w1", answer(0)).close()
-    storage.other = write(storage, "w2", answer(1))
-    compact(storage)
-    assert load_journal(storage).rows == [answer(0), answer(1)]
-    assert compact(storage) == 2
-    assert load_journal(storage).rows == [answer(0), answer(1)]
+    writer = write(storage, "w2", answer(1))
+    once(storage, "write", lambda: (writer.close(), compact(storage, nobody)))
+    compact(storage, nobody)
+    for _ in range(2):
+        assert rows(storage) == answers(2)
+        assert compact(storage, nobody) == 2
 
 
-class Crash(Exception):
-    """The process ends here."""
+@pytest.mark.parametrize("step", range(6))
+def test_a_crash_at_any_step_of_compaction_loses_and_doubles_nothing(step: int) -> None:
+    storage = MemoryStorage()
+    write(storage, "w1", *answers(2)).close()
+    compact(storage, nobody)
+    write(storage, "w2", answer(2)).close()
+    write(storage, "w3", answer(3))
+    changes = []
 
+    def crash(operation: str, path: str) -> None:
+        changes.extend([path] * (operation in ("write", "delete")))
+        if len(changes) > step:
+            raise KeyboardInterrupt
 
-class CrashingStorage(LocalStorage):
-    """Dies before the n-th change."""
-
-    changes_left = 10**9
-
-    def _change(self) -> None:
-        self.changes_left -= 1
-        if self.changes_left < 0:
-            raise Crash
-
-    def delete(self, path: str) -> None:
-        self._change()
-        super().delete(path)
-
-    def write_stream(self, path: str):  # type: ignore[no-untyped-def]
-        self._change()
-        return super().write_stream(path)
-
-
-def test_a_crash_at_any_step_of_compaction_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    for step in range(8):
-        storage = CrashingStorage(str(tmp_path / str(step)))
-        write(storage, "w1", answer(0), answer(1)).close()
-        compact(storage)
-        write(storage, "w2", answer(2)).close()
-        write(storage, "w3", answer(3))
-        expected = [answer(n) for n in range(4)]
-        storage.changes_left = step
-        try:
-            compact(storage, no_writers=True)
-        except Crash:
-            pass
-        storage.changes_left = 10**9
-        assert load_journal(storage).rows == expected
-        assert compact(storage, no_writers=True) == 4
-        assert load_journal(storage).rows == expected
-        assert len(storage.list("journal")) == 1
+    storage.before = crash
+    try:
+        compact(storage, everybody)
+    except KeyboardInterrupt:
+        assert step < 5
+    else:
+        assert step == 5
+    storage.before = lambda *_: None
+    for _ in range(2):
+        assert rows(storage) == answers(4)
+        assert compact(storage, everybody) == 4
+        assert len(storage.files) == 1
 
 
 # --- group commit -----------------------------------------------------------------------------
 
 
-class SlowLog:
-    """A log whose sync takes as long as the test wants."""
-
-    def __init__(self) -> None:
-        import threading
-
-        self.pending, self.stored, self.syncs = b"", b"", 0
-        self.go = threading.Event()
-        self.go.set()
-        self.broken = False
-
-    def append(self, data: bytes) -> None:
-        self.pending += data
-
-    def sync(self) -> None:
-        data, self.pending = self.pending, b""
-        self.go.wait(10)
-        if self.broken:
-            raise StorageError("disk full")
-        self.stored += data
-        self.syncs += 1
-
-    def close(self) -> None:
-        self.sync()
-
-
-class SlowStorage(LocalStorage):
-    def __init__(self) -> None:
-        super().__init__("/nowhere")
-        self.slow = SlowLog()
-
-    def log(self, path: str) -> SlowLog:
-        return self.slow
-
-
 def test_put_returns_when_durable_and_shares_syncs() -> None:
     async def scenario() -> None:
-        storage = SlowStorage()
-        writer = JournalWriter(storage, writer_id="w")
-        storage.slow.go.clear()
+        go, syncs = threading.Event(), []
+        storage = MemoryStorage()
+        storage.before = lambda operation, path: syncs.append(operation) or go.wait(10)
+        go.set()
+        writer = JournalWriter(storage, "w", run="run")
+        go.clear()
+        syncs.clear()
         first = asyncio.create_task(writer.put(answer(0)))
-        while not writer._sync or storage.slow.pending:
+        while not syncs:
             await asyncio.sleep(0)
         others = [asyncio.create_task(writer.put(answer(n))) for n in range(1, 50)]
         await asyncio.sleep(0)
+        others[0].cancel()  # nobody else's answer waits for it
         assert not first.done()
-        storage.slow.go.set()
-        await asyncio.gather(first, *others)
-        assert storage.slow.stored.count(b"\n") == 50
-        assert storage.slow.syncs <= 3
+        go.set()
+        await asyncio.gather(first, *others[1:])
+        assert len(syncs) <= 3
+        assert rows(storage) == answers(50)
 
     asyncio.run(scenario())
 
 
-def test_a_cancelled_put_does_not_stop_the_others() -> None:
+def test_a_failed_sync_is_told_to_everyone_who_waits_and_not_again_at_the_end() -> None:
+    def full(operation: str, path: str) -> None:
+        if operation == "sync":
+            raise StorageError("disk full")
+
     async def scenario() -> None:
-        storage = SlowStorage()
-        writer = JournalWriter(storage, writer_id="w")
-        storage.slow.go.clear()
-        first = asyncio.create_task(writer.put(answer(0)))
-        second = asyncio.create_task(writer.put(answer(1)))
-        await asyncio.sleep(0)
-        first.cancel()
-        storage.slow.go.set()
-        await second
-        assert storage.slow.stored.count(b"\n") == 2
-
-    asyncio.run(scenario())
-
-
-def test_a_failed_sync_is_heard_by_everyone_who_waits() -> None:
-    async def scenario() -> None:
-        storage = SlowStorage()
-        writer = JournalWriter(storage, writer_id="w")
-        storage.slow.broken = True
-        results = await asyncio.gather(
-            *(writer.put(answer(n)) for n in range(3)), return_exceptions=True
-        )
+        writer = JournalWriter(MemoryStorage(before=full), "w", run="run")
+        puts = (writer.put(answer(n)) for n in range(3))
+        results = await asyncio.gather(*puts, return_exceptions=True)
         assert all(isinstance(result, StorageError) for result in results)
+        writer.close()
 
     asyncio.run(scenario())
-
-
-def test_on_a_real_disk_many_answers_share_few_syncs(
-    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No answer waits for more than the sync under way and its own: within 250 ms on any disk."""
-    syncs, real = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (syncs.append(handle), real(handle)))
-
-    async def scenario() -> None:
-        writer = JournalWriter(storage, writer_id="w")
-        opened = len(syncs)
-        await asyncio.gather(*(writer.put(answer(n)) for n in range(500)))
-        assert 1 <= len(syncs) - opened <= 3
-
-    asyncio.run(scenario())
-    assert len(load_journal(storage).rows) == 500
+    untold = JournalWriter(MemoryStorage(before=full), "w", run="run")
+    untold.append(answer(0))
+    with pytest.raises(StorageError, match="disk full"):
+        untold.close()

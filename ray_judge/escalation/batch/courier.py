@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +37,7 @@ from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.failures import Kind, RequestFailed, run_error
 from ray_judge.escalation.online.governor import Clock
-from ray_judge.escalation.processes import identity
+from ray_judge.escalation.processes import unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.escalation.session import POLL_S, Report, Session
 from ray_judge.records import Chunk, Outcome
@@ -59,8 +58,10 @@ class BatchCourier:
         client: BatchClient,
         clock: Clock,
         report: Report,
+        make_name: Callable[[], str] = unique_name,
     ) -> None:
-        """Own nothing yet."""
+        """Own nothing yet. `make_name` gives a new name each time, as `unique_name` does."""
+        self._make_name = make_name
         self._strong, self._books, self._clock, self._report = config.strong, books, clock, report
         self._provider = Provider(config.strong, client, clock)
         self._queue = BatchQueue(
@@ -87,7 +88,7 @@ class BatchCourier:
 
         The records are read after the claim: nobody who owned the books before can add one now.
         """
-        ledger, claim = await asyncio.to_thread(self._books.claim, identity())
+        ledger, claim = await asyncio.to_thread(self._books.claim, self._make_name())
         self._ledger = ledger
         asked: dict[str, set[str]] = {}
         for key, batch in claim.batched.items():
@@ -196,16 +197,19 @@ class BatchCourier:
             ledger = self._owned()
             session.deny(ledger.best_usd())
             free = self._free(session)
+            fitting = ledger.fitting([question.max_cost_usd for question in free])
+            if free and not fitting and not self._pending:
+                for question in free:
+                    if not ledger.fitting([question.max_cost_usd]):  # this month's cap
+                        session.outcomes[question.key] = Outcome.PENDING
+                        del session.waiting[question.key]
+                continue
             queued = sum(record.tokens for record in self._pending.values())
             requests = await asyncio.to_thread(
-                self._queue.take, free, queued if self._pending else None
+                self._queue.take, free[:fitting], queued if self._pending else None
             )
-            fitting = ledger.fitting([request.question.max_cost_usd for request in requests])
-            if fitting:
-                await self._send(session, requests[:fitting])
-            elif requests and not self._pending:
-                session.outcomes[requests[0].question.key] = Outcome.PENDING  # this month's cap
-                del session.waiting[requests[0].question.key]
+            if requests:
+                await self._send(session, requests)
             else:
                 self._full = bool(free)
 
@@ -217,7 +221,7 @@ class BatchCourier:
     async def _send(self, session: Session, requests: Sequence[Request]) -> None:
         """Submit one batch. Where it was not created its questions still wait."""
         record = BatchRecord(
-            id=f"rj-{secrets.token_hex(12)}",
+            id=f"rj-{self._make_name().partition('@')[0]}",
             run=self._books.run,
             requests=len(requests),
             tokens=sum(request.question.tokens for request in requests),
@@ -283,7 +287,7 @@ class BatchCourier:
             self._queue.accept()
         if not view.ended:
             return False
-        ended_at = self._ended_at.setdefault(record.id, self._clock.now())
+        ended_at = view.ended_at or self._ended_at.setdefault(record.id, self._clock.now())
         late = self._clock.now() - ended_at >= self._strong.batch.patience_s
         return late or not view.completed or view.output_file is not None
 
@@ -320,7 +324,7 @@ class BatchCourier:
 
     def _keep(self, answers: Sequence[Any]) -> None:
         if self._writer is None:
-            self._writer = self._books.writer(f"batch-{secrets.token_hex(4)}@{identity()}")
+            self._writer = self._books.writer(f"batch-{self._make_name()}")
         for answer in answers:
             self._writer.append(answer)
         self._writer.sync()

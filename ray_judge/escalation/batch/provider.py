@@ -69,7 +69,7 @@ class View:
     """A batch as the provider describes it.
 
     `completed`: requests that it says it answered; None when it does not say. `codes`: why the
-    whole batch failed.
+    whole batch failed. `ended_at`: Unix seconds, where it says.
     """
 
     status: str
@@ -77,6 +77,7 @@ class View:
     error_file: str | None
     completed: int | None
     codes: tuple[str, ...]
+    ended_at: float | None
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> View:
@@ -85,6 +86,7 @@ class View:
         completed = counts.get("completed") if isinstance(counts, dict) else None
         errors = document.get("errors")
         data = errors.get("data") if isinstance(errors, dict) else None
+        times = [document.get(f"{status}_at") for status in sorted(ENDS)]
         codes = [str(e.get("code")) for e in data or [] if isinstance(e, dict)]
         return cls(
             status=str(document.get("status")),
@@ -92,6 +94,7 @@ class View:
             error_file=document.get("error_file_id") or None,
             completed=completed if isinstance(completed, int) else None,
             codes=tuple(dict.fromkeys(codes)),
+            ended_at=next((float(at) for at in times if isinstance(at, int | float)), None),
         )
 
     @property

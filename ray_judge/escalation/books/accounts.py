@@ -55,28 +55,23 @@ def month_begins(account: str) -> float:
     return datetime.strptime(f"{account} +0000", "month:%Y-%m %z").timestamp()
 
 
-def comes_back(account: str | None) -> bool:
-    """Whether what this account is short of is there again when the next UTC month begins."""
-    return account is not None and account.startswith("month:")
-
-
 @dataclass(slots=True)
 class OpenLease:
     """What of a lease is not settled.
 
     `slots`: number of each open slot → (key of its question, maximum in nano-dollars). `lost_at`:
-    when its actor was given up (Unix seconds); None while it is believed to be at work.
+    when its actor was given up (Unix seconds); None while it is believed to be at work. `amount`:
+    nano-dollars held by the open slots; a batch has too many to be added up at each look.
     """
 
     actor: str
     accounts: list[str]
     slots: dict[int, tuple[str, int]]
     lost_at: float | None = None
+    amount: int = field(init=False)
 
-    @property
-    def amount(self) -> int:
-        """Nano-dollars held by the open slots."""
-        return sum(most for _, most in self.slots.values())
+    def __post_init__(self) -> None:
+        self.amount = sum(most for _, most in self.slots.values())
 
 
 @dataclass(slots=True)
@@ -128,6 +123,7 @@ class Accounts:
                 raise EscalationError("this ledger never granted that lease", lease=lease)
             return False
         _, most = opened.slots.pop(slot)
+        opened.amount -= most
         self.overruns += cost > most
         for account in opened.accounts:
             self.held[account] -= most

@@ -150,7 +150,7 @@ class Books:
         """Hold the lock of shared books, or raise RunLockedError naming who does."""
         if not self.shared:
             return nullcontext()
-        return locked(self.storage.uri, "asking.lock", "strong.books", self.run)
+        return locked(self.storage.uri, "asking.lock", "set of books (strong.books)", self.run)
 
     # --- the journal, and looking at the ledger without owning it ---
 

@@ -43,7 +43,10 @@ _PLAIN = "key cost_usd model response_id lease slot at final error".split()
 _LINES = pl.Schema({**SCHEMA, "cost_usd": pl.String()})
 _NO_USAGE = pl.col("input_tokens").is_null()
 _VERSION = b"1"
-_UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, OSError, LookupError, ValueError)
+_UNREADABLE = (
+    pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException,
+    OSError, LookupError, ValueError,
+)  # fmt: skip
 
 
 class JournalWriter:
@@ -233,7 +236,7 @@ def _read_compacted(storage: Storage, name: str) -> tuple[pl.DataFrame, list[str
         table = pq.read_table(storage.open_input(name), page_checksum_verification=True)
         metadata = table.schema.metadata or {}
         if metadata.get(b"version") == _VERSION:
-            frame = pl.DataFrame(pl.from_arrow(table)).select(SCHEMA.names()).cast(SCHEMA)
+            frame = pl.DataFrame(pl.from_arrow(table.select(SCHEMA.names()))).cast(SCHEMA)
             return frame, metadata[b"replaced"].decode().split("\n")
         problem = "not a journal of this version"
     except _UNREADABLE as error:

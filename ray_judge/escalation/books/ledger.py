@@ -65,18 +65,11 @@ _NO_CAP = 10**30
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Money for the first `slots` of the requests that were asked for.
-
-    With no slot granted, `denied` tells apart "never" (true: not even if everything that is open
-    came back for nothing) from "not now" (false: open leases may free enough). `account` is then
-    what was short: `run:<name>` or `month:<yyyy-mm>`.
-    """
+    """Money for the first `slots` of the requests that were asked for, maybe for none."""
 
     id: str
     slots: int
     amount_usd: Decimal
-    denied: bool = False
-    account: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +133,7 @@ class Ledger:
         maxima = [to_nanos(cost) for _, cost in needs]
         fitting = self._fitting(maxima)
         if not fitting:
-            return self._refusal(maxima[0] if maxima else 0)
+            return Lease("", 0, Decimal(0))
         names, keys = self._names(), [key for key, _ in needs[:fitting]]
         self._count += 1
         self._at_work.add(actor)
@@ -161,8 +154,12 @@ class Ledger:
         By cap: `run`, and `month` where there is such a cap. Below zero: not even what is free.
         """
         self._roll()
-        best = {name.partition(":")[0]: self._best(name) for name in self._names()}
-        return {cap: to_usd(nanos) for cap, nanos in best.items() if nanos < _NO_CAP}
+        best = {}
+        for name in self._names():
+            if (room := self._room(name)) < _NO_CAP:
+                nanos = room + self._accounts.returnable(name, self._at_work)
+                best[name.partition(":")[0]] = to_usd(nanos)
+        return best
 
     def commit(self) -> None:
         """Make every proposed grant durable, then make sure that no newer owner exists.
@@ -188,19 +185,9 @@ class Ledger:
         cap = self._caps.get("month" if account.startswith("month:") else account)
         return _NO_CAP if cap is None else cap - self._accounts.used(account)
 
-    def _best(self, account: str) -> int:
-        return self._room(account) + self._accounts.returnable(account, self._at_work)
-
     def _fitting(self, maxima: Sequence[int]) -> int:
         room = min(map(self._room, self._names()))
         return sum(total <= room for total in accumulate(maxima))
-
-    def _refusal(self, need: int) -> Lease:
-        """Nothing fits: name the account that is shortest, and say whether waiting can help."""
-        for name in self._names():
-            if self._best(name) < need:
-                return Lease("", 0, Decimal(0), denied=True, account=name)
-        return Lease("", 0, Decimal(0), account=min(self._names(), key=self._room))
 
     def _roll(self) -> None:
         """When a UTC month begins, charge the leases that are open across the border to it too."""
@@ -223,7 +210,7 @@ class Ledger:
     def settle(self, lease: str, slot: int, cost_usd: Decimal) -> bool:
         """The request of this slot cost `cost_usd`. False when the slot was settled before.
 
-        Durable with the next `commit` or `flush`, in order. Raises `EscalationError` for a lease
+        Durable with the next `commit`, in order. Raises `EscalationError` for a lease
         that this ledger never granted.
         """
         cost = to_nanos(cost_usd)
@@ -237,11 +224,6 @@ class Ledger:
         """Give back slots under which no request was or ever will be sent."""
         for slot in slots:
             self.settle(lease, slot, Decimal(0))
-
-    def flush(self) -> None:
-        """Make settlements durable without waiting for the next grant."""
-        if self._log.unsynced:
-            self.commit()
 
     def close(self) -> None:
         """Write a final snapshot and let go. The claim stays: the next owner takes the next."""

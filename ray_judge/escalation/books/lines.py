@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def encode(number: int, synced: int, payload: Mapping[str, Any]) -> bytes:
-    """One line; `payload` must hold plain JSON values (money as strings, never floats)."""
+    """One line; `payload` must hold plain JSON values (money never as a float)."""
     text = json.dumps(payload, separators=(",", ":"), allow_nan=False)
     head = f"{VERSION} {number} {synced} "
     return f"{head}{_checksum(head, text)} {text}\n".encode()

@@ -6,8 +6,8 @@ open leases count as spent, and what it had not answered is asked by its success
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,15 +16,9 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray_judge.cluster import answer_promptly, our_error
 from ray_judge.config import RunConfig
 from ray_judge.errors import RayJudgeError
-from ray_judge.escalation.books.books import Books, Claim
-from ray_judge.escalation.books.journal import InVain
-from ray_judge.escalation.books.ledger import LeaseSlot
-from ray_judge.escalation.online.limiter import Feedback
-from ray_judge.escalation.online.permits import Need, Permit
+from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
 from ray_judge.escalation.processes import ProcessDied
-from ray_judge.escalation.questions import Question
-from ray_judge.records import Outcome
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
@@ -43,7 +37,8 @@ class AskerActor(AskerServer):
     def __init__(
         self, config: RunConfig, books: Books, governor: Any, key: Secret, in_flight: int
     ) -> None:
-        super().__init__(config, books, Governor(governor), key, in_flight)
+        port: Any = Remote("governor", governor)
+        super().__init__(config, books, port, key, in_flight)
         answer_promptly()
 
 
@@ -53,81 +48,37 @@ class RayProcesses:
     def __init__(self, config: RunConfig, books: Books, key: str) -> None:
         self._config, self._books, self._key = config, books, Secret(key)
 
-    async def governor(self) -> Governor:
+    async def governor(self) -> Any:
         actor: Any = GovernorActor
-        return Governor(actor.remote(self._config, self._books))
+        return Remote("governor", actor.remote(self._config, self._books))
 
-    async def asker(self, governor: Governor, in_flight: int) -> Asker:
-        kind: Any = AskerActor
-        actor = kind.remote(self._config, self._books, governor.actor, self._key, in_flight)
-        asker = Asker(actor)
+    async def asker(self, governor: Any, in_flight: int) -> Any:
+        actor: Any = AskerActor
+        arguments = self._config, self._books, governor.actor, self._key, in_flight
+        asker = Remote("asker", actor.remote(*arguments))
         await asker.open()
         return asker
 
 
-class _Remote:
-    """An actor whose death and whose errors arrive as ours."""
+class Remote:
+    """A server in an actor, called as if it were here; its errors and its death arrive as ours."""
 
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
+    def __init__(self, kind: str, actor: Any) -> None:
+        self.kind, self.actor = kind, actor
 
-    async def call(self, method: str, *args: Any) -> Any:
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        return partial(self._call, method)
+
+    async def _call(self, method: str, *args: Any) -> Any:
         try:
             value = await getattr(self.actor, method).remote(*args)
         except RayTaskError as error:
             raise our_error(error) from None
         except RayActorError:
-            raise ProcessDied(f"{type(self).__name__.lower()}'s process died") from None
+            raise ProcessDied(f"the {self.kind} died") from None
         if isinstance(value, RayJudgeError):
             raise value
         return value
 
     def kill(self) -> None:
         ray.kill(self.actor, no_restart=True)
-
-
-class Governor(_Remote):
-    """The governor's actor, as the courier and the askers call it."""
-
-    async def open(self) -> Claim:
-        claim: Claim = await self.call("open")
-        return claim
-
-    async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
-        permit: Permit = await self.call("acquire", actor, needs)
-        return permit
-
-    async def settle(
-        self,
-        actor: str,
-        items: Sequence[tuple[str, int, Decimal]],
-        released: Sequence[LeaseSlot],
-        feedback: Sequence[Feedback],
-    ) -> None:
-        await self.call("settle", actor, items, released, feedback)
-
-    async def pause(self, reason: str) -> None:
-        await self.call("pause", reason)
-
-    async def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = await self.call("state")
-        return state
-
-    async def close(self) -> None:
-        await self.call("close")
-
-
-class Asker(_Remote):
-    """An asker's actor, as the courier calls it."""
-
-    async def open(self) -> None:
-        await self.call("open")
-
-    async def ask(
-        self, questions: Sequence[Question], in_vain: Mapping[str, InVain]
-    ) -> dict[str, Outcome]:
-        outcomes: dict[str, Outcome] = await self.call("ask", questions, in_vain)
-        return outcomes
-
-    async def close(self) -> None:
-        await self.call("close")

@@ -7,7 +7,6 @@ Errors of ours come back as values, since a value crosses processes unharmed.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -22,7 +21,7 @@ from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.governor import Clock, Governor, WallClock
 from ray_judge.escalation.online.limiter import Feedback, Limiter
 from ray_judge.escalation.online.permits import GovernorPort, Need, Permit, Permits
-from ray_judge.escalation.processes import gravity, identity
+from ray_judge.escalation.processes import gravity, unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import Outcome
 
@@ -48,7 +47,7 @@ class GovernorServer:
         """Become the owner of the books."""
         strong = self._strong
         try:
-            ledger, claim = await asyncio.to_thread(self._books.claim, identity())
+            ledger, claim = await asyncio.to_thread(self._books.claim, unique_name())
             limiter = Limiter(
                 requests_per_minute=strong.requests_per_minute,
                 tokens_per_minute=strong.tokens_per_minute,
@@ -109,25 +108,21 @@ class AskerServer:
         self._governor = governor
         self._room = asyncio.Semaphore(in_flight)
         self._name = self.make_name()
-        self._journal: JournalWriter
         self._permits: Permits
         self._asker: Asker
-        self._client: Any
 
     async def open(self) -> RayJudgeError | None:
         """Begin this asker's log and open its client."""
         try:
-            self._journal = await asyncio.to_thread(self.make_writer)
+            journal = await asyncio.to_thread(self.make_writer)
         except RayJudgeError as error:
             return error
-        self._client = self.make_client()
         self._permits = self.make_permits()
-        self._asker = self.make_asker()
+        self._asker = self.make_asker(self.make_client(), journal)
         return None
 
     def make_name(self) -> str:
-        """A name that tells whether this process has ended (`processes.is_dead`)."""
-        return f"{secrets.token_hex(4)}@{identity()}"
+        return unique_name()
 
     def make_writer(self) -> JournalWriter:
         return self._books.writer(self._name)
@@ -138,8 +133,8 @@ class AskerServer:
     def make_permits(self) -> Permits:
         return Permits(self._name, self._governor)
 
-    def make_asker(self) -> Asker:
-        return Asker(QuestionMaker(self._config), self._client, self._permits, self._journal)
+    def make_asker(self, client: Any, journal: JournalWriter) -> Asker:
+        return Asker(QuestionMaker(self._config), client, self._permits, journal)
 
     async def ask(
         self, questions: Sequence[Question], in_vain: Mapping[str, InVain]
@@ -176,12 +171,6 @@ class AskerServer:
                 await self._permits.pause(f"an asker failed: {type(error).__name__}: {error}")
                 raise
 
-    async def close(self) -> RayJudgeError | None:
-        """Mark this asker's log as ended."""
-        try:
-            await asyncio.to_thread(self._journal.close)
-        except RayJudgeError as error:
-            return error
-        finally:
-            await self._client.close()
-        return None
+    async def close(self) -> None:
+        """Mark this asker's log as ended and close its connections."""
+        await self._asker.close()
