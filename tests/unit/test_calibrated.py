@@ -436,9 +436,9 @@ def test_tokens_are_counted_per_question(tmp_path: Path) -> None:
     table = pa.table({"i": ["", "x" * 400, None, "x" * 800], "a": ["y"] * 4, "b": ["z"] * 4})
     pq.write_table(table, path)
     swapped = config(tmp_path, strong__swap=True)
-    both = count_chunk(swapped, columns, Chunk("c", path, 1, 2))
+    both = count_chunk(swapped, columns, Chunk("c", path, "s", 1, 2))
     assert both["row"].to_list() == [1, 1] and both["key"].n_unique() == 2
-    longer = count_chunk(config(tmp_path), columns, Chunk("c", path, 3, 1))
+    longer = count_chunk(config(tmp_path), columns, Chunk("c", path, "s", 3, 1))
     assert longer["input_tokens"][0] - both["input_tokens"][0] == 100
 
 
