@@ -49,10 +49,9 @@ def summarise(
     """Give the summary's document and the frame of counted columns that it was made from."""
     label, by = plan.columns.label, config.route.audit_by
     abstains = config.strong.abstain_below is not None
-    more = ("strong_prob",) if abstains else ()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         names = [shard.name for shard in plan.shards]
-        rows = pl.concat(pool.map(lambda name: read_scored(run, name, label, by, more), names))
+        rows = pl.concat(pool.map(lambda name: read_scored(run, name, label, by), names))
     document: dict[str, Any] = {
         "layout": 1,
         "digest": config.digest(),
@@ -74,11 +73,7 @@ def summarise(
     }
     document |= describe_audit(config, rows, calibration)
     if abstains:
-        unknown = pl.col("strong_verdict").is_not_null() & pl.col("strong_prob").is_null()
-        document["review"] = {
-            "rows": rows.filter(outcome=Outcome.ABSTAINED.value).height,
-            "without_probabilities": rows.filter(unknown).height,
-        }
+        document["review"] = {"rows": rows.filter(outcome=Outcome.ABSTAINED.value).height}
     document["drift"] = measure_drift(config, plan, run, rows, calibration)
     if label:
         document["label_accuracy"] = {
