@@ -23,17 +23,11 @@ from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.escalation.questions import price_of_strong
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.pipeline import score
-from ray_judge.routing.cost import (
-    Correction,
-    correction,
-    count_rows,
-    output_tokens,
-    row_costs,
-)
+from ray_judge.routing.cost import Correction, correction, count_chunk, output_tokens, row_costs
 from ray_judge.routing.policies import accepted, fraction_count, route
 from ray_judge.routing.tiers import judged_frame
 from ray_judge.run.directory import RunDirectory
-from ray_judge.run.plan import plan_input, read_rows
+from ray_judge.run.plan import plan_input
 
 SAMPLE = 500
 MODES = ("online", "flex", "batch")
@@ -86,12 +80,8 @@ def _sampled(config: RunConfig, part: RunConfig) -> tuple[pl.DataFrame, Correcti
     run = RunDirectory(part.output)
     made = run.plan()
     assert made is not None  # it was scored just now
-    chunks, columns = list(made.chunks()), made.columns
-    parts = []
-    for chunk in chunks:
-        table = read_rows(chunk.shard, chunk.start, chunk.rows, columns.needed())
-        parts.append(pl.from_arrow(count_rows(config, columns, table, chunk.name, chunk.start)))
-    counted = pl.concat(pl.DataFrame(part) for part in parts)
+    chunks = list(made.chunks())
+    counted = pl.concat(count_chunk(config, made.columns, chunk) for chunk in chunks)
     rows = pl.concat([judged_frame(run, len(config.tiers()), chunk.name) for chunk in chunks])
     for mode in MODES:
         costs = row_costs(config, counted, mode).rename({"cost_nano_usd": mode})

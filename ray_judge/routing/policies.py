@@ -20,10 +20,8 @@ from ray_judge.calibration.bounds import Floats
 from ray_judge.calibration.document import Tier
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
-from ray_judge.records import Route
+from ray_judge.records import SURENESS, Route
 
-SURENESS = ["judge_confidence", "row_key"]
-"""Least sure first; rows without a local verdict before all others; ties by row key."""
 Flags = npt.NDArray[np.bool_]
 
 
@@ -142,16 +140,6 @@ def _greedy(order: npt.NDArray[np.uint32], cost: npt.NDArray[np.int64], left: in
         left -= int(sums[count - 1])
         order = order[count:]
     return taken
-
-
-def in_asking_order(routed: pl.DataFrame) -> pl.DataFrame:
-    """Keep the rows that are asked, the least sure first: a cap that binds drops the surest.
-
-    Audited rows come before all others: were they dropped where they are surest, what is left
-    would no longer be a random sample.
-    """
-    asked = routed.filter(pl.col("route") != Route.ACCEPT.value)
-    return asked.sort(pl.col("route") != Route.AUDIT.value, *SURENESS, nulls_last=False)
 
 
 def _threshold(policy: RouteConfig, tier: Tier | None) -> float:

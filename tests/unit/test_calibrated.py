@@ -30,9 +30,9 @@ from ray_judge.commands.calibrate import as_text, judge_runs
 from ray_judge.commands.plan import PolicyTable
 from ray_judge.config import RouteConfig, RunConfig, parse
 from ray_judge.errors import ConfigError, InputError, RunChangedError
-from ray_judge.records import Answer, Outcome, Shard, Usage
+from ray_judge.records import Answer, Chunk, Outcome, Shard, Usage
 from ray_judge.report.drift import measure_drift
-from ray_judge.routing.cost import corrected, count_rows, expected_nano_usd, output_tokens
+from ray_judge.routing.cost import corrected, count_chunk, expected_nano_usd, output_tokens
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
@@ -432,13 +432,14 @@ def test_a_sample_is_those_rows(tmp_path: Path) -> None:
 
 def test_tokens_are_counted_per_question(tmp_path: Path) -> None:
     columns = Columns({"instruction": "i", "response_a": "a", "response_b": "b"})
-    table = pa.table({"i": ["x" * 400, None], "a": ["y"] * 2, "b": ["z"] * 2})
-    both = pl.from_arrow(count_rows(config(tmp_path, strong__swap=True), columns, table, "c", 5))
-    assert isinstance(both, pl.DataFrame) and both["row"].to_list() == [5, 5]
-    longer = pa.table({"i": ["x" * 800], "a": ["y"], "b": ["z"]})
-    again = pl.from_arrow(count_rows(config(tmp_path), columns, longer, "c", 5))
-    assert isinstance(again, pl.DataFrame)
-    assert again["input_tokens"][0] - both["input_tokens"][0] == 100
+    path = str(tmp_path / "s.parquet")
+    table = pa.table({"i": ["", "x" * 400, None, "x" * 800], "a": ["y"] * 4, "b": ["z"] * 4})
+    pq.write_table(table, path)
+    swapped = config(tmp_path, strong__swap=True)
+    both = count_chunk(swapped, columns, Chunk("c", path, "s", 1, 2))
+    assert both["row"].to_list() == [1, 1] and both["key"].n_unique() == 2
+    longer = count_chunk(config(tmp_path), columns, Chunk("c", path, "s", 3, 1))
+    assert longer["input_tokens"][0] - both["input_tokens"][0] == 100
 
 
 def test_costs_are_those_of_the_price_table(tmp_path: Path) -> None:

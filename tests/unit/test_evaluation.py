@@ -115,8 +115,8 @@ def finished_run(folder: Path, *rows: int) -> RunDirectory:
     run.begin(config, plan)
     judged = judged_schema("pairwise", PAIRWISE_ALTERNATIVES)
     for chunk in plan.chunks():
-        entries = [{"row": n, "row_key": f"{chunk.name}#{n}", "judge_orders_agree": n % 4 > 0}
-                   for n in range(chunk.rows)]  # fmt: skip
+        entries = [{"row": n, "row_key": f"{chunk.name}#{n}", "judge_orders_agree": n % 4 > 0,
+                    "has_text": True} for n in range(chunk.rows)]  # fmt: skip
         run.commit_judged(0, chunk.name, pa.Table.from_pylist(entries, schema=judged))
     for shard in shards:
         labels = pa.array(["AB"[n % 2] for n in range(shard.rows)], pa.string())

@@ -20,10 +20,10 @@ from ray_judge.calibration.drift import reference
 from ray_judge.calibration.selection import Selection, select_in_turn
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
+from ray_judge.escalation.source import in_asking_order
 from ray_judge.routing.policies import (
     expected_gain,
     fraction_count,
-    in_asking_order,
     needs_every_row,
     route,
 )
