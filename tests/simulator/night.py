@@ -304,6 +304,7 @@ class Night:
                 per_unit=self.plan.unit,
                 askers=self.plan.askers,
             )
+            courier.poll_s = 2.0  # a night waits a lot
         session: Session = self.parts.session(
             books,
             courier,
