@@ -205,6 +205,24 @@ class ForgetsSettled(ChangedBooks):
         accounts.settled.clear()
 
 
+class ProvenInTheOldMonth(ChangedBooks):
+    """What the journal proves at a recovery is charged to the month of its lease only."""
+
+    def change(self, accounts: Any) -> None:
+        for (lease, slot), cost in self.journal().paid(accounts.leases).items():
+            accounts.settle(lease, slot, to_nanos(cost))
+
+
+class LooksTooLate(ChangedBooks):
+    """What was lost just before midnight is in no sum of the new month when nobody looks then."""
+
+    def change(self, accounts: Any) -> None:
+        now = self._clock()
+        for opened in accounts.leases.values():
+            if opened.lost_at is not None and opened.lost_at < now - 3600.0:
+                opened.lost_at = 0.0
+
+
 class ReadsBeforeItClaims(SimBooks):
     """Reads what older owners granted, and claims the books after that."""
 
@@ -468,6 +486,8 @@ VARIANTS: Mapping[str, Parts] = {
     "recovery forgets open leases": Parts(books=ForgetsOpenLeases),
     "recovery forgets what was settled": Parts(books=ForgetsSettled),
     "late bills of a lost lease": Parts(ledger=ForgetsLateBills),
+    "proven in the old month": Parts(books=ProvenInTheOldMonth),
+    "late bills, looked at too late": Parts(books=LooksTooLate),
     "pending batches are lost": Parts(books=BatchesAreLost),
     "logs of living writers are folded": Parts(books=FoldsLivingLogs),
     "a successor asks at once": Parts(session=AsksAtOnce),
