@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_judge.errors import AlreadyExists
-from ray_judge.storage.local import AppendLog, BufferedLog, Missing
+from ray_judge.storage.local import AppendLog, Missing
 
 
 class MemoryStorage:
@@ -26,8 +26,7 @@ class MemoryStorage:
         files: dict[str, bytes] | None = None,
         before: Callable[[str, str], object] = lambda operation, path: None,
     ) -> None:
-        self.files = {} if files is None else files
-        self.before = before
+        self.files, self.before = files or {}, before
 
     def read(self, path: str) -> bytes:
         self.before("read", path)
@@ -63,15 +62,14 @@ class MemoryStorage:
 
     @contextmanager
     def write_stream(self, path: str) -> Iterator[io.BytesIO]:
-        file = io.BytesIO()
-        yield file
+        yield (file := io.BytesIO())
         self.write(path, file.getvalue())
 
     def open_input(self, path: str) -> Any:
         return pa.BufferReader(self.read(path))
 
 
-class _Log(BufferedLog):
+class _Log(AppendLog):
     def __init__(self, storage: MemoryStorage, path: str) -> None:
         super().__init__(path)
         self._storage = storage
@@ -80,6 +78,3 @@ class _Log(BufferedLog):
         self._storage.before("sync", self.path)
         if self.path in self._storage.files:  # else it was removed: nobody will ever read it
             self._storage.files[self.path] += data
-
-    def close(self) -> None:
-        self.sync()
