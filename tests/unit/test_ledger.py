@@ -72,7 +72,7 @@ def total(ledger: Ledger) -> D:
 def test_the_longest_prefix_that_fits() -> None:
     ledger = opened(MemoryStorage())
     lease = grant(ledger, "0.4", "0.4", "0.4", "0.1")
-    assert (lease.slots, lease.amount_usd, ledger.open_usd) == (2, D("0.8"), D("0.8"))
+    assert (lease.slots, ledger.open_usd) == (2, D("0.8"))
     assert ledger.held("a") == [HeldSlot(lease.id, n, f"key{n}", D("0.4")) for n in (0, 1)]
 
 
@@ -109,7 +109,7 @@ def test_an_unknown_lease_is_an_error() -> None:
 
 @pytest.mark.parametrize("amount", [D("NaN"), D("-0.01"), D("Infinity"), D("sNaN"), 1.0, None])
 def test_what_is_no_amount_of_money_is_refused(amount: Any) -> None:
-    with pytest.raises(ConfigError, match="cap_usd must be a finite Decimal"):
+    with pytest.raises(ConfigError, match="money"):
         Books(MemoryStorage(), shared=False, run="run", cap_usd=amount)
     ledger = opened(MemoryStorage())
     lease = grant(ledger, "0.1")
