@@ -44,13 +44,16 @@ Report = Callable[[Mapping[str, Any]], None]
 
 
 class QuestionSource(Protocol):
-    """Where questions come from. Both methods may block, and are called in a thread."""
+    """Where questions come from. `take` and `stop` may block, and are called in a thread."""
 
     def take(self) -> list[Question] | None:
         """The next questions, the first to be asked first.
 
         Empty: none now. None: no more will come. Raises RayJudgeError.
         """
+
+    def check(self) -> None:
+        """Raise the error that ended the source, as soon as it is known."""
 
     def stop(self) -> None:
         """Make no more."""
@@ -191,6 +194,7 @@ class Session:
                     ) from None
                 self._report({"waits": error.message})
                 await self._clock.sleep(LOCKED_POLL_S)
+                self._source.check()
             else:
                 return
 

@@ -37,22 +37,29 @@ class RoutedQuestions:
         whole: bool,
     ) -> None:
         self._routed, self._chunks, self._maker, self._whole = routed, chunks, maker, whole
-        self._frames: queue.SimpleQueue[pl.DataFrame | RayJudgeError | None] = queue.SimpleQueue()
+        self._frames: queue.SimpleQueue[pl.DataFrame | None] = queue.SimpleQueue()
         self._arrived: list[pl.DataFrame] = []
         self._lots: list[tuple[str, list[int]]] = []
         self._made: list[pl.DataFrame] = []
+        self._failure: RayJudgeError | None = None
         self._over = self._stopping = False
         self._thread = threading.Thread(target=self._read, name="routed-rows", daemon=True)
         self._thread.start()
 
     def take(self) -> list[Question] | None:
         """See `QuestionSource.take`."""
+        self.check()
         self._receive()
         if self._whole:
             return self._take_whole()
         if self._lots:
             return self._make(*self._lots.pop(0))
         return None if self._over else []
+
+    def check(self) -> None:
+        """Raise the error that ended phase A, as soon as it is known."""
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self) -> None:
         """Take no more frames, and return when their maker has come to rest."""
@@ -92,8 +99,6 @@ class RoutedQuestions:
                 item = self._frames.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(item, RayJudgeError):
-                raise item
             if item is None:
                 self._over = True
             elif self._whole:
@@ -115,9 +120,9 @@ class RoutedQuestions:
                     break
                 self._frames.put(frame)
         except RayJudgeError as error:
-            self._frames.put(error)
+            self._failure = error
         except Exception as error:  # a thread has nobody to raise to
-            self._frames.put(RayJudgeError(f"routing failed: {type(error).__name__}: {error}"))
+            self._failure = RayJudgeError(f"routing failed: {type(error).__name__}: {error}")
         else:
             self._frames.put(None)
 

@@ -106,6 +106,9 @@ class SimSource:
             return []
         return list(self._lots.pop(0)[1])
 
+    def check(self) -> None:
+        """Nothing fails here."""
+
     def stop(self) -> None:
         """Nothing goes on behind it."""
 
@@ -304,6 +307,7 @@ class Night:
                 per_unit=self.plan.unit,
                 askers=self.plan.askers,
             )
+            courier.poll_s = 2.0  # a night waits a lot
         session: Session = self.parts.session(
             books,
             courier,

@@ -97,6 +97,7 @@ class Oracle:
                 maxima = [int(nanos) * 10_000 for nanos in record["max"]]
                 grant = _Grant(record["actor"], record.get("keys", []), maxima)
                 self._granted[record["lease"]] = grant
+                self._check_ledgers()
             elif record["t"] == "answer":
                 self._journaled.add((record["lease"], record["slot"]))
 
@@ -231,7 +232,11 @@ class Oracle:
                 self.fail(f"settled before it was in the journal: {(lease, slot)}")
 
     def step(self) -> None:
-        """After every step: nobody's own accounts are over the cap."""
+        """Nobody's own accounts are over the cap: looked at now and then, and at every grant."""
+        if self._loop.steps % 16 == 0:
+            self._check_ledgers()
+
+    def _check_ledgers(self) -> None:
         for process, ledger in self.ledgers:
             used = ledger._accounts.used(f"run:{process.run}")
             if used * 10_000 > self._cap:

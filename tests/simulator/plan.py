@@ -144,7 +144,7 @@ def draw(rng: random.Random) -> Plan:
             "batch": config.strong.batch.model_copy(
                 update={
                     "max_requests": rng.choice((2, 5, 50)),
-                    "wait_s": rng.choice((0.0, 300.0, 86_400.0)),
+                    "wait_s": rng.choice((0.0, 300.0, 5_000.0)),
                     "enqueued_tokens": rng.choice((None, None, 2_000)),
                 }
             ),

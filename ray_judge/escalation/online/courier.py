@@ -61,6 +61,8 @@ class Processes(Protocol):
 class OnlineCourier:
     """Asks the questions of a session, units of them at a time."""
 
+    poll_s = POLL_S
+
     def __init__(
         self,
         processes: Processes,
@@ -163,14 +165,14 @@ class OnlineCourier:
                 await self._fail(error)
         if self._running:
             done, _ = await asyncio.wait(
-                self._running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED
+                self._running, timeout=self.poll_s, return_when=asyncio.FIRST_COMPLETED
             )
             await self._collect(session, done)
             return True
         if self._failure is not None:
             return False
         if not session.waiting and (more or await session.recheck()):
-            await self._clock.sleep(POLL_S)
+            await self._clock.sleep(self.poll_s)
             return True
         return bool(session.waiting)
 
