@@ -225,6 +225,9 @@ class Questions:
     def take(self) -> list[Question] | None:
         return self._lots.pop() if self._lots else None
 
+    def check(self) -> None:
+        """Nothing has failed."""
+
     def stop(self) -> None:
         """No thread is at work."""
 

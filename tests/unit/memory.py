@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_judge.errors import AlreadyExists
-from ray_judge.storage.local import AppendLog, BufferedLog, Missing
+from ray_judge.storage.local import AppendLog, Missing
 
 
 class MemoryStorage:
@@ -71,7 +71,7 @@ class MemoryStorage:
         return pa.BufferReader(self.read(path))
 
 
-class _Log(BufferedLog):
+class _Log(AppendLog):
     def __init__(self, storage: MemoryStorage, path: str) -> None:
         super().__init__(path)
         self._storage = storage
@@ -80,6 +80,3 @@ class _Log(BufferedLog):
         self._storage.before("sync", self.path)
         if self.path in self._storage.files:  # else it was removed: nobody will ever read it
             self._storage.files[self.path] += data
-
-    def close(self) -> None:
-        self.sync()
