@@ -37,7 +37,7 @@ def main() -> int:
         folder = Path(name)
         bare = sorted(one_sync(folder / "bare") for _ in range(50))[25]
         taken = asyncio.run(put_all(folder, options.seconds))
-        kept = len(load_journal(open_storage(str(folder))).rows)
+        kept = load_journal(open_storage(str(folder))).frame.height
     assert kept == len(taken), "an answer is missing"
     taken.sort()
     middle, late, worst = (taken[int(share * (len(taken) - 1))] for share in (0.5, 0.99, 1))

@@ -12,6 +12,7 @@ from typing import Any
 from ray_judge import __version__
 from ray_judge.errors import ConfigError, InputError, RayJudgeError
 
+Command = Callable[[argparse.Namespace], int]
 EXIT_CODES = """exit codes:
   0  done
   1  failure
@@ -25,7 +26,7 @@ EXIT_CODES = """exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
+    command: Command = options.command
     try:
         return command(options)
     except RayJudgeError as error:
@@ -49,90 +50,67 @@ def parser() -> argparse.ArgumentParser:
     _add_runs(commands)
     _add_results(commands)
     _add_judges(commands)
+    _add_demo(commands)
     return top
 
 
-def _add_runs(commands: Any) -> None:
-    """Commands that take a RUN.yaml."""
-    score = commands.add_parser("score", help="run the cascade, or continue it")
-    score.add_argument("config", metavar="RUN.yaml")
-    score.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    score.add_argument("--quiet", action="store_true", help="no progress")
-    score.set_defaults(command=_score)
+def _add(commands: Any, name: str, command: Command, said: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(name, help=said)
+    made.set_defaults(command=command)
+    return made
 
-    plan = commands.add_parser("plan", help="what a run will cost and be worth; spends nothing")
-    plan.add_argument("config", metavar="RUN.yaml")
-    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+
+def _add_runs(commands: Any) -> None:
+    score = _add(commands, "score", _score, "run the cascade, or continue it")
+    plan = _add(commands, "plan", _plan, "what a run will cost and be worth; spends nothing")
+    said = "learn how far the local judge can be trusted"
+    calibrate = _add(commands, "calibrate", _calibrate, said)
+    for command in (score, plan, calibrate):
+        command.add_argument("config", metavar="RUN.yaml")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+        command.add_argument("--quiet", action="store_true", help="no progress")
     plan.add_argument("--sample", type=_count, default=500, metavar="N", help="rows to judge (500)")
     plan.add_argument("--json", action="store_true", help="for programs")
-    plan.add_argument("--quiet", action="store_true", help="no progress")
-    plan.set_defaults(command=_plan)
-
-    calibrate = commands.add_parser(
-        "calibrate", help="learn how far the local judge can be trusted"
-    )
-    calibrate.add_argument("config", metavar="RUN.yaml")
-    calibrate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    calibrate.add_argument("--labels", metavar="COLUMN", help="the input column with the truth")
-    calibrate.add_argument("--against", choices=["strong"], help="buy the strong judge's verdicts")
-    calibrate.add_argument("--sample", type=_count, metavar="N", help="rows at most")
-    calibrate.add_argument(
-        "--alpha", type=float, help="agreement is to be at least 1 - alpha (0.1)"
-    )
-    calibrate.add_argument("--delta", type=float, help="with probability 1 - delta (0.1)")
-    calibrate.add_argument(
-        "--to", metavar="FILE", help="default: route.calibration, else the output"
-    )
-    calibrate.add_argument("--quiet", action="store_true", help="no progress")
-    calibrate.set_defaults(command=_calibrate)
+    add = calibrate.add_argument
+    add("--labels", metavar="COLUMN", help="the input column with the truth")
+    add("--against", choices=["strong"], help="buy the strong judge's verdicts")
+    add("--sample", type=_count, metavar="N", help="rows at most")
+    add("--alpha", type=float, help="agreement is to be at least 1 - alpha (0.1)")
+    add("--delta", type=float, help="with probability 1 - delta (0.1)")
+    add("--to", metavar="FILE", help="default: route.calibration, else the output")
 
 
 def _add_results(commands: Any) -> None:
-    """Commands that look at a run directory."""
-    status = commands.add_parser("status", help="how far a run is, and what it has spent")
-    status.add_argument("output")
-    status.set_defaults(command=_status)
-
-    report = commands.add_parser("report", help="print the summary of a finished run")
-    report.add_argument("output")
-    report.add_argument(
-        "--labels",
-        nargs="?",
-        const="",
-        metavar="COLUMN",
-        help="evaluate against labels (default: the run's own label column)",
-    )
-    report.set_defaults(command=_report)
+    status = _add(commands, "status", _status, "how far a run is, and what it has spent")
+    report = _add(commands, "report", _report, "print the summary of a finished run")
+    for command in (status, report):
+        command.add_argument("output")
+    said = "evaluate against labels (default: the run's own label column)"
+    report.add_argument("--labels", nargs="?", const="", metavar="COLUMN", help=said)
 
 
 def _add_judges(commands: Any) -> None:
-    """The judges' prompts, and the demo."""
     judges = commands.add_parser("judges", help="the judges' own prompts: list, pull, check")
     actions = judges.add_subparsers(required=True, metavar="list|pull|check")
-    actions.add_parser("list", help="what there is, and what is cached").set_defaults(
-        command=_judges_list
-    )
-    pull = actions.add_parser("pull", help="get the prompts from where they are pinned")
+    _add(actions, "list", _judges_list, "what there is, and what is cached")
+    pull = _add(actions, "pull", _judges_pull, "get the prompts from where they are pinned")
     pull.add_argument(
         "--from", dest="source", metavar="PATH", help="a file or folder that has them"
     )
     pull.add_argument("names", nargs="*", metavar="NAME", help="such as judgelm (all unless given)")
-    pull.set_defaults(command=_judges_pull)
-    check = actions.add_parser(
-        "check", help="verify the cached prompts; exit 1 unless all are right"
-    )
-    check.add_argument("names", nargs="*", metavar="NAME")
-    check.set_defaults(command=_judges_check)
+    said = "verify the cached prompts; exit 1 unless all are right"
+    _add(actions, "check", _judges_check, said).add_argument("names", nargs="*", metavar="NAME")
 
-    demo = commands.add_parser("demo", help="a real cascade on this machine, in minutes")
-    demo.add_argument("--output", default="demo-run")
-    demo.add_argument("--pairs", type=int, default=6000)
-    demo.add_argument("--seed", type=int, default=2026)
-    demo.add_argument("--fraction", default="0.45")
-    demo.add_argument("--base-url", help="a real strong judge (its key in OPENAI_API_KEY)")
-    demo.add_argument("--model", default="gpt-4.1")
-    demo.add_argument("--cap", default="5", help="dollars at most")
-    demo.set_defaults(command=_demo)
+
+def _add_demo(commands: Any) -> None:
+    add = _add(commands, "demo", _demo, "a real cascade on this machine, in minutes").add_argument
+    add("--output", default="demo-run")
+    add("--pairs", type=int, default=6000)
+    add("--seed", type=int, default=2026)
+    add("--fraction", default="0.45")
+    add("--base-url", help="a real strong judge (its key in OPENAI_API_KEY)")
+    add("--model", default="gpt-4.1")
+    add("--cap", default="5", help="dollars at most")
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -194,9 +172,9 @@ def _report(options: argparse.Namespace) -> int:
 
     run = RunDirectory(options.output)
     if options.labels is not None:
-        from ray_judge.commands.evaluate import as_text, evaluate_run
+        from ray_judge.commands.evaluate import as_text, evaluate
 
-        print(as_text(evaluate_run(options.output, options.labels or None)))
+        print(as_text(evaluate(options.output, options.labels or None)))
         print(f"{run.uri}/report.html", file=sys.stderr)
         return 0
     summary = run.summary()

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from ray.exceptions import RayError, RayTaskError
 from ray_judge.errors import RayJudgeError
 
 IN_FLIGHT = 32
-_OURS: ContextVar[bool] = ContextVar("ours", default=False)
 
 
 @contextmanager
@@ -34,17 +32,9 @@ def connected() -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     _connect(os.environ.get("RAY_ADDRESS") or None)
     try:
-        session = ray.get_runtime_context().get_session_name()
-        _OURS.set(session.endswith(f"_{os.getpid()}"))  # whoever starts Ray is in its name
         yield
     finally:
-        _OURS.set(False)
         ray.shutdown()
-
-
-def alone() -> bool:
-    """Whether `connected` started the Ray that it works on: there is no other run on it."""
-    return _OURS.get()
 
 
 def _connect(address: str | None) -> None:

@@ -26,18 +26,27 @@ Asked = Sequence[tuple[str, bool]]
 
 
 def merge(
-    config: RunConfig, plan: Plan, run: RunDirectory, routed: pl.DataFrame, paid: Paid
+    config: RunConfig,
+    plan: Plan,
+    run: RunDirectory,
+    routed: pl.DataFrame,
+    asked: pl.DataFrame,
+    paid: Paid,
 ) -> None:
-    """Write every scored shard that is not there yet, or is outdated."""
+    """Write every scored shard that is not there yet, or is outdated.
+
+    `asked`: `chunk`, `row`, `question_keys` of the rows that were asked.
+    """
     done = run.scored()
-    chunks = with_payers(routed).partition_by("chunk", as_dict=True)
+    whole = with_payers(routed.join(asked, on=["chunk", "row"], how="left"))
+    chunks = whole.partition_by("chunk", as_dict=True)
 
     def calls() -> Iterator[tuple[Any, ...]]:
         for number, shard in enumerate(plan.shards):
             if shard.name in done:
                 continue
             here = [chunks[chunk.name,] for chunk in plan.chunks_of(number)]
-            rows = pl.concat(here) if here else pl.DataFrame(schema=routed.schema)
+            rows = pl.concat(here) if here else whole.clear()
             keys = rows["question_keys"].explode().unique()
             answers = {key: paid[key] for key in keys if key in paid}
             yield config, plan, run, number, rows.to_arrow(), answers

@@ -62,7 +62,7 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
             with timed("escalate", seconds):
                 answers = escalate(config, plan, routed, lambda state: watch("escalate", state))
             with timed("merge", seconds):
-                merge(config, plan, run, routed.frame(), answers.paid())
+                merge(config, plan, run, routed.frame(), answers.asked, answers.paid())
                 if config.strong.abstain_below is not None:
                     write_review(run, plan, config.task)
             summary, rows = summarise(

@@ -20,6 +20,8 @@ Verdict = str | float
 
 PAIRWISE_ALTERNATIVES = ("A", "B", "tie")
 MONEY = pa.decimal128(18, 9)
+SURENESS = ["judge_confidence", "row_key"]
+"""Least sure first; rows without a local verdict before all others; ties by row key."""
 
 
 class Route(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -71,34 +71,22 @@ def _abstained(
     ):
         begin = 0
         for group in range(file.num_row_groups):
-            outcomes = file.read_row_group(group, columns=["outcome"]).column(0)
-            chosen = [n for n, o in enumerate(outcomes.to_pylist()) if o == Outcome.ABSTAINED]
+            outcomes = file.read_row_group(group, columns=["outcome"]).column(0).to_pylist()
+            chosen = [n for n, outcome in enumerate(outcomes) if outcome == Outcome.ABSTAINED]
             if chosen:
                 rows = file.read_row_group(group, columns=wanted)
-                yield _laid(rows, chosen, shard.name, begin, columns, schema)
+                places = range(begin, begin + len(rows))
+                examples = read_examples(rows, columns)
+                keys = row_keys(rows, columns, shard.name, places)
+                made: dict[str, Any] = {
+                    "shard": [shard.name] * len(chosen),
+                    "row": [places[n] for n in chosen],
+                    "row_key": [keys[n] for n in chosen],
+                    **{role: [_text(examples[n], role) for n in chosen] for role in columns.text},
+                    **{name: rows[name].take(chosen) for name in VERDICTS},
+                }
+                yield pa.table(made, schema=schema)
             begin += len(outcomes)
-
-
-def _laid(
-    rows: pa.Table,
-    chosen: Sequence[int],
-    shard: str,
-    begin: int,
-    columns: Columns,
-    schema: pa.Schema,
-) -> pa.Table:
-    """Lay the chosen rows of a row group, whose first row is the shard's row `begin`."""
-    keys = row_keys(rows, columns, shard, range(begin, begin + len(rows)))
-    examples = read_examples(rows, columns)
-    verdicts = rows.select(VERDICTS).take(chosen)
-    made: dict[str, Any] = {
-        "shard": [shard] * len(chosen),
-        "row": [begin + n for n in chosen],
-        "row_key": [keys[n] for n in chosen],
-        **{role: [_text(examples[n], role) for n in chosen] for role in columns.text},
-        **{name: verdicts.column(name) for name in VERDICTS},
-    }
-    return pa.table({field.name: made[field.name] for field in schema}, schema=schema)
 
 
 def _text(example: Example | str, role: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,10 @@ from ray_judge.calibration.document import Calibration
 from ray_judge.errors import PromiseBroken
 from ray_judge.records import Outcome, Route
 
-LEVEL = 0.95
 TENTHS = 10
 
 
-def drawn(row_keys: pl.Series, seed: str, rate: float) -> pl.Series:
+def draw_rows(row_keys: pl.Series, seed: str, rate: float) -> pl.Series:
     """Say which rows are drawn: each with probability `rate` (2⁻⁶⁴ apart), independently."""
     below = int(rate * 2**64)
     start = hashlib.blake2b(seed.encode(), digest_size=8)
@@ -39,24 +38,23 @@ def drawn(row_keys: pl.Series, seed: str, rate: float) -> pl.Series:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How many audited rows agree with the strong judge; exact 95 % interval."""
+    """How many of `n` rows agree with the strong judge; exact 95 % interval.
+
+    `agreement` is their share, and None where nothing was audited.
+    """
 
     group: str
     n: int
     agreed: int
+    agreement: float | None
     low: float
     high: float
 
-    @property
-    def agreement(self) -> float | None:
-        """Share that agrees; None where nothing was audited."""
-        return self.agreed / self.n if self.n else None
 
-
-def agreement(rows: pl.DataFrame, group: str = "all") -> Agreement:
+def count_agreement(rows: pl.DataFrame, group: str = "all") -> Agreement:
     """Count agreement among rows with `judge_verdict` and `strong_verdict`."""
-    agreed = int((rows["judge_verdict"] == rows["strong_verdict"]).sum())
-    return Agreement(group, rows.height, agreed, *interval(agreed, rows.height, LEVEL))
+    n, agreed = rows.height, int((rows["judge_verdict"] == rows["strong_verdict"]).sum())
+    return Agreement(group, n, agreed, agreed / n if n else None, *interval(agreed, n))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +68,12 @@ class Audit:
     by_confidence: tuple[Agreement, ...]
     by_column: tuple[Agreement, ...]
     unanswered: int
-    abstained: int = 0
+    abstained: int
 
     def document(self) -> dict[str, Any]:
-        """For summary.json; fractions in [0, 1]."""
-        return {
-            **_entry(self.overall),
-            "unanswered": self.unanswered,
-            "by_confidence": [{"group": a.group, **_entry(a)} for a in self.by_confidence],
-            "by_column": [{"group": a.group, **_entry(a)} for a in self.by_column],
-        }
+        """Give it for summary.json; fractions in [0, 1]."""
+        found = asdict(self)
+        return {**found.pop("overall"), **found}
 
 
 def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
@@ -95,18 +89,18 @@ def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
     audited = rows.filter(pl.col("route") == Route.AUDIT.value)
     answered = pl.col("outcome").is_in([Outcome.RESOLVED.value, Outcome.ABSTAINED.value])
     known = audited.filter(answered & pl.col("judge_verdict").is_not_null())
-    values = sorted(known[by].cast(pl.String).fill_null("(null)").unique()) if by else []
+    by_column = []
+    if by:
+        named = known.with_columns(pl.col(by).cast(pl.String).fill_null("(null)"))
+        groups = named.sort(by).group_by(by, maintain_order=True)
+        by_column = [count_agreement(part, str(value)) for (value,), part in groups]
     return Audit(
-        agreement(known),
+        count_agreement(known),
         tuple(_by_confidence(known)),
-        tuple(
-            agreement(known.filter(pl.col(by or "").cast(pl.String).fill_null("(null)") == value),
-                      value)
-            for value in values
-        ),
+        tuple(by_column),
         audited.height - known.height,
         known.filter(outcome=Outcome.ABSTAINED.value).height,
-    )  # fmt: skip
+    )
 
 
 def _by_confidence(known: pl.DataFrame) -> Sequence[Agreement]:
@@ -115,16 +109,16 @@ def _by_confidence(known: pl.DataFrame) -> Sequence[Agreement]:
         return []
     confidence = known["judge_confidence"].to_numpy()
     edges = np.unique(np.quantile(confidence, np.arange(1, TENTHS) / TENTHS, method="lower"))
-    tenth = pl.Series(np.searchsorted(edges, confidence, side="right"))
+    tenth = np.searchsorted(edges, confidence, side="right")
     found = []
-    for number in sorted(tenth.unique()):
-        part = known.filter(tenth == number)
-        inside = part["judge_confidence"].to_numpy()
-        found.append(agreement(part, f"{inside.min():.4g} to {inside.max():.4g}"))
+    for number in np.unique(tenth):
+        part = known.filter(pl.Series(tenth == number))
+        inside = confidence[tenth == number]
+        found.append(count_agreement(part, f"{inside.min():.4g} to {inside.max():.4g}"))
     return found
 
 
-def promised(calibration: Calibration) -> float:
+def implied_agreement(calibration: Calibration) -> float:
     """The least agreement *with the strong judge* that the promise implies.
 
     Against the strong judge's labels that is 1 − α. A promise about human labels says less about
@@ -144,12 +138,12 @@ def check_promise(calibration: Calibration, found: Audit) -> str:
     Contradicted: the interval's upper end lies below what is promised, so that agreement would
     look like this with probability ≤ 2.5 % if the promise held.
     """
-    least, overall = promised(calibration), found.overall
-    if not overall.n:
+    least, overall = implied_agreement(calibration), found.overall
+    if overall.agreement is None:
         return "the audit has no answered row: it says nothing about the guarantee"
     said = (
         f"{overall.agreed} of {overall.n} audited rows agree with the strong judge "
-        f"({overall.agreed / overall.n:.4f}, 95 % interval {overall.low:.4f} to {overall.high:.4f})"
+        f"({overall.agreement:.4f}, 95 % interval {overall.low:.4f} to {overall.high:.4f})"
     )
     if overall.high < least:
         raise PromiseBroken(
@@ -157,18 +151,5 @@ def check_promise(calibration: Calibration, found: Audit) -> str:
             f"{calibration.promise()}) implies at least {least:.4f}. The rows, the judge or the "
             "strong judge are no longer what they were: calibrate again"
         )
-    if overall.low >= least:
-        return f"the audit confirms the guarantee: {said}, at least {least:.4f} is implied"
-    return f"the audit does not contradict the guarantee: {said}, {least:.4f} is implied"
-
-
-def _entry(found: Agreement) -> dict[str, Any]:
-    return {
-        "n": found.n,
-        "agreement": found.agreement,
-        "low": found.low,
-        "high": found.high,
-    }
-
-
-__all__ = ["Agreement", "Audit", "agreement", "audit", "check_promise", "drawn", "promised"]
+    verdict = "confirms" if overall.low >= least else "does not contradict"
+    return f"the audit {verdict} the guarantee: {said}; at least {least:.4f} is implied"

@@ -1,39 +1,36 @@
-"""Exact binomial bounds (Clopper and Pearson, Biometrika 26, 1934), over arrays of any shape."""
+"""Exact binomial bounds (Clopper and Pearson, Biometrika 26, 1934).
+
+`scipy.stats` takes half a second to import, so it is imported by the first bound that is asked for.
+"""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 
-def upper_bound(count: Any, total: Any, delta: float) -> Floats:
-    """The largest rate under which `count` or fewer of `total` still has probability `delta`.
-
-    Covers the true rate with probability ≥ 1 − delta; 1 where nothing was seen.
-    """
-    count, total = np.broadcast_arrays(np.asarray(count), np.asarray(total))
-    inside = count < total
-    beta = special.betaincinv(count + 1, np.where(inside, total - count, 1), 1 - delta)
-    return np.where(inside, beta, 1.0)
-
-
-def lower_bound(count: Any, total: Any, delta: float) -> Floats:
-    """Mirror image of `upper_bound`: 0 where nothing was seen."""
-    count, total = np.broadcast_arrays(np.asarray(count), np.asarray(total))
-    return np.asarray(1.0 - upper_bound(total - count, total, delta))
-
-
 def interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """Two-sided exact interval for a rate; (0, 1) where nothing was seen."""
-    tail = (1 - level) / 2
-    return float(lower_bound(count, total, tail)), float(upper_bound(count, total, tail))
+    from scipy.stats import binomtest
+
+    if not total:
+        return 0.0, 1.0
+    found = binomtest(count, total).proportion_ci(level, method="exact")
+    return float(found.low), float(found.high)
+
+
+def upper_bound(count: int, total: int, delta: float) -> float:
+    """The rate that the true one exceeds with probability ≤ delta; 1 where nothing was seen."""
+    from scipy.stats import binomtest
+
+    if not total:
+        return 1.0
+    return float(binomtest(count, total, alternative="less").proportion_ci(1 - delta).high)
 
 
 @cache
@@ -43,10 +40,10 @@ def most_errors(rows: int, alpha: float, delta: float) -> Counts:
     −1 where not even 0 errors are few enough. Shape (rows + 1,). The bound is ≤ α exactly when
     P(Bin(n, α) ≤ k) ≤ δ, so that no root has to be found for each n.
     """
-    from scipy import stats  # a second to import, for calibrations only
+    from scipy.stats import binom
 
     n = np.arange(rows + 1)
-    found = stats.binom.ppf(delta, n, alpha).astype(np.int64)  # smallest k with P(≤ k) ≥ δ
-    most = np.where(stats.binom.cdf(found, n, alpha) <= delta, found, found - 1)
-    most.flags.writeable = False  # one array for all who ask
+    found = binom.ppf(delta, n, alpha).astype(np.int64)  # smallest k with P(≤ k) ≥ δ
+    most = np.where(binom.cdf(found, n, alpha) <= delta, found, found - 1)
+    most.flags.writeable = False  # the cache hands out one array
     return most

@@ -8,10 +8,12 @@ between which it is linear, so that using it needs neither scikit-learn nor a pi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, Field
 
 from ray_judge.calibration.bounds import Floats
 
@@ -21,13 +23,27 @@ FOLDS = 5
 PLATT_POINTS = 129
 
 
+def _check_rising(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(a <= b for a, b in pairwise(values)):
+        raise ValueError("points are not in rising order")
+    return values
+
+
+Rising = Annotated[tuple[float, ...], AfterValidator(_check_rising)]
+"""Numbers in rising order; checked where a file is read."""
+
+
 @dataclass(frozen=True, slots=True)
 class CorrectnessMap:
     """P(correct) at rising confidences; linear between them, constant beyond the ends."""
 
     kind: Kind
-    confidence: tuple[float, ...]
-    probability: tuple[float, ...]
+    confidence: Rising
+    probability: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+
+    def __post_init__(self) -> None:
+        if not self.confidence or len(self.confidence) != len(self.probability):
+            raise ValueError("a map has no points, or not as many of both coordinates")
 
     def __call__(self, confidence: Floats) -> Floats:
         """Map confidences of any shape; NaN (no verdict) stays NaN."""
@@ -36,12 +52,10 @@ class CorrectnessMap:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted map, and the Brier scores by which it was chosen (mean over unseen folds)."""
+    """A fitted map, and its kind's prediction for each row by the fit of the other folds, (n,)."""
 
     map: CorrectnessMap
-    brier: dict[Kind, float]
     unseen: Floats
-    """The chosen kind's prediction for each row by the fit of the other folds, shape (n,)."""
 
 
 def fit(confidence: Floats, right: Flags, seed: int = 0) -> Fit:
@@ -49,63 +63,46 @@ def fit(confidence: Floats, right: Flags, seed: int = 0) -> Fit:
 
     Folds are random, by `seed`, and alike in their share of right rows.
     """
-    folds = _folds(right, seed)
-    unseen: dict[Kind, Floats] = {}
-    for kind in ("isotonic", "platt"):
-        predicted = np.empty(len(right))
+    shuffled = np.random.default_rng(seed).random(len(right))
+    folds = np.empty(len(right), dtype=np.int64)
+    folds[np.lexsort((shuffled, right))] = np.arange(len(right)) % FOLDS
+    kinds: tuple[Kind, ...] = ("platt", "isotonic")  # of equally good ones the smoother
+    unseen = {kind: np.empty(len(right)) for kind in kinds}
+    for kind, predicted in unseen.items():
         for fold in range(FOLDS):
             out = folds == fold
             predicted[out] = fit_kind(kind, confidence[~out], right[~out])(confidence[out])
-        unseen[kind] = predicted
-    brier = {kind: float(np.mean((values - right) ** 2)) for kind, values in unseen.items()}
-    best: Kind = "platt" if brier["platt"] <= brier["isotonic"] else "isotonic"
-    return Fit(fit_kind(best, confidence, right), brier, unseen[best])
+    best = min(kinds, key=lambda kind: float(np.mean((unseen[kind] - right) ** 2)))  # Brier
+    return Fit(fit_kind(best, confidence, right), unseen[best])
 
 
 def fit_kind(kind: Kind, confidence: Floats, right: Flags) -> CorrectnessMap:
     """Fit one kind of map; with one outcome only, it is constant."""
-    outcome = right.astype(np.float64)
-    if outcome.min() == outcome.max():
-        return CorrectnessMap(kind, (float(confidence[0]),), (float(outcome[0]),))
-    if kind == "isotonic":
-        from sklearn.isotonic import IsotonicRegression
-
-        isotonic = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-        isotonic.fit(confidence, outcome)
-        return _points(kind, isotonic.X_thresholds_, isotonic.y_thresholds_)
-    return _platt(confidence, right)
+    if right.all() or not right.any():
+        return CorrectnessMap(kind, (float(confidence[0]),), (float(right[0]),))
+    points, values = (_isotonic if kind == "isotonic" else _platt)(confidence, right)
+    return CorrectnessMap(kind, tuple(map(float, points)), tuple(map(float, values)))
 
 
-def _platt(confidence: Floats, right: Flags) -> CorrectnessMap:
+def _isotonic(confidence: Floats, right: Flags) -> tuple[Floats, Floats]:
+    from sklearn.isotonic import IsotonicRegression
+
+    model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(confidence, right)
+    return model.X_thresholds_, model.y_thresholds_
+
+
+def _platt(confidence: Floats, right: Flags) -> tuple[Floats, Floats]:
     from sklearn.linear_model import LogisticRegression
 
-    centre, scale = float(confidence.mean()), float(confidence.std()) or 1.0
+    centre, scale = confidence.mean(), confidence.std() or 1.0
     # Platt's targets (his eq. 1): a class of n rows is never more certain than (n + 1)/(n + 2).
-    good, bad = int(right.sum()), int((~right).sum())
-    sure, unsure = (good + 1) / (good + 2), 1 / (bad + 2)
-    target = np.where(right, sure, unsure)
+    good, bad = right.sum(), (~right).sum()
+    target = np.where(right, (good + 1) / (good + 2), 1 / (bad + 2))
     column = ((confidence - centre) / scale)[:, None]
-    model = LogisticRegression(C=1e6, max_iter=1000)
-    both = np.concatenate([column, column])
-    outcomes = np.repeat([1, 0], len(right))
-    model.fit(both, outcomes, sample_weight=np.concatenate([target, 1 - target]))
-    grid = np.linspace(confidence.min(), confidence.max(), PLATT_POINTS)
-    values = model.predict_proba(((grid - centre) / scale)[:, None])[:, 1]
-    return _points("platt", grid, values)
-
-
-def _points(kind: Kind, confidence: Floats, probability: Floats) -> CorrectnessMap:
-    return CorrectnessMap(
-        kind,
-        tuple(float(value) for value in confidence),
-        tuple(float(value) for value in probability),
+    model = LogisticRegression(C=1e6, max_iter=1000).fit(
+        np.concatenate([column, column]),
+        np.repeat([1, 0], len(right)),
+        sample_weight=np.concatenate([target, 1 - target]),
     )
-
-
-def _folds(right: Flags, seed: int) -> npt.NDArray[np.int64]:
-    """Number of each row's fold: right rows are dealt out in a random order, then wrong ones."""
-    rng = np.random.default_rng(seed)
-    folds = np.empty(len(right), dtype=np.int64)
-    for rows in (np.flatnonzero(right), np.flatnonzero(~right)):
-        folds[rng.permutation(rows)] = np.arange(len(rows)) % FOLDS
-    return folds
+    points = np.linspace(confidence.min(), confidence.max(), PLATT_POINTS)
+    return points, model.predict_proba(((points - centre) / scale)[:, None])[:, 1]

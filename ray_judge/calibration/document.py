@@ -6,22 +6,22 @@ and names the keys that differ.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ray_judge.calibration.correctness import CorrectnessMap
 from ray_judge.calibration.drift import Reference
+from ray_judge.calibration.methods import Comparison
 from ray_judge.calibration.selection import Selection
 from ray_judge.errors import ConfigError
 
-LAYOUT = 1
 LabelKind = Literal["human", "strong"]
-IDENTITY = ("format", "model", "revision", "template", "confidence", "task")
-"""What a judge is known by, at least. `template`: SHA-256 of its prompt around fixed texts."""
+Level = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Tier:
     `correct`: confidence → P(verdict = label). `strong`: confidence → P(strong verdict = label)
     on the same rows, where it is known; against the strong judge's own verdicts that is 1.
     `reference`: the confidences on all rows that reached the judge, with a label or without.
+    `comparison`: of its confidence methods.
     """
 
     judge: Mapping[str, Any]
@@ -38,6 +39,7 @@ class Tier:
     correct: CorrectnessMap
     reference: Reference
     strong: CorrectnessMap | None = None
+    comparison: Comparison | None = None
 
     @property
     def threshold(self) -> float:
@@ -49,23 +51,22 @@ class Tier:
 class Calibration:
     """The document as a whole. `labels` of `rows` rows had a label; `data` is their digest.
 
-    `comparison`: of confidence methods; with several judges one per judge, under `judges`.
     `strong_model`: who gave the labels (kind strong). `strong_error`: upper bound, at level
     `delta`, on how often the strong judge differs from human labels, where it is known.
     """
 
-    alpha: float
-    delta: float
+    alpha: Level
+    delta: Level
     label_kind: LabelKind
-    labels: int
-    rows: int
     data: str
-    tiers: tuple[Tier, ...]
+    labels: int = 0
+    rows: int = 0
+    tiers: tuple[Tier, ...] = ()
     label_column: str | None = None
     strong_model: str | None = None
     strong_error: float | None = None
     warnings: tuple[str, ...] = ()
-    comparison: Mapping[str, Any] = field(default_factory=dict)
+    layout: Literal[1] = 1
 
     @property
     def attainable(self) -> bool:
@@ -82,11 +83,13 @@ class Calibration:
 
 
 def judge_name(judge: Mapping[str, Any], number: int) -> str:
-    """Name one of several judges to people, such as `judge 2 (the-model)`; numbers begin at 0."""
+    """Name a judge to people, such as `judge 2 (the-model)`; numbers begin at 0."""
     return f"judge {number + 1} ({judge.get('model') or judge.get('engine') or judge['format']})"
 
 
-def check(calibration: Calibration, judges: Sequence[Mapping[str, Any]]) -> None:
+def check(
+    calibration: Calibration, judges: Sequence[Mapping[str, Any]], file: str | None = None
+) -> None:
     """Refuse a calibration that was made with other judges, naming every key. ConfigError.
 
     `judges`: the run's, in order, as the calibration names its own.
@@ -94,104 +97,39 @@ def check(calibration: Calibration, judges: Sequence[Mapping[str, Any]]) -> None
     if len(calibration.tiers) != len(judges):
         raise ConfigError(
             f"this calibration is for {len(calibration.tiers)} local judge(s), the run has "
-            f"{len(judges)}: calibrate again"
+            f"{len(judges)}: calibrate again",
+            file=file,
         )
-    several = len(judges) > 1
     found = []
     for number, (tier, judge) in enumerate(zip(calibration.tiers, judges, strict=True), 1):
-        for key in sorted(tier.judge.keys() | judge.keys()):
-            before, now = tier.judge.get(key), judge.get(key)
-            if before != now:
-                where = f"judge {number}: " if several else ""
-                found.append(f"{where}{key}: {before!r} in the calibration, {now!r} in the run")
+        found += [
+            f"judge {number}, {key}: {tier.judge.get(key)!r} in the calibration, "
+            f"{judge.get(key)!r} in the run"
+            for key in sorted(tier.judge.keys() | judge.keys())
+            if tier.judge.get(key) != judge.get(key)
+        ]
     if found:
         raise ConfigError(
-            f"this calibration is for another judge: {'; '.join(found)}. Calibrate again"
+            f"this calibration is for another judge: {'; '.join(found)}. Calibrate again", file=file
         )
+
+
+_DOCUMENT = TypeAdapter(Calibration)
 
 
 def dumps(calibration: Calibration) -> bytes:
-    """Write the document as JSON; ∞ is null there."""
-    document = {"layout": LAYOUT, "promise": calibration.promise(), **asdict(calibration)}
-    for tier in document["tiers"]:
-        if math.isinf(tier["selection"]["threshold"]):
-            tier["selection"]["threshold"] = None
+    """Write the document as JSON, with its promise in words; ∞ is null there."""
+    document = {"promise": calibration.promise(), **json.loads(_DOCUMENT.dump_json(calibration))}
     return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def loads(text: bytes, file: str) -> Calibration:
     """Read the document. Raises ConfigError naming the file and what is wrong with it."""
     try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"this calibration is not JSON: {error}", file=file) from None
-    if not isinstance(document, dict) or "layout" not in document:
-        raise ConfigError("this is no calibration of ray_judge", file=file)
-    if document["layout"] != LAYOUT:
+        return _DOCUMENT.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole of it"
         raise ConfigError(
-            f"this calibration has layout {document['layout']!r}, this ray_judge reads {LAYOUT}",
-            file=file,
-        )
-    try:
-        return _read(document)
-    except KeyError as error:
-        raise ConfigError(f"this calibration lacks {error.args[0]}", file=file) from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"this calibration is damaged: {error}", file=file) from None
-
-
-def _read(document: Mapping[str, Any]) -> Calibration:
-    label_kind = document["label_kind"]
-    if label_kind not in ("human", "strong"):
-        raise ValueError(f"label_kind is {label_kind!r}")
-    alpha, delta = float(document["alpha"]), float(document["delta"])
-    if not (0 < alpha < 1 and 0 < delta < 1):
-        raise ValueError("alpha and delta must lie between 0 and 1")
-    error = document["strong_error"]
-    return Calibration(
-        alpha,
-        delta,
-        label_kind,
-        int(document["labels"]),
-        int(document["rows"]),
-        str(document["data"]),
-        tuple(_tier(tier) for tier in document["tiers"]),
-        document["label_column"],
-        document["strong_model"],
-        None if error is None else float(error),
-        tuple(document["warnings"]),
-        document["comparison"],
-    )
-
-
-def _tier(document: Mapping[str, Any]) -> Tier:
-    judge = document["judge"]
-    missing = [key for key in IDENTITY if key not in judge]
-    if missing:
-        raise KeyError(f"judge.{missing[0]}")
-    given = document["selection"]
-    threshold = math.inf if given["threshold"] is None else float(given["threshold"])
-    known = document["reference"]
-    return Tier(
-        dict(judge),
-        Selection(**{**given, "threshold": threshold}),
-        _map(document["correct"]),
-        Reference(int(known["rows"]), tuple(known["value"]), _rising(known["cumulative"])),
-        None if document["strong"] is None else _map(document["strong"]),
-    )
-
-
-def _map(document: Mapping[str, Any]) -> CorrectnessMap:
-    confidence, probability = _rising(document["confidence"]), document["probability"]
-    if not confidence or len(confidence) != len(probability):
-        raise ValueError("a map has no points, or not as many of both coordinates")
-    if not all(0 <= value <= 1 for value in probability):
-        raise ValueError("a map gives something that is no probability")
-    return CorrectnessMap(document["kind"], confidence, tuple(map(float, probability)))
-
-
-def _rising(values: Sequence[float]) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
-    if any(b < a or math.isnan(b - a) for a, b in itertools.pairwise(numbers)):
-        raise ValueError("points are not in rising order")
-    return numbers
+            f"this is no calibration that ray_judge can read: {place}: {first['msg']}", file=file
+        ) from None

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import special
 
 from ray_judge.calibration.bounds import Floats
+from ray_judge.calibration.correctness import Rising
 
 POINTS = 512
 """The reference keeps at most so many steps of its distribution function."""
@@ -25,8 +26,8 @@ class Reference:
     """A distribution of confidence: F at rising values, of `rows` rows."""
 
     rows: int
-    value: tuple[float, ...]
-    cumulative: tuple[float, ...]
+    value: Rising
+    cumulative: Rising
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ def drift(known: Reference, confidence: Floats) -> Drift | None:
     if not len(confidence) or not known.rows:
         return None
     now = np.sort(confidence)
-    psi = _psi(known, now)
-    places = np.union1d(np.asarray(known.value), now)
-    distance = float(np.abs(_known(known, places) - _at(now, places)).max())
+    psi = _stability_index(known, now)
+    places = np.union1d(known.value, now)
+    distance = float(np.abs(_share_known(known, places) - _share_now(now, places)).max())
     size = math.sqrt(known.rows * len(now) / (known.rows + len(now)))
     verdict: Literal["stable", "moderate", "shifted"] = "stable"
     if psi >= MODERATE:
@@ -66,29 +67,26 @@ def drift(known: Reference, confidence: Floats) -> Drift | None:
     return Drift(len(now), psi, distance, float(special.kolmogorov(size * distance)), verdict)
 
 
-def _psi(known: Reference, now: Floats) -> float:
+def _stability_index(known: Reference, now: Floats) -> float:
     """PSI over tenths of the reference; equal confidences are never split between two bins."""
-    cumulative = np.asarray(known.cumulative)
+    cumulative, value = np.asarray(known.cumulative), np.asarray(known.value)
     tenths = np.searchsorted(cumulative, np.arange(1, 10) / 10 - 1e-12)
-    places = np.unique(np.minimum(tenths, len(known.value) - 1))
-    edges = np.asarray(known.value)[places]
+    places = np.unique(np.minimum(tenths, len(value) - 1))
     # a value that holds a tenth by itself is a bin of its own: what lies below it is another
-    alone = edges[np.diff(cumulative, prepend=0.0)[places] >= 0.1]
-    edges = np.union1d(edges, np.nextafter(alone, -np.inf))
-    before = np.diff(_known(known, edges), prepend=0.0, append=1.0)
-    after = np.diff(_at(now, edges), prepend=0.0, append=1.0)
+    alone = value[places][np.diff(cumulative, prepend=0.0)[places] >= 0.1]
+    edges = np.union1d(value[places], np.nextafter(alone, -np.inf))
+    before = np.diff(_share_known(known, edges), prepend=0.0, append=1.0)
+    after = np.diff(_share_now(now, edges), prepend=0.0, append=1.0)
     # half a row in each bin keeps an empty one from being infinitely far away
     p = (before * known.rows + 0.5) / (known.rows + 0.5 * len(before))
     q = (after * len(now) + 0.5) / (len(now) + 0.5 * len(after))
     return float(np.sum((q - p) * np.log(q / p)))
 
 
-def _known(known: Reference, places: Floats) -> Floats:
-    """F of the reference at these places."""
-    steps = np.searchsorted(np.asarray(known.value), places, side="right")
-    return np.concatenate([[0.0], np.asarray(known.cumulative)])[steps]
+def _share_known(known: Reference, places: Floats) -> Floats:
+    steps = np.searchsorted(known.value, places, side="right")
+    return np.concatenate([[0.0], known.cumulative])[steps]
 
 
-def _at(ordered: Floats, places: Floats) -> Floats:
-    """Empirical distribution function of ordered values at these places."""
+def _share_now(ordered: Floats, places: Floats) -> Floats:
     return np.asarray(np.searchsorted(ordered, places, side="right") / len(ordered))

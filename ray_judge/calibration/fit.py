@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,124 +12,83 @@ import polars as pl
 
 from ray_judge.calibration.bounds import Floats, upper_bound
 from ray_judge.calibration.correctness import CorrectnessMap, Flags, fit
-from ray_judge.calibration.document import Calibration, LabelKind, Tier, judge_name
+from ray_judge.calibration.document import Calibration, Tier, judge_name
 from ray_judge.calibration.drift import reference
-from ray_judge.calibration.labels import check_enough, labelled
+from ray_judge.calibration.labels import find_lack, mark_right
 from ray_judge.calibration.methods import compare
 from ray_judge.calibration.selection import Selection, in_parts, select_in_turn
 from ray_judge.errors import InputError
 from ray_judge.records import Task
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """One judge's labelled rows, with a verdict or not, and how sure it was of all rows, (n,).
-
-    A row without a verdict has the confidence NaN. `labelled` says which rows `known` are.
-    """
-
-    known: pl.DataFrame
-    confidence: Floats
-    labelled: Flags
-
-    def judged(self, among: Flags) -> pl.DataFrame:
-        """Labelled rows that have a verdict, among these of all rows."""
-        part = self.known.filter(pl.Series(among[self.labelled]))
-        return part.filter(pl.col("judge_confidence").is_not_null())
-
-
 def make(
     judged: Sequence[pl.DataFrame],
-    *,
-    task: Task,
     judges: Sequence[Mapping[str, Any]],
-    alpha: float,
-    delta: float,
-    label_kind: LabelKind,
-    column: str | None,
-    data: str,
-    strong_model: str | None,
+    task: Task,
+    terms: Calibration,
 ) -> Calibration:
-    """Calibrate one judge, or several that are asked one after the other.
+    """Calibrate the judges of a cascade, which are asked one after the other.
 
     `judged`: per judge, in order, the same rows in the same order: `label`, `judge_verdict`,
     `judge_confidence`, `judge_probs` (struct) and `strong_verdict`; each judge was asked about
-    all of them. `judges`: as `check` compares them. `data`: digest of the rows' input.
+    all of them. `judges`: as `check` compares them. `terms`: the levels, whose labels, which data.
 
     A judge is tested on those rows of its part of the labels that no judge before it accepts
     (docs/decisions/0045-several-judges-calibrated.md), and described by all rows that reach it.
     Raises InputError for rows that nothing can be learnt from, ConfigError for levels.
     """
-    name = column or "strong_verdict"
-    seen = [_seen(rows, task, name) for rows in judged]
-    for number, (one, judge) in enumerate(zip(seen, judges, strict=True)):
-        _check(one.known, name, judge_name(judge, number) if len(judges) > 1 else None)
-    labels = seen[0].known.height
+    column = terms.label_column or "strong_verdict"
+    frames = [mark_right(rows, task, column) for rows in judged]
+    names = [judge_name(judge, number) for number, judge in enumerate(judges)]
+    for frame, who in zip(frames, names, strict=True):
+        if lack := find_lack(frame):
+            raise InputError(f"{who}: {lack}", column=column)
+    known = frames[0]["right"].is_not_null().to_numpy()
+    labels = int(known.sum())
     selections = select_in_turn(
-        [(one.confidence[one.labelled], _right(one.known)) for one in seen],
-        alpha=alpha,
-        delta=delta,
+        [(_confidence(frame)[known], _flags(frame["right"].drop_nulls())) for frame in frames],
+        alpha=terms.alpha,
+        delta=terms.delta,
         parts=in_parts(labels, len(judges)),
     )
-    tiers, compared, warnings = _described(seen, judges, selections, alpha, delta, label_kind, name)
-    everything = np.ones(judged[0].height, dtype=bool)
-    return Calibration(
-        alpha,
-        delta,
-        label_kind,
-        labels,
-        judged[0].height,
-        data,
-        tuple(tiers),
-        column,
-        strong_model,
-        _strong(seen[0].judged(everything), delta)[1] if label_kind == "human" else None,
-        tuple(warnings),
-        compared[0] if len(judges) == 1 else {"judges": compared},
-    )
+    reach = np.ones(len(known), dtype=bool)
+    tiers, warnings = [], []
+    for frame, judge, who, selection in zip(frames, judges, names, selections, strict=True):
+        share = float(reach[known].mean())
+        tier, lack = _describe(judge, selection, frame, reach, terms)
+        said = [_objection(selection, terms.alpha, share, len(judges)), lack]
+        warnings += [f"{who}: {text}" for text in said if text]
+        tiers.append(tier)
+        reach &= ~(_confidence(frame) >= selection.threshold)
+    error = _strong(_learnable(frames[0]), terms)[1]
+    terms = replace(terms, labels=labels, rows=len(known), strong_error=error)
+    return replace(terms, tiers=tuple(tiers), warnings=tuple(warnings))
 
 
-def _described(
-    seen: Sequence[_Seen],
-    judges: Sequence[Mapping[str, Any]],
-    selections: Sequence[Selection],
-    alpha: float,
-    delta: float,
-    label_kind: LabelKind,
-    column: str,
-) -> tuple[list[Tier], list[dict[str, Any]], list[str]]:
-    """Each judge by the rows that reach it; the comparison of its methods; what is to be said."""
-    reach = np.ones(len(seen[0].confidence), dtype=bool)
-    tiers: list[Tier] = []
-    compared: list[dict[str, Any]] = []
-    warnings: list[str] = []
-    for number, (one, selection) in enumerate(zip(seen, selections, strict=True)):
-        judge = judges[number]
-        here = one.judged(reach)
-        if len(judges) > 1:
-            few, here = _enough(one, here, column)
-            found = [*_reached(selection, alpha, reach, one, len(judges)), *few]
-            warnings += [f"{judge_name(judge, number)}: {text}" for text in found]
-        else:
-            warnings += _warnings(selection, alpha, delta)
-        strong = _strong(here, delta)[0] if label_kind == "human" else None
-        tiers.append(_tier(judge, selection, here, one.confidence[reach], strong))
-        methods = confidence_methods(here, str(judge["confidence"]))
-        compared.append(_plain(asdict(compare(methods, _right(here)))))
-        reach &= ~(one.confidence >= selection.threshold)
-    return tiers, compared, warnings
-
-
-def _tier(
+def _describe(
     judge: Mapping[str, Any],
     selection: Selection,
-    here: pl.DataFrame,
-    confidence: Floats,
-    strong: CorrectnessMap | None,
-) -> Tier:
-    """Describe one judge by labelled rows, and by its confidences in all rows that reach it."""
-    correct = fit(here["judge_confidence"].to_numpy(), _right(here)).map
-    return Tier(judge, selection, correct, reference(confidence[~np.isnan(confidence)]), strong)
+    frame: pl.DataFrame,
+    reach: Flags,
+    terms: Calibration,
+) -> tuple[Tier, str | None]:
+    """Describe a judge by the rows that reach it; by all rows, which is said, where too few do."""
+    reached = frame.filter(pl.Series(reach))
+    confidence, rows, said = _confidence(reached), _learnable(reached), None
+    if lack := find_lack(reached):
+        rows = _learnable(frame)
+        said = f"of the rows that reach it, {lack}. P(correct) and the comparison are those of "
+        said += f"all {rows.height} labelled rows that it judged"
+    methods, right = confidence_methods(rows, str(judge["confidence"])), _flags(rows["right"])
+    tier = Tier(
+        judge,
+        selection,
+        fit(_confidence(rows), right).map,
+        reference(confidence[~np.isnan(confidence)]),
+        _strong(rows, terms)[0],
+        compare(methods, right),
+    )
+    return tier, said
 
 
 def confidence_methods(judged: pl.DataFrame, configured: str) -> dict[str, Floats]:
@@ -139,97 +97,57 @@ def confidence_methods(judged: pl.DataFrame, configured: str) -> dict[str, Float
     `probability` and `margin` come from the probabilities themselves; the configured one as it
     was used, whatever it is.
     """
-    given = judged["judge_confidence"].to_numpy()
     probs = judged["judge_probs"].struct.unnest().to_numpy().astype(np.float64)
     found: dict[str, Floats] = {}
     if len(probs) and not np.isnan(probs).all(axis=1).any():
         ordered = np.sort(np.nan_to_num(probs), axis=1)
         found = {"probability": ordered[:, -1], "margin": ordered[:, -1] - ordered[:, -2]}
-    found[configured] = given
-    return found
+    return {**found, configured: _confidence(judged)}
 
 
-def _seen(rows: pl.DataFrame, task: Task, column: str) -> _Seen:
-    confidence = rows["judge_confidence"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    return _Seen(labelled(rows, task, column), confidence, rows["label"].is_not_null().to_numpy())
+def _learnable(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows that have both a label and a verdict of the judge."""
+    return rows.filter(pl.col("right").is_not_null() & pl.col("judge_confidence").is_not_null())
 
 
-def _right(known: pl.DataFrame) -> Flags:
-    return np.asarray(known["right"].to_numpy(), dtype=bool)
+def _confidence(rows: pl.DataFrame) -> Floats:
+    """NaN for a row without a verdict."""
+    return rows["judge_confidence"].cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
-def _check(known: pl.DataFrame, column: str, judge: str | None) -> None:
-    """Refuse what nothing can be learnt from, naming the judge where there are several."""
-    try:
-        check_enough(known, column)
-    except InputError as error:
-        if judge is None:
-            raise
-        raise InputError(f"{judge}: {error.message}", **error.where) from None
+def _flags(values: pl.Series) -> Flags:
+    return np.asarray(values.to_numpy(), dtype=bool)
 
 
-def _enough(one: _Seen, here: pl.DataFrame, column: str) -> tuple[list[str], pl.DataFrame]:
-    """Rows to learn P(correct) from: those that reach the judge, else all, which is said."""
-    try:
-        check_enough(here, column)
-    except InputError as error:
-        everything = one.judged(np.ones(len(one.confidence), dtype=bool))
-        said = f"of the rows that reach it, {error.message}. P(correct) and the comparison are "
-        said += f"those of all {everything.height} labelled rows that it judged"
-        return [said], everything
-    return [], here
+def _strong(rows: pl.DataFrame, terms: Calibration) -> tuple[CorrectnessMap | None, float | None]:
+    """How right the strong judge is on these rows: by confidence, and the bound on its error.
 
-
-def _strong(judged: pl.DataFrame, delta: float) -> tuple[CorrectnessMap | None, float | None]:
-    """How right the strong judge is on these rows, where it was asked: by confidence, and bound."""
-    asked = judged.filter(pl.col("strong_verdict").is_not_null())
-    if not asked.height:
+    (None, None) where it was not asked, or gave the labels itself.
+    """
+    asked = rows.filter(pl.col("strong_verdict").is_not_null())
+    if terms.label_kind == "strong" or not asked.height:
         return None, None
-    right: Flags = (asked["strong_verdict"] == asked["label"]).to_numpy().astype(bool)
-    bound = float(upper_bound(int((~right).sum()), len(right), delta))
-    confidence = asked["judge_confidence"].to_numpy()
-    few = min(int(right.sum()), int((~right).sum())) < 5 or len(np.unique(confidence)) < 2
-    if few:  # too little to tell how it depends on confidence
-        share = float(right.mean())
-        return CorrectnessMap("isotonic", (float(confidence[0]),), (share,)), bound
+    right, confidence = _flags(asked["strong_verdict"] == asked["label"]), _confidence(asked)
+    wrong = int((~right).sum())
+    bound = upper_bound(wrong, len(right), terms.delta)
+    if min(wrong, len(right) - wrong) < 5 or len(np.unique(confidence)) < 2:
+        # too little to tell how it depends on confidence
+        return CorrectnessMap("isotonic", (float(confidence[0]),), (float(right.mean()),)), bound
     return fit(confidence, right).map, bound
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As it will come back from JSON."""
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
-
-
-def _warnings(selection: Selection, alpha: float, delta: float) -> list[str]:
-    levels = f"at alpha {alpha:g} and delta {delta:g}"
-    if selection.rows < selection.start:
-        said = f"{selection.rows} labelled rows are too few for a guarantee {levels}: at least "
-        said += f"{selection.start} are needed, for a judge whose error is half of alpha"
-    elif math.isinf(selection.threshold):
-        said = f"the guarantee is not attainable {levels}: no threshold passes on these "
-        said += f"{selection.rows} labels"
-    else:
-        return []
-    return [f"{said}. With policy: guarantee every row would be escalated"]
-
-
-def _reached(
-    selection: Selection, alpha: float, reach: Flags, one: _Seen, judges: int
-) -> list[str]:
-    """What keeps one of several judges from accepting anything."""
-    share = float(reach[one.labelled].mean())
-    levels = f"at alpha {alpha:g} and delta {selection.delta:g} (its share)"
+def _objection(selection: Selection, alpha: float, share: float, judges: int) -> str | None:
+    """Say what keeps a judge from accepting anything. `share`: of the labels that reach it."""
+    rows = f"{selection.rows} labelled rows"
+    levels = f"a guarantee at alpha {alpha:g} and delta {selection.delta:g}"
     if not share:
         said = "no labelled row reaches it: the judges before it accept them all"
     elif selection.rows < selection.start:
         enough = math.ceil(selection.start * judges / share)
-        said = f"{selection.rows} rows of its part of the labels reach it, too few for a "
-        said += f"guarantee {levels}: at least {selection.start} are needed there, for a judge "
-        said += f"whose error is half of alpha, so about {enough} labels in all"
+        said = f"{rows} test it, too few for {levels}: at least {selection.start} are needed "
+        said += f"({enough} labels in all), for a judge whose error is half of alpha"
     elif math.isinf(selection.threshold):
-        said = f"the guarantee is not attainable {levels}: no threshold passes on the "
-        said += f"{selection.rows} rows of its part of the labels that reach it"
+        said = f"{levels} is not attainable: no threshold passes on the {rows} that test it"
     else:
-        return []
-    return [f"{said}. With policy: guarantee it would accept no row"]
+        return None
+    return f"{said}. With policy: guarantee it accepts no row"

@@ -14,7 +14,7 @@ from ray_judge.errors import ConfigError, RunChangedError, StorageError
 from ray_judge.judging.formats import format_for
 from ray_judge.records import Example
 from ray_judge.run.directory import RunDirectory
-from ray_judge.storage.local import Missing, open_storage
+from ray_judge.storage.local import Missing, Storage, open_storage
 
 PROBE = ("instruction", "response 1", "response 2", "input", "reference", "rubric")
 """Texts that a judge's prompt is rendered around, to tell one template from another."""
@@ -26,11 +26,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
     Keys that are at their default are left out, but for those that every calibration names.
     """
     judge = config.judge
-    given = judge.model_dump(mode="json", exclude_defaults=True)
-    operational = {key.removeprefix("judge.") for key in OPERATIONAL}
-    named = {key: value for key, value in given.items() if key not in operational | {"route"}}
+    hidden: dict[str, Any] = {"route": True}
+    for group, name, *inside in (key.split(".") for key in OPERATIONAL if "." in key):
+        if group == "judge":
+            hidden[name] = {**hidden.get(name, {}), inside[0]: True} if inside else True
     return {
-        **named,
+        **judge.model_dump(mode="json", exclude_defaults=True, exclude=hidden),
         "format": judge.format,
         "model": judge.model,
         "revision": judge.revision,
@@ -55,9 +56,9 @@ def template_hash(config: RunConfig) -> str | None:
 
 def read_calibration(uri: str) -> Calibration:
     """Read a calibration.json. Raises ConfigError where there is none, or a damaged one."""
-    root, name = _split(uri)
+    storage, name = _place(uri)
     try:
-        text = open_storage(root).read(name)
+        text = storage.read(name)
     except Missing:
         raise ConfigError(
             "there is no calibration here: ray-judge calibrate makes one", file=uri
@@ -69,14 +70,14 @@ def read_calibration(uri: str) -> Calibration:
 
 def write_calibration(uri: str, calibration: Calibration) -> None:
     """Write a calibration.json, whole or not at all."""
-    root, name = _split(uri)
-    open_storage(root).write(name, dumps(calibration))
+    storage, name = _place(uri)
+    storage.write(name, dumps(calibration))
 
 
-def _split(uri: str) -> tuple[str, str]:
+def _place(uri: str) -> tuple[Storage, str]:
     path = uri if "://" in uri else str(Path(uri).expanduser().absolute())
     root, _, name = path.rpartition("/")
-    return root or "/", name
+    return open_storage(root or "/"), name
 
 
 def calibration_of(config: RunConfig) -> Calibration | None:
@@ -89,26 +90,19 @@ def calibration_of(config: RunConfig) -> Calibration | None:
     if route.calibration is None:
         return None
     found = read_calibration(route.calibration)
-    try:
-        check(found, [identity(tier) for tier in config.tiers()])
-    except ConfigError as error:
-        raise ConfigError(error.message, file=route.calibration) from None
-    for name, given, known in (
-        ("alpha", route.alpha, found.alpha),
-        ("delta", route.delta, found.delta),
-    ):
-        if given is not None and given != known:
+    check(found, [identity(tier) for tier in config.tiers()], route.calibration)
+    terms: dict[str, tuple[Any, Any]] = {
+        "route.alpha": (route.alpha, found.alpha),
+        "route.delta": (route.delta, found.delta),
+    }
+    if found.label_kind == "strong":
+        terms["strong.model"] = (config.strong.model, found.strong_model)
+    for name, (given, known) in terms.items():
+        if given not in (None, known):
             raise ConfigError(
-                f"route.{name} is {given:g}, and this calibration was made for {known:g}: "
-                "calibrate again with it",
+                f"{name} is {given}, and this calibration was made for {known}: calibrate again",
                 file=route.calibration,
             )
-    if found.label_kind == "strong" and found.strong_model != config.strong.model:
-        raise ConfigError(
-            f"this calibration promises agreement with {found.strong_model}, and the strong judge "
-            f"of this run is {config.strong.model}",
-            file=route.calibration,
-        )
     return found
 
 

@@ -14,11 +14,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
+from pydantic import BeforeValidator
 
-from ray_judge.calibration.bounds import Floats, most_errors, upper_bound
+from ray_judge.calibration.bounds import Counts, Floats, most_errors, upper_bound
+from ray_judge.calibration.correctness import Flags
 from ray_judge.errors import ConfigError, InputError
 
 POWER = 0.8
@@ -29,11 +31,12 @@ POWER = 0.8
 class Selection:
     """What the test found for one judge.
 
-    `threshold`: λ̂; ∞ when nothing passes. `rows`: labelled rows of this judge's part that reached
-    it; `accepted` of them have confidence ≥ λ̂, `right` of which are right. `upper`: R⁺(λ̂), or None.
+    `threshold`: λ̂; ∞ (null in JSON) when nothing passes. `rows`: labelled rows of this judge's
+    part that reached it; `accepted` of them have confidence ≥ λ̂, and `right` of these are right.
+    `upper`: R⁺(λ̂), or None.
     """
 
-    threshold: float
+    threshold: Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
     rows: int
     accepted: int
     right: int
@@ -52,23 +55,20 @@ def check_levels(alpha: float, delta: float) -> None:
 @cache
 def start_size(alpha: float, delta: float) -> int:
     """Smallest n at which a judge whose true error is α/2 passes with probability `POWER`."""
-    from scipy import stats  # a second to import, for calibrations only
+    from scipy.stats import binom
 
     check_levels(alpha, delta)
     size = 256
     while True:
         allowed = most_errors(size, alpha, delta)
-        power = stats.binom.cdf(allowed, np.arange(size + 1), alpha / 2)
-        power[allowed < 0] = 0.0
+        power = np.where(allowed < 0, 0.0, binom.cdf(allowed, np.arange(size + 1), alpha / 2))
         enough = np.flatnonzero(power[1:] >= POWER)
         if len(enough):
             return int(enough[0]) + 1
         size *= 4
 
 
-def last_passed(
-    confidence: Floats, wrong: npt.NDArray[np.bool_], alpha: float, delta: float, start: int
-) -> Floats:
+def last_passed(confidence: Floats, wrong: Flags, alpha: float, delta: float, start: int) -> Floats:
     """λ̂ for each of many label sets at once: shapes (..., n) and (..., n) → (...).
 
     Confidences are finite. A λ is tested only where a block of equal confidences ends: the rows
@@ -80,56 +80,48 @@ def last_passed(
     order = np.argsort(-confidence, axis=-1, kind="stable")
     surest = np.take_along_axis(confidence, order, axis=-1)
     errors = np.cumsum(np.take_along_axis(wrong, order, axis=-1), axis=-1)
-    size = np.arange(1, n + 1)
     ends = np.ones(surest.shape, dtype=bool)
     ends[..., :-1] = surest[..., 1:] != surest[..., :-1]
-    tested = ends & (size >= start)
-    # sizes that are powers of two: few, so that they are worked out once for all label sets
+    tested = ends & (np.arange(1, n + 1) >= start)
+    # for sizes that are powers of two: few, so that they are worked out once for all label sets
     allowed = most_errors(1 << (n - 1).bit_length(), alpha, delta)
-    failed = tested & (errors > allowed[1 : n + 1])
-    # passed: tested, and no failure so far; λ̂ is the last of these
-    passed = tested & (np.cumsum(failed, axis=-1) == 0)
+    failures = np.cumsum(tested & (errors > allowed[1 : n + 1]), axis=-1)
+    passed = tested & (failures == 0)
     last = n - 1 - np.argmax(passed[..., ::-1], axis=-1)
     found = np.take_along_axis(surest, last[..., None], axis=-1)[..., 0]
     return np.where(passed.any(axis=-1), found, math.inf)
 
 
 def select(
-    confidence: Floats,
-    right: npt.NDArray[np.bool_],
-    *,
-    alpha: float,
-    delta: float,
-    start: int | None = None,
+    confidence: Floats, right: Flags, *, alpha: float, delta: float, start: int | None = None
 ) -> Selection:
     """Choose the threshold of one judge from its labelled rows, shapes (n,) and (n,).
 
     Raises ConfigError for levels outside (0, 1), InputError for a confidence that is no number.
     """
     check_levels(alpha, delta)
-    confidence = np.asarray(confidence, dtype=np.float64)
     if not np.isfinite(confidence).all():
         raise InputError("a labelled row has a confidence that is not a number")
     start = start_size(alpha, delta) if start is None else start
     threshold = float(last_passed(confidence, ~right, alpha, delta, start))
     accepted = confidence >= threshold
     count, good = int(accepted.sum()), int(right[accepted].sum())
-    upper = float(upper_bound(count - good, count, delta)) if count else None
+    upper = upper_bound(count - good, count, delta) if count else None
     return Selection(threshold, len(confidence), count, good, upper, start, delta)
 
 
-def in_parts(rows: int, parts: int, seed: int = 0) -> npt.NDArray[np.int64]:
+def in_parts(rows: int, parts: int, seed: int = 0) -> Counts:
     """Deal rows out at random into parts of equal size (± 1): the part of each, shape (rows,)."""
     return np.random.default_rng(seed).permutation(rows) % parts
 
 
 def select_in_turn(
-    judges: Sequence[tuple[Floats, npt.NDArray[np.bool_]]],
+    judges: Sequence[tuple[Floats, Flags]],
     *,
     alpha: float,
     delta: float,
     start: int | None = None,
-    parts: npt.NDArray[np.int64] | None = None,
+    parts: Counts | None = None,
 ) -> list[Selection]:
     """Choose the thresholds of several judges: each on the rows that none before it accepts.
 
@@ -141,14 +133,13 @@ def select_in_turn(
     label tests every judge, as published; then a judge's rows were chosen with a look at labels
     of the same rows, and its own promise may be broken more often than δ / number of judges.
     """
-    share = delta / max(1, len(judges))
-    left = np.ones(len(judges[0][0]), dtype=bool) if judges else np.zeros(0, dtype=bool)
+    left = np.ones(len(judges[0][0]), dtype=bool)
     found = []
     for number, (confidence, right) in enumerate(judges):
         seen = left & ~np.isnan(confidence)
         if parts is not None:
             seen &= parts == number
-        chosen = select(confidence[seen], right[seen], alpha=alpha, delta=share, start=start)
-        found.append(chosen)
-        left &= ~(confidence >= chosen.threshold)
+        share = delta / len(judges)
+        found.append(select(confidence[seen], right[seen], alpha=alpha, delta=share, start=start))
+        left &= ~(confidence >= found[-1].threshold)
     return found

@@ -25,7 +25,7 @@ from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.pipeline import score
-from ray_judge.report.summary import scored_table
+from ray_judge.report.summary import read_scored
 from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
@@ -65,24 +65,19 @@ def calibrate(
     for single in judge_runs(part):
         score(single, watch)
         run = RunDirectory(single.output)
-        judged.append(
-            pl.DataFrame(
-                pl.from_arrow(scored_table(run, "rows.parquet", labels, more=("judge_probs",)))
-            )
-        )
+        judged.append(read_scored(run, "rows.parquet", labels, more=("judge_probs",)))
     plan = RunDirectory(part.output).plan()
     assert plan is not None  # it was scored just now
-    made = make(
-        _with_labels(judged, labels),
-        task=config.task,
-        judges=[identity(tier) for tier in config.tiers()],
-        alpha=alpha,
-        delta=delta,
-        label_kind="human" if labels else "strong",
-        column=labels,
-        data=plan.shards[0].fingerprint,
+    terms = Calibration(
+        alpha,
+        delta,
+        "human" if labels else "strong",
+        plan.shards[0].fingerprint,
+        label_column=labels,
         strong_model=config.strong.model if against_strong else None,
     )
+    judges = [identity(tier) for tier in config.tiers()]
+    made = make(_with_labels(judged, labels), judges, config.task, terms)
     place = to or config.route.calibration or f"{config.output.rstrip('/')}/calibration.json"
     write_calibration(place, made)
     return made, place
@@ -160,48 +155,34 @@ def sample_run(
 
 def as_text(made: Calibration, place: str) -> str:
     """What the command prints."""
-    several = len(made.tiers) > 1
-    compared = made.comparison["judges"] if several else [made.comparison]
-    lines = []
-    for number, (tier, comparison) in enumerate(zip(made.tiers, compared, strict=True)):
-        if several:
-            lines += [*([""] if number else []), judge_name(tier.judge, number)]
-        lines += _judge_lines(tier, comparison)
-        if several and math.isfinite(tier.threshold):
-            lines.append(_accepting(tier, "rows of its part of the labels that reach it"))
-    if several and made.attainable:
-        lines += ["", f"Promise: {made.promise()}"]
-    elif made.attainable:
-        said = _accepting(made.tiers[0], "labelled rows")
-        lines.append(f"{said}. Promise: {made.promise()}")
+    lines: list[str] = []
+    for number, tier in enumerate(made.tiers):
+        lines += [judge_name(tier.judge, number), *_judge_lines(tier), ""]
+    if made.attainable:
+        lines.append(f"Promise: {made.promise()}")
     lines += [f"warning: {text}" for text in made.warnings]
-    lines.append(f"\n{place}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", place])
 
 
-def _judge_lines(tier: Tier, comparison: Mapping[str, Any]) -> list[str]:
-    """One judge: its confidence methods, which to use, and the map to P(correct)."""
+def _judge_lines(tier: Tier) -> list[str]:
+    """One judge: its confidence methods, which to use, the map to P(correct), the threshold."""
     lines = []
-    for method in comparison["methods"]:
-        figures = [
-            f"{name} {method[key]['value']:.4f} ({method[key]['low']:.4f} to "
-            f"{method[key]['high']:.4f})"
-            for key, name in (
-                ("auroc", "AUROC"), ("aurc", "AURC"), ("ece", "ECE"), ("brier", "Brier"),
-            )
-            if method[key]
-        ]  # fmt: skip
-        lines.append(f"{method['method']:<20} {'  '.join(figures)}")
-    lines += ["", comparison["advice"], ""]
-    lines.append(
-        f"P(correct) from confidence: {tier.correct.kind}, {len(tier.correct.confidence)} points"
-    )
+    assert tier.comparison is not None  # `make` compares every judge's methods
+    for method in tier.comparison.methods:
+        figures = {
+            "AUROC": method.auroc, "AURC": method.aurc, "ECE": method.ece, "Brier": method.brier
+        }  # fmt: skip
+        said = [
+            f"{name} {one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
+            for name, one in figures.items()
+            if one
+        ]
+        lines.append(f"{method.method:<20} {'  '.join(said)}")
+    chosen, points = tier.selection, len(tier.correct.confidence)
+    lines += [tier.comparison.advice, f"P(correct): {tier.correct.kind}, {points} points"]
+    if math.isfinite(tier.threshold):
+        lines.append(
+            f"threshold {tier.threshold:.6g}: {chosen.accepted} of the {chosen.rows} labelled rows "
+            f"that test it would be accepted, {chosen.right / chosen.accepted:.4f} of them right"
+        )
     return lines
-
-
-def _accepting(tier: Tier, rows: str) -> str:
-    chosen = tier.selection
-    return (
-        f"threshold {chosen.threshold:.6g}: {chosen.accepted} of {chosen.rows} {rows} "
-        f"would be accepted, {chosen.right / chosen.accepted:.4f} of them right"
-    )

@@ -11,13 +11,13 @@ import polars as pl
 from ray_judge.calibration.bounds import interval
 from ray_judge.calibration.labels import check_labels
 from ray_judge.errors import ConfigError, InputError
-from ray_judge.report.evaluation import evaluate
+from ray_judge.report import evaluation
 from ray_judge.report.page import write_page
-from ray_judge.report.summary import scored_table
+from ray_judge.report.summary import read_scored
 from ray_judge.run.directory import RunDirectory
 
 
-def evaluate_run(output: str, column: str | None = None) -> dict[str, Any]:
+def evaluate(output: str, column: str | None = None) -> dict[str, Any]:
     """Evaluate a finished run; writes evaluation.json and the page anew.
 
     `column`: where the labels are; None: the run's own label column. Raises InputError where
@@ -32,18 +32,18 @@ def evaluate_run(output: str, column: str | None = None) -> dict[str, Any]:
     label = column or plan.columns.label
     if label is None:
         raise InputError("this run has no label column: name one with --labels COLUMN", run=output)
-    parts, agreed = [], []
+    parts: list[pl.DataFrame] = []
+    keys: list[str] = []
+    agreed: list[bool | None] = []
     for number, shard in enumerate(plan.shards):
-        scored = pl.DataFrame(
-            pl.from_arrow(scored_table(run, shard.name, label, more=("strong_cost_usd",)))
-        )
-        judged = [run.read_judged(0, chunk.name) for chunk in plan.chunks_of(number)]
-        agreed += [value for part in judged for value in part["judge_orders_agree"].to_pylist()]
-        series = [pl.Series("row_key", pl.from_arrow(part.column("row_key"))) for part in judged]
-        parts.append(scored.with_columns(pl.concat(series) if series else pl.Series("row_key", [])))
-    rows = pl.concat(parts)
+        parts.append(read_scored(run, shard.name, label, more=("strong_cost_usd",)))
+        for chunk in plan.chunks_of(number):
+            judged = run.read_judged(0, chunk.name)
+            keys += judged["row_key"].to_pylist()
+            agreed += judged["judge_orders_agree"].to_pylist()
+    rows = pl.concat(parts).with_columns(pl.Series("row_key", keys, pl.String))
     check_labels(rows["label"], config.task, label)
-    found = evaluate(rows) | {"under_swap": under_swap(agreed)}
+    found = evaluation.evaluate(rows) | {"under_swap": under_swap(agreed)}
     run.storage.write("evaluation.json", json.dumps(found, indent=1).encode() + b"\n")
     write_page(run, config.output, summary, rows, found)
     return found
@@ -67,25 +67,20 @@ def as_text(found: dict[str, Any]) -> str:
     for name, scored in found["judges"].items():
         if scored:
             kappa = "–" if scored["kappa"] is None else f"{scored['kappa']:.4f}"
-            lines.append(
-                f"{name:<46}{scored['n']:>8,}    {scored['accuracy']:.4f}  {scored['low']:.4f} to "
-                f"{scored['high']:.4f}    {scored['macro_f1']:.4f}  {kappa:>6}"
-            )
+            figures = "{n:>8,}    {accuracy:.4f}  {low:.4f} to {high:.4f}    {macro_f1:.4f}"
+            lines.append(f"{name:<46}{figures.format(**scored)}  {kappa:>6}")
     if swap := found["under_swap"]:
-        lines.append(
-            f"\nthe local judge agrees with itself in both orders on {swap['agreement']:.4f} of "
-            f"{swap['n']:,} rows ({swap['low']:.4f} to {swap['high']:.4f})"
-        )
+        said = "on {agreement:.4f} of {n:,} rows ({low:.4f} to {high:.4f})".format(**swap)
+        lines.append(f"\nthe local judge agrees with itself in both orders {said}")
     curve = found["curve"]
-    if curve:
-        lines.append(f"\n{'asked':>6}{'rows':>8}  cascade  at random  oracle    dollars")
-        for n in range(0, len(curve["fraction"]), 10):
-            dollars = "–" if curve["dollars"] is None else f"{curve['dollars'][n]:.4f}"
-            lines.append(
-                f"{curve['fraction'][n]:>6.0%}{curve['rows'][n]:>8,}   {curve['cascade'][n]:.4f}"
-                f"     {curve['random'][n]:.4f}  {curve['oracle'][n]:.4f}  {dollars:>9}"
-            )
-        lines.append(f"\n{found['break_even']}")
-    else:
-        lines.append("\nThe strong judge answered no labelled row: there is no curve to draw.")
-    return "\n".join(lines)
+    if not curve:
+        said = "The strong judge answered no labelled row: there is no curve to draw."
+        return "\n".join([*lines, "", said])
+    lines.append(f"\n{'asked':>6}{'rows':>8}  cascade  at random  oracle    dollars")
+    for n in range(0, len(curve["fraction"]), 10):
+        dollars = "–" if curve["dollars"] is None else f"{curve['dollars'][n]:.4f}"
+        lines.append(
+            f"{curve['fraction'][n]:>6.0%}{curve['rows'][n]:>8,}   {curve['cascade'][n]:.4f}"
+            f"     {curve['random'][n]:.4f}  {curve['oracle'][n]:.4f}  {dollars:>9}"
+        )
+    return "\n".join([*lines, "", found["break_even"]])

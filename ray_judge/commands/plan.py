@@ -23,18 +23,14 @@ from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.escalation.questions import price_of_strong
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.pipeline import score
-from ray_judge.routing.cost import (
-    correction,
-    count_rows,
-    output_tokens,
-    row_costs,
-)
+from ray_judge.routing.cost import Correction, correction, count_chunk, output_tokens, row_costs
 from ray_judge.routing.policies import accepted, fraction_count, route
 from ray_judge.routing.tiers import judged_frame
 from ray_judge.run.directory import RunDirectory
-from ray_judge.run.plan import plan_input, read_rows
+from ray_judge.run.plan import plan_input
 
 SAMPLE = 500
+MODES = ("online", "flex", "batch")
 FRACTIONS = ("0", "0.05", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.8", "1")
 Z = 1.96
 Watch = Callable[[str, Mapping[str, Any]], None]
@@ -60,48 +56,34 @@ def plan(
     score(part, watch)
     rows, fix = _sampled(config, part)
     modes = {"online": True, "flex": price.flex_factor, "batch": price.batch_factor}
-    table = _Table(config, calibration, rows, total)
+    table = PolicyTable(config, calibration, rows, total)
+    own = config.tiers()[-1].route
+    policies = {
+        **{text: RouteConfig(policy="fraction", fraction=Decimal(text)) for text in FRACTIONS},
+        f"route: {own.policy}": own,
+    }
     return {
         "rows": total,
-        **({"reached": table.reached()} if len(config.judges) > 1 else {}),
+        "reached": table.reached(),
         "sampled": rows.height,
         "strong_model": config.strong.model,
         "sold": {mode: bool(factor) for mode, factor in modes.items()},
         "answers_on_file": fix.answers if fix else 0,
         "input_tokens_factor": fix.input_factor if fix else 1.0,
         "output_tokens_per_answer": fix.output_tokens if fix else output_tokens(config),
-        "policies": [
-            *(
-                table.line(RouteConfig(policy="fraction", fraction=Decimal(text)), f"{text}")
-                for text in FRACTIONS
-            ),
-            table.line(config.tiers()[-1].route, f"route: {config.tiers()[-1].route.policy}"),
-        ],
+        "policies": [table.line(policy, name) for name, policy in policies.items()],
     }
 
 
-def _sampled(config: RunConfig, part: RunConfig) -> tuple[pl.DataFrame, Any]:
+def _sampled(config: RunConfig, part: RunConfig) -> tuple[pl.DataFrame, Correction | None]:
     """The sample's judged rows with tokens and dollars per mode; and what corrected them."""
     run = RunDirectory(part.output)
     made = run.plan()
     assert made is not None  # it was scored just now
     chunks = list(made.chunks())
-    counted = pl.concat(
-        pl.DataFrame(
-            pl.from_arrow(
-                count_rows(
-                    config,
-                    made.columns,
-                    read_rows(chunk.shard, chunk.start, chunk.rows, made.columns.needed()),
-                    chunk.name,
-                    chunk.start,
-                )
-            )
-        )
-        for chunk in chunks
-    )
+    counted = pl.concat(count_chunk(config, made.columns, chunk) for chunk in chunks)
     rows = pl.concat([judged_frame(run, len(config.tiers()), chunk.name) for chunk in chunks])
-    for mode in ("online", "flex", "batch"):
+    for mode in MODES:
         costs = row_costs(config, counted, mode).rename({"cost_nano_usd": mode})
         if mode != "online":
             costs = costs.drop("tokens")
@@ -110,7 +92,7 @@ def _sampled(config: RunConfig, part: RunConfig) -> tuple[pl.DataFrame, Any]:
     return rows.with_columns(own), correction(config, counted)
 
 
-class _Table:
+class PolicyTable:
     """Policies tried on the rows of the sample that reached the last judge."""
 
     def __init__(
@@ -156,9 +138,7 @@ class _Table:
             "rows": count,
             "share": count / self._total,
             "threshold": here.filter(pl.col("route") != "escalate")["judge_confidence"].min(),
-            "dollars": {
-                mode: float(asked[mode].sum()) * each / 1e9 for mode in ("online", "flex", "batch")
-            },
+            "dollars": {mode: float(asked[mode].sum()) * each / 1e9 for mode in MODES},
             "calls": calls,
             "hours": minutes / 60,
             "accuracy": self._accuracy(routed),
@@ -214,39 +194,28 @@ def _expected(tier: Tier, routed: pl.DataFrame, judges: int) -> tuple[Values, li
 
 def as_text(found: Mapping[str, Any]) -> str:
     """The plan as a table."""
-    head = f"{'':<18}{'rows':>10}{'below':>9}{'online $':>11}{'flex $':>11}{'batch $':>11}"
-    head += f"{'calls':>10}{'hours':>8}   expected accuracy"
     size = f"{found['rows']:,} rows, {found['sampled']:,} of them sampled"
     lines = [f"{size}; strong judge: {found['strong_model']}. Nothing was spent."]
-    if reached := found.get("reached"):
-        counts = ", ".join(f"judge {n}: {count:,}" for n, count in enumerate(reached, 1))
+    if len(found["reached"]) > 1:
+        counts = ", ".join(f"judge {n}: {count:,}" for n, count in enumerate(found["reached"], 1))
         lines.append(f"Rows that reach {counts}. Shares are of those that reach the last one.")
-    lines.append(head)
+    head = f"{'':<18}{'rows':>10}{'below':>9}{'online $':>11}{'flex $':>11}{'batch $':>11}"
+    lines.append(f"{head}{'calls':>10}{'hours':>8}   expected accuracy")
     for line in found["policies"]:
-        name = line["policy"]
+        name, below, accuracy = line["policy"], line["threshold"], line["accuracy"]
         name = f"{float(name):.0%}" if name[0].isdigit() else name
         dollars = "".join(
             f"{line['dollars'][mode]:>11.4f}" if found["sold"][mode] else f"{'–':>11}"
-            for mode in ("online", "flex", "batch")
+            for mode in MODES
         )
-        below = "–" if line["threshold"] is None else f"{line['threshold']:.4f}"
-        accuracy = line["accuracy"]
-        said = "–"
-        if accuracy:
-            said = f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})"
+        below = "–" if below is None else f"{below:.4f}"
+        said = "{value:.3f} ({low:.3f} to {high:.3f})".format(**accuracy) if accuracy else "–"
         lines.append(
             f"{name:<18}{line['rows']:>10,}{below:>9}{dollars}{line['calls']:>10,}"
             f"{line['hours']:>8.2f}   {said}"
         )
-    lines.append(
-        f"An answer is taken to have {found['output_tokens_per_answer']:.1f} tokens"
-        + (
-            f", as {found['answers_on_file']} answers on file to these rows had."
-            if found["answers_on_file"]
-            else "; a model that reasons first costs more."
-        )
-    )
-    return "\n".join(lines)
-
-
-__all__ = ["SAMPLE", "as_text", "plan"]
+    why = "; a model that reasons first costs more."
+    if found["answers_on_file"]:
+        why = f", as {found['answers_on_file']} answers on file to these rows had."
+    tokens = f"{found['output_tokens_per_answer']:.1f} tokens"
+    return "\n".join([*lines, f"An answer is taken to have {tokens}{why}"])

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import polars as pl
 
-from ray_judge.errors import RayJudgeError
+from ray_judge.errors import InputChangedError, RayJudgeError
 from ray_judge.escalation.questions import Question, QuestionMaker
-from ray_judge.records import Chunk, Route
+from ray_judge.records import SURENESS, Chunk, Route
 
 PER_TAKE = 256
 """Rows of a chunk whose questions are made at a time."""
@@ -88,6 +88,9 @@ class RoutedQuestions:
     def _make(self, chunk: str, rows: list[int]) -> list[Question]:
         made = self._maker.of_rows(self._chunks[chunk], rows)
         keys = [[question.key for question in made[row]] for row in made]
+        if not all(keys):  # a row without text is never routed to the strong judge
+            file = self._chunks[chunk].shard
+            raise InputChangedError("this shard changed since the run began", file=file)
         frame = {"chunk": [chunk] * len(made), "row": list(made), "question_keys": keys}
         self._made.append(pl.DataFrame(frame, schema=ASKED))
         return [question for row in rows for question in made[row]]
@@ -125,10 +128,6 @@ class RoutedQuestions:
             self._failure = RayJudgeError(f"routing failed: {type(error).__name__}: {error}")
         else:
             self._frames.put(None)
-
-
-SURENESS = ["judge_confidence", "row_key"]
-"""Least sure first; rows without a local verdict before all others; ties by row key."""
 
 
 def in_asking_order(routed: pl.DataFrame) -> pl.DataFrame:

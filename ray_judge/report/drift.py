@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +18,7 @@ from ray_judge.run.directory import Plan, RunDirectory
 MEASURED = ("rows", "psi", "ks", "ks_p", "verdict")
 
 
-def drifted(
+def measure_drift(
     config: RunConfig,
     plan: Plan,
     run: RunDirectory,
@@ -28,61 +27,42 @@ def drifted(
 ) -> dict[str, Any] | None:
     """Give the summary's `drift`; None without a calibration, or without any confidence.
 
-    `rows`: `route` and `judge_confidence` of all scored rows. With several local judges the
-    figures are those of the judge that has moved furthest (by PSI), and `judges` has each one's.
+    `rows`: the `route` of all scored rows. The figures are those of the judge that has moved
+    furthest (by PSI); `judges` has each one's, on the rows that came to it. A later judge is
+    compared only where those before it route by the calibration: otherwise other rows come to it
+    than came then, and their difference is no drift.
     """
     if calibration is None:
         return None
+    guaranteed = [tier.route.policy == "guarantee" for tier in config.tiers()]
+    own = [own_confidences(run, plan, number) for number in range(len(guaranteed))]
     escalated = rows.filter(route=Route.ESCALATE.value).height
-    guaranteed = config.tiers()[-1].route.policy == "guarantee"
-    shares = {
-        "escalated": escalated / max(1, rows.height),
-        "escalated_then": math.prod(map(_left, calibration.tiers)) if guaranteed else None,
-    }
-    if len(config.judges) == 1:
-        seen = rows["judge_confidence"].drop_nulls().to_numpy()
-        moved = drift(calibration.tiers[0].reference, seen)
-        return None if moved is None else {**asdict(moved), **shares}
-    judges = _by_judge(config, plan, run, escalated, calibration)
-    compared = [judge for judge in judges if judge["psi"] is not None]
-    if not compared:
-        return None
-    worst: Mapping[str, Any] = max(compared, key=lambda judge: float(judge["psi"]))
-    return {**{key: worst[key] for key in MEASURED}, **shares, "judges": judges}
-
-
-def _by_judge(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    escalated: int,
-    calibration: Calibration,
-) -> list[dict[str, Any]]:
-    """Each judge's own figures: on the rows that came to it, of its own confidence in them.
-
-    A later judge is compared only where those before it route by the calibration: otherwise
-    other rows come to it than came then, and their difference is no drift.
-    """
-    tiers = config.tiers()
-    own = [own_confidences(run, plan, number) for number in range(len(tiers))]
-    reached = [len(confidence) for confidence in own]
-    found = []
+    reached = [*map(len, own), escalated]
+    judges = []
     for number, tier in enumerate(calibration.tiers):
-        guaranteed = tiers[number].route.policy == "guarantee"
-        alike = all(before.route.policy == "guarantee" for before in tiers[:number])
+        alike = all(guaranteed[:number])
         moved = drift(tier.reference, own[number].drop_nulls().to_numpy()) if alike else None
-        passed_on = reached[number + 1] if number + 1 < len(tiers) else escalated
-        measured = dict.fromkeys(MEASURED) if moved is None else asdict(moved)
-        found.append(
+        judges.append(
             {
                 "judge": judge_name(tier.judge, number),
                 "reached": reached[number],
-                **measured,
-                "passed_on": passed_on / reached[number] if reached[number] else None,
-                "passed_on_then": _left(tier) if guaranteed and tier.selection.rows else None,
+                **(asdict(moved) if moved else dict.fromkeys(MEASURED)),
+                "passed_on": reached[number + 1] / reached[number] if reached[number] else None,
+                "passed_on_then": _left(tier)
+                if guaranteed[number] and tier.selection.rows
+                else None,
             }
         )
-    return found
+    compared = [judge for judge in judges if judge["psi"] is not None]
+    if not compared:
+        return None
+    worst: dict[str, Any] = max(compared, key=lambda judge: judge["psi"])
+    return {
+        **{key: worst[key] for key in MEASURED},
+        "escalated": escalated / max(1, rows.height),
+        "escalated_then": math.prod(map(_left, calibration.tiers)) if guaranteed[-1] else None,
+        "judges": judges,
+    }
 
 
 def _left(tier: Tier) -> float:

@@ -16,7 +16,7 @@ import polars as pl
 
 from ray_judge.calibration.bounds import interval
 
-Values = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 STEPS = 101
 """Fractions 0, 1, …, 100 %."""
 
@@ -59,23 +59,37 @@ class Curve:
 
 def scores(rows: pl.DataFrame, column: str) -> Scores | None:
     """Score one verdict column against `label`; None where no row has a label."""
+    from sklearn.metrics import cohen_kappa_score, f1_score  # half a second to import
+
     known = rows.filter(pl.col("label").is_not_null())
-    if not known.height:
+    n = known.height
+    if not n:
         return None
     labels = known["label"].cast(pl.String)
     verdicts = known[column].cast(pl.String).fill_null("(none)")
     right = int((labels == verdicts).sum())
-    n = known.height
-    classes = sorted(labels.unique())
-    counted = pl.DataFrame({"label": labels, "verdict": verdicts})
-    f1, chance = [], 0.0
-    for name in classes:
-        hits = counted.filter((pl.col("label") == name) & (pl.col("verdict") == name)).height
-        called, true = int((verdicts == name).sum()), int((labels == name).sum())
-        f1.append(2 * hits / (called + true))
-        chance += called / n * true / n
-    kappa = None if chance == 1 else (right / n - chance) / (1 - chance)
-    return Scores(n, right / n, *interval(right, n), sum(f1) / len(f1), kappa)
+    # numbers in place of names: scikit-learn sorts a million of them in no time
+    codes = pl.concat([labels, verdicts]).rank("dense").to_numpy()
+    truth, said = codes[:n], codes[n:]
+    f1 = f1_score(truth, said, labels=np.unique(truth), average="macro", zero_division=0)
+    certain = right == n and len(np.unique(truth)) == 1
+    kappa = None if certain else float(cohen_kappa_score(truth, said))
+    return Scores(n, right / n, *interval(right, n), float(f1), kappa)
+
+
+def _right(rows: pl.DataFrame) -> tuple[Flags, Flags]:
+    """Whether local and strong verdict are the label; no verdict is not."""
+    local, strong = (
+        (rows[name] == rows["label"]).fill_null(value=False).to_numpy()
+        for name in ("judge_verdict", "strong_verdict")
+    )
+    return local, strong
+
+
+def _least_sure_first(rows: pl.DataFrame) -> pl.DataFrame:
+    """The labelled rows in the order in which policy `fraction` asks them."""
+    known = rows.filter(pl.col("label").is_not_null())
+    return known.sort("judge_confidence", "row_key", nulls_last=False)
 
 
 def cascade_curve(rows: pl.DataFrame, steps: int = STEPS) -> Curve | None:
@@ -86,54 +100,41 @@ def cascade_curve(rows: pl.DataFrame, steps: int = STEPS) -> Curve | None:
     strong verdict (as policy `fraction` routes them), also where the strong judge abstained from
     it: the curve is of what the judges say. None where no such row has a label.
     """
-    known = rows.filter(
-        pl.col("label").is_not_null() & pl.col("strong_verdict").is_not_null()
-    ).sort("judge_confidence", "row_key", nulls_last=False)
+    known = _least_sure_first(rows.filter(pl.col("strong_verdict").is_not_null()))
     n = known.height
     if not n:
         return None
-    local = (known["judge_verdict"] == known["label"]).fill_null(value=False).to_numpy()
-    strong = (known["strong_verdict"] == known["label"]).to_numpy()
-    gain = strong.astype(np.int64) - local.astype(np.int64)
-    # ⌊f·n⌋ in whole numbers: step · n // (steps − 1)
-    asked = np.arange(steps) * n // (steps - 1)
-    base = int(local.sum())
-    cascade = (base + _cumulative(gain)[asked]) / n
-    oracle = (base + _cumulative(np.sort(gain)[::-1])[asked]) / n
-    random = (base + gain.sum() * asked / n) / n
+    local, strong = _right(known)
+    gain = strong.astype(np.int64) - local
+    asked = np.arange(steps) * n // (steps - 1)  # ⌊f·n⌋ in whole numbers
+    base, total = int(local.sum()), int(gain.sum())
     dollars = None
     if "strong_cost_usd" in known.columns:
         spent = known["strong_cost_usd"].cast(pl.Float64).fill_null(0.0).to_numpy()
-        dollars = _floats(_cumulative(spent)[asked])
-    fraction = np.arange(steps) / (steps - 1)
+        dollars = tuple(_sums(spent)[asked].tolist())
     return Curve(
-        _floats(fraction),
-        tuple(int(count) for count in asked),
-        _floats(cascade),
-        _floats(random),
-        _floats(oracle),
+        tuple((np.arange(steps) / (steps - 1)).tolist()),
+        tuple(asked.tolist()),
+        tuple(((base + _sums(gain)[asked]) / n).tolist()),
+        tuple(((base + total * asked / n) / n).tolist()),
+        tuple(((base + _sums(np.sort(gain)[::-1])[asked]) / n).tolist()),
         dollars,
     )
 
 
 def curve_so_far(rows: pl.DataFrame, steps: int = STEPS) -> dict[str, Any] | None:
     """Accuracy over all labelled rows, for the fractions whose rows were all answered."""
-    known = rows.filter(pl.col("label").is_not_null()).sort(
-        "judge_confidence", "row_key", nulls_last=False
-    )
+    known = _least_sure_first(rows)
     n = known.height
-    local = (known["judge_verdict"] == known["label"]).fill_null(value=False).to_numpy()
-    strong = (known["strong_verdict"] == known["label"]).fill_null(value=False).to_numpy()
-    missing = np.flatnonzero(known["strong_verdict"].is_null().to_numpy())
-    reach = int(missing[0]) if len(missing) else n
+    local, strong = _right(known)
+    missing = known["strong_verdict"].is_null().arg_true()
     asked = np.arange(steps) * n // (steps - 1)
-    asked = asked[asked <= reach]
+    asked = asked[asked <= (missing[0] if len(missing) else n)]
     if len(asked) < 2:
         return None
-    gain = _cumulative(strong.astype(np.int64) - local.astype(np.int64))
+    cascade = (int(local.sum()) + _sums(strong.astype(np.int64) - local)[asked]) / n
     fraction = np.arange(len(asked)) / (steps - 1)
-    cascade = (int(local.sum()) + gain[asked]) / n
-    return {"fraction": _floats(fraction), "cascade": _floats(cascade)}
+    return {"fraction": fraction.tolist(), "cascade": cascade.tolist()}
 
 
 def evaluate(rows: pl.DataFrame) -> dict[str, Any]:
@@ -168,10 +169,9 @@ def break_even(curve: Curve, labelled: int) -> str:
     strong, n = curve.cascade[-1], curve.rows[-1]
     index = curve.first_at_least(strong)
     assert index is not None  # at 100 % the cascade is the strong judge
-    cost = ""
+    cost = where = ""
     if curve.dollars is not None:
         cost = f", ${curve.dollars[index]:.4f} instead of ${curve.dollars[-1]:.4f}"
-    where = ""
     if n < labelled:
         where = f" (among the {n} of {labelled} labelled rows that the strong judge answered)"
     return (
@@ -180,10 +180,6 @@ def break_even(curve: Curve, labelled: int) -> str:
     )
 
 
-def _cumulative(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _sums(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Sums of the first 0, 1, …, n values."""
     return np.concatenate([[0], np.cumsum(values)])
-
-
-def _floats(values: npt.NDArray[Any]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

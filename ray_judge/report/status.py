@@ -6,8 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from ray_judge.errors import InputError
-from ray_judge.escalation.books.journal import load_journal
-from ray_judge.escalation.books.places import journal_name, journal_storage
+from ray_judge.escalation.books.books import Books
 from ray_judge.run.directory import RunDirectory
 
 
@@ -23,8 +22,8 @@ def status(output: str) -> dict[str, Any]:
         raise InputError("there is no run here", run=output)
     judged = run.judged(0)
     chunks = list(plan.chunks())
-    me = journal_name(config)
-    ours = [one for one in load_journal(*journal_storage(config)).rows if one.run == me]
+    books = Books.of(config)
+    ours = books.journal().frame.filter(run=books.run)
     return {
         "finished": run.summary() is not None,
         "rows": plan.rows,
@@ -33,6 +32,6 @@ def status(output: str) -> dict[str, Any]:
         "chunks_judged": len(judged),
         "shards": len(plan.shards),
         "shards_scored": len(run.scored()),
-        "answers": len({answer.key for answer in ours if answer.final}),
-        "spent_usd": sum((answer.cost_usd for answer in ours), Decimal(0)),
+        "answers": ours.filter("final")["key"].n_unique(),
+        "spent_usd": sum(ours["cost_usd"], Decimal(0)),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -11,16 +12,17 @@ import pyarrow.parquet as pq
 
 from ray_judge.calibration.audit import audit, check_promise
 from ray_judge.calibration.document import Calibration
-from ray_judge.cluster import call_each
-from ray_judge.config import RunConfig
-from ray_judge.errors import CorruptedError, PromiseBroken
+from ray_judge.config import RunConfig, nearest
+from ray_judge.errors import CorruptedError, InputError, PromiseBroken
 from ray_judge.records import Outcome, Route, Source
-from ray_judge.report.drift import drifted
+from ray_judge.report.drift import measure_drift
 from ray_judge.run.directory import Plan, RunDirectory
 
-if TYPE_CHECKING:  # the workers that read shards need nothing of phase B
+if TYPE_CHECKING:
     from ray_judge.escalation.escalate import Answers
 
+AT_ONCE = 8
+"""Shards that are read together (decoding leaves Python's lock)."""
 AUDIT_GROUP = "audit_group"
 """The column `route.audit_by` under a name that no output has."""
 COUNTED = (
@@ -45,12 +47,11 @@ def summarise(
     seconds: Mapping[str, float],
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Give the summary's document and the frame of counted columns that it was made from."""
-    by = config.route.audit_by
+    label, by = plan.columns.label, config.route.audit_by
     abstains = config.strong.abstain_below is not None
-    more = ("strong_prob",) if abstains else ()
-    calls = [(run, shard.name, plan.columns.label, by, more) for shard in plan.shards]
-    parts = [pl.from_arrow(part) for part in call_each(scored_table, calls)]
-    rows = pl.concat([part for part in parts if isinstance(part, pl.DataFrame)])
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        names = [shard.name for shard in plan.shards]
+        rows = pl.concat(pool.map(lambda name: read_scored(run, name, label, by), names))
     document: dict[str, Any] = {
         "layout": 1,
         "digest": config.digest(),
@@ -70,11 +71,11 @@ def summarise(
         "strong_model": config.strong.model,
         "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
     }
-    document |= audited(config, rows, calibration)
+    document |= describe_audit(config, rows, calibration)
     if abstains:
-        document["review"] = reviewed(rows)
-    document["drift"] = drifted(config, plan, run, rows, calibration)
-    if plan.columns.label:
+        document["review"] = {"rows": rows.filter(outcome=Outcome.ABSTAINED.value).height}
+    document["drift"] = measure_drift(config, plan, run, rows, calibration)
+    if label:
         document["label_accuracy"] = {
             "judge": accuracy(rows, "judge_verdict"),
             "final": accuracy(rows, "final_verdict"),
@@ -82,25 +83,14 @@ def summarise(
     return document, rows
 
 
-def reviewed(rows: pl.DataFrame) -> dict[str, int]:
-    """Rows in review.parquet, and rows with a strong verdict whose probability is not known."""
-    unknown = pl.col("strong_verdict").is_not_null() & pl.col("strong_prob").is_null()
-    return {
-        "rows": rows.filter(outcome=Outcome.ABSTAINED.value).height,
-        "without_probabilities": rows.filter(unknown).height,
-    }
-
-
-def audited(
+def describe_audit(
     config: RunConfig, rows: pl.DataFrame, calibration: Calibration | None
 ) -> dict[str, Any]:
-    """What the audit showed, and what that makes of the promise."""
-    found: dict[str, Any] = {"audit": None, "drift": None, "promise": None}
+    """Give the summary's `audit`, and its `promise`: what the audit makes of the guarantee."""
+    found: dict[str, Any] = {"audit": None, "promise": None}
     seen = audit(rows, AUDIT_GROUP if config.route.audit_by else None)
     if config.route.audit:
         found["audit"] = seen.document()
-        if config.strong.abstain_below is not None:
-            found["audit"]["abstained"] = seen.abstained
     if calibration is None or config.tiers()[-1].route.policy != "guarantee":
         return found
     kept: bool | None = None
@@ -123,36 +113,37 @@ def accuracy(rows: pl.DataFrame, column: str) -> float | None:
     labelled = rows.filter(pl.col("label").is_not_null())
     if not labelled.height:
         return None
-    right = labelled.select((pl.col(column) == pl.col("label")).fill_null(value=False).sum())
-    return float(right.item()) / labelled.height
+    return int((labelled[column] == labelled["label"]).sum()) / labelled.height
 
 
-def _counts(rows: pl.DataFrame, column: str, names: list[str]) -> dict[str, int]:
+def _counts(rows: pl.DataFrame, column: str, names: Sequence[str]) -> dict[str, int]:
     counted = dict(rows.group_by(column).len().rows())
     return {name: counted.get(name, 0) for name in names}
 
 
-def scored_table(
+def read_scored(
     run: RunDirectory, name: str, label: str | None, by: str | None = None, more: Sequence[str] = ()
-) -> pa.Table:
-    """Read the counted columns of one scored shard, its labels as `label`, `by` as text."""
-    names = [*COUNTED, *more]
-    given = {"label": label, AUDIT_GROUP: by}
-    wanted = list(dict.fromkeys([*names, *(column for column in given.values() if column)]))
+) -> pl.DataFrame:
+    """Read the counted columns of one scored shard, its labels as `label`, `by` as text.
+
+    Labels come in the type of a verdict. Raises InputError for a column that is not there or
+    cannot be a label, CorruptedError for a damaged shard.
+    """
+    given = {role: column for role, column in (("label", label), (AUDIT_GROUP, by)) if column}
+    wanted = list(dict.fromkeys([*COUNTED, *more, *given.values()]))
+    file = f"scored/{name}"
     try:
-        with run.storage.open_input(f"scored/{name}") as file:
-            read = pq.read_table(file, columns=wanted)
-        table = read.select(names)
-        for role, column in given.items():
-            if column:
-                kind = read.schema.field("judge_verdict").type if role == "label" else pa.string()
-                table = table.append_column(role, _plain(read.column(column)).cast(kind))
+        with run.storage.open_input(file) as source, pq.ParquetFile(source) as shard:
+            for column in given.values():
+                if column not in (there := shard.schema_arrow.names):
+                    said = f"there is no such column{nearest(column, there)}"
+                    raise InputError(said, file=file, column=column)
+            rows = pl.DataFrame(pl.from_arrow(shard.read(columns=wanted)))
     except pa.ArrowException as error:
-        raise CorruptedError(f"a scored shard is damaged: {error}", file=f"scored/{name}") from None
-    return table
-
-
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(values.type):
-        return values.cast(values.type.value_type)
-    return values
+        raise CorruptedError(f"a scored shard is damaged: {error}", file=file) from None
+    types = {"label": rows.schema["judge_verdict"], AUDIT_GROUP: pl.String()}
+    cast = {role: pl.col(column).cast(types[role]) for role, column in given.items()}
+    try:
+        return rows.select(*COUNTED, *more, **cast)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"this column has no labels: {error}", file=file, column=label) from None

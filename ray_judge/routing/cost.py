@@ -13,23 +13,19 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from ray_judge.cluster import call_each
 from ray_judge.config import RunConfig, StrongConfig
-from ray_judge.errors import InputChangedError
-from ray_judge.escalation.books.journal import load_journal
-from ray_judge.escalation.books.places import journal_storage
+from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.pricing import cost, text_token_estimate
 from ray_judge.escalation.questions import TIERS, QuestionMaker, price_of_strong
-from ray_judge.records import Answer, Chunk, Route, Usage
+from ray_judge.records import Answer, Chunk, Usage
 from ray_judge.run.columns import Columns
-from ray_judge.run.directory import Plan
-from ray_judge.run.plan import read_examples, read_rows
 
 FEWEST_ANSWERS = 20
 """So many answers on file correct the estimate; fewer could be odd ones."""
 NANO = Decimal(10) ** 9
+_SCHEMA = {"chunk": pl.String, "row": pl.Int64, "key": pl.String, "input_tokens": pl.Int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,67 +38,27 @@ class Correction:
 
 
 def count_tokens(config: RunConfig, columns: Columns, chunks: Sequence[Chunk]) -> pl.DataFrame:
+    """Count, on the cluster, the tokens of all questions of these chunks; see `count_chunk`."""
+    calls = [(config, columns, chunk) for chunk in chunks]
+    parts: list[pl.DataFrame] = list(call_each(count_chunk, calls))
+    return pl.concat(parts).sort("chunk", "row")
+
+
+def count_chunk(config: RunConfig, columns: Columns, chunk: Chunk) -> pl.DataFrame:
     """One row per question: `chunk`, `row`, `key`, `input_tokens` (estimated).
 
     A row without text has none; others have `strong.samples` in each order.
     """
-    calls = [(config, columns, chunk) for chunk in chunks]
-    parts = [pl.DataFrame(pl.from_arrow(part)) for part in call_each(count_chunk, calls)]
-    return pl.concat(parts).sort("chunk", "row") if parts else pl.DataFrame(schema=_SCHEMA)
-
-
-_SCHEMA = {"chunk": pl.String, "row": pl.Int64, "key": pl.String, "input_tokens": pl.Int64}
-
-
-def count_chunk(config: RunConfig, columns: Columns, chunk: Chunk) -> pa.Table:
-    """Count the tokens of one chunk's questions."""
-    table = read_rows(chunk.shard, chunk.start, chunk.rows, columns.needed())
-    return count_rows(config, columns, table, chunk.name, chunk.start)
-
-
-def with_questions(config: RunConfig, plan: Plan, routed: pl.DataFrame) -> pl.DataFrame:
-    """Add `question_keys` to the rows that are asked: `strong.samples` of them in each order."""
-    maker = QuestionMaker(config, plan.columns)
-    columns = [("chunk", pl.String()), ("row", pl.Int64()), ("question_keys", pl.List(pl.String))]
-    schema = pl.Schema(columns)
-    parts = [pl.DataFrame(schema=schema)]
-    routed_on = routed.filter(pl.col("route") != Route.ACCEPT.value)
-    for (name,), rows in routed_on.group_by("chunk", maintain_order=True):
-        chunk = plan.chunk(str(name))
-        keys = [
-            [q.key for q in made] for made in maker.of_rows(chunk, rows["row"].to_list()).values()
-        ]
-        if not all(keys):
-            raise InputChangedError("this shard changed since the run began", file=chunk.shard)
-        found = rows.select("chunk", "row").with_columns(question_keys=pl.Series(keys))
-        parts.append(found.cast(schema))
-    return routed.join(pl.concat(parts), on=["chunk", "row"], how="left", maintain_order="left")
-
-
-def count_rows(
-    config: RunConfig, columns: Columns, table: pa.Table, chunk: str, start: int
-) -> pa.Table:
-    """Count the tokens of the questions about these rows, the first of which is row `start`."""
-    maker = QuestionMaker(config)
-    found: list[tuple[int, str, int]] = []
-    for number, example in enumerate(read_examples(table, columns), start):
-        if isinstance(example, str):
-            continue
-        found += [(number, asked.key, asked.tokens) for asked in maker.of_example(example)]
-    rows, keys, tokens_in = zip(*found, strict=True) if found else ((), (), ())
-    return pa.table(
-        {
-            "chunk": pa.array([chunk] * len(found), pa.large_string()),
-            "row": pa.array(rows, pa.int64()),
-            "key": pa.array(keys, pa.large_string()),
-            "input_tokens": pa.array(tokens_in, pa.int64()),
-        }
+    made = QuestionMaker(config, columns).of_rows(
+        chunk, range(chunk.start, chunk.start + chunk.rows)
     )
+    found = [(chunk.name, row, q.key, q.tokens) for row, asked in made.items() for q in asked]
+    return pl.DataFrame(found, schema=_SCHEMA, orient="row")
 
 
 def correction(config: RunConfig, counted: pl.DataFrame) -> Correction | None:
     """Compare the estimate with the usage of answers on file to the very same questions."""
-    return corrected(counted, load_journal(*journal_storage(config)).answers)
+    return corrected(counted, Books.of(config).journal().answers(counted["key"]))
 
 
 def corrected(counted: pl.DataFrame, answers: Mapping[str, Answer]) -> Correction | None:

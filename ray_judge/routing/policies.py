@@ -15,15 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ray_judge.calibration.audit import drawn
+from ray_judge.calibration.audit import draw_rows
 from ray_judge.calibration.bounds import Floats
 from ray_judge.calibration.document import Tier
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
-from ray_judge.records import Route
+from ray_judge.records import SURENESS, Route
 
-SURENESS = ["judge_confidence", "row_key"]
-"""Least sure first; rows without a local verdict before all others; ties by row key."""
 Flags = npt.NDArray[np.bool_]
 
 
@@ -144,16 +142,6 @@ def _greedy(order: npt.NDArray[np.uint32], cost: npt.NDArray[np.int64], left: in
     return taken
 
 
-def in_asking_order(routed: pl.DataFrame) -> pl.DataFrame:
-    """Keep the rows that are asked, the least sure first: a cap that binds drops the surest.
-
-    Audited rows come before all others: were they dropped where they are surest, what is left
-    would no longer be a random sample.
-    """
-    asked = routed.filter(pl.col("route") != Route.ACCEPT.value)
-    return asked.sort(pl.col("route") != Route.AUDIT.value, *SURENESS, nulls_last=False)
-
-
 def _threshold(policy: RouteConfig, tier: Tier | None) -> float:
     if policy.policy == "threshold":
         return float(policy.threshold or 0.0)
@@ -190,7 +178,7 @@ def _drawn(judged: pl.DataFrame, policy: RouteConfig, seed: str) -> Flags:
     if not policy.audit:
         return np.zeros(judged.height, dtype=bool)
     able = judged["has_text"].to_numpy() & judged["judge_confidence"].is_not_null().to_numpy()
-    return np.asarray(able & drawn(judged["row_key"], seed, float(policy.audit)).to_numpy())
+    return np.asarray(able & draw_rows(judged["row_key"], seed, float(policy.audit)).to_numpy())
 
 
 def _routed(judged: pl.DataFrame, escalate: Flags, audited: Flags) -> pl.DataFrame:

@@ -11,7 +11,7 @@ import polars as pl
 from ray_judge.calibration.document import Calibration
 from ray_judge.config import RunConfig
 from ray_judge.records import Route
-from ray_judge.routing.cost import count_tokens, row_costs, with_questions
+from ray_judge.routing.cost import count_tokens, row_costs
 from ray_judge.routing.policies import accepted, needs_every_row, route
 from ray_judge.routing.tiers import judged_frame, run_seed
 from ray_judge.run.directory import Plan, RunDirectory
@@ -43,7 +43,7 @@ class Routed:
         """Give each frame as soon as the policy can decide it."""
         with closing(self._judged):  # whoever stops asking for frames stops the judging
             for judged in self._decidable():
-                routed = with_questions(self._config, self._plan, self._route(judged))
+                routed = self._route(judged)
                 self._frames.append(routed)
                 yield routed
 

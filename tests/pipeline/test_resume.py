@@ -13,12 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ray_judge.config import load
 from ray_judge.errors import RunLockedError
-from ray_judge.escalation.escalate import OnFile, _Session
-from ray_judge.escalation.feed import Feed
-from ray_judge.escalation.turn import Turn
-from ray_judge.routing.stream import Routed
 from ray_judge.run.directory import RunDirectory
 from tests.provider import RunningServer
 
@@ -94,28 +89,6 @@ def test_a_crash_after_any_phase(runs: Runs, server: RunningServer) -> None:
         assert not changed, changed
     assert run.summary()["api_requests"] == asked
     assert pl.Series(run.summary()["outcomes"].values()).sum() == 120
-
-
-def test_what_was_answered_before_the_ledger_was_ours_is_not_asked(
-    runs: Runs, server: RunningServer
-) -> None:
-    """A predecessor believed dead went on after this session had looked, until it was fenced."""
-    run = runs(pairs(20), route__fraction=1)
-    assert run.score() == 0
-    config, directory = load(run.yaml), RunDirectory(str(run.output))
-    plan = directory.plan()
-    assert plan is not None
-    chunks = {chunk.name: chunk for chunk in plan.chunks()}
-    feed = Feed(Routed(config, plan, directory, (name for name in chunks)), chunks)
-    turn = Turn(config, lambda figures: None)
-    session = _Session(config, plan, feed, turn, OnFile(set(), {}, {}))
-    try:
-        session.run(lambda figures: None)
-    finally:
-        session.end()
-    assert sum(len(unit.asks) for unit in feed.units) == 20
-    assert session.governor is not None
-    assert (server.stats()["billed"], server.stats()["billed_twice"]) == (20, 0)
 
 
 def test_a_raised_cap_that_meets_an_empty_account_loses_nothing(

@@ -14,22 +14,19 @@ from .conftest import Runs, pairs
 pytestmark = pytest.mark.timeout(240)
 
 UNSURE = [7, 17, 27, 37, 47, 57]
-"""The strong judge is unsure of numbers that end in 7; the last three are accepted, and audited."""
-SILENT = 5
-"""It says nothing of how sure it is of this one."""
+"""Of numbers that end in 7 one vote in three is another; the last three are audited."""
 
 
 def test_what_even_the_strong_judge_is_unsure_of_is_for_a_person(
     runs: Runs, server: RunningServer
 ) -> None:
     server.configure(
-        certainty={"unsure_containing": "7.", "unsure": [0.4, 0.69], "tokens": "straddling"},
-        faults=[{"kind": "no_logprobs", "contains": f"number {SILENT}."}],
+        faults=[{"kind": "other_verdict", "contains": "7.", "attempts": [2]}],
     )
     run = runs(
         pairs(35, label=["A"] * 35), pairs(25, first=35, label=["A"] * 25), chunk_rows=10,
         route={"policy": "fraction", "fraction": 0.5, "audit": 1},
-        strong__samples=2, strong__abstain_below=0.7,
+        strong__samples=3, strong__abstain_below=0.7, strong__ties=False,
     )  # fmt: skip
     assert run.score() == 0
 
@@ -37,21 +34,21 @@ def test_what_even_the_strong_judge_is_unsure_of_is_for_a_person(
     unsure = rows.filter(outcome="abstained")
     assert unsure["n"].to_list() == UNSURE
     assert unsure["route"].to_list() == ["escalate"] * 3 + ["audit"] * 3
-    assert unsure["strong_prob"].is_between(0.39, 0.69).all()
+    assert unsure["strong_prob"].to_list() == [2 / 3] * 6
     assert unsure["strong_verdict"].null_count() == 0 == unsure["strong_cost_usd"].null_count()
     assert unsure["final_verdict"].null_count() == 6
     assert unsure["final_source"].unique().to_list() == ["none"]
     sure = rows.filter(outcome="resolved")
     assert sure.height == 54 and sure["final_source"].unique().to_list() == ["strong"]
     assert sure["final_verdict"].to_list() == sure["strong_verdict"].to_list()
-    assert sure.filter(pl.col("strong_prob").is_null())["n"].to_list() == [SILENT]
-    assert (sure["strong_prob"].drop_nulls() >= 0.7).all()
+    assert (sure["strong_prob"] == 1).all()
+    assert server.stats()["billed"] == 180
     assert run.check_costs() == Decimal(server.stats()["total_usd"])
 
     summary = run.summary()
     assert run.outcomes() == {"resolved": 54, "abstained": 6}
     assert summary["sources"] == {"judge": 0, "strong": 54, "none": 6}
-    assert summary["review"] == {"rows": 6, "without_probabilities": 1}
+    assert summary["review"] == {"rows": 6}
     audit, audited = summary["audit"], rows.filter(route="audit")
     assert (audit["n"], audit["abstained"], audit["unanswered"]) == (30, 3, 0)
     agreed = (audited["judge_verdict"] == audited["strong_verdict"]).sum()

@@ -85,10 +85,11 @@ connection closes in the middle of the body. `server_error_billed`: HTTP 500 aft
 
 MODEL_FAULTS: Final = frozenset(
     "refusal content_filter cut malformed_json wrong_verdict fenced_json empty_content "
-    "missing_usage".split()
+    "missing_usage other_verdict".split()
 )
 """`refusal` sets message.refusal; `content_filter` and `cut` set finish_reason (content_filter,
 length); `wrong_verdict` is JSON outside the schema; `fenced_json` is a right answer in a Markdown
-fence with words around it; `missing_usage` is a right answer without its usage object."""
+fence with words around it; `missing_usage` is a right answer without its usage object;
+`other_verdict` says B for A and A for B, as a model that changes its mind."""
 
 ALL_KINDS: Final = frozenset(HTTP_ERRORS) | UNBILLED_TRANSPORT | BILLED_TRANSPORT | MODEL_FAULTS

@@ -171,5 +171,6 @@ def _with_fault(content: str, fault: str | None) -> tuple[str | None, str | None
         "wrong_verdict": '{"verdict":"neither of these","score":"very good"}',
         "fenced_json": f"Here is my judgement:\n```json\n{content}\n```\nI hope it helps.",
         "empty_content": "",
+        "other_verdict": content.translate(str.maketrans("AB", "BA")),
     }
     return changed.get(fault or "", content), None, "stop"

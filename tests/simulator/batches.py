@@ -142,9 +142,7 @@ class SimBatchClient:
         return document
 
     async def retrieve(self, batch_id: str) -> dict[str, Any]:
-        document: dict[str, Any] = await self._request(
-            lambda: self._all.batches[batch_id].document()
-        )
+        document: dict[str, Any] = await self._request(self._all.batches[batch_id].document)
         return document
 
     async def page(self, after: str | None) -> tuple[list[dict[str, Any]], bool]:

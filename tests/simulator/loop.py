@@ -37,6 +37,7 @@ class Process:
         """Alive, and at work for `run`."""
         self.name = name
         self.run = run
+        self.driver: Process = self
         self.alive = True
         self.paused_until = 0.0
         self.doomed_at: float | None = None

@@ -52,6 +52,7 @@ class Parts:
     permits: Any = WatchedPermits
     asker: Any = Asker
     storage: Any = SimStorage
+    oracle: Any = Oracle
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Night:
         self.disk = Disk(
             self.loop, self.rng, plan.segments, plan.p_slow, plan.p_fail, plan.failures
         )
-        self.oracle = Oracle(plan, self.loop, self.disk, self.note)
+        self.oracle: Oracle = under_test.oracle(plan, self.loop, self.disk, self.note)
         self.provider = Provider(self.loop, self.rng, plan, self.oracle, self.note)
         self.batches = Batches(self)
         self.lock_holder: Process | None = None
@@ -208,6 +209,7 @@ class Night:
         process = Process(f"{kind}-{self.name()}", parent.run if parent else run)
         self._alive.append(process)
         if parent is not None:
+            process.driver = parent
             self._children[parent].append(process)
         return process
 

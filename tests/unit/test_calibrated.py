@@ -1,4 +1,7 @@
-"""Making a calibration, binding it to a judge, sampling, pricing questions: without Ray."""
+"""Making a calibration, binding it to its judges, planning and drift; sampling and pricing.
+
+Of one judge and of two: a cascade of one is a cascade.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.calibration.document import Calibration
+from ray_judge.calibration.document import Calibration, dumps, loads
 from ray_judge.calibration.fit import make
 from ray_judge.calibration.load import (
     calibration_of,
@@ -23,16 +26,27 @@ from ray_judge.calibration.load import (
     template_hash,
     write_calibration,
 )
-from ray_judge.config import RunConfig, parse
+from ray_judge.commands.calibrate import as_text, judge_runs
+from ray_judge.commands.plan import PolicyTable
+from ray_judge.config import RouteConfig, RunConfig, parse
 from ray_judge.errors import ConfigError, InputError, RunChangedError
-from ray_judge.records import Answer, Outcome, Usage
-from ray_judge.routing.cost import corrected, count_rows, expected_nano_usd, output_tokens
+from ray_judge.records import Answer, Chunk, Outcome, Shard, Usage
+from ray_judge.report.drift import measure_drift
+from ray_judge.routing.cost import corrected, count_chunk, expected_nano_usd, output_tokens
 from ray_judge.run.columns import Columns
-from ray_judge.run.directory import RunDirectory
+from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
 pytestmark = pytest.mark.timeout(60)
+
+ROWS = 1200
+
+
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bootstrap's own tests are in test_methods."""
+    monkeypatch.setattr("ray_judge.calibration.methods.DRAWS", 20)
 
 
 def config(folder: Path, **changes: Any) -> RunConfig:
@@ -49,26 +63,35 @@ def config(folder: Path, **changes: Any) -> RunConfig:
         for parent in parents:
             node = node[parent]
         node[last] = value
+    if "judges" in document:
+        del document["judge"]
     return parse(document)
 
 
-def rows(n: int = 400, seed: int = 1) -> pl.DataFrame:
-    """A judge whose probability is honest, and a strong one that is right in 95 %."""
-    rng = np.random.default_rng(seed)
-    p = 0.5 + rng.random(n) / 2
-    label = rng.choice(["A", "B"], n)
+def pair(folder: Path, **changes: Any) -> RunConfig:
+    """Two judges that have run, each with the same policy."""
+    first = config(folder, **changes).route.model_dump(mode="json", exclude_none=True)
+    judges = [
+        {"engine": "columns", "model": name, "prob_columns": {"A": f"{name}_a", "B": f"{name}_b"}}
+        for name in ("small", "large")
+    ]
+    return config(folder, judges=[{**judges[0], "route": first}, judges[1]], **changes)
+
+
+def verdicts(label: np.ndarray, sure: np.ndarray, rng: np.random.Generator) -> pl.DataFrame:
+    """A judge that is right as often as it says, and a strong one that is right in 95 %."""
     other = np.where(label == "A", "B", "A")
-    verdict = np.where(rng.random(n) < p, label, other)
+    verdict = np.where(rng.random(len(label)) < sure, label, other)
     return pl.DataFrame(
         {
             "label": label,
             "judge_verdict": verdict,
-            "judge_confidence": p,
+            "judge_confidence": sure,
             "judge_probs": [
                 {"A": c if v == "A" else 1 - c, "B": c if v == "B" else 1 - c, "tie": None}
-                for c, v in zip(p, verdict, strict=True)
+                for c, v in zip(sure, verdict, strict=True)
             ],
-            "strong_verdict": np.where(rng.random(n) < 0.95, label, other),
+            "strong_verdict": np.where(rng.random(len(label)) < 0.95, label, other),
         },
         schema_overrides={
             "judge_probs": pl.Struct({"A": pl.Float64, "B": pl.Float64, "tie": pl.Float64})
@@ -76,52 +99,135 @@ def rows(n: int = 400, seed: int = 1) -> pl.DataFrame:
     )
 
 
-def made(frame: pl.DataFrame, settings: RunConfig, **changes: Any) -> Calibration:
+def judged(rows: int = ROWS, seed: int = 1) -> list[pl.DataFrame]:
+    """An honest small judge and a better large one, on the same rows."""
+    rng = np.random.default_rng(seed)
+    label = rng.choice(["A", "B"], rows)
+    small, large = 0.5 + rng.random(rows) / 2, 0.7 + 0.3 * rng.random(rows)
+    return [verdicts(label, small, rng), verdicts(label, large, rng)]
+
+
+def made(frames: list[pl.DataFrame], settings: RunConfig, **changes: Any) -> Calibration:
     values: dict[str, Any] = {
-        "task": "pairwise", "judges": [identity(settings)], "alpha": 0.2, "delta": 0.1,
-        "label_kind": "human", "column": "label", "data": "d" * 64, "strong_model": "gpt-4.1",
-        **changes,
+        "alpha": 0.2, "delta": 0.1, "label_kind": "human", "label_column": "label",
+        "data": "d" * 64, "strong_model": "gpt-4.1", **changes,
     }  # fmt: skip
-    return make([frame], **values)
+    judges = [identity(tier) for tier in settings.tiers()]
+    return make(frames, judges, "pairwise", Calibration(**values))
+
+
+def one(folder: Path, rows: int = 400, seed: int = 1, **changes: Any) -> Calibration:
+    return made(judged(rows, seed)[:1], config(folder), **changes)
 
 
 # -- making ----------------------------------------------------------------------------------------
 
 
-def test_a_calibration_from_rows(tmp_path: Path) -> None:
-    found = made(rows(), config(tmp_path))
-    tier = found.tiers[0]
+def test_a_calibration_of_one_judge(tmp_path: Path) -> None:
+    found = one(tmp_path)
+    (tier,) = found.tiers
     assert found.attainable and not found.warnings and tier.selection.rows == 400
     assert tier.correct(np.array([0.55]))[0] < tier.correct(np.array([0.95]))[0]
     assert found.strong_error is not None and 0.03 < found.strong_error < 0.12
     assert tier.strong is not None and tier.strong(np.array([0.7]))[0] > 0.85
-    assert found.comparison["use"] == "probability"
-    assert [one["method"] for one in found.comparison["methods"]] == ["probability", "margin"]
-    against = made(rows(), config(tmp_path), label_kind="strong", column=None)
+    assert tier.comparison is not None and tier.comparison.use == "probability"
+    assert [method.method for method in tier.comparison.methods] == ["probability", "margin"]
+    assert loads(dumps(found), "c.json") == found
+    against = one(tmp_path, label_kind="strong", label_column=None)
     assert against.strong_error is None and "gpt-4.1's verdicts" in against.promise()
 
 
 def test_too_few_labels_say_how_many_would_do(tmp_path: Path) -> None:
-    found = made(rows(50), config(tmp_path))
-    assert not found.attainable
-    assert "50 labelled rows are too few" in found.warnings[0]
+    found = one(tmp_path, 50)
+    assert not found.attainable and "judge 1 (Qwen/" in found.warnings[0]
+    assert "50 labelled rows test it, too few for a guarantee" in found.warnings[0]
     assert "at least 63 are needed" in found.warnings[0]
-    strict = made(rows(400), config(tmp_path), alpha=0.04, delta=0.1)
+    strict = one(tmp_path, alpha=0.04)
     assert "not attainable" in strict.warnings[0] and math.isinf(strict.tiers[0].threshold)
+    few = made(judged(120), pair(tmp_path))
+    assert not few.attainable
+    assert "judge 1 (small): 60 labelled rows test it" in few.warnings[0]
+    assert "labels in all" in few.warnings[0] and "accepts no row" in few.warnings[0]
+    assert "judge 2 (large): 60 labelled rows" in few.warnings[1]  # the first one accepts nothing
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (pl.lit("A").alias("label"), "all 400 labels are A"),
+        (pl.lit("A").alias("label"), r"^judge 1 \(small\): all 400 labels are A"),
         (pl.lit("X").alias("label"), "'X', not one of A, B, tie"),
-        (pl.lit(0.7).alias("judge_confidence"), "confidence is 0.7 on every labelled row"),
+        (pl.lit(0.7).alias("judge_confidence"), r"judge 1 \(small\): .* is 0.7 on every labelled"),
         (pl.lit(None, dtype=pl.String).alias("label"), "0 rows have both"),
     ],
 )
 def test_what_cannot_be_calibrated(tmp_path: Path, change: pl.Expr, said: str) -> None:
+    frames = [frame.with_columns(change) for frame in judged(400)]
     with pytest.raises(InputError, match=said):
-        made(rows().with_columns(change), config(tmp_path))
+        made(frames, pair(tmp_path))
+
+
+def test_each_judge_has_its_part_and_the_rows_that_reach_it(tmp_path: Path) -> None:
+    frames = judged()
+    found = made(frames, pair(tmp_path))
+    small, large = found.tiers
+    assert not found.warnings and found.labels == ROWS
+    assert small.selection.rows == ROWS // 2
+    assert small.selection.delta == large.selection.delta == 0.05
+    left = frames[0]["judge_confidence"] < small.threshold
+    assert small.reference.rows == ROWS and large.reference.rows == left.sum()
+    assert abs(large.selection.rows - int(left.sum()) / 2) < 60  # its half of what is left
+    assert [tier.comparison and tier.comparison.use for tier in found.tiers] == ["probability"] * 2
+    assert loads(dumps(found), "c.json") == found
+    said = as_text(found, "c.json")
+    assert "judge 1 (small)" in said and "judge 2 (large)" in said
+    assert said.count("labelled rows that test it would be accepted") == 2
+    assert said.count("Promise: ") == 1
+    write_calibration(str(tmp_path / "c.json"), found)
+    assert calibration_of(pair(tmp_path)) == found
+
+
+def test_a_judge_that_no_row_reaches(tmp_path: Path) -> None:
+    frames = judged()
+    sure = pl.Series(0.9 + np.arange(ROWS) % 10 / 100)
+    label = frames[0]["label"]
+    wrong = pl.Series(np.arange(ROWS) % 100 == 0)
+    other = label.replace_strict({"A": "B", "B": "A"})
+    frames[0] = frames[0].with_columns(
+        judge_confidence=sure,
+        judge_verdict=pl.select(pl.when(~wrong).then(label).otherwise(other)).to_series(),
+    )
+    found = made(frames, pair(tmp_path))
+    assert found.attainable and found.tiers[0].threshold == 0.9
+    nobody = found.tiers[1]
+    assert (nobody.selection.rows, nobody.threshold) == (0, math.inf)
+    assert nobody.reference.rows == 0 and len(nobody.correct.confidence) > 1
+    assert "judge 2 (large): no labelled row reaches it" in found.warnings[0]
+    assert "those of all 1200 labelled rows" in found.warnings[1]
+    assert loads(dumps(found), "c.json") == found
+    assert "judge 2 (large): no labelled row" in as_text(found, "c.json")
+
+
+def test_rows_without_a_verdict_go_on(tmp_path: Path) -> None:
+    frames = judged()
+    silent = (
+        pl.when(pl.int_range(pl.len()) % 3 == 0).then(None).otherwise(pl.col("judge_confidence"))
+    )
+    frames[0] = frames[0].with_columns(judge_confidence=silent)
+    found = made(frames, pair(tmp_path))
+    gone = (frames[0]["judge_confidence"] >= found.tiers[0].threshold).fill_null(value=False)
+    assert found.tiers[0].reference.rows == ROWS * 2 // 3
+    assert found.tiers[1].reference.rows == ROWS - gone.sum()
+
+
+def test_only_the_first_judges_run_can_spend(tmp_path: Path) -> None:
+    every = RouteConfig.model_validate({"policy": "fraction", "fraction": 1})
+    first, second = judge_runs(pair(tmp_path).model_copy(update={"route": every}))
+    assert (first.route.fraction, first.strong.max_cost_usd) == (1, 1)
+    assert (second.route.fraction, second.strong.max_cost_usd) == (0, 0)
+    assert first.output != second.output
+    assert (first.judge.model, second.judge.model) == ("small", "large")
+    (single,) = judge_runs(config(tmp_path))
+    assert single.output == config(tmp_path).output
 
 
 # -- whose it is -----------------------------------------------------------------------------------
@@ -135,6 +241,12 @@ def test_a_judge_is_known_by_its_prompt_and_its_settings(tmp_path: Path) -> None
     assert template_hash(rubric) != template_hash(plain)
     assert identity(config(tmp_path, judge__replicas=8)) == named  # how many is not who
     assert identity(config(tmp_path, judge__swap=True))["swap"] is True
+    places = ["http://a:1/v1", "http://b:2/v1"]
+    here, there = (
+        config(tmp_path, judge={"engine": "http", "model": "m", "http": {"base_url": place}})
+        for place in places
+    )
+    assert identity(here) == identity(there)  # and where its server is, neither
     columns = {"engine": "columns", "prob_columns": {"A": "a", "B": "b"}}
     assert template_hash(config(tmp_path, judge=columns)) is None
 
@@ -148,33 +260,144 @@ def test_a_judge_is_known_by_its_prompt_and_its_settings(tmp_path: Path) -> None
         ({"judge__swap": True}, "swap: None in the calibration, True in the run"),
         ({"route__alpha": 0.1}, "route.alpha is 0.1, and this calibration was made for 0.2"),
         ({"route__calibration": "/nowhere/c.json"}, "there is no calibration here"),
+        ({"strong__model": "gpt-4o"}, "strong.model is gpt-4o, and this .* was made for gpt-4.1"),
     ],
 )
 def test_a_calibration_that_does_not_fit_is_refused(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    found = made(rows(), config(tmp_path))
+    kind: dict[str, Any] = {"label_kind": "strong", "label_column": None}
+    found = one(tmp_path, **(kind if "strong__model" in changes else {}))
     write_calibration(str(tmp_path / "c.json"), found)
     assert calibration_of(config(tmp_path)) == found == read_calibration(str(tmp_path / "c.json"))
     with pytest.raises(ConfigError, match=said):
         calibration_of(config(tmp_path, **changes))
-
-
-def test_a_promise_about_another_strong_judge_is_refused(tmp_path: Path) -> None:
-    found = made(rows(), config(tmp_path), label_kind="strong", column=None)
-    write_calibration(str(tmp_path / "c.json"), found)
-    assert calibration_of(config(tmp_path)) == found
-    with pytest.raises(ConfigError, match=r"agreement with gpt-4.1, and the strong judge of this"):
-        calibration_of(config(tmp_path, strong__model="gpt-4o"))
+    with pytest.raises(ConfigError, match=r"for 1 local judge\(s\), the run has 2.*file=.*c.json"):
+        calibration_of(pair(tmp_path))
 
 
 def test_a_run_keeps_its_calibration(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "run"))
-    first = made(rows(), config(tmp_path))
+    first = one(tmp_path)
     pin_calibration(run, first)
     pin_calibration(run, first)
     with pytest.raises(RunChangedError, match="not the one that this run began with"):
-        pin_calibration(run, made(rows(seed=2), config(tmp_path)))
+        pin_calibration(run, one(tmp_path, seed=2))
+
+
+# -- planning --------------------------------------------------------------------------------------
+
+
+def sampled(frames: list[pl.DataFrame], least: float) -> pl.DataFrame:
+    """As the cascade leaves them: rows below `least` are the second judge's."""
+    first, second = (frame["judge_confidence"] for frame in frames)
+    on = first < least
+    rows = len(first)
+    return pl.DataFrame(
+        {
+            "chunk": ["c"] * rows,
+            "row": range(rows),
+            "row_key": [f"{n:05d}" for n in range(rows)],
+            "judge_confidence": pl.select(pl.when(on).then(second).otherwise(first)).to_series(),
+            "has_text": [True] * rows,
+            "tier": on.cast(pl.Int32),
+            "tokens": [100] * rows,
+            "cost_nano_usd": [1000] * rows,
+            **{mode: [1000] * rows for mode in ("online", "flex", "batch")},
+        }
+    )
+
+
+def test_policies_are_tried_on_the_rows_that_reach_the_last_judge(tmp_path: Path) -> None:
+    settings = pair(tmp_path)
+    calibration = made(judged(), settings)
+    night = judged(seed=2)
+    rows = sampled(night, calibration.tiers[0].threshold)
+    table = PolicyTable(settings, calibration, rows, ROWS * 10)
+    on = int(rows["tier"].sum())
+    assert table.reached() == [ROWS * 10, on * 10]
+    half = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "0.5"}), "0.5")
+    assert half["rows"] == on * 5 and half["share"] == on * 5 / (ROWS * 10)
+    assert half["dollars"]["online"] == pytest.approx(on * 5 * 1000 / 1e9)
+    promised = table.line(settings.route, "route: guarantee")
+    passed = rows.filter(
+        (pl.col("tier") == 1) & (pl.col("judge_confidence") < calibration.tiers[1].threshold)
+    )
+    assert promised["rows"] == passed.height * 10
+    none = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "0"}), "0")
+    right = [frame["judge_verdict"] == frame["label"] for frame in night]
+    truth = pl.select(pl.when(rows["tier"] == 1).then(right[1]).otherwise(right[0])).to_series()
+    assert none["accuracy"]["low"] < float(truth.mean() or 0) < none["accuracy"]["high"]
+    assert none["accuracy"]["high"] - none["accuracy"]["low"] < 0.12
+
+
+def test_nothing_reaches_the_last_judge(tmp_path: Path) -> None:
+    settings = pair(tmp_path)
+    calibration = made(judged(), settings)
+    table = PolicyTable(settings, calibration, sampled(judged(seed=2), 0.0), ROWS)
+    line = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "1"}), "1")
+    assert table.reached() == [ROWS, 0]
+    assert (line["rows"], line["calls"], line["threshold"]) == (0, 0, None)
+    assert 0.6 < line["accuracy"]["value"] < 0.9
+
+
+# -- drift -----------------------------------------------------------------------------------------
+
+
+def night(folder: Path, confidences: list[np.ndarray]) -> tuple[Plan, RunDirectory]:
+    """A run directory with what each judge said of the rows that came to it, in one chunk."""
+    rows = len(confidences[0])
+    shard = Shard(name="a.parquet", path="a.parquet", rows=rows, fingerprint="f")
+    plan = Plan((shard,), Columns({}), rows)
+    run = RunDirectory(str(folder))
+    (chunk,) = plan.chunks()
+    for number, confidence in enumerate(confidences):
+        if len(confidence):
+            frame = pl.DataFrame({"row": range(len(confidence)), "judge_confidence": confidence})
+            run.commit_judged(number, chunk.name, frame.to_arrow())
+    return plan, run
+
+
+def scored(rows: int, escalated: int) -> pl.DataFrame:
+    return pl.DataFrame({"route": ["escalate"] * escalated + ["accept"] * (rows - escalated)})
+
+
+def test_drift_of_each_judge(tmp_path: Path) -> None:
+    calibration = made(judged(), pair(tmp_path))
+    small, large = (frame["judge_confidence"].to_numpy() for frame in judged(seed=3))
+    on = small < calibration.tiers[0].threshold
+    plan, run = night(tmp_path / "run", [small, large[on] - 0.25])
+    found = measure_drift(pair(tmp_path), plan, run, scored(ROWS, 100), calibration)
+    assert found is not None
+    first, second = found["judges"]
+    assert (first["verdict"], second["verdict"]) == ("stable", "shifted")
+    assert (found["verdict"], found["psi"]) == ("shifted", second["psi"])
+    assert (first["reached"], second["reached"]) == (ROWS, int(on.sum()))
+    assert first["passed_on"] == on.sum() / ROWS
+    assert abs(first["passed_on"] - first["passed_on_then"]) < 0.06
+    assert second["passed_on"] == 100 / on.sum()
+    assert found["escalated"] == 100 / ROWS
+    assert found["escalated_then"] == pytest.approx(
+        first["passed_on_then"] * second["passed_on_then"]
+    )
+
+    # the first judge routes by a threshold of the user's: other rows than then come to the second
+    mixed = measure_drift(
+        pair(tmp_path, route__policy="threshold", route__threshold=0.8),
+        plan,
+        run,
+        scored(ROWS, 100),
+        calibration,
+    )
+    assert mixed is not None
+    assert mixed["judges"][1]["psi"] is None and mixed["verdict"] == "stable"
+    assert mixed["escalated_then"] is None
+
+    plan, run = night(tmp_path / "other", [small, small[:0]])
+    found = measure_drift(pair(tmp_path), plan, run, scored(ROWS, 0), calibration)
+    assert found is not None
+    second = found["judges"][1]
+    assert (second["reached"], second["psi"], second["passed_on"]) == (0, None, None)
 
 
 # -- sampling --------------------------------------------------------------------------------------
@@ -209,13 +432,14 @@ def test_a_sample_is_those_rows(tmp_path: Path) -> None:
 
 def test_tokens_are_counted_per_question(tmp_path: Path) -> None:
     columns = Columns({"instruction": "i", "response_a": "a", "response_b": "b"})
-    table = pa.table({"i": ["x" * 400, None], "a": ["y"] * 2, "b": ["z"] * 2})
-    both = pl.from_arrow(count_rows(config(tmp_path, strong__swap=True), columns, table, "c", 5))
-    assert isinstance(both, pl.DataFrame) and both["row"].to_list() == [5, 5]
-    longer = pa.table({"i": ["x" * 800], "a": ["y"], "b": ["z"]})
-    again = pl.from_arrow(count_rows(config(tmp_path), columns, longer, "c", 5))
-    assert isinstance(again, pl.DataFrame)
-    assert again["input_tokens"][0] - both["input_tokens"][0] == 100
+    path = str(tmp_path / "s.parquet")
+    table = pa.table({"i": ["", "x" * 400, None, "x" * 800], "a": ["y"] * 4, "b": ["z"] * 4})
+    pq.write_table(table, path)
+    swapped = config(tmp_path, strong__swap=True)
+    both = count_chunk(swapped, columns, Chunk("c", path, "s", 1, 2))
+    assert both["row"].to_list() == [1, 1] and both["key"].n_unique() == 2
+    longer = count_chunk(config(tmp_path), columns, Chunk("c", path, "s", 3, 1))
+    assert longer["input_tokens"][0] - both["input_tokens"][0] == 100
 
 
 def test_costs_are_those_of_the_price_table(tmp_path: Path) -> None:

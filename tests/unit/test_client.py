@@ -72,7 +72,8 @@ FAULTS = {
 }  # fmt: skip
 KINDS = {fault: kind for kind, faults in FAULTS.items() for fault in faults}
 ANSWERS = {"late", "duplicate", "refusal", "content_filter", "cut", "malformed_json",
-           "wrong_verdict", "fenced_json", "empty_content", "missing_usage"}  # fmt: skip
+           "wrong_verdict", "fenced_json", "empty_content", "missing_usage",
+           "other_verdict"}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", KINDS)

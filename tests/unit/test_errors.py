@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(60)
 ROOMS = (
     "ray_judge.storage.local",
     "ray_judge.escalation.online.actors",
-    "ray_judge.escalation.online.governor_actor",
+    "ray_judge.escalation.processes",
 )
 """Modules with errors of their own below the tree."""
 

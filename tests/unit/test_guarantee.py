@@ -128,26 +128,6 @@ def test_random_splits_of_arena(data: Path, alpha: float, again: bool) -> None:
     assert np.mean(coverage) > 0.3
 
 
-def test_two_judges_in_turn() -> None:
-    """The second one sees what the first one leaves; both promises hold together."""
-    rng = np.random.default_rng(13)
-    first: Judge = JUDGES["over-confident"]
-    second: Judge = JUDGES["calibrated"]
-    bad, drawn = 0, 1000
-    for _ in range(drawn):
-        one, two = rng.random(ROWS), rng.random(ROWS)
-        judges = [(one, rng.random(ROWS) > first(one)), (two, rng.random(ROWS) > second(two))]
-        found = select_in_turn(judges, alpha=ALPHA, delta=DELTA)
-        errors = [
-            float(true_error(judge, np.array(chosen.threshold)))
-            for judge, chosen in zip((first, second), found, strict=True)
-        ]
-        bad += max(errors) > ALPHA
-        assert all(chosen.delta == DELTA / 2 for chosen in found)
-    assert interval(bad, drawn, 0.98)[0] <= DELTA
-    assert math.isfinite(found[1].threshold)
-
-
 # -- several judges: whose labels test whom (docs/decisions/0045) ----------------------------------
 
 

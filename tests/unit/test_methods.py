@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from ray_judge.calibration.methods import compare, measure
 
@@ -16,13 +17,12 @@ def rows(n: int = 400, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return confidence, rng.random(n) < 0.3 + 0.6 * confidence
 
 
-def test_auroc_counts_pairs() -> None:
+def test_figures_are_those_of_scikit_learn() -> None:
     confidence, right = rows(150)
-    good, bad = confidence[right][:, None], confidence[~right][None, :]
-    plain = np.mean((good > bad) + (good == bad) / 2)
     found, _ = measure("probability", confidence, right, 0)
-    assert found.auroc.value == pytest.approx(plain, abs=1e-12)
-    assert found.auroc.low < plain < found.auroc.high
+    assert found.auroc.value == pytest.approx(roc_auc_score(right, confidence), abs=1e-12)
+    assert found.auroc.low < found.auroc.value < found.auroc.high
+    assert found.brier and found.brier.value == pytest.approx(brier_score_loss(right, confidence))
 
 
 def test_aurc_is_the_mean_over_orders_drawn_by_lot() -> None:
@@ -53,11 +53,10 @@ def test_ece_and_brier_of_a_calibrated_and_an_over_confident_judge() -> None:
     right = rng.random(2000) < truth
     honest, _ = measure("probability", truth, right, 0)
     boasting, _ = measure("probability", truth**0.25, right, 0)
-    assert honest.ece and boasting.ece and honest.brier and boasting.brier
+    assert honest.ece and boasting.ece
     assert honest.ece.value < 0.05 and boasting.ece.value > 0.25
     assert boasting.mapped_ece.value < 0.05  # the map repairs it, and the ranking is the same
     assert boasting.auroc.value == pytest.approx(honest.auroc.value)
-    assert honest.brier.value == pytest.approx(np.mean((truth - right) ** 2))
 
 
 def test_a_confidence_that_is_no_probability_has_no_ece_of_its_own() -> None:
@@ -83,20 +82,15 @@ def test_the_better_method_is_advised_only_where_the_rows_show_it() -> None:
     assert found.use == "probability"
 
 
-def test_the_same_seed_gives_the_same_intervals() -> None:
+def test_intervals_cover_the_truth_and_are_the_same_every_time() -> None:
     confidence, right = rows()
-    assert compare({"probability": confidence}, right, 5) == compare(
-        {"probability": confidence}, right, 5
-    )
-
-
-def test_intervals_cover_the_truth() -> None:
+    assert compare({"p": confidence}, right, 5) == compare({"p": confidence}, right, 5)
     rng = np.random.default_rng(6)
     covered = 0
-    for seed in range(30):
+    for seed in range(15):
         confidence = rng.random(300)
         right = rng.random(300) < confidence
         found, _ = measure("probability", confidence, right, seed)
         assert found.brier is not None
         covered += found.brier.low <= 1 / 6 <= found.brier.high  # E[p (1 − p)]
-    assert covered >= 25
+    assert covered >= 12

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_judge.calibration.audit import drawn
+from ray_judge.calibration.audit import draw_rows
 from ray_judge.calibration.correctness import CorrectnessMap
 from ray_judge.calibration.document import Tier
 from ray_judge.calibration.drift import reference
 from ray_judge.calibration.selection import Selection, select_in_turn
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
+from ray_judge.escalation.source import in_asking_order
 from ray_judge.routing.policies import (
     expected_gain,
     fraction_count,
-    in_asking_order,
     needs_every_row,
     route,
 )
@@ -270,7 +270,7 @@ def test_budget_is_never_exceeded_and_blind_to_order(
     try:
         routed = route(whole, policy, seed="s")
     except ConfigError:  # the audit alone is dearer
-        drawn_keys = drawn(whole["row_key"], "s", float(audit))
+        drawn_keys = draw_rows(whole["row_key"], "s", float(audit))
         assert whole.filter(drawn_keys & pl.col("has_text"))["cost_nano_usd"].sum() > nano
         return
     asked = routed.filter(pl.col("route") != "accept")
