@@ -122,6 +122,8 @@ class Session:
         self.in_vain: Mapping[str, InVain] = {}
         self.outcomes: dict[str, Outcome] = {}
         """Of questions without an answer: DENIED_BUDGET, or PENDING until the next month."""
+        self.denied = 0
+        """How many of them are DENIED_BUDGET."""
 
     async def run(self) -> None:
         """Ask until every question is answered or denied.
@@ -225,7 +227,7 @@ class Session:
             if key in self._answered or key in self.outcomes:
                 continue
             if not self._books.cap_usd:  # grants nothing, not even what is free
-                self.outcomes[key] = Outcome.DENIED_BUDGET
+                self._leave(key, Outcome.DENIED_BUDGET)
                 continue
             there = self.aside if self._is_elsewhere(key) else self.waiting
             there[key] = question
@@ -240,23 +242,22 @@ class Session:
         for key, question in list(self.waiting.items()):
             cap = denying_cap(question.max_cost_usd, best_usd)
             if cap is not None:
-                self.outcomes[key] = Outcome.DENIED_BUDGET if cap == "run" else Outcome.PENDING
+                self._leave(key, Outcome.DENIED_BUDGET if cap == "run" else Outcome.PENDING)
                 del self.waiting[key]
+
+    def _leave(self, key: str, outcome: Outcome) -> None:
+        self.outcomes[key] = outcome
+        self.denied += outcome is Outcome.DENIED_BUDGET
 
     def counts(self, questions: Iterable[Question]) -> dict[str, InVain]:
         """How often questions were asked in vain, of those that were."""
         return {q.key: self.in_vain[q.key] for q in questions if q.key in self.in_vain}
 
-    @property
-    def denied(self) -> int:
-        """Questions that no cap has money for."""
-        return sum(outcome is Outcome.DENIED_BUDGET for outcome in self.outcomes.values())
-
     def settle(self, outcomes: Mapping[str, Outcome]) -> None:
         """Keep what became of questions; the others' answers are in the journal."""
         for key, outcome in outcomes.items():
             if outcome in (Outcome.DENIED_BUDGET, Outcome.PENDING):
-                self.outcomes[key] = outcome
+                self._leave(key, outcome)
             else:
                 self._answered.add(key)
 
