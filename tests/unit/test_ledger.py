@@ -196,7 +196,7 @@ def test_an_owner_that_died_before_its_snapshot_is_stepped_over() -> None:
 def test_a_batch_keeps_its_lease_as_long_as_its_record_lives(
     stage: str | None, pending: bool
 ) -> None:
-    record = {"batches/b1.json": json.dumps({"stage": stage}).encode()} if stage else {}
+    record = {"batches/b1.json": json.dumps({"stage": stage, "run": "r"}).encode()} if stage else {}
     storage = MemoryStorage(record)
     grant(opened(storage), "0.2", actor="batch:b1")
     for at in (1, 2):  # also through another owner's snapshot
