@@ -194,6 +194,46 @@ def test_a_listing_in_pages_beside_a_compaction_misses_nothing() -> None:
     assert rows(storage) == answers(4)
 
 
+def test_a_writer_that_dies_after_another_answer_loses_nothing() -> None:
+    storage = MemoryStorage()
+    writer = write(storage, "w", answer(0))
+
+    def is_dead(writer_id: str) -> bool:
+        writer.append(answer(1))
+        writer.sync()
+        return True
+
+    assert compact(storage, is_dead) == 2
+    assert rows(storage) == answers(2)
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_crash_at_any_step_of_compaction_loses_and_doubles_nothing(step: int) -> None:
+    storage = MemoryStorage()
+    write(storage, "w1", *answers(2)).close()
+    compact(storage, nobody)
+    write(storage, "w2", answer(2)).close()
+    write(storage, "w3", answer(3))
+    changes = []
+
+    def crash(operation: str, path: str) -> None:
+        changes.extend([path] * (operation in ("write", "delete")))
+        if len(changes) > step:
+            raise KeyboardInterrupt
+
+    storage.before = crash
+    if step < 5:
+        with pytest.raises(KeyboardInterrupt):
+            compact(storage, everybody)
+    else:
+        compact(storage, everybody)
+    storage.before = lambda *_: None
+    for _ in range(2):
+        assert rows(storage) == answers(4)
+        assert compact(storage, everybody) == 4
+        assert len(storage.files) == 1
+
+
 # --- group commit -----------------------------------------------------------------------------
 
 
