@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -280,11 +280,11 @@ class Night:
             client = BatchClient(config.strong, client.api_key)
         sent = "upload", "create", "retrieve", "page", "download", "delete"
         client = Watched(client, before, *sent)
-        maker, plan = self._maker_and_plan()
+        maker, plan = self._maker_and_plan
         chunks = {chunk.name: chunk for chunk in plan.chunks()}
         courier = BatchCourier(config, books, maker, chunks, client, self.clock, self.said.append)
         return Session(
-            books, courier, Questions(self.questions()), self.clock, self.said.append,
+            books, courier, Questions(self.questions), self.clock, self.said.append,
             quiet_s=QUIET_S, patience_s=config.strong.give_up_after_s, is_dead=lambda name: False,
         )  # fmt: skip
 
@@ -300,14 +300,16 @@ class Night:
             return True
         return False
 
+    @cached_property
     def _maker_and_plan(self) -> tuple[QuestionMaker, Plan]:
         config = self.config
         shards, columns = plan_input(config, extra_columns(config))
         return QuestionMaker(config, columns), Plan(tuple(shards), columns, config.chunk_rows)
 
+    @cached_property
     def questions(self) -> list[Question]:
         """All questions, in the order of the input."""
-        maker, plan = self._maker_and_plan()
+        maker, plan = self._maker_and_plan
         found: list[Question] = []
         for chunk in plan.chunks():
             for asked in maker.of_rows(
@@ -325,7 +327,7 @@ class Night:
     def outcomes(self) -> Counter[str]:
         """Outcome → questions; what has no final answer is `none`."""
         found = self.journal().answers()
-        keys = [question.key for question in self.questions()]
+        keys = [question.key for question in self.questions]
         return Counter(str(found[key].outcome) if key in found else "none" for key in keys)
 
     def check(self, *, exact: bool = True, twice: int = 0, billed: int | None = None) -> None:

@@ -153,7 +153,7 @@ async def test_the_file_is_what_the_provider_asks_for(tmp_path: Path, server: Ne
     file = (await server.download(first["input_file_id"])).decode("ascii")
     asked = [json.loads(line) for line in file.splitlines()]
     assert first["metadata"][METADATA] in {record.id for record in night.records()}
-    assert [line["custom_id"] for line in asked] == [q.key for q in night.questions()[:6]]
+    assert [line["custom_id"] for line in asked] == [q.key for q in night.questions[:6]]
     for line in asked:
         assert (line["method"], line["url"]) == ("POST", "/v1/chat/completions")
         assert "service_tier" not in line["body"]
@@ -207,7 +207,7 @@ def test_the_first_are_asked_and_the_rest_is_denied(tmp_path: Path, server: Near
     answered = set(night.journal().answers())
     night.check(billed=len(answered))
     assert 2 < len(answered) < 12, "what a batch did not use paid for more"
-    questions = night.questions()
+    questions = night.questions
     assert answered == {question.key for question in questions[: len(answered)]}
     most = max(question.max_cost_usd for question in questions)
     assert cap - most < Decimal(server.stats()["total_usd"]) <= cap
