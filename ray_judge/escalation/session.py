@@ -292,7 +292,7 @@ class Session:
         self.put(questions)
 
     def _is_over(self, actor: str) -> bool:
-        """Whether everything that an actor of an earlier owner sent has come back, or never will."""
+        """Whether all that an actor of an earlier owner sent has come back, or never will."""
         return self._clock.now() >= self._back_at[actor] or self._is_dead(actor)
 
     def _is_elsewhere(self, key: str) -> bool:
