@@ -6,21 +6,18 @@ The same rules hold for an answer that came alone and for one that came in a bat
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from statistics import fmean
-from typing import Any
+from statistics import fmean, multimode
+from typing import Any, NamedTuple
 
 from ray_judge.config import StrongConfig
+from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.failures import Kind, RequestFailed
 from ray_judge.escalation.pricing import cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable
 from ray_judge.records import Answer, Outcome, Usage, Verdict
-
-LeaseSlot = tuple[str, int]
-"""Which money a request used: a lease, and the number of a slot in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +50,10 @@ def reply_of(document: Any, headers: Mapping[str, str]) -> Reply:
     """Read a chat completion that is JSON already. Raises RequestFailed, AMBIGUOUS."""
     try:
         choice = document["choices"][0]
-        message = choice["message"]
-        return Reply(
-            text=_text(message.get("content")),
-            refusal=_text(message.get("refusal")),
-            finish_reason=_text(choice.get("finish_reason")),
-            usage=_usage(document),
-            model=_text(document.get("model")),
-            response_id=_text(document.get("id")),
-            headers=headers,
-        )
+        text, refusal = map(_text, map(choice["message"].get, ("content", "refusal")))
+        model, reply_id = map(_text, map(document.get, ("model", "id")))
+        finish, usage = _text(choice.get("finish_reason")), _usage(document)
+        return Reply(text, refusal, finish, usage, model, reply_id, headers)
     except (LookupError, TypeError, AttributeError):
         raise RequestFailed(Kind.AMBIGUOUS, "the answer is not a chat completion") from None
 
@@ -73,15 +64,14 @@ def _text(value: Any) -> str | None:
 
 
 def _usage(document: Mapping[str, Any]) -> Usage | None:
-    """Tokens as the server counted them; None when it did not."""
     try:
         given = document["usage"]
-        details = given.get("prompt_tokens_details") or {}
+        prompt = given.get("prompt_tokens_details") or {}
         output = given.get("completion_tokens_details") or {}
         usage = Usage(
-            input_tokens=int(given["prompt_tokens"]),
-            output_tokens=int(given["completion_tokens"]),
-            cached_input_tokens=int(details.get("cached_tokens") or 0),
+            int(given["prompt_tokens"]),
+            int(given["completion_tokens"]),
+            cached_input_tokens=int(prompt.get("cached_tokens") or 0),
             reasoning_tokens=int(output.get("reasoning_tokens") or 0),
             tier=_text(document.get("service_tier")) or "default",
         )
@@ -112,20 +102,10 @@ def read_answer(
         written = len(((reply.text or "") + (reply.refusal or "")).encode())
         most = maker.strong.max_output_tokens
         usage = Usage(input_bound, min(written, most), estimated=True)
-    if tier is not None:
-        usage = replace(usage, tier=tier)
-    answer = Answer(
-        key=key,
-        outcome=Outcome.RESOLVED,
-        verdict=None,
-        cost_usd=cost(maker.price, usage),
-        usage=usage,
-        model=reply.model or maker.strong.model,
-        response_id=reply.response_id,
-        lease=slot[0],
-        slot=slot[1],
-        at=at,
-    )
+    usage = replace(usage, tier=tier or usage.tier)
+    model, cost_usd = reply.model or maker.strong.model, cost(maker.price, usage)
+    reply_id = reply.response_id
+    answer = Answer(key, Outcome.RESOLVED, None, cost_usd, usage, model, reply_id, *slot, at)
     if reply.refusal or reply.finish_reason == "content_filter":
         why = (reply.refusal or "stopped by the content filter")[:200]
         return replace(answer, outcome=Outcome.REFUSED, error=why, final=last)
@@ -140,24 +120,11 @@ def failed_answer(
     key: str, kind: Kind, reason: str, cost_usd: Decimal, slot: LeaseSlot, at: float, *, final: bool
 ) -> Answer:
     """What the journal keeps of a request without a reply. `cost_usd`: what it counts as."""
-    return Answer(
-        key=key,
-        outcome=Outcome.REFUSED if kind is Kind.REFUSED else Outcome.FAILED,
-        verdict=None,
-        cost_usd=cost_usd,
-        usage=None,
-        model=None,
-        response_id=None,
-        lease=slot[0],
-        slot=slot[1],
-        at=at,
-        final=final,
-        error=reason,
-    )
+    outcome = Outcome.REFUSED if kind is Kind.REFUSED else Outcome.FAILED
+    return Answer(key, outcome, None, cost_usd, None, None, None, *slot, at, final, reason)
 
 
-@dataclass(frozen=True, slots=True)
-class RowAnswer:
+class RowAnswer(NamedTuple):
     """What the questions of one row came to; `prob` is the verdict's share of the votes."""
 
     outcome: Outcome
@@ -210,10 +177,8 @@ def _majority(votes: Sequence[Verdict], ties: bool) -> Verdict:
     Where several are, a tie if ties are allowed, else the earliest; of scores the one that is
     nearest to the mean.
     """
-    counts = Counter(votes)
-    leaders = [verdict for verdict in counts if counts[verdict] == max(counts.values())]
-    scores = [vote for vote in votes if isinstance(vote, float)]
-    if scores:
+    leaders = multimode(votes)
+    if scores := [vote for vote in votes if isinstance(vote, float)]:
         mean = fmean(scores)
         return min(leaders, key=lambda score: abs(float(score) - mean))
     return "tie" if len(leaders) > 1 and ties else leaders[0]

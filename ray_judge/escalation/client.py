@@ -22,6 +22,7 @@ from ray_judge.escalation.questions import in_words
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 OPENAI = "api.openai.com"
+IDS_KEPT = 4096
 BATCH_TIMEOUT_S = 600.0
 """The least time for one call about a batch: its files have up to 200 MB."""
 NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
@@ -34,10 +35,8 @@ class StrongClient:
 
     def __init__(self, strong: StrongConfig, key: str) -> None:
         self._client = _open(strong, key, strong.timeout_s)
-        self._timeout_s = strong.timeout_s
-        self._in_words = False
+        self._timeout_s, self._in_words, self._seen = strong.timeout_s, False, SeenIds()
         self._tier = _tier(strong, self._client.base_url.host)
-        self._seen = SeenIds()
 
     async def close(self) -> None:
         await self._client.close()
@@ -47,14 +46,13 @@ class StrongClient:
         sent = in_words(body) if self._in_words else dict(body)
         if self._tier:
             sent["service_tier"] = self._tier  # how it is served is no part of what is asked
+        create = self._client.chat.completions.with_raw_response.create
         try:
             with _translated():
                 async with asyncio.timeout(self._timeout_s):
                     # `extra_body` goes out as it is. The SDK walks through anything else type by
                     # type, which took a third of this process's time, for plain JSON.
-                    raw = await self._client.chat.completions.with_raw_response.create(
-                        model=sent["model"], messages=[], extra_body=sent
-                    )
+                    raw = await create(model=sent["model"], messages=[], extra_body=sent)
         except RequestFailed as failure:
             if failure.kind is Kind.NO_SCHEMA:
                 if "response_format" not in sent:  # asked in words, and still not content
@@ -80,8 +78,6 @@ class SeenIds:
     and caches that give the same question its answer again, are believed.
     """
 
-    KEPT = 4096
-
     def __init__(self) -> None:
         self._questions: OrderedDict[str, int] = OrderedDict()
 
@@ -89,10 +85,9 @@ class SeenIds:
         """Whether the answer can be the one to this request, and whether its id came before."""
         if response_id is None:
             return True, False
-        repeated = response_id in self._questions
-        question = hash(json.dumps(body["messages"]))
+        repeated, question = response_id in self._questions, hash(json.dumps(body["messages"]))
         before = self._questions.setdefault(response_id, question)
-        if len(self._questions) > self.KEPT:
+        if len(self._questions) > IDS_KEPT:
             self._questions.popitem(last=False)
         several = len(self._questions) > 1
         return before == question or not several, repeated and several
@@ -111,11 +106,11 @@ class BatchClient:
 
     async def upload(self, name: str, content: bytes) -> str:
         """Store an input file; give its id."""
-        asked = self._files.create(file=(name, content), purpose="batch")
-        return str((await _document(asked))["id"])
+        made = await _document(self._files.create(file=(name, content), purpose="batch"))
+        return str(made["id"])
 
     async def create(self, file_id: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-        """Begin a batch over the requests of an input file; give the batch object."""
+        """Begin a batch over the requests of an input file."""
         return await _document(
             self._batches.create(
                 input_file_id=file_id,
@@ -135,7 +130,6 @@ class BatchClient:
         return list(found["data"]), bool(found.get("has_more"))
 
     async def download(self, file_id: str) -> bytes:
-        """Read a whole output or error file."""
         with _translated():
             return (await self._client.files.content(file_id)).content
 
@@ -145,18 +139,15 @@ class BatchClient:
 
 
 def _open(strong: StrongConfig, key: str, timeout_s: float) -> openai.AsyncOpenAI:
-    """Open a client; its first request makes the connection."""
-    direct: dict[str, Any] = {}
-    if urlsplit(strong.base_url or "").hostname in LOOPBACK:
-        # A server on this machine is never behind the proxy that the environment names.
-        direct["http_client"] = openai.DefaultAsyncHttpxClient(trust_env=False)
+    # A server on this machine is never behind the proxy that the environment names.
+    local = urlsplit(strong.base_url or "").hostname in LOOPBACK
     quarter = timeout_s / 4  # for pool, connection and TLS each: so a limit strikes behind them
     return openai.AsyncOpenAI(
         api_key=key,
         base_url=strong.base_url,
         timeout=openai.Timeout(timeout_s, connect=quarter, pool=quarter),
         max_retries=0,
-        **direct,
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if local else None,
     )
 
 
@@ -172,7 +163,6 @@ def _tier(strong: StrongConfig, host: str) -> str | None:
 
 
 async def _document(sent: Awaitable[Any]) -> dict[str, Any]:
-    """Read an answer as the JSON object that it should be."""
     with _translated():
         answer = await sent
     document = read_json(answer.http_response.text)
@@ -188,20 +178,14 @@ def _translated() -> Iterator[None]:
         yield
     except openai.APIStatusError as error:
         status, code, kind = error.status_code, error.code, error.type
-        raise RequestFailed(
-            classify(status, code, kind, error.param),
-            f"HTTP {status} {code or kind or ''}".strip(),
-            status=status,
-            code=code,
-            headers=dict(error.response.headers),
-        ) from None
-    except openai.APIConnectionError as error:
-        name = type(error.__cause__ or error).__name__
+        reason = f"HTTP {status} {code or kind or ''}".strip()
+        meaning, headers = classify(status, code, kind, error.param), dict(error.response.headers)
+        raise RequestFailed(meaning, reason, status, code, headers) from None
+    except (openai.OpenAIError, TimeoutError) as error:
+        cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
+        name = type(cause or error).__name__
         if name in NEVER_SENT:
             reason = f"the server cannot be reached ({name})"
             raise RequestFailed(Kind.TRANSIENT, reason) from None
         reason = f"no whole answer came back ({name})"
-        raise RequestFailed(Kind.AMBIGUOUS, reason) from None
-    except (openai.OpenAIError, TimeoutError) as error:
-        reason = f"no usable answer: {type(error).__name__}"
         raise RequestFailed(Kind.AMBIGUOUS, reason) from None

@@ -15,9 +15,6 @@ from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudg
 
 BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTER_CODES = {"content_filter", "content_policy_violation"}
-SCHEMA_PARAMS = {"response_format", "response_format.type", "response_format.json_schema"}
-NOT_BEGUN = {409, 503}
-"""The server says that it is locked or overloaded: it did not begin."""
 TRIES = 8
 """How often the server may fail at one question before its row is given up as `failed`."""
 LOST_TRIES = 3
@@ -48,17 +45,14 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What follows from a kind of failure.
-
-    `billed`: an answer may have been computed, so the request counts at its maximum. `again`: the
-    same question may be sent again. `tries`: how many such failures end the question; None: none
-    does. The provider is unwell where `tries` is set, and merely busy at a rate limit.
-    """
+    """What follows from a kind of failure."""
 
     fault: Fault
-    billed: bool = False
-    again: bool = False
+    billed: bool = False  # an answer may have been computed: the request counts at its maximum
+    again: bool = False  # the same question may be sent again
     tries: int | None = None
+    """How many such failures end the question; None: none does. The provider is unwell where it
+    is set, and merely busy at a rate limit."""
 
 
 MEANING: Mapping[Kind, Meaning] = {
@@ -76,13 +70,10 @@ MEANING: Mapping[Kind, Meaning] = {
 
 @dataclass(eq=False)
 class RequestFailed(Exception):
-    """One request failed. It never crosses a process.
-
-    `reason`: a sentence without secrets. `headers`: of the answer, for the rate limiter.
-    """
+    """One request failed. It never crosses a process."""
 
     kind: Kind
-    reason: str
+    reason: str  # a sentence without secrets
     status: int | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -100,25 +91,28 @@ class RequestFailed(Exception):
         return self.kind is Kind.TRANSIENT and self.status is None
 
 
+BY_STATUS = {
+    **dict.fromkeys((401, 403, 404), Kind.RUN),
+    **dict.fromkeys((409, 503), Kind.TRANSIENT),  # locked or overloaded: it did not begin
+    402: Kind.BILLING,
+    408: Kind.BROKEN,
+    429: Kind.RATE_LIMIT,
+}
+SCHEMA = ("response_format", "response_format.type", "response_format.json_schema")
+BY_PARAM = {**dict.fromkeys(SCHEMA, Kind.NO_SCHEMA), "service_tier": Kind.RUN}
+
+
 def classify(status: int, code: str | None, kind: str | None, param: str | None) -> Kind:
     """What an error answer means, by its status and the fields of its `error` object."""
-    if code in BILLING_CODES or kind in BILLING_CODES or status == 402:
+    if code in BILLING_CODES or kind in BILLING_CODES:
         return Kind.BILLING
-    if status == 429:
-        return Kind.RATE_LIMIT
-    if status in (401, 403, 404):
-        return Kind.RUN
-    if status in NOT_BEGUN:
-        return Kind.TRANSIENT
-    if status == 408 or status >= 500:
+    if status in BY_STATUS:
+        return BY_STATUS[status]
+    if status >= 500:
         return Kind.BROKEN
-    if status in (400, 422) and param in SCHEMA_PARAMS:
-        return Kind.NO_SCHEMA
-    if status in (400, 422) and param == "service_tier":
-        return Kind.RUN
-    if code in FILTER_CODES:
-        return Kind.REFUSED
-    return Kind.ROW
+    if status in (400, 422) and param in BY_PARAM:
+        return BY_PARAM[param]
+    return Kind.REFUSED if code in FILTER_CODES else Kind.ROW
 
 
 def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import Decimal
+from fractions import Fraction
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_judge.errors import ConfigError
+from ray_judge.escalation.books.accounts import to_usd
 from ray_judge.records import Usage
 
-_EXACT = Context(prec=60)
-_MTOK = Decimal(10) ** 6
-_QUANTUM = Decimal("1e-9")
 _OWN = re.compile(r"(^|/)(ft:[^:/]+):.*|-v\d+:\d+$")
 """What follows a model's name: whose tuning it is, or Bedrock's version."""
 _DATE = re.compile(r"[-@](\d{4}-\d{2}-\d{2}|\d{8})$")
@@ -32,8 +32,7 @@ _REQUEST_TOKENS = 32
 """More than any chat format adds to a request as a whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class LongContext:
+class LongContext(NamedTuple):
     """Above `threshold_tokens` of input, the whole request costs more by these factors."""
 
     threshold_tokens: int
@@ -43,21 +42,16 @@ class LongContext:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per million tokens, and what multiplies them.
-
-    `cache_write` is None where writing to the prompt cache costs nothing extra. A factor is None
-    where the provider does not sell that tier. `batch_cache_discount`: whether cached input is
-    discounted in batches too.
-    """
+    """USD per million tokens, and what multiplies them, where the provider sells that tier."""
 
     input: Decimal
     cached_input: Decimal
     output: Decimal
-    cache_write: Decimal | None = None
+    cache_write: Decimal | None = None  # None: writing to the prompt cache costs nothing extra
     batch_factor: Decimal | None = None
     flex_factor: Decimal | None = None
     priority_factor: Decimal | None = None
-    batch_cache_discount: bool = True
+    batch_cache_discount: bool = True  # whether cached input is discounted in batches too
     long_context: LongContext | None = None
 
 
@@ -70,8 +64,8 @@ def price_of(model: str, override: Mapping[str, Any] | None = None) -> Price:
     unknown model.
     """
     if override is not None:
-        rates = {key.removesuffix("_usd_per_mtok"): value for key, value in override.items()}
-        return _price({key: str(value) for key, value in rates.items() if value is not None})
+        rates = {key.removesuffix("_usd_per_mtok"): str(rate) for key, rate in override.items()}
+        return _price(rates)
     table = price_table()
     for name in spellings(model):
         if name in table:
@@ -102,17 +96,14 @@ def cost(price: Price, usage: Usage) -> Decimal:
     """
     cached = min(usage.cached_input_tokens, usage.input_tokens)
     written = min(usage.cache_write_tokens, usage.input_tokens - cached)
-    plain = usage.input_tokens - cached - written
-    input_rate, output_rate = _rates(price, usage.input_tokens, usage.tier)
-    in_batch = usage.tier == "batch" and not price.batch_cache_discount
-    cached_rate = input_rate if in_batch else _scaled(price, price.cached_input, input_rate)
-    write_rate = input_rate
-    if price.cache_write is not None:
-        write_rate = _scaled(price, price.cache_write, input_rate)
-    return _total(
-        (plain, input_rate), (cached, cached_rate), (written, write_rate),
-        (usage.output_tokens, output_rate),
-    )  # fmt: skip
+    discounted = price.batch_cache_discount or usage.tier != "batch"
+    micros = (
+        Fraction(price.input) * (usage.input_tokens - cached - written)
+        + Fraction(price.cached_input if discounted else price.input) * cached
+        + Fraction(price.input if price.cache_write is None else price.cache_write) * written
+    )
+    factor, output_factor = _factors(price, usage.input_tokens, usage.tier)
+    return _usd(micros * factor + Fraction(price.output) * usage.output_tokens * output_factor)
 
 
 def max_cost(price: Price, *, input_tokens: int, output_tokens: int, tier: str) -> Decimal:
@@ -123,15 +114,12 @@ def max_cost(price: Price, *, input_tokens: int, output_tokens: int, tier: str) 
     standard one counts, because the provider may serve a flex request at the standard price;
     a batch is always served as a batch.
     """
-    tiers = [tier] if tier == "batch" else [tier, "default"]
-    dearest = Decimal(0)
-    for name in tiers:
-        input_rate, output_rate = _rates(price, input_tokens, name)
-        if price.cache_write is not None:
-            input_rate = max(input_rate, _scaled(price, price.cache_write, input_rate))
-        total = _total((input_tokens, input_rate), (output_tokens, output_rate))
-        dearest = max(dearest, total)
-    return dearest
+    totals = []
+    for name in {tier} if tier == "batch" else {tier, "default"}:
+        factor, output_factor = _factors(price, input_tokens, name)
+        micros = Fraction(max(price.input, price.cache_write or 0)) * input_tokens * factor
+        totals.append(micros + Fraction(price.output) * output_tokens * output_factor)
+    return _usd(max(totals))
 
 
 def input_token_bound(messages: Sequence[Mapping[str, Any]], extra: Any = None) -> int:
@@ -142,7 +130,7 @@ def input_token_bound(messages: Sequence[Mapping[str, Any]], extra: Any = None) 
     of the model, such as a response schema.
     """
     size = sum(_bytes(message) + _MESSAGE_TOKENS for message in messages)
-    return size + (_bytes(extra) if extra is not None else 0) + _REQUEST_TOKENS
+    return size + (0 if extra is None else _bytes(extra)) + _REQUEST_TOKENS
 
 
 def input_token_estimate(messages: Sequence[Mapping[str, Any]], extra: Any = None) -> int:
@@ -152,10 +140,9 @@ def input_token_estimate(messages: Sequence[Mapping[str, Any]], extra: Any = Non
     before the answer (OpenAI cookbook, "How to count tokens with tiktoken"); a response schema
     counts as its compact JSON.
     """
-    tokens = sum(text_token_estimate(str(message["content"])) + 3 for message in messages) + 3
-    if extra is not None:
-        tokens += text_token_estimate(json.dumps(extra, separators=(",", ":"), sort_keys=True))
-    return tokens
+    schema = "" if extra is None else json.dumps(extra, separators=(",", ":"))
+    texts = [str(message["content"]) for message in messages]
+    return sum(text_token_estimate(text) + 3 for text in texts) + 3 + text_token_estimate(schema)
 
 
 def text_token_estimate(text: str) -> int:
@@ -174,39 +161,22 @@ def _bytes(value: Any) -> int:
     return len(json.dumps(value))
 
 
-def _rates(price: Price, input_tokens: int, tier: str) -> tuple[Decimal, Decimal]:
-    """(input, output) USD per Mtok for a request of this size in this tier."""
+def _factors(price: Price, input_tokens: int, tier: str) -> tuple[Fraction, Fraction]:
+    """What multiplies the prices of input and output in a request of this size in this tier."""
     factors = {
         "batch": price.batch_factor,
         "flex": price.flex_factor,
         "priority": price.priority_factor,
         "fast": price.priority_factor,
     }
-    factor = factors.get(tier) or Decimal(1)
-    rate_in, rate_out = _EXACT.multiply(price.input, factor), _EXACT.multiply(price.output, factor)
-    long = price.long_context
-    if long is not None and input_tokens > long.threshold_tokens:
-        rate_in = _EXACT.multiply(rate_in, long.input_factor)
-        rate_out = _EXACT.multiply(rate_out, long.output_factor)
-    return rate_in, rate_out
+    factor, long = Fraction(factors.get(tier) or 1), price.long_context
+    if long is None or input_tokens <= long.threshold_tokens:
+        return factor, factor
+    return factor * Fraction(long.input_factor), factor * Fraction(long.output_factor)
 
 
-def _scaled(price: Price, rate: Decimal, input_rate: Decimal) -> Decimal:
-    """`rate` raised or lowered as the input rate was by tier and size, rounded up."""
-    if price.input == 0:
-        return rate
-    return Context(prec=40, rounding=ROUND_CEILING).divide(
-        _EXACT.multiply(rate, input_rate), price.input
-    )
-
-
-def _total(*parts: tuple[int, Decimal]) -> Decimal:
-    total = Decimal(0)
-    for tokens, rate in parts:
-        if tokens < 0:
-            raise ConfigError("a negative number of tokens", tokens=tokens)
-        total = _EXACT.add(total, _EXACT.multiply(Decimal(tokens), rate))
-    return (total / _MTOK).quantize(_QUANTUM, rounding=ROUND_CEILING, context=_EXACT)
+def _usd(micros: Fraction) -> Decimal:
+    return to_usd(math.ceil(micros * 1000))
 
 
 @cache
@@ -217,9 +187,8 @@ def price_table() -> dict[str, Mapping[str, Any]]:
 
 
 def _price(entry: Mapping[str, Any]) -> Price:
-    fields: dict[str, Any] = {
-        key: Decimal(value) if isinstance(value, str) else value for key, value in entry.items()
-    }
+    numbers = {key: Decimal(text) for key, text in entry.items() if isinstance(text, str)}
+    fields: dict[str, Any] = {**entry, **numbers}
     fields.setdefault("cached_input", fields["input"])
     if "long_context" in fields:
         threshold, *factors = fields["long_context"]

@@ -20,13 +20,8 @@ from typing import Any
 
 from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import InputChangedError
-from ray_judge.escalation.pricing import (
-    Price,
-    input_token_bound,
-    input_token_estimate,
-    max_cost,
-    price_of,
-)
+from ray_judge.escalation import pricing
+from ray_judge.escalation.pricing import Price, input_token_bound, input_token_estimate
 from ray_judge.judging.formats.generic import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
 from ray_judge.records import Chunk, Example, Verdict
 from ray_judge.run.columns import Columns
@@ -35,7 +30,7 @@ from ray_judge.run.plan import read_examples, read_rows
 TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
 """`strong.mode` → the service tier that is billed."""
 LIMITS = ("max_completion_tokens", "max_tokens")
-_max_cost = lru_cache(maxsize=2**16)(max_cost)
+_max_cost = lru_cache(maxsize=2**16)(pricing.max_cost)
 FENCE = re.compile(r"\A\s*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL)
 
 
@@ -45,19 +40,16 @@ class Unparseable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question to the strong judge.
-
-    `body` is None where it was dropped to save memory; `QuestionMaker.bodies` makes it again.
-    `input_bound`: input tokens at most; `tokens`: about how many. `max_cost_usd`: in the tier of
-    `strong.mode`. `row`: chunk, row in its shard, number of the question within its row.
-    """
+    """One question to the strong judge."""
 
     key: str
     body: Mapping[str, Any] | None
+    """None where it was dropped to save memory; `QuestionMaker.bodies` makes it again."""
     input_bound: int
-    tokens: int
-    max_cost_usd: Decimal
+    tokens: int  # of the input, about
+    max_cost_usd: Decimal  # in the tier of `strong.mode`
     row: tuple[str, int, int] | None = None
+    """Chunk, row in its shard, number of the question within its row."""
 
 
 class QuestionMaker:
@@ -74,28 +66,19 @@ class QuestionMaker:
         if config.task == "pairwise":
             self._verdicts = ["A", "B", "tie"] if strong.ties else ["A", "B"]
             self._system, self._field = PAIRWISE_SYSTEM, "verdict"
-            schema: dict[str, Any] = {"type": "string", "enum": self._verdicts}
+            value: dict[str, Any] = {"type": "string", "enum": self._verdicts}
             names = ", ".join(f'"{verdict}"' for verdict in self._verdicts)
             ask = f"Which answer is better by the criteria? Verdicts: {names}."
         else:
             self._system, self._field = POINTWISE_SYSTEM, "score"
-            schema = {"type": "number", "minimum": self._low, "maximum": self._high}
+            value = {"type": "number", "minimum": self._low, "maximum": self._high}
             ends = f"from {self._low:g} (worst) to {self._high:g} (best)"
             ask = f"How good is the answer by the criteria, {ends}?"
         self._ask = f'{ask} Reply with a JSON object that has the one field "{self._field}".'
-        self._format = {
-            "type": "json_schema",
-            "json_schema": {
-                "name": self._field,
-                "strict": True,
-                "schema": {
-                    "type": "object",
-                    "properties": {self._field: schema},
-                    "required": [self._field],
-                    "additionalProperties": False,
-                },
-            },
-        }
+        fields = {"properties": {self._field: value}, "required": [self._field]}
+        schema = {"type": "object", **fields, "additionalProperties": False}
+        strict = {"name": self._field, "strict": True, "schema": schema}
+        self._format = {"type": "json_schema", "json_schema": strict}
 
     def of_rows(self, chunk: Chunk, rows: Sequence[int]) -> dict[int, list[Question]]:
         """Row → its questions; a row without text has none. Reads the slice of the shard once.
@@ -105,8 +88,7 @@ class QuestionMaker:
         assert self._columns is not None
         if not rows:
             return {}
-        first, last = min(rows), max(rows)
-        texts = list(dict.fromkeys(self._columns.text.values()))
+        first, last, texts = min(rows), max(rows), list(dict.fromkeys(self._columns.text.values()))
         table = read_rows(chunk.shard, first, last + 1 - first, texts)
         if first + len(table) <= last:
             raise InputChangedError("this shard has fewer rows than before", file=chunk.shard)
@@ -158,15 +140,15 @@ class QuestionMaker:
         if not isinstance(document, dict) or self._field not in document:
             raise Unparseable(f'the answer has no field "{self._field}": {text[:80]!r}')
         value = document[self._field]
-        if self._verdicts:
-            if value in self._verdicts:
-                return str(value)
-            raise Unparseable(f"{repr(value)[:80]} is not one of {', '.join(self._verdicts)}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and self._low <= value <= self._high:
-            return float(value)
-        ends = f"{self._low:g} to {self._high:g}"
-        raise Unparseable(f"{repr(value)[:80]} is not a score from {ends}")
+        wanted = f"one of {', '.join(self._verdicts)}"
+        if value in self._verdicts:
+            return str(value)
+        if not self._verdicts:
+            wanted = f"a score from {self._low:g} to {self._high:g}"
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and self._low <= value <= self._high:
+                return float(value)
+        raise Unparseable(f"{repr(value)[:80]} is not {wanted}")
 
     def _samples(self, example: Example) -> list[Question]:
         body = self._body(example)
@@ -174,20 +156,16 @@ class QuestionMaker:
         tokens = input_token_estimate(body["messages"], self._format)
         most, tier = self.strong.max_output_tokens, TIERS[self.strong.mode]
         cost = _max_cost(self.price, input_tokens=bound, output_tokens=most, tier=tier)
-        return [
-            Question(canonical_key(body, sample), body, bound, tokens, cost)
-            for sample in range(self.strong.samples)
-        ]
+        keys = [canonical_key(body, sample) for sample in range(self.strong.samples)]
+        return [Question(key, body, bound, tokens, cost) for key in keys]
 
     def _body(self, example: Example) -> dict[str, Any]:
         strong = self.strong
         text = f"{describe(example, self._rubric)}\n\n{self._ask}"
+        texts = {"system": self._system, "user": text}
         body = {
             "model": strong.model,
-            "messages": [
-                {"role": "system", "content": self._system},
-                {"role": "user", "content": text},
-            ],
+            "messages": [{"role": role, "content": content} for role, content in texts.items()],
             "response_format": self._format,
             strong.max_tokens_field: strong.max_output_tokens,
         }
@@ -195,18 +173,14 @@ class QuestionMaker:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one that names a key twice has no one meaning."""
     document = dict(pairs)
     if len(document) < len(pairs):
-        raise ValueError("a key occurs twice")
+        raise ValueError("a key occurs twice: the object has no one meaning")
     return document
 
 
 def canonical_key(body: Mapping[str, Any], sample: int = 0) -> str:
-    """SHA-256 (hex) of the canonical JSON of a body without its limits.
-
-    `sample`: its number, which is part of the key where it is above 0.
-    """
+    """SHA-256 (hex) of the canonical JSON of a body without its limits, and of `sample` above 0."""
     asked = {name: value for name, value in body.items() if name not in LIMITS}
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     numbered = f"{text}\n{sample}" if sample else text
@@ -214,11 +188,11 @@ def canonical_key(body: Mapping[str, Any], sample: int = 0) -> str:
 
 
 def in_words(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the same request for a server that does not know `response_format`."""
+    """The same request for a server that does not know `response_format`."""
     return {name: value for name, value in body.items() if name != "response_format"}
 
 
 def price_of_strong(strong: StrongConfig) -> Price:
     """The price of the run's strong judge. Raises ConfigError where none is known."""
     own = strong.price.model_dump(exclude_none=True) if strong.price else None
-    return price_of(strong.model, own)
+    return pricing.price_of(strong.model, own)

@@ -107,10 +107,8 @@ class Session:
         self._answered: set[str] = set()
         self._flying: Mapping[str, InFlight] = {}
         self._in_flight: set[str] = set()
-        self._came_back: set[str] = set()
-        """Actors of earlier owners for whose requests this session has waited long enough."""
-        self._quiet_at = 0.0
-        """When everything that earlier owners let out has come back, Unix seconds."""
+        self._back_at: dict[str, float] = {}
+        """Actor of an earlier owner → when all that it sent has come back, Unix seconds."""
         self._ended = False
         self._known: set[str] = set()
         self.waiting: dict[str, Question] = {}
@@ -122,6 +120,8 @@ class Session:
         self.in_vain: Mapping[str, InVain] = {}
         self.outcomes: dict[str, Outcome] = {}
         """Of questions without an answer: DENIED_BUDGET, or PENDING until the next month."""
+        self.denied = 0
+        """How many of them are DENIED_BUDGET."""
 
     async def run(self) -> None:
         """Ask until every question is answered or denied.
@@ -162,8 +162,13 @@ class Session:
         await asyncio.to_thread(self._before_asking)
         claim = await self._courier.open()
         self._owner = True
-        self._flying, self.batched = claim.in_flight, dict(claim.batched)
-        self._quiet_at = self._clock.now() + self._quiet_s
+        now = self._clock.now()
+        self._flying = {
+            key: one for key, one in claim.in_flight.items() if one.lost_at > now - LONG_LOST_S
+        }
+        for one in self._flying.values():
+            self._back_at.setdefault(one.actor, now + self._quiet_s)
+        self.batched = dict(claim.batched)
         await self.look()
 
     async def release(self) -> None:
@@ -225,7 +230,7 @@ class Session:
             if key in self._answered or key in self.outcomes:
                 continue
             if not self._books.cap_usd:  # grants nothing, not even what is free
-                self.outcomes[key] = Outcome.DENIED_BUDGET
+                self._leave(key, Outcome.DENIED_BUDGET)
                 continue
             there = self.aside if self._is_elsewhere(key) else self.waiting
             there[key] = question
@@ -240,23 +245,22 @@ class Session:
         for key, question in list(self.waiting.items()):
             cap = denying_cap(question.max_cost_usd, best_usd)
             if cap is not None:
-                self.outcomes[key] = Outcome.DENIED_BUDGET if cap == "run" else Outcome.PENDING
+                self._leave(key, Outcome.DENIED_BUDGET if cap == "run" else Outcome.PENDING)
                 del self.waiting[key]
+
+    def _leave(self, key: str, outcome: Outcome) -> None:
+        self.outcomes[key] = outcome
+        self.denied += outcome is Outcome.DENIED_BUDGET
 
     def counts(self, questions: Iterable[Question]) -> dict[str, InVain]:
         """How often questions were asked in vain, of those that were."""
         return {q.key: self.in_vain[q.key] for q in questions if q.key in self.in_vain}
 
-    @property
-    def denied(self) -> int:
-        """Questions that no cap has money for."""
-        return sum(outcome is Outcome.DENIED_BUDGET for outcome in self.outcomes.values())
-
     def settle(self, outcomes: Mapping[str, Outcome]) -> None:
         """Keep what became of questions; the others' answers are in the journal."""
         for key, outcome in outcomes.items():
             if outcome in (Outcome.DENIED_BUDGET, Outcome.PENDING):
-                self.outcomes[key] = outcome
+                self._leave(key, outcome)
             else:
                 self._answered.add(key)
 
@@ -265,35 +269,31 @@ class Session:
         flying = self._in_flight.intersection(self.aside)
         if not flying:
             return False
-        left_s = max(0.0, self._quiet_at - self._clock.now())
+        actors = {self._flying[key].actor for key in flying}
+        left_s = max(self._back_at[actor] for actor in actors) - self._clock.now()
         self._report(
             {"waits": f"{len(flying)} questions may be in flight: asked within {left_s:.0f} s"}
         )
-        dead = all(self._is_dead(self._flying[key].actor) for key in flying)
-        if dead or self._clock.now() >= self._quiet_at:
+        if all(map(self._is_over, actors)):
             await self.look()
         return bool(self.waiting) or not self._in_flight.isdisjoint(self.aside)
 
     async def look(self) -> None:
         """Read the journal, and sort all questions by what is on file.
 
-        Which processes have ended is found out first: those write no more.
+        Who can write no more is found out first.
         """
-        actors = {one.actor for one in self._flying.values()}
-        if self._clock.now() >= self._quiet_at:
-            self._came_back |= actors
-        dead = set(filter(self._is_dead, actors))
+        over = set(filter(self._is_over, {one.actor for one in self._flying.values()}))
         journal = await asyncio.to_thread(self._books.journal)
         self._answered, self.in_vain = journal.answered, journal.in_vain()
-        over = self._came_back | dead
-        self._in_flight = {
-            key
-            for key, one in self._flying.items()
-            if one.actor not in over and one.lost_at > self._quiet_at - LONG_LOST_S
-        }
+        self._in_flight = {key for key, one in self._flying.items() if one.actor not in over}
         questions = [*self.waiting.values(), *self.aside.values()]
         self.waiting, self.aside = {}, {}
         self.put(questions)
+
+    def _is_over(self, actor: str) -> bool:
+        """Whether all that an actor of an earlier owner sent has come back, or never will."""
+        return self._clock.now() >= self._back_at[actor] or self._is_dead(actor)
 
     def _is_elsewhere(self, key: str) -> bool:
         return key in self._in_flight or key in self.batched

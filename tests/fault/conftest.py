@@ -1,4 +1,4 @@
-"""The simulated provider as batch nights want it: no batch comes to its end by itself."""
+"""One simulated provider for the tests of a module, with clean books for each of them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.provider import RunningServer
+from tests.provider import RunningServer, running_server
 
-from .batch_night import clean, provider
+from .batch_night import clean
 
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[RunningServer]:
-    """One provider for the tests of a module."""
-    with provider() as server:
+    with running_server() as server:
         yield server
 
 
 @pytest.fixture
-def server(process: RunningServer, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
-    """The module's provider with default settings and empty books, and its key."""
-    monkeypatch.setenv("OPENAI_API_KEY", process.api_key)
-    return clean(process)
+def server(process: RunningServer) -> RunningServer:
+    clean(process)
+    return process

@@ -26,8 +26,7 @@ class MemoryStorage:
         files: dict[str, bytes] | None = None,
         before: Callable[[str, str], object] = lambda operation, path: None,
     ) -> None:
-        self.files = {} if files is None else files
-        self.before = before
+        self.files, self.before = files or {}, before
 
     def read(self, path: str) -> bytes:
         self.before("read", path)
@@ -63,8 +62,7 @@ class MemoryStorage:
 
     @contextmanager
     def write_stream(self, path: str) -> Iterator[io.BytesIO]:
-        file = io.BytesIO()
-        yield file
+        yield (file := io.BytesIO())
         self.write(path, file.getvalue())
 
     def open_input(self, path: str) -> Any:
@@ -80,6 +78,3 @@ class _Log(AppendLog):
         self._storage.before("sync", self.path)
         if self.path in self._storage.files:  # else it was removed: nobody will ever read it
             self._storage.files[self.path] += data
-
-    def close(self) -> None:
-        self.sync()

@@ -12,63 +12,44 @@ from typing import Any
 import pytest
 
 from ray_judge.errors import ConfigError
-from ray_judge.escalation.online.limiter import Circuit, Feedback, Limiter, Signal, duration_s
+from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal, duration_s
 
 pytestmark = pytest.mark.timeout(60)
 
 START = 1_795_000_000.0
 
 
-class Bucket:
-    """A token bucket as a provider keeps it."""
-
-    def __init__(self, per_minute: float, burst_s: float) -> None:
-        self.rate = per_minute / 60
-        self.size = self.level = self.rate * burst_s
-        self.at = START
-
-    def fill(self, now: float) -> None:
-        self.level = min(self.size, self.level + (now - self.at) * self.rate)
-        self.at = now
-
-
 class Provider:
-    """Takes a request when both buckets hold enough, else answers 429."""
+    """Takes a request when both its token buckets hold enough, else answers 429."""
 
-    def __init__(self, rpm: float, tpm: float, burst_s: float, *, headers: bool = False) -> None:
-        self.requests, self.tokens = Bucket(rpm, burst_s), Bucket(tpm, burst_s)
-        self.rpm, self.tpm = rpm, tpm
+    def __init__(self, rpm: float, tpm: float, burst_s: float, headers: bool = False) -> None:
+        self.per_s = [rpm / 60, tpm / 60]
+        self.size, self.at, self.headers = [per_s * burst_s for per_s in self.per_s], START, headers
+        self.levels = list(self.size)
         self.taken = self.refused = self.taken_tokens = 0
-        self.headers = headers
 
     def answer(self, tokens: int, now: float) -> Feedback:
-        self.requests.fill(now)
-        self.tokens.fill(now)
-        if self.requests.level < 1 or self.tokens.level < tokens:
+        gone_s, self.at = now - self.at, now
+        filled = zip(self.size, self.levels, self.per_s, strict=True)
+        self.levels = [min(size, level + gone_s * per_s) for size, level, per_s in filled]
+        if self.levels[0] < 1 or self.levels[1] < tokens:
             self.refused += 1
             return Feedback(Signal.RATE_LIMITED)
-        self.requests.level -= 1
-        self.tokens.level -= tokens
-        self.taken += 1
-        self.taken_tokens += tokens
-        if not self.headers:
-            return Feedback(Signal.OK)
-        return Feedback(
-            Signal.OK,
-            {
-                "x-ratelimit-limit-requests": str(int(self.rpm)),
-                "x-ratelimit-limit-tokens": str(int(self.tpm)),
-                "X-RateLimit-Remaining-Requests": str(int(self.requests.level)),
-                "x-ratelimit-reset-requests": "120ms",
-            },
-        )
+        self.levels = [self.levels[0] - 1, self.levels[1] - tokens]
+        self.taken, self.taken_tokens = self.taken + 1, self.taken_tokens + tokens
+        told = {
+            "x-ratelimit-limit-requests": str(round(self.per_s[0] * 60)),
+            "x-ratelimit-limit-tokens": str(round(self.per_s[1] * 60)),
+            "X-RateLimit-Remaining-Requests": str(int(self.levels[0])),
+            "x-ratelimit-reset-requests": "120ms",
+        }
+        return Feedback(Signal.OK, told if self.headers else {})
 
 
 def drive(
     limiter: Limiter,
     provider: Callable[[int, float], Feedback],
     seconds: float,
-    *,
     tokens: Callable[[random.Random], int] = lambda rng: 200,
 ) -> None:
     """Ask as fast as the limiter lets for `seconds`; requests arrive late by up to 0.05 s."""
@@ -101,48 +82,46 @@ def drive(
             limiter.done(feedback, now)
 
 
-@pytest.mark.parametrize("headers", [False, True])
-@pytest.mark.parametrize("burst_s", [0.2, 1.0, 60.0])
-def test_the_allowed_request_rate_is_used_and_not_exceeded(burst_s: float, headers: bool) -> None:
-    provider = Provider(5000, 10_000_000, burst_s, headers=headers)
-    limiter = Limiter(requests_per_minute=5000, tokens_per_minute=10_000_000, concurrency=512)
+def limits(requests: float = 5000, concurrency: int = 512, tokens: float = 1e9) -> Limiter:
+    return Limiter(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=concurrency)
+
+
+@pytest.mark.parametrize(
+    ("limit", "burst_s", "headers", "used", "refused"),
+    [
+        *((5000, burst_s, False, 0.98, 0.001) for burst_s in (0.2, 1.0, 60.0)),
+        *((5000, burst_s, True, 0.98, 0.001) for burst_s in (0.2, 1.0, 60.0)),
+        (600, 3.0, True, 0.9, 0.1),  # lower than configured, and said so
+        (1000, 1.0, False, 0.5, 1.0),
+    ],
+)
+def test_the_allowed_request_rate_is_used_and_not_exceeded(
+    limit: int, burst_s: float, headers: bool, used: float, refused: float
+) -> None:
+    provider = Provider(limit, 1e7, burst_s, headers)
+    limiter = limits(concurrency=512 if limit == 5000 else 64)
     drive(limiter, provider.answer, 120)
-    assert provider.taken >= 0.98 * 10_000
-    assert provider.refused <= 0.001 * provider.taken
+    assert provider.taken >= used * 2 * limit
+    assert provider.refused <= refused * provider.taken
+    assert not headers or limiter.state(START + 120)["requests_per_minute"] == limit
 
 
 @pytest.mark.parametrize("share", [0.8, 0.97, 1.0, 1.04])
 def test_the_allowed_token_rate_is_used_and_not_exceeded(share: float) -> None:
     """The provider's count puts an estimate right that is off by a share."""
     provider = Provider(100_000, 1_000_000, 1.0)
-    limiter = Limiter(requests_per_minute=100_000, tokens_per_minute=1_000_000, concurrency=512)
 
     def answer(reserved: int, now: float) -> Feedback:
         size = round(reserved * share)
         return replace(provider.answer(size, now), spare_tokens=reserved - size)
 
-    drive(limiter, answer, 120, tokens=lambda rng: rng.randint(50, 700))
+    drive(limits(100_000, tokens=1_000_000), answer, 120, lambda rng: rng.randint(50, 700))
     assert provider.taken_tokens >= 0.98 * 2_000_000
     assert provider.refused <= 0.001 * provider.taken
 
 
-@pytest.mark.parametrize(
-    ("limit", "headers", "used", "refused"), [(600, True, 0.9, 0.1), (1000, False, 0.5, 1.0)]
-)
-def test_a_limit_that_is_lower_than_configured(
-    limit: float, headers: bool, used: float, refused: float
-) -> None:
-    provider = Provider(limit, 10_000_000, 3.0 if headers else 1.0, headers=headers)
-    limiter = Limiter(requests_per_minute=5000, tokens_per_minute=10_000_000, concurrency=64)
-    drive(limiter, provider.answer, 120)
-    assert provider.taken >= used * 2 * limit
-    assert provider.refused <= refused * provider.taken
-    if headers:
-        assert limiter.state(START + 120)["requests_per_minute"] == limit
-
-
 def test_429_halves_once_per_wave_and_climbs_back_step_by_step() -> None:
-    limiter = Limiter(requests_per_minute=600, tokens_per_minute=1e9, concurrency=100)
+    limiter = limits(600, 100)
     for _ in range(10):
         assert limiter.reserve(1, START, horizon_s=60) is not None
     for _ in range(10):
@@ -154,19 +133,15 @@ def test_429_halves_once_per_wave_and_climbs_back_step_by_step() -> None:
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        ({"Retry-After": "7"}, 7),
-        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"Retry-After": "7"}, 7), ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
         ({"retry-after": "Thu, 18 Nov 2026 12:26:50 GMT"}, 10),
-        ({"retry-after": "Thu, 18 Nov 2020 12:26:50 GMT"}, 0),
-        ({"retry-after": "soon"}, 0),
-        ({"retry-after": "1e12"}, 3600),
-        ({"retry-after": "-3"}, 0),
-        ({}, 0),
+        ({"retry-after": "Thu, 18 Nov 2020 12:26:50 GMT"}, 0), ({"retry-after": "soon"}, 0),
+        ({"retry-after": "1e12"}, 3600), ({"retry-after": "-3"}, 0), ({}, 0),
     ],
-)
+)  # fmt: skip
 def test_retry_after(headers: dict[str, str], seconds: float) -> None:
     now = 1_795_004_800.0  # 2026-11-18 12:26:40 GMT
-    limiter = Limiter(requests_per_minute=6000, tokens_per_minute=1e9, concurrency=8)
+    limiter = limits(6000, 8)
     assert limiter.reserve(1, now) is not None
     limiter.done(Feedback(Signal.RATE_LIMITED, headers), now)
     assert limiter.wait_s(now) == pytest.approx(seconds, abs=0.05)
@@ -187,7 +162,7 @@ def test_durations(text: str | None, seconds: float | None) -> None:
 
 
 def test_concurrency_is_bounded_and_adapts() -> None:
-    limiter = Limiter(requests_per_minute=1e6, tokens_per_minute=1e9, concurrency=8)
+    limiter = limits(1e6, 8)
     taken = [limiter.reserve(1, START, 10) for _ in range(20)]
     assert sum(at is not None for at in taken) == 8
     assert limiter.wait_s(START) == math.inf
@@ -210,33 +185,12 @@ def test_a_provider_that_is_down_gets_probes_not_a_storm() -> None:
         up = now > START + 60
         return Feedback(Signal.OK if up else Signal.UNAVAILABLE)
 
-    limiter = Limiter(requests_per_minute=6000, tokens_per_minute=1e9, concurrency=32)
+    limiter = limits(6000, 32)
     drive(limiter, down, 180)
     in_outage = [at for at in asked if START + 2 < at <= START + 60]
     assert len(in_outage) <= 8
     assert sum(at > START + 130 for at in asked) > 1000
     assert limiter.down_s(START + 180) == 0
-
-
-def test_the_circuit_by_itself() -> None:
-    circuit = Circuit(failures_to_open=2)
-    circuit.failed(0)
-    circuit.succeeded()
-    circuit.failed(1)
-    assert circuit.admits(1)
-    circuit.failed(2)
-    assert not circuit.admits(2.5)
-    assert circuit.admits(3)
-    circuit.sent()
-    assert not circuit.admits(3)
-    circuit.failed(3)
-    assert not circuit.admits(4.9)
-    assert circuit.admits(5)
-    circuit.sent()
-    circuit.unsent()
-    assert circuit.admits(5)
-    circuit.succeeded()
-    assert circuit.down_since is None
 
 
 @pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal as D
-from fractions import Fraction
 from importlib import resources
 
 import pytest
@@ -42,18 +41,14 @@ def test_the_table_is_dated_and_every_line_is_a_price() -> None:
 @pytest.mark.parametrize(
     ("name", "listed"),
     [
-        ("GPT-4.1-2025-04-14", "gpt-4.1"),
-        ("gpt-4-1106-preview", "gpt-4-turbo"),
-        ("gpt-5-2025-08-07", "gpt-5"),
-        ("claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+        ("GPT-4.1-2025-04-14", "gpt-4.1"), ("gpt-4-1106-preview", "gpt-4-turbo"),
         ("anthropic/claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
-        ("vertex_ai/gemini-2.5-flash", "gemini-2.5-flash"),
         ("models/gemini-2.5-flash", "gemini-2.5-flash"),
         ("azure/gpt-4.1-mini-2025-04-14", "gpt-4.1-mini"),
         ("some-proxy/ft:gpt-4.1-mini-2025-04-14:acme::abc", "ft:gpt-4.1-mini"),
         ("ft:gpt-4o-2024-08-06:acme:judge:abc", "ft:gpt-4o"),
     ],
-)
+)  # fmt: skip
 def test_a_model_has_many_names(name: str, listed: str) -> None:
     assert price_of(name) == price_of(listed)
 
@@ -62,11 +57,8 @@ def test_a_model_has_many_names(name: str, listed: str) -> None:
     ("model", "rates"),
     [
         ("gpt-4.1", "2 0.5 8"),
-        ("openrouter/openai/gpt-4.1", "2 0.5 8"),
         ("gpt-4o-2024-05-13", "5 5 15"),  # its family became cheaper
-        ("gpt-4o-2024-08-06", "2.5 1.25 10"),
         ("ft:gpt-4.1:acme::abc", "3 0.75 12"),  # dearer than what it was tuned from
-        ("claude-sonnet-4-5", "3 0.3 15"),
         ("deepseek-chat", "0.27 0.07 1.1"),  # by day; less at night
         ("command-r", "0.15 0.15 0.6"),
         ("cohere/command-r", "0.5 0.5 1.5"),  # a gateway's name, and that one is dearer
@@ -91,11 +83,10 @@ def test_an_unknown_model_names_the_way_out(model: str, nearest: str) -> None:
 
 
 def test_override() -> None:
-    price = price_of("my-llama", {"input_usd_per_mtok": 0.1, "output_usd_per_mtok": "0.3"})
+    given = {"input_usd_per_mtok": 0.1, "output_usd_per_mtok": "0.3", "batch_factor": D("0.5")}
+    price = price_of("my-llama", given)
     assert (price.input, price.cached_input, price.output) == (D("0.1"), D("0.1"), D("0.3"))
-    assert price_of("m", {"input": 1, "output": 1, "batch_factor": D("0.5")}).batch_factor == D(
-        ".5"
-    )
+    assert price.batch_factor == D("0.5")
 
 
 @pytest.mark.parametrize("bad", [-1, float("nan"), float("inf"), "cheap", None])
@@ -104,40 +95,37 @@ def test_an_override_that_is_no_price_is_refused(bad: object) -> None:
         PriceConfig.model_validate({"input_usd_per_mtok": bad, "output_usd_per_mtok": 1})
 
 
-def test_costs_by_hand() -> None:
-    price = price_of("gpt-4.1")
-    assert cost(price, Usage(1_000_000, 0)) == D(2)
-    assert cost(price, Usage(1000, 100, cached_input_tokens=400)) == D("0.0022")
-    assert cost(price, Usage(1000, 100, reasoning_tokens=90)) == D("0.0028")
-    assert cost(price, Usage(1000, 100, tier="priority")) == D("0.0049")
-    assert cost(price, Usage(1000, 100, tier="batch")) == D("0.0014")
-    assert cost(price_of("gpt-5"), Usage(1000, 100, tier="flex")) == D("0.001125")
-    # The batch table of this family lists no price for cached input.
-    assert cost(price, Usage(1000, 0, cached_input_tokens=1000, tier="batch")) == D("0.001")
-    assert cost(price_of("gpt-5"), Usage(1000, 0, 1000, tier="batch")) == D("0.0000625")
-
-
-def test_cache_writes_and_long_context() -> None:
-    price = price_of("gpt-6-sol")
-    assert cost(price, Usage(1000, 0, cache_write_tokens=1000)) == D("0.0025")
-    assert cost(price, Usage(272_000, 1000)) == D("0.554")
-    assert cost(price, Usage(272_001, 1000)) == D("1.103004")
-    assert max_cost(price, input_tokens=272_001, output_tokens=1000, tier="default") == D(
-        "1.375005"
-    )
-
-
-def test_rounding_is_up_to_a_nano_dollar() -> None:
-    price = price_of("m", {"input_usd_per_mtok": "0.0001", "output_usd_per_mtok": 0})
-    assert cost(price, Usage(1, 0)) == D("0.000000001")
-    assert cost(price, Usage(0, 0)) == 0
+@pytest.mark.parametrize(
+    ("model", "usage", "usd"),
+    [
+        ("gpt-4.1", Usage(1_000_000, 0), "2"),
+        ("gpt-4.1", Usage(1000, 100, cached_input_tokens=400), "0.0022"),
+        ("gpt-4.1", Usage(1000, 100, reasoning_tokens=90), "0.0028"),
+        ("gpt-4.1", Usage(1000, 100, tier="priority"), "0.0049"),
+        ("gpt-4.1", Usage(1000, 100, tier="batch"), "0.0014"),
+        ("gpt-5", Usage(1000, 100, tier="flex"), "0.001125"),
+        # The batch table of this family lists no price for cached input.
+        ("gpt-4.1", Usage(1000, 0, 1000, tier="batch"), "0.001"),
+        ("gpt-5", Usage(1000, 0, 1000, tier="batch"), "0.0000625"),
+        ("gpt-6-sol", Usage(1000, 0, cache_write_tokens=1000), "0.0025"),
+        ("gpt-6-sol", Usage(272_000, 1000), "0.554"),
+        ("gpt-6-sol", Usage(272_001, 1000), "1.103004"),  # a long context
+        ("tiny", Usage(1, 0), "0.000000001"),  # rounded up to a nano-dollar
+        ("tiny", Usage(0, 0), "0"),
+    ],
+)
+def test_costs_by_hand(model: str, usage: Usage, usd: str) -> None:
+    tiny = {"input_usd_per_mtok": "0.0001", "output_usd_per_mtok": 0}
+    assert cost(price_of(model, tiny if model == "tiny" else None), usage) == D(usd)
 
 
 def test_flex_may_be_served_at_the_standard_price_but_a_batch_never() -> None:
-    price = price_of("gpt-5")
     sizes = {"input_tokens": 1000, "output_tokens": 100}
-    assert max_cost(price, **sizes, tier="flex") == max_cost(price, **sizes, tier="default")
-    assert max_cost(price, **sizes, tier="batch") * 2 == max_cost(price, **sizes, tier="default")
+    tiers = ("flex", "default", "batch")
+    flex, full, batch = (max_cost(price_of("gpt-5"), **sizes, tier=tier) for tier in tiers)
+    assert flex == full == batch * 2
+    sizes = {"input_tokens": 272_001, "output_tokens": 1000}
+    assert max_cost(price_of("gpt-6-sol"), **sizes, tier="default") == D("1.375005")
 
 
 MODELS = ["gpt-4.1", "gpt-5", "gpt-6-sol", "o3", "gpt-4", "claude-sonnet-4-5", "qwen/qwen3-max"]
@@ -149,38 +137,16 @@ def test_the_lease_covers_every_bill(
     model: str, tokens: int, cached: int, written: int, output: int, slack: int
 ) -> None:
     price = price_of(model)
-    for asked, served in (
-        ("default", "default"),
-        ("flex", "flex"),
-        ("flex", "default"),
-        ("batch", "batch"),
-    ):
+    bounds = {"input_tokens": tokens + slack, "output_tokens": output + slack}
+    for pair in ("default default", "flex flex", "flex default", "batch batch"):
+        asked, served = pair.split()
         usage = Usage(tokens, output, min(cached, tokens), min(written, tokens), 0, tier=served)
-        most = max_cost(
-            price, input_tokens=tokens + slack, output_tokens=output + slack, tier=asked
-        )
-        assert cost(price, usage) <= most
-
-
-@given(TOKENS, TOKENS, TOKENS)
-def test_cost_is_exact_and_then_up(tokens: int, cached: int, output: int) -> None:
-    price = price_of("gpt-4o-mini")
-    cached = min(cached, tokens)
-    exact = (
-        Fraction(price.input) * (tokens - cached)
-        + Fraction(price.cached_input) * cached
-        + Fraction(price.output) * output
-    ) / 10**6
-    got = Fraction(cost(price, Usage(tokens, output, cached)))
-    assert exact <= got < exact + Fraction(1, 10**9)
+        assert cost(price, usage) <= max_cost(price, **bounds, tier=asked)
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_the_bound_is_at_least_the_bytes(texts: list[str]) -> None:
-    try:
-        size = sum(len(text.encode()) for text in texts)
-    except UnicodeEncodeError:  # lone surrogates: three bytes each when forced
-        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     messages = [{"role": "user", "content": text} for text in texts]
     assert input_token_bound(messages) > size + 4 * len(texts)
     assert input_token_bound(messages, {"type": "json_schema"}) > input_token_bound(messages)

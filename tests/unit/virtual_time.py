@@ -13,9 +13,7 @@ _T = TypeVar("_T")
 
 
 class _Skip(selectors.SelectSelector):
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
+    now = 0.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:

@@ -145,7 +145,9 @@ class Provider:
         try:
             return str((await self._tried(once, _not_created))["id"])
         except RequestFailed as failure:
-            if failure.meaning.fault is not Fault.PROVIDER or _not_created(failure):
+            # A rate limit, or a queue that is full, is a plain no.
+            busy = failure.kind is Kind.RATE_LIMIT or failure.unreachable
+            if busy or failure.meaning.fault is not Fault.PROVIDER:
                 raise
             return None
 

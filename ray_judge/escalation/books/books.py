@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any, NamedTuple
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import ConfigError, CorruptedError, PausedError
+from ray_judge.errors import CorruptedError, PausedError
 from ray_judge.escalation.books.accounts import Accounts, to_nanos, to_usd
 from ray_judge.escalation.books.journal import Journal, JournalWriter, compact, load_journal
 from ray_judge.escalation.books.ledger import Ledger, create_claim, forget_older, recover
@@ -35,15 +36,12 @@ STORE_LINGER_S = 0.1
 """Answers wait so long for company on an object store: every sync is a request to pay for."""
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """Who asked a question whose answer is not known, and when that actor was given up.
-
-    `lost_at`: Unix seconds, by the clock of the owner that claimed the books then.
-    """
+class InFlight(NamedTuple):
+    """Who asked a question whose answer is not known, and when that actor was given up."""
 
     actor: str
     lost_at: float
+    """Unix seconds, by the clock of the owner that claimed the books then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +75,16 @@ class Books:
         monthly_cap_usd: Decimal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Touch nothing yet.
+        """Touch nothing yet. Raises ConfigError for a cap that is no amount of money.
 
         `run`: under which name dollars are kept; `cap_usd` caps all that was ever spent under it,
-        `monthly_cap_usd` each UTC month over all runs. `clock`: Unix seconds. Raises ConfigError
-        for a cap that is no amount of money.
+        `monthly_cap_usd` each UTC month over all runs. `clock`: Unix seconds.
         """
         self.storage, self.shared, self.run = storage, shared, run
-        self.cap_usd, self.monthly_cap_usd = cap_usd, monthly_cap_usd
-        self._caps = {f"run:{run}": _cap(cap_usd, "cap_usd")}
+        self.cap_usd, self.monthly_cap_usd, self._clock = cap_usd, monthly_cap_usd, clock
+        self._caps = {f"run:{run}": to_nanos(cap_usd, up=False)}
         if monthly_cap_usd is not None:
-            self._caps["month"] = _cap(monthly_cap_usd, "monthly_cap_usd")
-        self._clock = clock
+            self._caps["month"] = to_nanos(monthly_cap_usd, up=False)
 
     @classmethod
     def of(cls, config: RunConfig, clock: Callable[[], float] = time.time) -> Books:
@@ -114,8 +110,7 @@ class Books:
         `CorruptedError`, `StorageError`.
         """
         series = nonce or secrets.token_hex(6)
-        epoch = create_claim(self.storage, owner, series, self._clock())
-        at = self._clock()
+        epoch, at = create_claim(self.storage, owner, series, self._clock()), self._clock()
         accounts = recover(self.storage, epoch)
         paid = self.journal().paid(accounts.leases)
         batches = self._pending_batches(accounts)
@@ -131,20 +126,24 @@ class Books:
 
     def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
         """Actor → id of each batch with a lease whose record is there and not over."""
-        pending = {}
-        for actor in {lease.actor for lease in accounts.leases.values()}:
-            if actor.startswith(BATCH):
-                batch = actor.removeprefix(BATCH)
-                path = f"batches/{batch}.json"
-                try:
-                    if json.loads(self.storage.read(path))["stage"] not in OVER:
-                        pending[actor] = batch
-                except Missing:
-                    continue
-                except (ValueError, LookupError, TypeError):
-                    file = f"{self.storage.uri}/{path}"
-                    raise CorruptedError("a batch's record is damaged", file=file) from None
-        return pending
+        actors = {lease.actor for lease in accounts.leases.values()}
+        batches = {name: name.removeprefix(BATCH) for name in actors if name.startswith(BATCH)}
+        records = {name: self._batch_record(batch) for name, batch in batches.items()}
+        return {
+            name: batches[name] for name, found in records.items() if found["stage"] not in OVER
+        }
+
+    def _batch_record(self, batch: str) -> dict[str, Any]:
+        """The record of a batch; one that was deleted is over."""
+        path = f"batches/{batch}.json"
+        try:
+            record = json.loads(self.storage.read(path))
+            return {"stage": record["stage"], "run": record["run"]}
+        except Missing:
+            return {"stage": OVER[0], "run": "nobody"}
+        except (ValueError, LookupError, TypeError):
+            file = f"{self.storage.uri}/{path}"
+            raise CorruptedError("a batch's record is damaged", file=file) from None
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of shared books, or raise RunLockedError naming who does."""
@@ -155,33 +154,28 @@ class Books:
     # --- the journal, and looking at the ledger without owning it ---
 
     def journal(self) -> Journal:
-        """Read every answer. Raises `CorruptedError` (file and line), `StorageError`."""
         return load_journal(self.storage)
 
-    def writer(self, writer_id: str, linger_s: float | None = None) -> JournalWriter:
-        """Begin a log of answers. `linger_s`: how long a sync waits for company; null: 0.1 s on an
-        object store, else not at all."""
-        if linger_s is None:
-            linger_s = STORE_LINGER_S if "://" in self.storage.uri else 0.0
+    def writer(self, writer_id: str) -> JournalWriter:
+        """Begin a log of answers."""
+        linger_s = STORE_LINGER_S if "://" in self.storage.uri else 0.0
         return JournalWriter(self.storage, writer_id, run=self.run, linger_s=linger_s)
 
     def recorded(self) -> tuple[Decimal, Decimal]:
-        """(settled, promised and never settled) of this run, US dollars, without owning anything.
+        """(settled, promised and not settled) of this run, US dollars; both count against the cap.
 
-        Both count against the cap. When no owner is at work the second is money that a crash left
-        unproven.
+        When no owner is at work the second is money that a crash left unproven.
         """
         accounts, name = recover(self.storage), f"run:{self.run}"
         return to_usd(accounts.settled.get(name, 0)), to_usd(accounts.held.get(name, 0))
 
     def compact(self, *, may_fold: Callable[[str], bool], token: str | None = None) -> int:
-        """Fold the journal's logs that were ended, or whose writer id `may_fold` knows as dead."""
+        """See `journal.compact`."""
         return compact(self.storage, may_fold, token)
 
     # --- sentences ---
 
     def month_is_full(self, left: int) -> PausedError:
-        """Say that the month's cap is reached before the run's own."""
         return PausedError(
             f"this month's cap of ${self.monthly_cap_usd} "
             f"(strong.max_cost_usd_per_month, UTC) leaves no money for {left} questions: "
@@ -190,12 +184,13 @@ class Books:
         )
 
     def asked_elsewhere(self, batched: Mapping[str, str]) -> PausedError:
-        """Say that only questions are left that pending batches ask: key → id of the batch."""
+        """Only questions are left that pending batches ask: key → id of the batch."""
         batches = sorted(set(batched.values()))[:3]
+        runs = sorted({self._batch_record(batch)["run"] for batch in batches})
         return PausedError(
-            f"{len(batched)} questions are asked by pending batches of runs that share these "
-            "books: everything else is done and kept. Run again when they are read; where such a "
-            "run is gone for good, delete its batch's record, and they are asked here",
+            f"{len(batched)} questions are asked by pending batches of {', '.join(runs)}, which "
+            "shares these books: everything else is done and kept. Run again when they are read; "
+            "where that run is gone for good, delete its batch's record, and they are asked here",
             file=", ".join(f"{self.storage.uri}/batches/{batch}.json" for batch in batches),
         )
 
@@ -210,10 +205,3 @@ def _read_claim(epoch: int, at: float, accounts: Accounts, batches: Mapping[str,
             else:
                 in_flight[key] = InFlight(lease.actor, lease.lost_at)
     return Claim(epoch, at, in_flight, batched)
-
-
-def _cap(amount: Decimal, name: str) -> int:
-    try:
-        return to_nanos(amount, up=False)
-    except ConfigError as error:
-        raise ConfigError(f"{name} must be a finite Decimal, zero or more", got=amount) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from decimal import Decimal
 from functools import cached_property
@@ -61,29 +62,19 @@ class JournalWriter:
         `run`: who pays. `linger_s`: how long a sync waits for company.
         """
         self._log = LineLog(storage.log(f"{FOLDER}/{writer_id}.log"))
-        self._run = run
-        self._linger_s = linger_s
+        self._run, self._linger_s = run, linger_s
         self._durable = 0
         self._sync: asyncio.Task[None] | None = None
-        self._failed = False
 
     def append(self, answer: Answer) -> int:
         """Buffer one answer and return its number; not durable before the next `sync`."""
         return self._log.append({"t": "answer", **_row(answer), "run": self._run})
 
     def sync(self) -> None:
-        """Make all appended answers durable."""
-        try:
-            self._durable = self._log.sync()
-        except StorageError:
-            self._failed = True
-            raise
+        self._durable = self._log.sync()
 
     async def put(self, answer: Answer) -> None:
-        """Append, and return when it is durable. Answers that arrive during a sync share the next.
-
-        Raises `StorageError`; the log is dead then.
-        """
+        """Append, and return when it is durable: what arrives during a sync shares the next one."""
         number = self.append(answer)
         while self._durable < number:
             if self._sync is None or self._sync.done():
@@ -100,32 +91,24 @@ class JournalWriter:
 
         Raises `StorageError` where an answer is lost by it, and nobody was told before.
         """
-        answers_at_stake = self._log.unsynced and not self._failed
+        answers_at_stake = self._log.unsynced
         self._log.append({"t": "end"})
-        try:
+        with nullcontext() if answers_at_stake else suppress(StorageError):
             self._log.close()
-        except StorageError:
-            if answers_at_stake:
-                raise
 
 
 class InVain(NamedTuple):
-    """How often a question was asked without a final answer.
+    """How often a question was asked without a final answer."""
 
-    `unusable`: an answer came that is no verdict. `lost`: an answer may have been computed, and
-    did not arrive. `not_run`: nothing was computed.
-    """
-
-    unusable: int = 0
-    lost: int = 0
-    not_run: int = 0
+    unusable: int = 0  # an answer came that is no verdict
+    lost: int = 0  # an answer may have been computed, and did not arrive
+    not_run: int = 0  # nothing was computed
 
 
 class Journal:
     """Everything that was ever paid for and recorded, at the moment of reading."""
 
     def __init__(self, frames: Iterable[pl.DataFrame]) -> None:
-        """Put attempts with the columns of `SCHEMA` together."""
         attempt = ["key", "lease", "slot"]
         frame = pl.concat([_EMPTY, *frames]).sort("at", *attempt)
         self.frame = frame.unique(attempt, keep="first", maintain_order=True)
@@ -138,12 +121,11 @@ class Journal:
 
     @cached_property
     def answered(self) -> set[str]:
-        """The keys of all questions with a final answer."""
         return set(self.final["key"])
 
     def answers(self, keys: Iterable[str] | None = None) -> dict[str, Answer]:
         """Key → final answer, of these questions or of all."""
-        rows = self.final if keys is None else _where(self.final, "key", keys)
+        rows = self.final if keys is None else self.final.filter(pl.col("key").is_in(list(keys)))
         return {row["key"]: _answer(row) for row in rows.iter_rows(named=True)}
 
     def in_vain(self) -> dict[str, InVain]:
@@ -158,41 +140,31 @@ class Journal:
 
     def paid(self, leases: Collection[str]) -> dict[tuple[str, int], Decimal]:
         """(lease, slot) → dollars of the attempt that the slot paid for, of these leases."""
-        slots = _where(self.frame, "lease", leases).group_by("lease", "slot")
+        slots = self.frame.filter(pl.col("lease").is_in(list(leases))).group_by("lease", "slot")
         costs = slots.agg(pl.col("cost_usd").max())
         return {(lease, slot): cost for lease, slot, cost in costs.iter_rows()}
 
     def costs(self, run: str) -> dict[str, Decimal]:
         """Key → dollars of this run's own attempts."""
-        ours = self.frame.filter(pl.col("run") == run)
-        return dict(ours.group_by("key").agg(pl.col("cost_usd").sum()).iter_rows())
+        ours = self.frame.filter(run=run).group_by("key")
+        return dict(ours.agg(pl.col("cost_usd").sum()).iter_rows())
 
     def requests(self, run: str) -> int:
         """How many attempts are this run's own."""
-        return self.frame.filter(pl.col("run") == run).height
+        return int((self.frame["run"] == run).sum())
 
     @property
     def rows(self) -> list[Answer]:
-        """Every attempt, the oldest first."""
         return [_answer(row) for row in self.frame.iter_rows(named=True)]
 
 
-def _where(frame: pl.DataFrame, column: str, values: Iterable[str]) -> pl.DataFrame:
-    wanted = pl.DataFrame({column: list(values)}, schema={column: pl.String})
-    return frame.join(wanted, on=column, how="semi")
-
-
 def load_journal(storage: Storage) -> Journal:
-    """Read the whole journal. Torn tails are dropped; `CorruptedError` names file and line."""
+    """Read every answer. Raises `CorruptedError` (file and line), `StorageError`."""
     return Journal(_read(storage).frames.values())
 
 
 class _Contents(NamedTuple):
-    """What lies in the folder.
-
-    `frames`: attempts by file, less what a compacted file has replaced. `ended`: logs whose writer
-    closed them. `replaced`: names that a crash left to be removed.
-    """
+    """Attempts by file, logs that their writers closed, names that a crash left to be removed."""
 
     frames: dict[str, pl.DataFrame]
     ended: set[str]
@@ -253,11 +225,10 @@ def compact(storage: Storage, may_fold: Callable[[str], bool], token: str | None
     """Fold logs into one Parquet file; return how many attempts it holds.
 
     Folds the logs that their writers ended, and those for whose writer id `may_fold` is true: that
-    writer surely is dead. A crash at any step loses nothing and doubles nothing: the new file
-    appears at once and names what it replaces, readers skip what it names, and only then is that
-    removed. Several runs may fold at the same time: each file has a name of its own (`token`;
-    default: random), holds all that it replaces, and is read beside the others; under one name the
-    later file would take the earlier one's answers away.
+    writer surely is dead. A crash at any step loses and doubles nothing: the new file appears at
+    once and names what it replaces, readers skip that, and only then is it removed. Several runs
+    may fold at once: each file has a name of its own (`token`; default: random), since under one
+    name the later file would take the earlier one's answers away.
     """
     ids = {log: log[len(FOLDER) + 1 : -len(".log")] for log in log_names(storage.list(FOLDER))}
     dead = {log for log, writer_id in ids.items() if may_fold(writer_id)}  # before it is read

@@ -35,9 +35,6 @@ Settlements are therefore written without waiting: losing one in a crash only ma
 careful. A settlement that freed money for a grant is in front of that grant in the same log, so
 the grant cannot survive without it.
 
-So whoever owns the ledger knows of every question that an earlier owner's processes may still be
-asking: those of the slots that were open when it recovered, less those that the journal proves.
-
 On the storage see `storage/local.py`: local disks, S3 and GCS; no network file system.
 """
 
@@ -47,10 +44,9 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_judge.errors import AlreadyExists, CorruptedError, LedgerFenced, StorageError
 from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
@@ -59,21 +55,18 @@ from ray_judge.storage.local import Storage
 
 FOLDER = "ledger"
 LeaseSlot = tuple[str, int]
-"""A slot: (lease id, number of the slot in the lease, from 0)."""
+"""Which money a request used: a lease's id, and the number of a slot in it, from 0."""
 _NO_CAP = 10**30
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """Money for the first `slots` of the requests that were asked for, maybe for none."""
 
     id: str
     slots: int
-    amount_usd: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class HeldSlot:
+class HeldSlot(NamedTuple):
     """An open slot: the question that it pays for, and the most that it may cost."""
 
     lease: str
@@ -105,13 +98,11 @@ class Ledger:
         self._caps = {name: cap or -1 for name, cap in caps.items()}
         self._run, self._series, self._count = f"run:{run}", series, 0
         self._at_work: set[str] = set()
-        self._clock = clock
-        self._month = month_of(clock())
+        self._clock, self._month, self._fenced = clock, month_of(clock()), False
         # Requests of lost leases may have been billed up to now: this month counts them too, also
         # where the journal proves later what they cost.
         accounts.charge_also(self._month)
-        self._fenced = False
-        self._log = LineLog(storage.log(log_path(epoch)))
+        self._log = LineLog(storage.log(f"{FOLDER}/{epoch:08d}.log"))
         self._log.append({"t": "snapshot", **accounts.to_json()})
 
     # --- granting ---
@@ -133,15 +124,15 @@ class Ledger:
         maxima = [to_nanos(cost) for _, cost in needs]
         fitting = self._fitting(maxima)
         if not fitting:
-            return Lease("", 0, Decimal(0))
-        names, keys = self._names(), [key for key, _ in needs[:fitting]]
+            return Lease("", 0)
+        names, keys, maxima = self._names(), [key for key, _ in needs[:fitting]], maxima[:fitting]
         self._count += 1
         self._at_work.add(actor)
         lease = f"{self._series}-{self._count}"
-        self._accounts.grant(lease, actor, [*zip(keys, maxima, strict=False)], names)
-        record = {"lease": lease, "actor": actor, "max": maxima[:fitting], "keys": keys}
-        self._log.append({"t": "grant", **record, "to": names})
-        return Lease(lease, fitting, to_usd(sum(maxima[:fitting])))
+        self._accounts.grant(lease, actor, [*zip(keys, maxima, strict=True)], names)
+        record = {"lease": lease, "actor": actor, "max": maxima, "keys": keys, "to": names}
+        self._log.append({"t": "grant", **record})
+        return Lease(lease, fitting)
 
     def fitting(self, max_costs_usd: Sequence[Decimal]) -> int:
         """How many of the first of these a grant would cover now; changes nothing."""
@@ -162,10 +153,9 @@ class Ledger:
         return best
 
     def commit(self) -> None:
-        """Make every proposed grant durable, then make sure that no newer owner exists.
+        """Make every proposed grant durable, then make sure that no newer owner exists: see above.
 
-        The order matters: see the proof above. Raises `LedgerFenced` or `StorageError`, after
-        which this object grants nothing more.
+        Raises `LedgerFenced` or `StorageError`, after which this object grants nothing more.
         """
         self._check_owner()
         self._fenced = True  # until the steps below have succeeded
@@ -191,28 +181,20 @@ class Ledger:
 
     def _roll(self) -> None:
         """When a UTC month begins, charge the leases that are open across the border to it too."""
-        now = self._clock()
-        month = month_of(now)
+        month = month_of(self._clock())
         if month != self._month:
-            self._log.append({"t": "month", "to": month, "at": now})
+            self._log.append({"t": "month", "to": month})
             self._accounts.charge_also(month)
             self._month = month
 
     def expect(self, actor: str) -> None:
-        """An actor of an earlier owner is at work for this one: what it holds may come back.
-
-        What the pending batch of another run holds does not, as long as this owner is there.
-        """
+        """What this actor of an earlier owner holds may come back: it is at work for this one."""
         self._at_work.add(actor)
 
     # --- settling ---
 
     def settle(self, lease: str, slot: int, cost_usd: Decimal) -> bool:
-        """The request of this slot cost `cost_usd`. False when the slot was settled before.
-
-        Durable with the next `commit`, in order. Raises `EscalationError` for a lease
-        that this ledger never granted.
-        """
+        """As `Accounts.settle`; durable with the next `commit`, in order."""
         cost = to_nanos(cost_usd)
         self._roll()
         changed = self._accounts.settle(lease, slot, cost)
@@ -227,13 +209,12 @@ class Ledger:
 
     def close(self) -> None:
         """Write a final snapshot and let go. The claim stays: the next owner takes the next."""
-        if self._fenced:
-            with contextlib.suppress(StorageError):  # nobody reads this log any more
-                self._log.close()
-            return
-        self._fenced = True
-        self._log.append({"t": "snapshot", **self._accounts.to_json()})
-        self._log.close()
+        fenced, self._fenced = self._fenced, True
+        if not fenced:
+            self._log.append({"t": "snapshot", **self._accounts.to_json()})
+        # Nobody reads the log of an owner that was fenced.
+        with contextlib.suppress(StorageError) if fenced else contextlib.nullcontext():
+            self._log.close()
 
     # --- looking ---
 
@@ -282,12 +263,8 @@ def claim_path(epoch: int) -> str:
     return f"{FOLDER}/claim-{epoch:08d}"
 
 
-def log_path(epoch: int) -> str:
-    return f"{FOLDER}/{epoch:08d}.log"
-
-
-def epoch_of(log: str) -> int:
-    stem = log.rsplit("/", 1)[-1].removesuffix(".log")
+def _epoch_of(log: str) -> int:
+    stem = log.removeprefix(f"{FOLDER}/").removesuffix(".log")
     if not stem.isdigit():
         raise CorruptedError("a file that is not the ledger's", file=log)
     return int(stem)
@@ -310,19 +287,17 @@ def create_claim(storage: Storage, owner: str, nonce: str, now: float) -> int:
 
 
 def recover(storage: Storage, before: int = sys.maxsize) -> Accounts:
-    """The state that all epochs `before` this one have acknowledged.
+    """The state that all epochs `before` this one have acknowledged. Raises `CorruptedError`.
 
-    Where a newer owner has removed their logs meanwhile it is worth nothing, and nothing can be
-    acknowledged on it. Raises `CorruptedError`.
+    Where a newer owner has removed their logs meanwhile, nothing can be acknowledged on it.
     """
 
     def read(paths: Sequence[str]) -> Accounts:
         logs = log_names(paths)
-        for log in sorted(logs, key=epoch_of, reverse=True):
-            if epoch_of(log) < before:
-                records = read_log(storage, log, logs[log])
-                if records:  # else: its owner died before its snapshot: it acknowledged nothing
-                    return _replay(records, log)
+        for log in sorted(logs, key=_epoch_of, reverse=True):
+            # A log without records: its owner died before its snapshot, and acknowledged nothing.
+            if _epoch_of(log) < before and (records := read_log(storage, log, logs[log])):
+                return _replay(records, log)
         return Accounts()
 
     return read_listed(storage, FOLDER, read)
@@ -351,6 +326,6 @@ def _replay(records: Sequence[Mapping[str, Any]], log: str) -> Accounts:
 def forget_older(storage: Storage, epoch: int) -> None:
     """Remove logs that the durable snapshot of this epoch replaces."""
     for log, parts in log_names(storage.list(FOLDER)).items():
-        if epoch_of(log) < epoch:
+        if _epoch_of(log) < epoch:
             for part in reversed(parts):
                 storage.delete(part)

@@ -29,8 +29,7 @@ from ray_judge.errors import CorruptedError
 from ray_judge.storage.local import AppendLog, Missing, Storage
 
 VERSION = 1
-LISTINGS = 5
-"""So often in a row a folder may change under its reader."""
+LISTINGS = 5  # so often in a row a folder may change under its reader
 T = TypeVar("T")
 
 
@@ -48,16 +47,11 @@ def _checksum(head: str, text: str) -> str:
 def _decode(line: bytes) -> tuple[int, int, dict[str, Any]] | None:
     try:
         version, number, synced, checksum, text = line.decode().split(" ", 4)
-    except (UnicodeDecodeError, ValueError):
+    except ValueError:  # of the encoding, too
         return None
     if checksum != _checksum(f"{version} {number} {synced} ", text) or version != str(VERSION):
         return None
     return int(number), int(synced), json.loads(text)
-
-
-def _version(line: bytes) -> int:
-    word = line.split(b" ", 1)[0]
-    return int(word) if word.isdigit() and len(word) < 6 else VERSION
 
 
 def decode_log(data: bytes, name: str) -> list[dict[str, Any]]:
@@ -69,22 +63,21 @@ def decode_log(data: bytes, name: str) -> list[dict[str, Any]]:
         zeros, line = piece.rpartition(b"\0")[1:]  # zeros of a lost page may precede a line
         hole = hole or bool(zeros)
         decoded = _decode(line)
+        if decoded is None and zeros:
+            continue
         if decoded is None:
-            if zeros:
-                continue
-            newer = _version(line) > VERSION
+            version = line.split(b" ", 1)[0]
+            newer = version.isdigit() and len(version) < 6 and int(version) > VERSION
             problem = "written by a newer version of ray_judge" if newer else "a damaged line"
             raise CorruptedError(problem, file=name, line=at)
         number, synced, payload = decoded
         expected = len(records) + 1
         if number < expected or (number == expected and hole) or synced >= number:
             raise CorruptedError("a line is out of its place", file=name, line=at)
-        if number > expected:
-            hole = True
+        hole = hole or number > expected
         if hole and synced >= expected:
-            raise CorruptedError(
-                f"line {expected} had been stored safely and is damaged or gone", file=name, line=at
-            )
+            problem = f"line {expected} had been stored safely and is damaged or gone"
+            raise CorruptedError(problem, file=name, line=at)
         if not hole:
             records.append(payload)
     return records
@@ -96,17 +89,13 @@ def log_names(paths: Iterable[str]) -> dict[str, list[str]]:
     A log has all segments up to the highest that is listed: a listing that comes in pages, beside
     a writer, may show a later one and not an earlier.
     """
-    files: set[str] = set()
-    segments: dict[str, int] = {}
-    for path in paths:
+    logs: dict[str, list[str]] = {}
+    for path in sorted(paths):  # of several segments of a log the last one comes last
         stem, _, last = path.rpartition(".")
         if path.endswith(".log"):
-            files.add(path)
+            logs[path] = [path]
         elif last.isdigit() and stem.endswith(".log"):
-            segments[stem] = max(segments.get(stem, 0), int(last))
-    logs = {path: [path] for path in files}
-    for stem, count in segments.items():
-        logs[stem] = [f"{stem}.{number:08d}" for number in range(1, count + 1)]
+            logs[stem] = [f"{stem}.{number:08d}" for number in range(1, int(last) + 1)]
     return dict(sorted(logs.items()))
 
 
@@ -115,10 +104,7 @@ def read_log(storage: Storage, name: str, parts: Iterable[str]) -> list[dict[str
 
 
 def read_listed(storage: Storage, folder: str, read: Callable[[Sequence[str]], T]) -> T:
-    """Let `read` read the files of a folder, listed again where another process removed one.
-
-    Raises `CorruptedError` where a file stays away.
-    """
+    """Let `read` read the files of a folder, listed again where another process removed one."""
     for _ in range(LISTINGS):
         paths = storage.list(folder)
         try:
@@ -133,9 +119,7 @@ class LineLog:
     """Appends records to a new log; keeps the count that `synced` needs."""
 
     def __init__(self, log: AppendLog) -> None:
-        self._log = log
-        self._written = 0
-        self._synced = 0
+        self._log, self._written, self._synced = log, 0, 0
 
     @property
     def unsynced(self) -> bool:
@@ -149,10 +133,7 @@ class LineLog:
         return number
 
     def sync(self) -> int:
-        """Make all appended records durable; return the number of the last one that is.
-
-        May run in a thread while others are appended: those belong to the next sync.
-        """
+        """Make durable what was appended before, in a thread maybe; give the last one's number."""
         upto = self._written
         self._log.sync()
         self._synced = upto

@@ -1,0 +1,325 @@
+"""Batches as a session meets them: the simulated provider in this process keeps the books."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_judge.errors import ConfigError, CorruptedError, EscalationError, PausedError, ProviderDown
+from ray_judge.escalation.batch.provider import METADATA
+from ray_judge.escalation.failures import LOST_TRIES, TRIES
+from ray_judge.escalation.pricing import cost, price_of
+from ray_judge.records import Usage
+from tests.fault.batch_night import CrashAt, NearProvider, Night, clean, end
+
+pytestmark = pytest.mark.timeout(60)
+IN_ONE = {"batch": {"max_requests": 12}}
+SMALL = {"max_output_tokens": 20}
+"""What a question may cost is little, so that a small cap answers some."""
+
+
+@pytest.fixture
+def server() -> NearProvider:
+    server = NearProvider()
+    clean(server)
+    return server
+
+
+def fault(kind: str, **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "scope": "batch", **more}
+
+
+def lines(kind: str, **more: Any) -> dict[str, Any]:
+    return {"faults": [fault(kind, **more)]}
+
+
+def calls(**faults: list[str]) -> dict[str, Any]:
+    """The first calls of a kind, such as `create`, end in these ways."""
+    scripts = {
+        f"{name}_faults": [{"kind": kind, "calls": [n]} for n, kind in enumerate(kinds, 1)]
+        for name, kinds in faults.items()
+    }
+    return {"batches": scripts}
+
+
+NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dict[str, Any]]] = {
+    "a file has no more bytes than permitted": (
+        {"batch": {"max_bytes": 3000}}, {"batches": {"max_bytes": 3000}},
+        {"resolved": 12}, 4, {"billed": 12},
+    ),
+    "the queue is never overfilled": (
+        {"batch": {"enqueued_tokens": 900}}, {"batches": {"enqueued_token_limit": 1000}},
+        {"resolved": 12}, 3, {"billed": 12},
+    ),
+    "uploads and creations that were not taken are tried again": (
+        {}, calls(upload=["rate_limit", "reset_after", "error_before"], create=["rate_limit"]),
+        {"resolved": 12}, 2, {"billed": 12},
+    ),
+    "a creation whose answer is lost is found by its metadata": (
+        {}, calls(create=["reset_after", "error_after"]), {"resolved": 12}, 2, {"billed": 12},
+    ),
+    "an expired batch asks again only what it lacks; its last line expires for ever": (
+        IN_ONE, {"batches": {"expire_after_share": 0.5}},
+        {"resolved": 11, "failed": 1}, TRIES, {"billed": 11},
+    ),
+    "a refused batch is submitted again": (
+        IN_ONE, {"batches": {"fail_batches": [1, 2]}}, {"resolved": 12}, 3, {"billed": 12},
+    ),
+    "lines that failed are asked again": (
+        {}, lines("server_error", requests=[2, 5], max_times=3), {"resolved": 12}, 3,
+        {"billed": 12},
+    ),
+    "a line that always fails is given up": (
+        {}, lines("server_error", contains="number 3."), {"resolved": 11, "failed": 1},
+        2 + TRIES - 1, {"billed": 11},
+    ),
+    "a question that is too long is not asked again": (
+        {}, lines("context_length_exceeded", contains="number 3."), {"resolved": 11, "failed": 1},
+        2, {"billed": 11},
+    ),
+    "a question that the filter refuses is not asked again": (
+        {}, lines("content_filter_400", contains="number 3."), {"resolved": 11, "refused": 1},
+        2, {"billed": 11},
+    ),
+    "a lost line counts as billed and is asked again": (
+        IN_ONE, {"batches": {"drop_lines": [2]}}, {"resolved": 12}, 2,
+        {"billed": 13, "twice": 1, "exact": False},
+    ),
+    "lines that are lost every time are given up": (
+        {}, {"batches": {"drop_lines": list(range(1, 13))}}, {"failed": 12}, 2 * LOST_TRIES,
+        {"billed": 12 * LOST_TRIES, "twice": 12, "exact": False},
+    ),
+    "unusable answers are asked again, so often": (
+        {"reasks": 2}, lines("malformed_json", contains="number 3."),
+        {"resolved": 11, "unparseable": 1}, 4, {"billed": 14, "twice": 1},
+    ),
+    "a refusal is asked again": (
+        {}, lines("refusal", contains="number 5.", attempts=[1]), {"resolved": 12}, 3,
+        {"billed": 13, "twice": 1},
+    ),
+    "an answer without usage counts at its bound": (
+        {}, lines("missing_usage", requests=[1]), {"resolved": 12}, 2,
+        {"billed": 12, "exact": False},
+    ),
+    "an answer that comes twice counts once": (
+        {}, lines("duplicate", requests=[2]), {"resolved": 12}, 2, {"billed": 12},
+    ),
+    "a server that must be asked in words": (
+        IN_ONE, {"refuse_response_format": True}, {"resolved": 12}, 2, {"billed": 12},
+    ),
+    "each question is asked several times for votes": (
+        {"samples": 2, "swap": True, "temperature": 1}, {}, {"resolved": 48}, 8,
+        {"billed": 48, "twice": 24},
+    ),
+}  # fmt: skip
+"""Name → (strong, the provider's settings, outcomes, batches that were created, what to check)."""
+
+
+@pytest.mark.parametrize("name", NIGHTS)
+def test_a_night(tmp_path: Path, server: NearProvider, name: str) -> None:
+    strong, settings, outcomes, batches, check = NIGHTS[name]
+    server.configure(**settings)
+    night = Night(tmp_path, server, **strong)
+    night.run()
+    night.check(**check)
+    assert night.outcomes() == outcomes
+    assert len(server.batches()) == batches
+    before = server.stats(), sorted(tmp_path.rglob("*"))
+    night.run()
+    assert (server.stats(), sorted(tmp_path.rglob("*"))) == before, "a finished run does nothing"
+
+
+def test_everything_is_asked_once_at_half_the_price(tmp_path: Path, server: NearProvider) -> None:
+    night = Night(tmp_path, server, 20)
+    night.run()
+    night.check(billed=20)
+    assert [batch["request_counts"]["total"] for batch in server.batches()] == [6, 6, 6, 2]
+    price, usages = price_of("gpt-4.1"), [answer.usage for answer in night.journal().rows]
+    full = sum(
+        cost(price, Usage(usage.input_tokens, usage.output_tokens)) for usage in usages if usage
+    )
+    assert Decimal(server.stats()["total_usd"]) == full / 2
+
+
+@pytest.mark.asyncio
+async def test_the_file_is_what_the_provider_asks_for(tmp_path: Path, server: NearProvider) -> None:
+    night = Night(tmp_path, server)
+    await night.session().run()
+    first, _ = server.batches()
+    file = (await server.download(first["input_file_id"])).decode("ascii")
+    asked = [json.loads(line) for line in file.splitlines()]
+    assert first["metadata"][METADATA] in {record.id for record in night.records()}
+    assert [line["custom_id"] for line in asked] == [q.key for q in night.questions[:6]]
+    for line in asked:
+        assert (line["method"], line["url"]) == ("POST", "/v1/chat/completions")
+        assert "service_tier" not in line["body"]
+        assert "€" in line["body"]["messages"][1]["content"]
+
+
+@pytest.mark.parametrize("says", ["failed", "429"])
+def test_an_unknown_limit_of_the_queue(tmp_path: Path, server: NearProvider, says: str) -> None:
+    """Refused batches are made smaller, and wait; in the end all are answered."""
+    server.configure(batches={"enqueued_token_limit": 700, "enqueued_rejection": says})
+    night = Night(tmp_path, server, **IN_ONE)
+    night.run()
+    night.check(billed=12)
+
+
+PAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = {
+    "a question is longer than any file": (
+        {"batch": {"max_bytes": 300}}, {}, ConfigError, "max_bytes"),
+    "the queue stays full": (
+        {"batch": {"wait_s": 7200}}, {"batches": {"enqueued_token_limit": 10}},
+        PausedError, "12 questions wait"),
+    "the account is empty": ({}, {"quota_exhausted": True}, PausedError, "wants money first"),
+    "every batch is refused": (
+        IN_ONE, {"batches": {"fail_batches": [*range(1, 9)]}}, EscalationError, "internal_error"),
+    "the provider is down": (
+        {"give_up_after_s": 300}, calls(upload=["error_before"] * 99),
+        ProviderDown, "everything is kept"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAUSES)
+def test_what_ends_a_run_and_is_mended(tmp_path: Path, server: NearProvider, name: str) -> None:
+    """Nothing was billed, no money is held, and the next run does all of it."""
+    strong, settings, error, words = PAUSES[name]
+    server.configure(**settings)
+    night = Night(tmp_path, server, **strong)
+    with pytest.raises(error, match=words):
+        night.run()
+    assert night.books.recorded() == (0, 0)
+    assert len(server.batches()) < 20, "a full queue is not asked every minute"
+    clean(server)
+    night.document["strong"]["batch"].pop("max_bytes", None)
+    night.run()
+    night.check(billed=12)
+
+
+def test_the_first_are_asked_and_the_rest_is_denied(tmp_path: Path, server: NearProvider) -> None:
+    cap = Decimal("0.0016")
+    night = Night(tmp_path, server, max_cost_usd=str(cap), **SMALL)
+    night.run()
+    answered = set(night.journal().answers())
+    night.check(billed=len(answered))
+    assert 2 < len(answered) < 12, "what a batch did not use paid for more"
+    questions = night.questions
+    assert answered == {question.key for question in questions[: len(answered)]}
+    most = max(question.max_cost_usd for question in questions)
+    assert cap - most < Decimal(server.stats()["total_usd"]) <= cap
+    night.document["strong"]["max_cost_usd"] = 1
+    night.run()
+    night.check(billed=12)
+
+
+def test_a_cap_of_zero_sends_nothing(tmp_path: Path, server: NearProvider) -> None:
+    night = Night(tmp_path, server, max_cost_usd=0)
+    night.run()
+    assert night.outcomes() == {"none": 12} and server.stats()["requests"] == 0
+
+
+def test_a_full_month_pauses_and_the_next_one_goes_on(tmp_path: Path, server: NearProvider) -> None:
+    """What the month's cap has no money for is no denial: it is asked when there is money."""
+    night = Night(tmp_path, server, max_cost_usd_per_month="0.0016", **SMALL)
+    with pytest.raises(PausedError, match=r"leaves no money for \d+ questions"):
+        night.run()
+    left = night.outcomes()["none"]
+    assert 0 < left < 12
+    assert Decimal(server.stats()["total_usd"]) <= Decimal("0.0016")
+    night.clock.wall += 31 * 86_400
+    with pytest.raises(PausedError, match="run again next month"):
+        night.run()
+    assert night.outcomes()["none"] < left
+    night.document["strong"]["max_cost_usd_per_month"] = 1
+    night.run()
+    night.check(billed=12)
+
+
+def test_a_cancelled_batch_keeps_what_it_finished(tmp_path: Path, server: NearProvider) -> None:
+    """The provider writes no line about what it did not do: it is asked in another batch."""
+    night, cancelled = Night(tmp_path, server, **IN_ONE), []
+
+    def meanwhile() -> None:
+        if not cancelled:
+            cancelled.append(server.batches()[0]["id"])
+            server.advance_batch(cancelled[0])
+            server.cancel_batch(cancelled[0])
+        end(server)
+
+    night.clock.meanwhile = meanwhile
+    night.run()
+    night.check(billed=12)
+    statuses = [(one["status"], one["request_counts"]["total"]) for one in server.batches()]
+    assert statuses == [("cancelled", 12), ("completed", 12)]
+
+
+def test_the_quota_ends_while_another_batch_is_pending(
+    tmp_path: Path, server: NearProvider
+) -> None:
+    """The run pauses at once; what the other batch answers is read by the next one."""
+    server.configure(faults=[fault("insufficient_quota", requests=[4, 5, 6])])
+    night = Night(tmp_path, server)
+
+    def end_the_first() -> None:
+        for _ in range(3):
+            server.advance_batch(server.batches()[0]["id"])
+
+    night.clock.meanwhile = end_the_first
+    with pytest.raises(PausedError, match="wants money first"):
+        night.run()
+    assert len(night.journal().answers()) == 3
+    server.configure(faults=[])
+    night.clock.meanwhile = lambda: end(server)
+    night.run()
+    night.check(billed=12)
+
+
+def test_a_batch_that_the_provider_forgot(tmp_path: Path, server: NearProvider) -> None:
+    night = Night(tmp_path, server, batch={"wait_s": 0, "max_requests": 12})
+    with pytest.raises(PausedError, match="batch pending: 0 of 12 requests done"):
+        night.run()
+    server.reset()
+    with pytest.raises(EscalationError, match=r"does not know batch.*batches/rj-") as caught:
+        night.run()
+    Path(str(caught.value.where["file"])).unlink()
+    promised = night.books.recorded()[1]
+    night.document["strong"]["batch"]["wait_s"] = 86_400
+    night.run()
+    assert night.outcomes() == {"resolved": 12}
+    assert night.books.recorded()[1] == promised > 0, "the lost batch counts as spent"
+
+
+def test_a_batch_is_found_behind_a_hundred_others(tmp_path: Path, server: NearProvider) -> None:
+    server.configure(**calls(create=["reset_after"]))
+    night, others = Night(tmp_path, server, 3), []
+
+    def crowd(name: str) -> None:
+        if name.startswith("page") and not others:
+            file = server._files.add(b"", "other", "batch").id
+            for number in range(130):
+                others.append(server._store.create(file, {"somebody": str(number)}))
+                with pytest.raises(StopIteration):
+                    others[-1].send(None)
+
+    night.run(crowd)
+    assert len(others) == 130 and server.stats()["batch_creations"] == 1
+    assert night.outcomes() == {"resolved": 3}
+
+
+def test_a_damaged_record_is_not_guessed_at(tmp_path: Path, server: NearProvider) -> None:
+    night = Night(tmp_path, server)
+    assert night.crashes(CrashAt(name="retrieve"))
+    record = next((tmp_path / "out" / "batches").glob("rj-*.json"))
+    whole = record.read_text()
+    for text in (whole[:-20], "[]", "null", '{"version": 2}'):
+        record.write_text(text)
+        with pytest.raises(CorruptedError, match=r"damaged|newer") as caught:
+            night.run()
+        assert str(record) in str(caught.value)
+    record.write_text(whole)
+    night.run()
+    night.check(billed=12)

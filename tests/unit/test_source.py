@@ -1,0 +1,189 @@
+"""The questions of routed rows, in order, by a thread that ends when it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_judge.config import parse
+from ray_judge.errors import InputError, RayJudgeError
+from ray_judge.escalation.questions import Question
+from ray_judge.escalation.source import PER_TAKE, RoutedQuestions
+from ray_judge.records import Chunk, judged_schema
+from ray_judge.routing.stream import Routed
+from ray_judge.run.columns import Columns
+from ray_judge.run.directory import Plan, RunDirectory
+
+from .test_questions import ROLES, maker
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def frame(chunk: str, rows: dict[int, float | None], route: str = "escalate") -> pl.DataFrame:
+    """Routed rows of one chunk: row → confidence."""
+    return pl.DataFrame(
+        {
+            "chunk": [chunk] * len(rows),
+            "row": list(rows),
+            "row_key": [f"{chunk}-{row:05d}" for row in rows],
+            "judge_confidence": list(rows.values()),
+            "route": [route] * len(rows),
+        },
+        schema_overrides={"judge_confidence": pl.Float64},
+    )
+
+
+@pytest.fixture
+def chunks(tmp_path: Path) -> dict[str, Chunk]:
+    path, rows = str(tmp_path / "in.parquet"), 2000
+    texts: dict[str, list[str]] = {role: [f"{role} {n}" for n in range(rows)] for role in ROLES}
+    texts["instruction"][8] = texts["instruction"][9] = "the same"
+    texts["response_a"][9] = texts["response_a"][8]
+    texts["response_b"][9] = texts["response_b"][8]
+    pq.write_table(pa.table(texts), path)
+    return {f"c{n}": Chunk(f"c{n}", path, "in", 1000 * n, 1000) for n in range(2)}
+
+
+def source(frames: Any, chunks: dict[str, Chunk], whole: bool = False, **strong: Any) -> Any:
+    made = RoutedQuestions(iter(frames), chunks, maker(**strong), whole=whole)
+    made._thread.join(30)
+    return made
+
+
+def taken(made: RoutedQuestions) -> list[list[Question]]:
+    lots = []
+    while (lot := made.take()) is not None:
+        lots.append(lot)
+    return lots
+
+
+def places(lot: list[Question]) -> list[tuple[Any, ...]]:
+    return [question.row or () for question in lot]
+
+
+def test_the_least_sure_first_and_audited_before_all(chunks: dict[str, Chunk]) -> None:
+    frames = [
+        pl.concat([
+            frame("c0", {1: 0.9, 2: 0.5, 3: None, 4: 0.5}),
+            frame("c0", {5: 0.99}, "audit"),
+            frame("c0", {6: 0.1}, "accept"),
+        ]),
+        frame("c1", {1001: 0.1, 1000: 0.2}),
+    ]  # fmt: skip
+    lots = taken(source(frames, chunks))
+    assert [[row for _, row, _ in places(lot)] for lot in lots] == [[5, 3, 2, 4, 1], [1001, 1000]]
+    made = source(frames, chunks, whole=True)
+    (whole,) = taken(made)
+    assert [row for _, row, _ in places(whole)] == [5, 3, 1001, 1000, 2, 4, 1]
+    assert all(question.body is None for question in whole), "a night's bodies fill no memory"
+    again = maker().bodies(whole, chunks)
+    assert [question.key for question in again] == [question.key for question in whole]
+    asked = made.asked()
+    keys = dict(zip(asked["row"], asked["question_keys"].to_list(), strict=True))
+    assert keys == {question.row[1]: [question.key] for question in whole if question.row}
+
+
+def test_orders_and_samples_are_questions_of_their_own(chunks: dict[str, Chunk]) -> None:
+    (lot,) = taken(source([frame("c0", {1: 0.5})], chunks, swap=True, samples=2, temperature=1))
+    assert places(lot) == [("c0", 1, n) for n in range(4)]
+    assert len({question.key for question in lot}) == 4
+
+
+def test_equal_rows_ask_the_same(chunks: dict[str, Chunk]) -> None:
+    made = source([frame("c0", {8: 0.2, 9: 0.3})], chunks)
+    ((one, other),) = taken(made)
+    assert one.key == other.key and (one.row, other.row) == (("c0", 8, 0), ("c0", 9, 0))
+    assert made.asked()["question_keys"].to_list() == [[one.key], [one.key]]
+
+
+def test_questions_are_made_when_they_are_taken(
+    chunks: dict[str, Chunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cap that binds early costs no rendering of what is never asked."""
+    rows = {row: 0.5 for row in range(2 * PER_TAKE + 9)}
+    made = source([frame("c0", rows)], chunks)
+    assert made.asked().height == 0
+    assert len(made.take() or []) == PER_TAKE == made.asked().height
+    assert [len(lot) for lot in taken(made)] == [PER_TAKE, 9]
+
+
+def test_nothing_now_is_not_the_end(chunks: dict[str, Chunk]) -> None:
+    from threading import Event
+
+    more = Event()
+
+    def frames() -> Iterator[pl.DataFrame]:
+        assert more.wait(30)
+        yield frame("c0", {1: 0.5})
+
+    made = RoutedQuestions(frames(), chunks, maker(), whole=False)
+    assert made.take() == []
+    more.set()
+    made.stop()
+    assert len(taken(made)) <= 1
+
+
+@pytest.mark.parametrize("error", [InputError("a page is damaged"), ZeroDivisionError("oh")])
+def test_what_ends_the_judging_is_told(error: Exception, chunks: dict[str, Chunk]) -> None:
+    def frames() -> Iterator[pl.DataFrame]:
+        yield frame("c0", {1: 0.5})
+        raise error
+
+    made = source(frames(), chunks)
+    for told in (made.check, made.take):
+        with pytest.raises(RayJudgeError, match=str(error)):
+            told()
+
+
+def test_a_source_that_is_stopped_closes_its_maker(chunks: dict[str, Chunk]) -> None:
+    closed = []
+
+    def frames() -> Iterator[pl.DataFrame]:
+        try:
+            for _ in count():
+                yield frame("c0", {1: 0.5})
+        finally:
+            closed.append(True)
+
+    made = RoutedQuestions(frames(), chunks, maker(), whole=False)
+    made.stop()
+    assert closed and not made._thread.is_alive()
+
+
+def test_routing_that_is_left_stops_the_judging(tmp_path: Path) -> None:
+    config = parse(
+        {
+            "input": "i",
+            "output": str(tmp_path),
+            "judge": {"model": "m"},
+            "route": {"policy": "threshold", "threshold": 0.5},
+            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
+        }
+    )
+    run = RunDirectory(str(tmp_path))
+    rows = pa.Table.from_pylist(
+        [{"row": 0, "row_key": "r", "judge_confidence": 0.6, "has_text": True}],
+        schema=judged_schema("pairwise", ("A", "B", "tie")),
+    )
+    made: list[Any] = []
+
+    def judged() -> Generator[str, None, None]:
+        try:
+            for number in count():
+                run.commit_judged(0, f"c{number}", rows)
+                made.append(number)
+                yield f"c{number}"
+        finally:
+            made.append("closed")
+
+    for part in Routed(config, Plan((), Columns({}), 1), run, judged()):
+        assert part["route"].to_list() == ["accept"]
+        break
+    assert made == [0, "closed"]
