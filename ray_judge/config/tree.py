@@ -61,7 +61,7 @@ class RouteConfig(Tree):
     delta: float | None = Field(default=None, gt=0, lt=1)
     """... with probability 1 − delta. Null: as the calibration says; else they must agree."""
     calibration: str | None = None
-    """Path or URI of a calibration.json: `budget` ranks by it, every policy reports drift from it."""
+    """Path or URI of a calibration.json; every policy reports drift from it."""
     audit: Share = Decimal(0)
     """Share of the accepted rows that the strong judge is asked about all the same."""
     audit_by: str | None = None

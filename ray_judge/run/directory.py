@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +63,12 @@ class Plan:
 
     def chunks_of(self, number: int) -> list[Chunk]:
         """The chunks of one shard (the first is 0), in order."""
+        shard, size = self.shards[number], self.chunk_rows
         return [
-            self._chunk(number, part)
-            for part in range(-(-self.shards[number].rows // self.chunk_rows))
+            Chunk(f"{number:05d}-{part:05d}", shard.path, shard.name, start, rows)
+            for part, start in enumerate(range(0, shard.rows, size))
+            for rows in [min(size, shard.rows - start)]
         ]
-
-    def chunk(self, name: str) -> Chunk:
-        """The chunk of this name."""
-        number, part = name.split("-")
-        return self._chunk(int(number), int(part))
-
-    def _chunk(self, number: int, part: int) -> Chunk:
-        shard, start = self.shards[number], part * self.chunk_rows
-        rows = min(self.chunk_rows, shard.rows - start)
-        return Chunk(f"{number:05d}-{part:05d}", shard.path, shard.name, start, rows)
 
 
 class RunDirectory:

@@ -42,7 +42,7 @@ def _object_errors(path: str) -> Iterator[None]:
 
 
 class ObjectStorage:
-    """Objects under one prefix of a bucket. It pickles as its URI: each side has its credentials."""
+    """Objects under one prefix of a bucket. It pickles as its URI, without credentials."""
 
     def __init__(self, uri: str) -> None:
         try:
