@@ -11,7 +11,7 @@ import polars as pl
 from ray_judge.config import parse
 from ray_judge.demo.command import simulated_alone, simulated_answers, write_pairs
 from ray_judge.demo.server import running_server
-from ray_judge.escalation.question import StrongQuestion
+from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.records import Example
 
 
@@ -26,9 +26,10 @@ def test_the_demos_questions_are_answered_and_no_others(tmp_path: Path) -> None:
     told = simulated_answers(config, pairs)
     alone = simulated_alone(config, pairs, told)
     assert 0.95 < alone["accuracy"] < 0.99 and 0 < alone["usd"] < 1
-    question, pair = StrongQuestion(config), pairs.row(0, named=True)
-    known = question.body(Example(pair["instruction"], (pair["response_a"], pair["response_b"])))
-    other = question.body(Example("Nothing of ours", ("a", "b")))
+    maker, pair = QuestionMaker(config), pairs.row(0, named=True)
+    ours = Example(pair["instruction"], (pair["response_a"], pair["response_b"]))
+    asked = [maker.of_example(one)[0] for one in (ours, Example("Nothing of ours", ("a", "b")))]
+    known, other = (question.body for question in asked)
     with running_server() as server, httpx.Client(trust_env=False) as client:
         server.answers = dict(told)
         address = f"{server.base_url}/chat/completions"
