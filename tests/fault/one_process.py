@@ -17,7 +17,7 @@ from typing import Any
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.books import Books
-from ray_judge.escalation.books.journal import Journal
+from ray_judge.escalation.books.journal import Journal, JournalWriter
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import WallClock
@@ -68,8 +68,8 @@ class NearGovernor(GovernorServer):
 
 
 class NearAsker(AskerServer):
-    def make_asker(self) -> Asker:
-        asker = super().make_asker()
+    def make_asker(self, client: Any, journal: JournalWriter) -> Asker:
+        asker = super().make_asker(client, journal)
         asker._sleep = nap
         return asker
 

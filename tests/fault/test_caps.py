@@ -33,7 +33,7 @@ def long_unless_sampled(step: int) -> object:
     return step if step in SAMPLE else pytest.param(step, marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("step", map(long_unless_sampled, range(STEPS)))
+@pytest.mark.parametrize("step", [*map(long_unless_sampled, range(STEPS))])
 def test_the_cap_at_every_value(
     tmp_path: Path, process: RunningServer, price_of_all: Decimal, step: int
 ) -> None:
