@@ -1,4 +1,4 @@
-"""Phase B without Ray: the real governor, askers, journal and HTTP client in one event loop.
+"""Phase B without Ray: the real session, governor, askers and HTTP client in one event loop.
 
 What Ray adds (processes, messages, deaths) is `kill.py`'s business; without it a run of some
 hundred questions takes a second, so a test can afford many.
@@ -7,29 +7,27 @@ hundred questions takes a second, so a test can afford many.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from ray_judge.config import RunConfig, parse
-from ray_judge.escalation.books.journal import Journal, JournalWriter, load_journal
-from ray_judge.escalation.books.ledger import Ledger
-from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.online.asker import Asker, Purse
-from ray_judge.escalation.online.governor import Governor
-from ray_judge.escalation.online.limiter import Limiter
-from ray_judge.escalation.pricing import price_of
-from ray_judge.escalation.question import StrongQuestion
+from ray_judge.errors import RayJudgeError
+from ray_judge.escalation.books.books import Books
+from ray_judge.escalation.books.journal import Journal, JournalWriter
+from ray_judge.escalation.online.asker import Asker
+from ray_judge.escalation.online.courier import OnlineCourier
+from ray_judge.escalation.online.governor import WallClock
+from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
+from ray_judge.escalation.questions import QuestionMaker
+from ray_judge.escalation.session import Session
 from ray_judge.records import Example, Outcome
-from ray_judge.storage.local import open_storage
-from tests.provider import Prices, RunningServer, ServerConfig
+from tests.provider import RunningServer, ServerConfig
 
-GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
-"""The shipped prices of gpt-4.1: the server's bill and the run's books are in the same money."""
+from .batch_night import GPT_41, Questions
 
 
 def clean(server: RunningServer, **settings: Any) -> RunningServer:
@@ -41,12 +39,12 @@ def clean(server: RunningServer, **settings: Any) -> RunningServer:
     return server
 
 
-def configuration(server: RunningServer, cap: Decimal | str, **strong: Any) -> RunConfig:
+def configuration(folder: Path, server: RunningServer, cap: Decimal | str, **strong: Any) -> Any:
     """Read a run against this server, under this cap."""
     return parse(
         {
             "input": "i",
-            "output": "o",
+            "output": str(folder),
             "judge": {"model": "m"},
             "route": {"fraction": 1},
             "strong": {
@@ -62,28 +60,21 @@ def configuration(server: RunningServer, cap: Decimal | str, **strong: Any) -> R
     )
 
 
-class WallClock:
-    """The governor's time, as its actor gives it."""
+class NearGovernor(GovernorServer):
+    """The governor, as the courier and the askers of this process call it."""
 
-    def now(self) -> float:
-        """Unix seconds."""
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        """Let them pass."""
-        await asyncio.sleep(seconds)
+    def kill(self) -> None:
+        """It ends with its session."""
 
 
-class NearTreasurer:
-    """The governor, as an asker in the same process calls it."""
+class NearAsker(AskerServer):
+    def make_asker(self, client: Any, journal: JournalWriter) -> Asker:
+        asker = super().make_asker(client, journal)
+        asker._sleep = nap
+        return asker
 
-    def __init__(self, governor: Governor) -> None:
-        self.acquire, self.settle = governor.acquire, governor.settle
-        self._governor = governor
-
-    async def pause(self, reason: str) -> None:
-        """Rest the whole run."""
-        self._governor.pause(reason)
+    def kill(self) -> None:
+        """It ends with its session."""
 
 
 async def nap(seconds: float) -> None:
@@ -91,73 +82,70 @@ async def nap(seconds: float) -> None:
     await asyncio.sleep(min(seconds, 0.05))
 
 
+class Ours:
+    """A server whose errors, which are values, are raised."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._server, name)
+        return method if name == "kill" else lambda *args: self._call(method, *args)
+
+    async def _call(self, method: Any, *args: Any) -> Any:
+        value = await method(*args)
+        if isinstance(value, RayJudgeError):
+            raise value
+        return value
+
+
+class NearProcesses:
+    """See `courier.Processes`."""
+
+    def __init__(self, config: RunConfig, books: Books, key: str) -> None:
+        self._config, self._books, self._key = config, books, Secret(key)
+
+    async def governor(self) -> Any:
+        return Ours(NearGovernor(self._config, self._books))
+
+    async def asker(self, governor: Any, in_flight: int) -> Any:
+        asker = Ours(NearAsker(self._config, self._books, governor, self._key, in_flight))
+        await asker.open()
+        return asker
+
+
 @dataclass
-class Night:
+class PhaseB:
     """What became of the questions of one run, or of one part of it."""
 
     outcomes: Counter[str]
     journal: Journal
-    state: dict[str, Any]
-    errors: list[BaseException] = field(default_factory=list)
+    state: Mapping[str, Any]
+    error: RayJudgeError | None
 
 
 def ask(
-    config: RunConfig,
-    folder: Path,
-    server: RunningServer,
-    texts: Sequence[str],
-    *,
-    actors: int = 2,
-) -> Night:
-    """Ask what the journal in `folder` does not answer yet, by so many askers at once."""
-    return asyncio.run(_ask(config, folder, server, texts, actors))
-
-
-async def _ask(
-    config: RunConfig, folder: Path, server: RunningServer, texts: Sequence[str], actors: int
-) -> Night:
-    strong, storage = config.strong, open_storage(str(folder))
-    before = load_journal(storage)
-    ledger = Ledger.open(
-        storage, cap_usd=strong.max_cost_usd, owner="test", journal_costs=before.paid
-    )
-    limiter = Limiter(
-        requests_per_minute=strong.requests_per_minute,
-        tokens_per_minute=strong.tokens_per_minute,
-        concurrency=strong.concurrency,
-    )
-    governor = Governor(ledger, limiter, WallClock(), patience_s=strong.give_up_after_s)
-    question, unusable = StrongQuestion(config), before.unusable()
-    series = f"{ledger.epoch}"
-    outcomes: list[Outcome | BaseException] = []
-
-    async def actor(number: int) -> None:
-        journal = JournalWriter(storage, writer_id=f"{series}-{number}")
-        client = StrongClient(strong, server.api_key)
-        purse = Purse(f"{series}-{number}", NearTreasurer(governor))
-        asker = Asker(strong, question, price_of(strong.model), client, purse, journal, sleep=nap)
-        room = asyncio.Semaphore(max(1, strong.concurrency // actors))
-
-        async def one(text: str) -> Outcome:
-            example = Example(text, ("yes", "no"))
-            key = question.keys(example)[0]
-            if key in before.answers:
-                return before.answers[key].outcome
-            async with room:
-                return await asker.ask(key, question.body(example), unusable.get(key, 0))
-
-        outcomes.extend(
-            await asyncio.gather(*map(one, texts[number::actors]), return_exceptions=True)
-        )
-        await purse.flush()
-        journal.close()
-        await client.close()
-
-    await asyncio.gather(*(actor(number) for number in range(actors)))
-    await governor.close()
-    return Night(
-        Counter(str(outcome) for outcome in outcomes if isinstance(outcome, Outcome)),
-        load_journal(storage),
-        governor.state(),
-        [outcome for outcome in outcomes if isinstance(outcome, BaseException)],
-    )
+    config: RunConfig, server: RunningServer, texts: Sequence[str], *, askers: int = 2
+) -> PhaseB:
+    """Ask what the run's journal does not answer yet, by so many askers at once."""
+    books, maker, clock = Books.of(config), QuestionMaker(config), WallClock()
+    examples = [Example(text, ("yes", "no")) for text in texts]
+    questions = [question for example in examples for question in maker.of_example(example)]
+    said: list[Mapping[str, Any]] = [{}]
+    courier = OnlineCourier(
+        NearProcesses(config, books, server.api_key), clock, said.append,
+        concurrency=config.strong.concurrency, shared=False, per_unit=16, askers=askers,
+    )  # fmt: skip
+    session = Session(
+        books, courier, Questions(questions), clock, said.append,
+        quiet_s=0.0, patience_s=60, is_dead=lambda name: True,
+    )  # fmt: skip
+    error = None
+    try:
+        asyncio.run(session.run())
+    except RayJudgeError as raised:
+        error = raised
+    journal = books.journal()
+    found = {key: answer.outcome for key, answer in journal.answers().items()} | session.outcomes
+    outcomes = Counter(str(found.get(question.key, Outcome.PENDING)) for question in questions)
+    return PhaseB(outcomes, journal, said[-1], error)

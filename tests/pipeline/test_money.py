@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from ray_judge.escalation.books.ledger import recorded
-from ray_judge.storage.local import open_storage
+from ray_judge.config import load
+from ray_judge.escalation.books.books import Books
 from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
@@ -105,8 +105,9 @@ def test_a_relative_output_is_one_place_for_all_processes(
         said = process.communicate(timeout=200)[1]
         assert process.returncode == 0, said
         (run.output / "summary.json").unlink()
-    settled, unproven = recorded(open_storage(str(run.folder / "money")), run=str(run.output))
-    assert (settled, unproven) == (Decimal(server.stats()["total_usd"]), 0)
+    run.document["output"] = str(run.output)
+    run.document["strong"]["books"] = str(run.folder / "money")
+    assert Books.of(load(run.yaml)).recorded() == (Decimal(server.stats()["total_usd"]), 0)
     assert (server.stats()["billed"], server.stats()["billed_twice"]) == (10, 0)
 
 

@@ -1,4 +1,4 @@
-"""Runs that share a ledger and a journal: at the same hour, one after the other."""
+"""Runs that share their books: at the same hour, one after the other."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_judge.escalation.books.ledger import recorded
-from ray_judge.escalation.turn import LOCK
+from ray_judge.config import load
+from ray_judge.escalation.books.books import Books
 from ray_judge.report.status import status
-from ray_judge.storage.local import open_storage
 from ray_judge.storage.lock import locked
 from tests.provider import RunningServer
 
@@ -37,7 +36,7 @@ def test_two_runs_begun_at_once_pay_each_question_once(
         assert run.outcomes() == {"resolved": 80}
         run.check_costs()  # a row costs what this run paid for it: nothing, where another one did
     assert sum(run.summary()["api_requests"] for run in both) == 120
-    spent = [recorded(open_storage(money), run=str(run.output)) for run in both]
+    spent = [Books.of(load(run.yaml)).recorded() for run in both]
     assert all(unproven == 0 and settled > 0 for settled, unproven in spent)
     assert sum(settled for settled, _ in spent) == Decimal(stats["total_usd"])
 
@@ -55,7 +54,7 @@ def test_what_a_pending_batch_asks_is_not_asked_beside_it(
     for _ in range(2):
         assert online.score(capsys=capsys) == 4
         assert "10 questions are asked by pending batches" in online.said[-1]
-        assert str(batch.output) in online.said[-1]
+        assert f"{money}/batches/rj-" in online.said[-1]
         assert server.stats()["billed"] == 10
     for one in server.batches():
         while server.advance_batch(one["id"])["status"] != "completed":
@@ -78,7 +77,7 @@ def test_a_run_that_waits_too_long_pauses(
 ) -> None:
     money = str(tmp_path / "money")
     run = runs(pairs(20), strong__books=money, strong__give_up_after_s=0.1)
-    with locked(money, LOCK, "set of books", "runs/another"):
+    with locked(money, "asking.lock", "set of books", "runs/another"):
         assert run.score(capsys=capsys) == 4
     assert "for runs/another" in run.said[0] and "give_up_after_s" in run.said[0]
     assert server.stats()["requests"] == 0
@@ -87,7 +86,7 @@ def test_a_run_that_waits_too_long_pauses(
     assert run.score() == 0
     assert run.outcomes() == {"not_needed": 10, "resolved": 10}
 
-    with locked(money, LOCK, "set of books", "runs/another"):
+    with locked(money, "asking.lock", "set of books", "runs/another"):
         (run.output / "summary.json").unlink()
         assert run.score() == 0  # with nothing to ask it needs no turn
     assert server.stats()["billed"] == 10
