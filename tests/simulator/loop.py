@@ -12,9 +12,9 @@ processes get in between any two disk operations of a commit, without threads an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
-import inspect
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -184,11 +184,14 @@ class SimLoop(asyncio.AbstractEventLoop):
                 self._step()
         finally:
             asyncio.events._set_running_loop(None)
-            for task in self._tasks:
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-                coroutine: Any = task.get_coro()
-                if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-                    coroutine.close()
+
+    def close(self) -> None:
+        """Throw away what still waits: what it does to end well has no effect any more."""
+        for task in self._tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coroutine: Any = task.get_coro()
+            with contextlib.suppress(BaseException):
+                coroutine.close()
 
     def pass_time(self, seconds: float) -> None:
         """In a frame: let everything else go on for so long. In a task: the process just works.

@@ -422,11 +422,13 @@ class Night:
             broken = "everyone waits, and nothing is due"
         if self.oracle.broken is not None:
             broken = str(self.oracle.broken)
-        self.loop.over = True
-        return Report(
+        report = Report(
             self.seed, broken, self.loop.steps, self.oracle.bills, self.oracle.again,
             self._crashes, self.loop.now, tuple(self.trace),
         )  # fmt: skip
+        self.loop.over = True
+        self.loop.close()
+        return report
 
 
 class _Still:
