@@ -134,7 +134,9 @@ def bare(folder: Path, server: RunningServer, rows: int, cap: str, seed: int = 0
     """Without Ray: two askers in this process."""
     config = configuration(folder, server, cap, **storm_settings(server, seed))
     texts = [f"Write down the number {n}." for n in range(rows)]
-    for starts in range(1, STARTS + 1):
+    starts = 0
+    while starts < STARTS:
+        starts += 1
         phase = ask(config, server, texts)
         if phase.error is None:
             break
@@ -146,7 +148,9 @@ def scored(folder: Path, server: RunningServer, rows: int, cap: str, address: st
     """With Ray: the command, as often as it takes."""
     write_pairs(folder / "in", rows)
     run = Scored(folder / "run", server, address, cap, storm_settings(server, seed=0))
-    for starts in range(1, STARTS + 1):
+    starts = 0
+    while starts < STARTS:
+        starts += 1
         process = run.start()
         _, said = process.communicate(timeout=3600)
         if process.returncode == 0:
