@@ -37,34 +37,27 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, tries: int = 2) -> None:
     """Start or join Ray. A start that takes over 30 s, as on a busy machine, is tried once more."""
-    tries = 1 if address else 2
-    for left in reversed(range(tries)):
-        try:
-            ray.init(
-                address=address,
-                include_dashboard=False,
-                log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
-                logging_level=logging.ERROR,
-            )
-        except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
-            ray.shutdown()
-            if not left:
-                raise RayJudgeError(
-                    f"Ray did not start: {str(error)[:500]}", address=address
-                ) from None
-        else:
-            return
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False,
+            log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
+        ray.shutdown()
+        if address or tries == 1:
+            raise RayJudgeError(f"Ray did not start: {str(error)[:500]}", address=address) from None
+        _connect(address, tries - 1)
 
 
 def answer_promptly() -> None:
     """Make this worker quick to react: what has arrived and is not yet saved, a crash can lose.
 
-    Ray gives its workers what the machine does not need otherwise (nice 15, `worker_niceness`): its
-    threads run at the normal priority, where the system lets them (root may raise it, others mostly
-    not). And what was imported is taken out of the garbage collector's rounds, in which
-    nothing else happens for a tenth of a second.
+    Ray's workers have a low priority (nice 15): the normal one is set where the system allows it.
+    Imported modules leave the garbage collector's rounds, which stop all else for 0.1 s.
     """
     gc.collect()
     gc.freeze()
@@ -76,8 +69,7 @@ def answer_promptly() -> None:
 def call_each(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
     """Call a function on the cluster with each tuple of arguments; give results as they come.
 
-    A few calls are in flight at a time. The first RayJudgeError of any of them is raised. A worker
-    that dies is Ray's to replace; at the end of that it is an error.
+    The first RayJudgeError of a call is raised, and an error for a worker that died too often.
     """
     waiting = iter(calls)
     running: list[Any] = []
@@ -92,10 +84,8 @@ def call_each(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) ->
             if isinstance(value, RayJudgeError):
                 raise value
             yield value
-    except RayTaskError as error:
-        raise our_error(error) from None
     except RayError as error:
-        raise RayJudgeError(f"a worker failed: {str(error)[-2000:]}") from None
+        raise our_error(error) from None
 
 
 @ray.remote(num_cpus=0.5, max_retries=3)
@@ -106,7 +96,7 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return error  # a value crosses processes unharmed
 
 
-def our_error(error: RayTaskError) -> RayJudgeError:
+def our_error(error: RayError) -> RayJudgeError:
     """Find our own error inside Ray's wrapping, or say what happened in a worker."""
     cause: BaseException | None = error
     while cause is not None:

@@ -28,8 +28,6 @@ from typing import Any
 class RayJudgeError(Exception):
     """Root of the tree. `message` is for people: what was wrong, and what to do; `where` says,
     by keywords, in which file, column, row, ...
-
-    It pickles by message and place, so that no constructor signature can break the way back.
     """
 
     exit_code = 1
@@ -40,16 +38,8 @@ class RayJudgeError(Exception):
         self.where = {k: v for k, v in where.items() if v is not None}
 
     def __str__(self) -> str:
-        if not self.where:
-            return self.message
-        return f"{self.message} [{', '.join(f'{k}={v}' for k, v in self.where.items())}]"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.where))
-
-
-def _rebuild(cls: type[RayJudgeError], message: str, where: dict[str, Any]) -> RayJudgeError:
-    return cls(message, **where)
+        where = ", ".join(f"{key}={value}" for key, value in self.where.items())
+        return f"{self.message} [{where}]" if where else self.message
 
 
 class ConfigError(RayJudgeError):

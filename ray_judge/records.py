@@ -33,12 +33,11 @@ class Route(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of a row's escalation."""
+    """What became of a row's escalation. An abstained row is left to a person."""
 
     NOT_NEEDED = "not_needed"
     RESOLVED = "resolved"
     ABSTAINED = "abstained"
-    """The strong verdict's share of the votes is below `strong.abstain_below`: for a person."""
     DENIED_BUDGET = "denied_budget"
     REFUSED = "refused"
     UNPARSEABLE = "unparseable"
@@ -65,11 +64,9 @@ class Example:
     rubric: str | None = None
 
     def swapped(self) -> Example:
-        """The same pair with its responses in the other order."""
         return replace(self, responses=self.responses[::-1])
 
     def single(self, response: str) -> Example:
-        """The same instruction with one of its responses."""
         return replace(self, responses=(response,))
 
 
@@ -145,11 +142,6 @@ class Answer:
     """Which run paid for it, where several share a journal; null: the only one."""
 
 
-def probs_type(alternatives: Sequence[str]) -> pa.DataType:
-    """Struct with one nullable double per alternative, in the order given."""
-    return pa.struct([pa.field(name, pa.float64()) for name in alternatives])
-
-
 def verdict_type(task: Task) -> pa.DataType:
     """String for a pair (`A`, `B`, `tie`), double for a score."""
     return pa.string() if task == "pairwise" else pa.float64()
@@ -160,13 +152,12 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
 
     `has_text` is false where nobody can be asked about the row.
     """
+    there = [("row", pa.int64()), ("row_key", pa.string()), ("has_text", pa.bool_())]
     return pa.schema(
         [
-            pa.field("row", pa.int64(), nullable=False),
-            pa.field("row_key", pa.string(), nullable=False),
-            pa.field("has_text", pa.bool_(), nullable=False),
+            *(pa.field(name, kind, nullable=False) for name, kind in there),
             ("judge_verdict", verdict_type(task)),
-            ("judge_probs", probs_type(alternatives)),
+            ("judge_probs", pa.struct(dict.fromkeys(alternatives, pa.float64()))),
             ("judge_mass", pa.float64()),
             ("judge_unseen", pa.float64()),
             ("judge_orders_agree", pa.bool_()),
@@ -184,12 +175,11 @@ def verdict_schema(
 
     `strong_prob`: the run counts votes (`strong.samples` is above 1).
     """
+    judged = judged_schema(task, alternatives)
+    local = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
     return pa.schema(
         [
-            ("judge_verdict", verdict_type(task)),
-            ("judge_probs", probs_type(alternatives)),
-            ("judge_confidence", pa.float64()),
-            ("judge_model", pa.string()),
+            *(judged.field(name) for name in local),
             ("route", pa.string()),
             ("outcome", pa.string()),
             ("strong_verdict", verdict_type(task)),
@@ -204,7 +194,6 @@ def verdict_schema(
 
 
 VERDICT_COLUMNS = tuple(verdict_schema("pairwise", PAIRWISE_ALTERNATIVES).names)
-"""Names that an input column must not have; nor `strong_prob`, where the run has that column."""
 
 
 @dataclass(frozen=True, slots=True)

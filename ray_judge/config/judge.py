@@ -29,27 +29,22 @@ class CustomFormat(Tree):
     """`format: custom`: how the user's own judge is asked and answers (docs/custom-judge.md)."""
 
     template: str
-    """The prompt. `{instruction}`, `{response_a}`, `{response_b}` (or `{response}`), `{input}`,
-    `{reference}` and `{rubric}` stand for the row's texts; other braces are themselves."""
+    """The prompt, with `{instruction}`, `{response_a}` ... where the row's texts go."""
     system: str | None = None
-    """The system message, for models with a chat template."""
     choices: dict[str, tuple[str, ...]]
-    """Alternative (`A`, `B`, `tie`; or a score) → the texts that mean it, as the judge writes
-    them where its verdict sits, leading space included."""
+    """Alternative (`A`, `B`, `tie`; or a score) → texts that mean it, leading space included."""
     opening: str = ""
-    """decode: verdict: the beginning of the answer, up to where the verdict sits."""
+    """decode: verdict: the answer up to where the verdict sits."""
     verdict: str | None = None
-    """decode: full: a regular expression that finds the verdict in a whole answer (`^` and `$` are
-    at every line). Its group `verdict` matches one of the choices, white space aside."""
+    """decode: full: a regular expression whose group `verdict` matches one of the choices."""
     stop: tuple[str, ...] = ()
     max_output_tokens: Positive = 512
 
     def task(self) -> Task:
-        """Choices `A` and `B` compare a pair, numbers score one response."""
         return "pairwise" if "A" in self.choices else "pointwise"
 
     def placeholders(self, task: Task) -> tuple[str, ...]:
-        """Name what its template may stand for; the responses and the instruction it must."""
+        """Texts that its template may name; the responses and the instruction it must."""
         return (*CUSTOM_RESPONSES[task], "instruction", "input", "reference", "rubric")
 
     @field_validator("choices", mode="before")
@@ -61,28 +56,7 @@ class CustomFormat(Tree):
         return {str(name) if type(name) is int else name: texts for name, texts in value.items()}
 
     @model_validator(mode="after")
-    def _whole(self) -> CustomFormat:
-        self._check_choices()
-        if self.verdict is not None:
-            try:
-                groups = re.compile(self.verdict).groupindex
-            except re.error as error:
-                raise ValueError(f"verdict is not a regular expression: {error}") from None
-            if "verdict" not in groups:
-                raise ValueError("verdict needs a group of this name: (?P<verdict>...)")
-        task = self.task()
-        needed = (*CUSTOM_RESPONSES[task], "instruction")
-        missing = [f"{{{name}}}" for name in needed if f"{{{name}}}" not in self.template]
-        if missing:
-            raise ValueError(f"template has no place for {', '.join(missing)}")
-        for name in CUSTOM_RESPONSES["pointwise" if task == "pairwise" else "pairwise"]:
-            if f"{{{name}}}" in self.template:
-                raise ValueError(
-                    f"template has {{{name}}}, but its choices are those of a {task} judge"
-                )
-        return self
-
-    def _check_choices(self) -> None:
+    def _check_choices(self) -> CustomFormat:
         names = set(self.choices)
         scores = len(names) > 1 and all(re.fullmatch("0|[1-9][0-9]{0,2}", n) for n in names)
         if not ({"A", "B"} <= names <= {"A", "B", "tie"}) and not scores:
@@ -96,10 +70,27 @@ class CustomFormat(Tree):
             if not texts or not all(texts):
                 raise ValueError(f"choice {name} needs texts that are not blank")
             for text in texts:
-                if known.setdefault(text, name) != name:
-                    raise ValueError(
-                        f"choices {known[text]} and {name} have the same text {text!r}"
-                    )
+                if (other := known.setdefault(text, name)) != name:
+                    raise ValueError(f"choices {other} and {name} have the same text {text!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_verdict_and_template(self) -> CustomFormat:
+        if self.verdict is not None:
+            try:
+                groups = re.compile(self.verdict).groupindex
+            except re.error as error:
+                raise ValueError(f"verdict is not a regular expression: {error}") from None
+            if "verdict" not in groups:
+                raise ValueError("verdict needs a group of this name: (?P<verdict>...)")
+        task, places = self.task(), re.findall(r"(\{\w+\})", self.template)
+        needed = [f"{{{name}}}" for name in (*CUSTOM_RESPONSES[task], "instruction")]
+        if missing := [place for place in needed if place not in places]:
+            raise ValueError(f"template has no place for {', '.join(missing)}")
+        for place in places:
+            if place in ("{response}", "{response_a}", "{response_b}") and place not in needed:
+                raise ValueError(f"template has {place}, but its choices are a {task} judge's")
+        return self
 
 
 class HttpConfig(Tree):
@@ -134,9 +125,9 @@ class JudgeConfig(Tree):
     decode: Literal["verdict", "full"] = "verdict"
     """verdict: stop as soon as the verdict is known; full: the critique is written, too."""
     chat: bool | None = None
-    """Use the tokenizer's chat template; null means: when it has one."""
+    """Use the tokenizer's chat template; null: when it has one."""
     rubric: str | None = None
-    """The user's own criteria, put into the prompts that have a place for them."""
+    """Criteria for the prompts that have a place for them."""
     ties: bool = True
     """Whether `generic` offers a tie."""
     scores: tuple[int, int] | None = None
@@ -149,10 +140,9 @@ class JudgeConfig(Tree):
     overlong: Literal["error", "cut"] = "error"
     """A prompt beyond the context: that row's error, or the longer response cut in its middle."""
     max_output_tokens: Positive | None = None
-    """decode: full: the most tokens of one answer; null: what the format needs."""
+    """decode: full: of one answer; null: what the format needs."""
     templates: str | None = None
-    """A file or folder in which the judge's own template is found, for machines without a
-    network; null: the cache, else its repository."""
+    """A file or folder with the judge's own template; null: the cache, else its repository."""
     custom: CustomFormat | None = None
     http: HttpConfig | None = None
     replicas: Positive = 1
@@ -160,8 +150,8 @@ class JudgeConfig(Tree):
     """Null: as many as the engine needs when the cluster has GPUs, else none."""
     cpus_per_replica: float | None = Field(default=None, gt=0)
     """Null: one with a GPU, else a fraction that leaves the machine room to read and write."""
-    share_gpu: bool | None = None
-    """calibrated_entropy: judge and base model on one GPU; null: when their weights fit."""
+    share_gpu: bool = False
+    """calibrated_entropy: judge and base model on one GPU."""
     confidence: Literal["probability", "margin", "entropy", "calibrated_entropy"] = "probability"
     min_mass: float = Field(default=0.5, ge=0, le=1)
     """Below this share of probability on all alternatives a row counts as unconfident."""
@@ -172,21 +162,15 @@ class JudgeConfig(Tree):
     route: RouteConfig | None = None
     """In a list of `judges`: which rows go on to the next one; null: the run's `route`."""
 
-    @field_validator("scores")
-    @classmethod
-    def _rising(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and not 0 <= value[0] < value[1] <= 100:
-            raise ValueError("scores are two whole numbers, the lower first, such as [1, 5]")
-        return value
-
     def score_range(self) -> tuple[int, int]:
         """Lowest and highest score that this judge gives."""
         return self.scores or FORMAT_SCORES.get(self.format, (1, 5))
 
     @model_validator(mode="after")
     def _fits_together(self) -> JudgeConfig:
-        entropies = self.confidence in ("entropy", "calibrated_entropy")
         columns = self.engine == "columns"
+        if self.scores and not 0 <= self.scores[0] < self.scores[1] <= 100:
+            raise ValueError("scores are two whole numbers, the lower first, such as [1, 5]")
         if self.scores and self.format in FORMAT_SCORES:
             low, high = FORMAT_SCORES[self.format]
             raise ValueError(f"format: {self.format} gives scores from {low} to {high}")
@@ -196,7 +180,7 @@ class JudgeConfig(Tree):
             self._check_custom(self.custom)
         if (self.engine == "http") != (self.http is not None):
             raise ValueError("engine: http goes with the key http: {base_url: ...}")
-        if entropies and self.engine not in ("vllm", "transformers"):
+        if "entropy" in self.confidence and self.engine not in ("vllm", "transformers"):
             raise ValueError(
                 f"confidence: {self.confidence} needs the whole vocabulary's probabilities: "
                 "engine: vllm or transformers"

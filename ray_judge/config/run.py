@@ -7,17 +7,18 @@ import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from ray_judge.config.judge import JudgeConfig
 from ray_judge.config.strong import StrongConfig
 from ray_judge.config.tree import Place, Positive, RouteConfig, Tree, nearest
-from ray_judge.records import Task
+from ray_judge.records import PAIRWISE_ALTERNATIVES, Task
 
-COLUMN_ROLES = tuple(
-    "instruction response_a response_b response id input reference rubric label".split()
+COLUMN_ROLES = (
+    *("instruction", "response_a", "response_b", "response"),
+    *("id", "input", "reference", "rubric", "label"),
 )
 OPERATIONAL = tuple(
     """
@@ -41,9 +42,8 @@ class RunConfig(Tree):
     task: Task = "pairwise"
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Role → column, where they differ; null: the data has none, whatever its name."""
-    judges: Annotated[tuple[JudgeConfig, ...], Field(min_length=1)]
-    """The local judges, asked one after the other: a row stops at the first one that is sure.
-    In YAML a single one may stand under `judge`."""
+    judges: tuple[JudgeConfig, ...]
+    """The local judges: a row stops at the first one that is sure. In YAML also one `judge`."""
     route: RouteConfig
     """Which of the rows that reach the last local judge the strong judge is asked about."""
     strong: StrongConfig
@@ -73,6 +73,8 @@ class RunConfig(Tree):
 
     @model_validator(mode="after")
     def _each_knows_its_route(self) -> RunConfig:
+        if not self.judges:
+            raise ValueError("judges: name at least one local judge")
         if self.judges[-1].route is not None:
             raise ValueError("the last judge has no route of its own: set the run's route")
         routes = [judge.route for judge in self.judges[:-1]]
@@ -80,9 +82,7 @@ class RunConfig(Tree):
             if route is None:
                 raise ValueError("each of several judges but the last needs its own route")
             if route.policy == "budget":
-                raise ValueError(
-                    "policy: budget weighs what the strong judge costs: last judge only"
-                )
+                raise ValueError("policy: budget weighs the strong judge's costs: last judge only")
             if route.policy == "guarantee" and self.route.calibration is None:
                 raise ValueError("policy: guarantee needs route.calibration, made for all judges")
             if route.calibration not in (None, self.route.calibration):
@@ -102,19 +102,15 @@ class RunConfig(Tree):
 
     def tiers(self) -> tuple[RunConfig, ...]:
         """One configuration per local judge, in order: with this `judge` alone, the `route`
-        behind it, and the criteria that all judges of the run share with the strong one.
+        behind it, and the strong judge's criteria, which are of all judges of the run.
         """
         strong = self.strong.model_copy(update={"rubric": self.rubric()})
-        return tuple(
-            self.model_copy(
-                update={
-                    "judges": (judge.model_copy(update={"route": None}),),
-                    "route": judge.route or self.route,
-                    "strong": strong,
-                }
-            )
-            for judge in self.judges
-        )
+        tiers = []
+        for judge in self.judges:
+            alone, route = judge.model_copy(update={"route": None}), judge.route or self.route
+            update = {"judges": (alone,), "route": route, "strong": strong}
+            tiers.append(self.model_copy(update=update))
+        return tuple(tiers)
 
     def rubric(self) -> str | None:
         """The strong judge's criteria: its own, else those of the first judge that has any."""
@@ -122,15 +118,17 @@ class RunConfig(Tree):
         return next((rubric for rubric in rubrics if rubric), None)
 
     def document(self) -> dict[str, Any]:
-        """Give the tree as plain JSON values; money as strings."""
-        return self.model_dump(mode="json")
+        """Give the tree as plain JSON values, as `parse` takes it; money as strings."""
+        document = self.model_dump(mode="json")
+        if len(self.judges) == 1:
+            (document["judge"],) = document.pop("judges")
+        return document
 
     def within_budget(self) -> RunConfig:
         """Lower the cap to the policy's budget: what is planned may be dearer than expected."""
-        budget = self.route.budget_usd
-        if budget is None or budget >= self.strong.max_cost_usd:
-            return self
-        strong = self.strong.model_copy(update={"max_cost_usd": budget})
+        budget, cap = self.route.budget_usd, self.strong.max_cost_usd
+        lower = cap if budget is None else min(cap, budget)
+        strong = self.strong.model_copy(update={"max_cost_usd": lower})
         return self.model_copy(update={"strong": strong})
 
     def digest(self) -> str:
@@ -141,7 +139,7 @@ class RunConfig(Tree):
     def alternatives(self) -> tuple[str, ...]:
         """Give the names in `judge_probs`, in order: `A, B, tie`, or the scores."""
         if self.task == "pairwise":
-            return ("A", "B", "tie")
+            return PAIRWISE_ALTERNATIVES
         low, high = self.judges[0].score_range()
         return tuple(str(score) for score in range(low, high + 1))
 
@@ -160,20 +158,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Key → value, as people name it: `judge.model` where there is one judge, else
-    `judges.0.model`.
-    """
+def _flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Key → value, as people name it: `strong.model`, `judges.0.model`."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict) or not value:
+        return {key: value}
     flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if key == "judges" and len(value) == 1:
-            flat |= _flatten({"judge": value[0]})
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            flat |= _flatten({str(n): item for n, item in enumerate(value)}, f"{prefix}{key}.")
-        elif isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
+    for name, inner in value.items():
+        flat |= _flatten(inner, f"{key}.{name}" if key else name)
     return flat
 
 

@@ -10,9 +10,6 @@ from pydantic import Field, model_validator
 from ray_judge.config.tree import Place, Positive, Tree, Usd
 from ray_judge.errors import ConfigError
 
-FLEX_TIMEOUT_S = 900.0
-"""A flex answer may take this long (developers.openai.com, "Flex processing", 2026-11)."""
-
 
 class PriceConfig(Tree):
     """Prices for a model that the built-in table does not list, US dollars per million tokens."""
@@ -30,18 +27,14 @@ class BatchConfig(Tree):
     """`mode: batch`: the provider's limits, and how long a run waits for it."""
 
     max_requests: Annotated[int, Field(gt=0, le=50_000)] = 50_000
-    """Requests in one batch."""
     max_bytes: Annotated[int, Field(gt=0, le=200_000_000)] = 200_000_000
-    """Bytes of one batch's input file."""
     enqueued_tokens: Positive | None = None
-    """The account's limit on prompt tokens in batches that have not ended, for this model; null:
-    not known, the provider's refusals make batches smaller."""
+    """The account's limit on prompt tokens in batches that have not ended; null: not known."""
     poll_s: float = Field(default=30, gt=0, allow_inf_nan=False)
     wait_s: float = Field(default=86_400, ge=0, allow_inf_nan=False)
     """How long a run waits for its batches before it pauses (exit 4); 0: submit and leave."""
     patience_s: float = Field(default=60, ge=0, allow_inf_nan=False)
-    """How long the provider's list must go on not showing a batch whose creation was not
-    answered, before its questions go into another."""
+    """How long the provider's list may lack a batch whose creation was not answered."""
 
 
 class StrongConfig(Tree):
@@ -60,8 +53,7 @@ class StrongConfig(Tree):
     max_cost_usd: Usd
     max_cost_usd_per_month: Usd | None = None
     books: Place | None = None
-    """URI of a ledger and a journal that several runs share: they ask one after the other, so that
-    no question of theirs is paid twice. Null keeps both in the run directory."""
+    """URI of a ledger and a journal that several runs share; null: in the run directory."""
     price: PriceConfig | None = None
     rubric: str | None = None
     """Criteria for the strong judge; null uses the judge's."""
@@ -74,15 +66,13 @@ class StrongConfig(Tree):
     samples: Positive = 1
     """How often each question is asked (in each order); the verdict is the majority's."""
     abstain_below: Annotated[float | None, Field(gt=0, le=1)] = None
-    """A verdict with a smaller share of the samples is left to a person: its row is `abstained`,
-    and stands in review.parquet."""
+    """A verdict with a smaller share of the samples is left to a person (review.parquet)."""
     reasks: int = Field(default=1, ge=0, le=5)
     """How often an answer that cannot be used is asked again, each time paid for."""
     timeout_s: float = Field(default=120, gt=0)
     """For one request; with mode: flex, 900 unless given (OpenAI's advice)."""
     give_up_after_s: float = Field(default=1800, gt=0)
-    """How long the provider may be down, or another run hold shared books, before the run pauses
-    (exit 4)."""
+    """How long the provider may be down, or another run hold the books, before the run pauses."""
 
     @model_validator(mode="after")
     def _has_votes_to_count(self) -> StrongConfig:
@@ -95,9 +85,9 @@ class StrongConfig(Tree):
     @model_validator(mode="before")
     @classmethod
     def _patient_with_flex(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("mode") == "flex":
-            return {"timeout_s": FLEX_TIMEOUT_S, **given}
-        return given
+        # A flex answer may take 900 s (developers.openai.com, "Flex processing", 2026-11).
+        flex = isinstance(given, dict) and given.get("mode") == "flex"
+        return {"timeout_s": 900.0, **given} if flex else given
 
 
 def api_key(strong: StrongConfig) -> str:

@@ -17,7 +17,6 @@ Usd = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 
 
 def _absolute(place: str) -> str:
-    """One spelling for one place: the ledger keeps a run's cap under it."""
     if place.startswith("file://"):
         place = urlsplit(place).path or place
     scheme, separator, rest = place.partition("://")
@@ -28,8 +27,8 @@ def _absolute(place: str) -> str:
 
 
 Place = Annotated[str, AfterValidator(_absolute)]
-"""A folder by path or URI. A relative path is the command's: the actors have other working
-directories, and must not keep a second ledger there."""
+"""A folder by path or URI, in one spelling: the ledger keeps a run's cap under it. A relative path
+is the command's, since actors have other working directories."""
 Share = Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -56,14 +55,13 @@ class RouteConfig(Tree):
     fraction: Share | None = None
     threshold: float | None = Field(default=None, allow_inf_nan=False)
     budget_usd: Usd | None = None
-    """policy: budget: dollars that are spent at most, on the rows where they buy most."""
+    """policy: budget: dollars to spend at most, on the rows where they buy most."""
     alpha: float | None = Field(default=None, gt=0, lt=1)
     """policy: guarantee: accepted verdicts agree in at least 1 − alpha ..."""
     delta: float | None = Field(default=None, gt=0, lt=1)
     """... with probability 1 − delta. Null: as the calibration says; else they must agree."""
     calibration: str | None = None
-    """Path or URI of a calibration.json. `guarantee` needs it, `budget` ranks by it, and every
-    policy reports how far tonight's confidences have moved from it."""
+    """Path or URI of a calibration.json; every policy reports drift from it."""
     audit: Share = Decimal(0)
     """Share of the accepted rows that the strong judge is asked about all the same."""
     audit_by: str | None = None
@@ -82,7 +80,7 @@ class RouteConfig(Tree):
             raise ValueError(
                 "policy: guarantee needs the key calibration (ray-judge calibrate makes the file)"
             )
-        if self.policy != "guarantee" and (self.alpha is not None or self.delta is not None):
+        if self.policy != "guarantee" and (self.alpha, self.delta) != (None, None):
             raise ValueError(f"alpha and delta go with policy: guarantee, not {self.policy}")
         if self.audit_by is not None and not self.audit:
             raise ValueError("audit_by goes with audit: a share above 0")

@@ -22,15 +22,8 @@ import polars as pl
 import yaml
 
 from ray_judge.config import RunConfig, load
-from ray_judge.demo.server import (
-    ACCURACY,
-    ANSWER_TOKENS,
-    DemoServer,
-    StrongAnswer,
-    prompt_tokens,
-    running_server,
-    strong_verdict,
-)
+from ray_judge.demo import server as simulator
+from ray_judge.demo.server import ACCURACY, DemoServer, StrongAnswer
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, make_pairs
 from ray_judge.errors import ConfigError
 from ray_judge.escalation.pricing import cost, price_of
@@ -55,10 +48,9 @@ def demo(options: argparse.Namespace) -> int:
         raise ConfigError("this folder is not a demo's: choose another --output", output=output)
     shutil.rmtree(output, ignore_errors=True)
     pairs = write_pairs(output / "pairs", options.pairs, options.seed)
-    print(
+    say(
         f"{pairs.height:,} pairs in {SHARDS} shards, {IN_SHARE:.0%} of kinds that the local judge "
-        f"was trained on: {output}/pairs",
-        file=sys.stderr,
+        f"was trained on: {output}/pairs"
     )
     with strong_judge(options) as (strong, server):
         document = {
@@ -81,6 +73,10 @@ def demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def write_pairs(folder: Path, count: int, seed: int) -> pl.DataFrame:
     """Write `count` pairs as shards in which both domains are mixed; give them as one frame."""
     inside = round(count * IN_SHARE)
@@ -99,29 +95,22 @@ def write_pairs(folder: Path, count: int, seed: int) -> pl.DataFrame:
 
 
 @contextmanager
-def strong_judge(
-    options: argparse.Namespace,
-) -> Iterator[tuple[dict[str, Any], DemoServer | None]]:
+def strong_judge(options: Any) -> Iterator[tuple[dict[str, Any], DemoServer | None]]:
     """Give the config's `strong` part, and the simulated judge unless a real one is asked."""
-    strong: dict[str, Any] = {
-        "model": options.model,
-        "max_cost_usd": float(options.cap),
-        "concurrency": 32,
-        "ties": False,
-    }
+    strong = {"model": options.model, "max_cost_usd": float(options.cap)}
+    strong |= {"concurrency": 32, "ties": False}
     if options.base_url or os.environ.get("OPENAI_API_KEY"):
-        print(f"strong judge: {options.model} at {options.base_url or 'api.openai.com'}, "
-              f"at most ${options.cap}", file=sys.stderr)  # fmt: skip
+        where = options.base_url or "api.openai.com"
+        say(f"strong judge: {options.model} at {where}, at most ${options.cap}")
         yield {**strong, "base_url": options.base_url}, None
         return
-    print(
+    say(
         f"strong judge: a SIMULATOR on this machine, right in {ACCURACY:.0%}, at the prices "
         f"of {options.model}; no model runs in it and no money is spent "
-        "(--base-url or OPENAI_API_KEY ask a real one)",
-        file=sys.stderr,
+        "(--base-url or OPENAI_API_KEY ask a real one)"
     )
     os.environ[KEY_ENV] = "demo"
-    with running_server() as server:
+    with simulator.running_server() as server:
         # No provider's limits hold here, so a laptop's patience is the only one.
         limits = {"requests_per_minute": 60_000, "tokens_per_minute": 60_000_000}
         address = {"base_url": server.base_url, "api_key_env": KEY_ENV}
@@ -134,9 +123,9 @@ def simulated_answers(config: RunConfig, pairs: pl.DataFrame) -> list[tuple[str,
     for pair in pairs.iter_rows(named=True):
         responses = (pair["response_a"], pair["response_b"])
         (question,) = maker.of_example(Example(pair["instruction"], responses))
-        verdict = strong_verdict(pair["instruction"], responses, pair["label"])
+        verdict = simulator.strong_verdict(pair["instruction"], responses, pair["label"])
         assert question.body is not None
-        tokens = prompt_tokens(question.body)
+        tokens = simulator.prompt_tokens(question.body)
         found.append((question.key, StrongAnswer(verdict, tokens)))
     return found
 
@@ -144,11 +133,13 @@ def simulated_answers(config: RunConfig, pairs: pl.DataFrame) -> list[tuple[str,
 def simulated_alone(
     config: RunConfig, pairs: pl.DataFrame, told: Sequence[tuple[str, StrongAnswer]]
 ) -> dict[str, Any]:
-    """What the simulated judge answers to every pair, and what that would cost: no estimate."""
+    """What the simulated judge answers to every pair, and what that would cost."""
     price = price_of(config.strong.model)
     answers = [answer for _, answer in told]  # a tie is wrong, though the schema makes it an A
     right = sum(a.verdict == label for a, label in zip(answers, pairs["label"], strict=True))
-    usages = [Usage(input_tokens=a.prompt_tokens, output_tokens=ANSWER_TOKENS) for a in answers]
+    usages = [
+        Usage(input_tokens=a.prompt_tokens, output_tokens=simulator.ANSWER_TOKENS) for a in answers
+    ]
     dollars = sum((cost(price, usage) for usage in usages), Decimal(0))
     return {"accuracy": right / pairs.height, "usd": dollars, "how": "asked about every pair"}
 
@@ -167,18 +158,13 @@ def asked_alone(rows: pl.DataFrame) -> dict[str, Any]:
 
 
 def share(rows: pl.DataFrame, column: str) -> float:
-    """Share of rows whose verdict is the label."""
     return rows.filter(pl.col(column) == pl.col("label")).height / max(1, rows.height)
 
 
 def report(
-    rows: pl.DataFrame,
-    summary: Mapping[str, Any],
-    alone: Mapping[str, Any],
-    output: Path,
-    *,
-    simulated: bool,
-) -> str:
+    rows: pl.DataFrame, summary: Mapping[str, Any], alone: Mapping[str, Any], output: Path,
+    *, simulated: bool,
+) -> str:  # fmt: skip
     asked = rows.filter(pl.col("route") != "accept").height
     spent, everything = float(summary["spent_usd"]), float(alone["usd"])
     inside, outside = rows.filter(domain="in"), rows.filter(domain="out")

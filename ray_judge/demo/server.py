@@ -33,16 +33,12 @@ class StrongAnswer:
     prompt_tokens: int
 
     @property
-    def content(self) -> str:
-        """The answer in writing: the demo allows no ties, so a tie is written as A."""
+    def content(self) -> str:  # the demo allows no ties, so a tie is written as A
         return json.dumps({"verdict": "B" if self.verdict == "B" else "A"}, separators=(",", ":"))
 
 
 def strong_verdict(instruction: str, responses: tuple[str, str], label: str) -> str:
-    """Give the label, or another verdict for the share of the pairs that are told wrong.
-
-    The texts alone decide which pairs these are, so the same pair is always told the same.
-    """
+    """Give the label, or another verdict for the pairs, chosen by their texts, told wrong."""
     texts = [text.strip() for text in (instruction, *responses)]
     pair = hashlib.sha256("\x1f".join(texts).encode()).hexdigest()
     if _draw("right", pair) < ACCURACY:
@@ -66,7 +62,7 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
 
 
 class DemoServer(ThreadingHTTPServer):
-    """Listens on loopback; `answers` is filled when the questions of the run are known."""
+    """Listens on loopback; `answers` (key of a question → its answer) is filled before the run."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -74,11 +70,9 @@ class DemoServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers: dict[str, StrongAnswer] = {}
-        """Key of a question → its answer."""
 
     @property
     def base_url(self) -> str:
-        """The address that `strong.base_url` names."""
         return f"http://127.0.0.1:{self.server_port}/v1"
 
 
@@ -96,17 +90,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, {"error": {"message": why, "type": "invalid_request_error"}})
             return
         message = {"role": "assistant", "content": answer.content}
+        usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": ANSWER_TOKENS}
         completion = {
             "id": f"chatcmpl-demo-{key[:24]}",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": ANSWER_TOKENS,
-                "total_tokens": answer.prompt_tokens + ANSWER_TOKENS,
-            },
+            "usage": {**usage, "total_tokens": sum(usage.values())},
         }
         self._send(200, completion)
 
@@ -118,8 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, *_: object) -> None:
-        """Log nothing: the run has its own progress line."""
+    def log_message(self, *_: object) -> None: ...
 
 
 @contextmanager

@@ -1,19 +1,17 @@
 """Synthetic preference pairs whose better answer is known by construction.
 
 Every pair has an instruction in words, the right answer, and a corrupted one (a single changed,
-moved, missing or extra character, or an answer taken from the wrong place); which of them is
-response A is random.  `IN_DOMAIN` kinds are what the shipped demo judge was trained on,
-`OUT_OF_DOMAIN` kinds never occur in its training: there the judge should be unsure.
+moved, missing or extra character, or an answer taken from the wrong place). The shipped judge was
+trained on the `IN_DOMAIN` kinds; of the `OUT_OF_DOMAIN` kinds it should be unsure.
 
-Words are random letters on purpose.  With real words, or with pronounceable ones, a corrupted
-answer could be told by its looks alone, without doing the task.
+Words are random letters on purpose: a real word that is corrupted could be told by its looks.
 """
 
 from __future__ import annotations
 
 import random
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -57,10 +55,7 @@ def word(rng: random.Random, low: int = 3, high: int = 6) -> str:
 
 
 def words(rng: random.Random, low: int, high: int, longest: int = 5) -> list[str]:
-    """`low` to `high` random words with different first and last letters each.
-
-    Different first and last letters, so that a wrong word differs from the right one at once.
-    """
+    """`low` to `high` random words; each has another first and last letter, to differ at once."""
     count = rng.randint(low, high)
     firsts, lasts = rng.sample(LOWER, count), rng.sample(LOWER, count)
     return [
@@ -82,7 +77,6 @@ def _substitute(rng: random.Random, text: str) -> str:
 
 
 def _exchange(rng: random.Random, text: str) -> str:
-    """Exchange two different neighbours (unchanged when there are none)."""
     spots = [i for i in range(len(text) - 1) if text[i] != text[i + 1]]
     if not spots:
         return text
@@ -91,13 +85,11 @@ def _exchange(rng: random.Random, text: str) -> str:
 
 
 def _drop(rng: random.Random, text: str) -> str:
-    """Leave one character out (never the only one)."""
     spot = rng.randrange(len(text))
     return (text[:spot] + text[spot + 1 :]).strip() or text
 
 
 def _insert(rng: random.Random, text: str) -> str:
-    """Put one more character in, of the class of a letter or digit of the text."""
     spot = rng.randrange(len(text))
     like = rng.choice([char for char in text if char.isalnum()])
     new = rng.choice(string.digits if like.isdigit() else LOWER)
@@ -121,10 +113,8 @@ def corrupt(rng: random.Random, item: Item) -> str:
             return wrong
 
 
-def _item(
-    rng: random.Random, phrasings: Sequence[str], right: str, *decoys: str, **fields: str
-) -> Item:
-    return Item(rng.choice(phrasings).format(**fields), right, decoys)
+def _item(rng: random.Random, phrasings: str, right: str, *decoys: str, **fields: str) -> Item:
+    return Item(rng.choice(phrasings.split("|")).format(**fields), right, decoys)
 
 
 # --- kinds the judge is trained on -----------------------------------------------------------
@@ -132,55 +122,53 @@ def _item(
 
 def _copy(rng: random.Random) -> Item:
     text = " ".join("".join(rng.choices(LOWER + string.digits, k=rng.randint(2, 5))) for _ in "12")
-    return _item(rng, ("Copy: {x}", "Copy this: {x}", "Say again: {x}"), text, x=text)
+    return _item(rng, "Copy: {x}|Copy this: {x}|Say again: {x}", text, x=text)
 
 
 def _upper(rng: random.Random) -> Item:
     text = " ".join(words(rng, 1, 2))
-    phrasings = ("Capitals: {x}", "In capitals: {x}", "Write in capitals: {x}")
-    return _item(rng, phrasings, text.upper(), x=text)
+    asks = "Capitals: {x}|In capitals: {x}|Write in capitals: {x}"
+    return _item(rng, asks, text.upper(), x=text)
 
 
 def _first_word(rng: random.Random) -> Item:
     parts = words(rng, 3, 4)
-    phrasings = ("First word: {x}", "First word of: {x}", "The first word in: {x}")
-    return _item(rng, phrasings, parts[0], *parts[1:], x=" ".join(parts))
+    asks = "First word: {x}|First word of: {x}|The first word in: {x}"
+    return _item(rng, asks, parts[0], *parts[1:], x=" ".join(parts))
 
 
 def _last_word(rng: random.Random) -> Item:
     parts = words(rng, 3, 4)
-    phrasings = ("Last word: {x}", "Last word of: {x}", "The last word in: {x}")
-    return _item(rng, phrasings, parts[-1], *parts[:-1], x=" ".join(parts))
+    asks = "Last word: {x}|Last word of: {x}|The last word in: {x}"
+    return _item(rng, asks, parts[-1], *parts[:-1], x=" ".join(parts))
 
 
 def _hyphens(rng: random.Random) -> Item:
     parts = words(rng, 2, 3)
-    phrasings = ("Join with hyphens: {x}", "Hyphens between: {x}", "Put hyphens in: {x}")
-    return _item(rng, phrasings, "-".join(parts), x=" ".join(parts))
+    asks = "Join with hyphens: {x}|Hyphens between: {x}|Put hyphens in: {x}"
+    return _item(rng, asks, "-".join(parts), x=" ".join(parts))
 
 
 def _append(rng: random.Random) -> Item:
     stem, tail = word(rng, 3, 6), rng.choice(LOWER + string.digits)
-    phrasings = ("Put {c} after: {x}", "Append {c} to: {x}", "Add {c} at the end: {x}")
-    return _item(rng, phrasings, stem + tail, tail + stem, c=tail, x=stem)
+    asks = "Put {c} after: {x}|Append {c} to: {x}|Add {c} at the end: {x}"
+    return _item(rng, asks, stem + tail, tail + stem, c=tail, x=stem)
 
 
 def _spell(rng: random.Random) -> Item:
     text = word(rng, 4, 6)
-    phrasings = ("Spell: {x}", "Spell out: {x}", "Spell this: {x}")
-    return _item(rng, phrasings, " ".join(text), x=text)
+    return _item(rng, "Spell: {x}|Spell out: {x}|Spell this: {x}", " ".join(text), x=text)
 
 
 def _twice(rng: random.Random) -> Item:
     text = word(rng, 3, 5)
-    phrasings = ("Twice: {x}", "Say twice: {x}", "Write twice: {x}")
-    return _item(rng, phrasings, f"{text} {text}", x=text)
+    return _item(rng, "Twice: {x}|Say twice: {x}|Write twice: {x}", f"{text} {text}", x=text)
 
 
 def _behead(rng: random.Random) -> Item:
     text = word(rng, 4, 7)
-    phrasings = ("Drop the first letter: {x}", "Behead: {x}", "Without its first letter: {x}")
-    return _item(rng, phrasings, text[1:], text[:-1], x=text)
+    asks = "Drop the first letter: {x}|Behead: {x}|Without its first letter: {x}"
+    return _item(rng, asks, text[1:], text[:-1], x=text)
 
 
 # --- kinds the judge never sees in training --------------------------------------------------
@@ -191,7 +179,7 @@ def _swap_case(rng: random.Random) -> Item:
     right = text.swapcase()
     spot = rng.randrange(len(right))
     decoy = right[:spot] + right[spot].swapcase() + right[spot + 1 :]
-    return _item(rng, ("Swap the case: {x}", "Swap upper and lower: {x}"), right, decoy, x=text)
+    return _item(rng, "Swap the case: {x}|Swap upper and lower: {x}", right, decoy, x=text)
 
 
 def _remove_vowels(rng: random.Random) -> Item:
@@ -201,8 +189,8 @@ def _remove_vowels(rng: random.Random) -> Item:
     # Wrong by one vowel kept or by one consonant lost, so that length tells nothing.
     spot = rng.randrange(len(letters))
     decoy = "".join(c for i, c in enumerate(letters) if (c not in VOWELS) != (i == spot))
-    phrasings = ("Remove the vowels: {x}", "Take out all vowels: {x}")
-    return _item(rng, phrasings, right, decoy, x="".join(letters))
+    asks = "Remove the vowels: {x}|Take out all vowels: {x}"
+    return _item(rng, asks, right, decoy, x="".join(letters))
 
 
 def shifted(text: str, by: int) -> str:
@@ -215,15 +203,15 @@ def _shift(rng: random.Random) -> Item:
     right = shifted(text, 1)
     spot = rng.randrange(len(text))
     decoy = right[:spot] + shifted(right[spot], rng.choice((-1, 1))) + right[spot + 1 :]
-    phrasings = ("Shift each letter by one: {x}", "Next in the alphabet: {x}")
-    return _item(rng, phrasings, right, decoy, x=text)
+    asks = "Shift each letter by one: {x}|Next in the alphabet: {x}"
+    return _item(rng, asks, right, decoy, x=text)
 
 
 def _subtract(rng: random.Random) -> Item:
     small, rest = rng.randint(11, 60), rng.randint(11, 39)
     decoys = [str(rest + off) for off in (-10, -2, -1, 1, 2, 10)]
-    phrasings = ("Subtract {s} from {x}", "{x} minus {s}")
-    return _item(rng, phrasings, str(rest), *decoys, s=str(small), x=str(small + rest))
+    asks = "Subtract {s} from {x}|{x} minus {s}"
+    return _item(rng, asks, str(rest), *decoys, s=str(small), x=str(small + rest))
 
 
 def _double_letters(rng: random.Random) -> Item:
@@ -231,14 +219,14 @@ def _double_letters(rng: random.Random) -> Item:
     counts = [2] * len(text)
     counts[rng.randrange(len(text))] = rng.choice((1, 3))
     decoy = "".join(char * count for char, count in zip(text, counts, strict=True))
-    phrasings = ("Double each letter: {x}", "Each letter doubled: {x}")
-    return _item(rng, phrasings, "".join(char * 2 for char in text), decoy, x=text)
+    asks = "Double each letter: {x}|Each letter doubled: {x}"
+    return _item(rng, asks, "".join(char * 2 for char in text), decoy, x=text)
 
 
 def _every_second(rng: random.Random) -> Item:
     text = "".join(rng.sample(LOWER, rng.randint(6, 9)))
-    phrasings = ("Every second letter: {x}", "Keep every second letter: {x}")
-    return _item(rng, phrasings, text[1::2], text[::2], x=text)
+    asks = "Every second letter: {x}|Keep every second letter: {x}"
+    return _item(rng, asks, text[1::2], text[::2], x=text)
 
 
 def _longest_word(rng: random.Random) -> Item:
@@ -246,50 +234,30 @@ def _longest_word(rng: random.Random) -> Item:
     parts = [word(rng, size, size) for size in sizes]
     right, others = parts[-1], parts[:-1]
     rng.shuffle(parts)
-    return _item(
-        rng, ("Longest word: {x}", "Longest word of: {x}"), right, *others, x=" ".join(parts)
-    )
+    return _item(rng, "Longest word: {x}|Longest word of: {x}", right, *others, x=" ".join(parts))
 
 
 def _sort_letters(rng: random.Random) -> Item:
     letters = rng.sample(LOWER, rng.randint(4, 6))
     right = "".join(sorted(letters))
-    phrasings = ("Sort the letters: {x}", "Letters in order: {x}")
-    return _item(rng, phrasings, right, _exchange(rng, right), x="".join(letters))
+    asks = "Sort the letters: {x}|Letters in order: {x}"
+    return _item(rng, asks, right, _exchange(rng, right), x="".join(letters))
 
 
-_IN: Final[dict[str, Callable[[random.Random], Item]]] = {
-    "copy": _copy,
-    "upper": _upper,
-    "first_word": _first_word,
-    "last_word": _last_word,
-    "hyphens": _hyphens,
-    "append": _append,
-    "spell": _spell,
-    "twice": _twice,
-    "behead": _behead,
-}
-_OUT: Final[dict[str, Callable[[random.Random], Item]]] = {
-    "swap_case": _swap_case,
-    "remove_vowels": _remove_vowels,
-    "shift": _shift,
-    "subtract": _subtract,
-    "double_letters": _double_letters,
-    "every_second": _every_second,
-    "longest_word": _longest_word,
-    "sort_letters": _sort_letters,
-}
-IN_DOMAIN: Final[tuple[str, ...]] = tuple(_IN)
-OUT_OF_DOMAIN: Final[tuple[str, ...]] = tuple(_OUT)
+_IN = (_copy, _upper, _first_word, _last_word, _hyphens, _append, _spell, _twice, _behead)
+_OUT = (
+    _swap_case, _remove_vowels, _shift, _subtract, _double_letters, _every_second, _longest_word,
+    _sort_letters,
+)  # fmt: skip
+_MAKERS: Final = {maker.__name__[1:]: maker for maker in (*_IN, *_OUT)}
+IN_DOMAIN: Final = tuple(_MAKERS)[: len(_IN)]
+OUT_OF_DOMAIN: Final = tuple(_MAKERS)[len(_IN) :]
 
 
 def make_item(rng: random.Random, kind: str) -> Item:
-    """One random item of `kind`."""
-    maker = _IN.get(kind) or _OUT.get(kind)
-    if maker is None:
-        known = ", ".join((*IN_DOMAIN, *OUT_OF_DOMAIN))
-        raise ValueError(f"unknown kind of task {kind!r}; known: {known}")
-    return maker(rng)
+    if kind not in _MAKERS:
+        raise ValueError(f"unknown kind of task {kind!r}; known: {', '.join(_MAKERS)}")
+    return _MAKERS[kind](rng)
 
 
 def make_pairs(
@@ -297,11 +265,8 @@ def make_pairs(
 ) -> list[Pair]:
     """`n` pairs over `kinds` in turn; the same arguments always give the same pairs.
 
-    `split` is part of the seed: what training draws ("train") never shares a random stream
-    with what a demo or an evaluation draws ("demo").
+    `split` is part of the seed: training never shares a random stream with a demo.
     """
-    if n < 0 or (n > 0 and not kinds):
-        raise ValueError(f"need n >= 0 and at least one kind, got n={n}, kinds={list(kinds)}")
     rng = random.Random(f"{split}/{seed}")
     pairs = []
     for index in range(n):
@@ -310,7 +275,7 @@ def make_pairs(
         wrong = corrupt(rng, item)
         label: Literal["A", "B"] = "A" if rng.random() < 0.5 else "B"
         first, second = (item.right, wrong) if label == "A" else (wrong, item.right)
-        domain: Literal["in", "out"] = "in" if kind in _IN else "out"
+        domain: Literal["in", "out"] = "in" if kind in IN_DOMAIN else "out"
         name = f"{split}-{seed}-{index:06d}"
         pairs.append(Pair(name, kind, domain, item.instruction, first, second, label))
     return pairs

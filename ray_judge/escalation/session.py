@@ -107,10 +107,8 @@ class Session:
         self._answered: set[str] = set()
         self._flying: Mapping[str, InFlight] = {}
         self._in_flight: set[str] = set()
-        self._came_back: set[str] = set()
-        """Actors of earlier owners for whose requests this session has waited long enough."""
-        self._quiet_at = 0.0
-        """When everything that earlier owners let out has come back, Unix seconds."""
+        self._back_at: dict[str, float] = {}
+        """Actor of an earlier owner → when all that it sent has come back, Unix seconds."""
         self._ended = False
         self._known: set[str] = set()
         self.waiting: dict[str, Question] = {}
@@ -164,8 +162,13 @@ class Session:
         await asyncio.to_thread(self._before_asking)
         claim = await self._courier.open()
         self._owner = True
-        self._flying, self.batched = claim.in_flight, dict(claim.batched)
-        self._quiet_at = self._clock.now() + self._quiet_s
+        now = self._clock.now()
+        self._flying = {
+            key: one for key, one in claim.in_flight.items() if one.lost_at > now - LONG_LOST_S
+        }
+        for one in self._flying.values():
+            self._back_at.setdefault(one.actor, now + self._quiet_s)
+        self.batched = dict(claim.batched)
         await self.look()
 
     async def release(self) -> None:
@@ -266,35 +269,31 @@ class Session:
         flying = self._in_flight.intersection(self.aside)
         if not flying:
             return False
-        left_s = max(0.0, self._quiet_at - self._clock.now())
+        actors = {self._flying[key].actor for key in flying}
+        left_s = max(self._back_at[actor] for actor in actors) - self._clock.now()
         self._report(
             {"waits": f"{len(flying)} questions may be in flight: asked within {left_s:.0f} s"}
         )
-        dead = all(self._is_dead(self._flying[key].actor) for key in flying)
-        if dead or self._clock.now() >= self._quiet_at:
+        if all(map(self._is_over, actors)):
             await self.look()
         return bool(self.waiting) or not self._in_flight.isdisjoint(self.aside)
 
     async def look(self) -> None:
         """Read the journal, and sort all questions by what is on file.
 
-        Which processes have ended is found out first: those write no more.
+        Who can write no more is found out first.
         """
-        actors = {one.actor for one in self._flying.values()}
-        if self._clock.now() >= self._quiet_at:
-            self._came_back |= actors
-        dead = set(filter(self._is_dead, actors))
+        over = set(filter(self._is_over, {one.actor for one in self._flying.values()}))
         journal = await asyncio.to_thread(self._books.journal)
         self._answered, self.in_vain = journal.answered, journal.in_vain()
-        over = self._came_back | dead
-        self._in_flight = {
-            key
-            for key, one in self._flying.items()
-            if one.actor not in over and one.lost_at > self._quiet_at - LONG_LOST_S
-        }
+        self._in_flight = {key for key, one in self._flying.items() if one.actor not in over}
         questions = [*self.waiting.values(), *self.aside.values()]
         self.waiting, self.aside = {}, {}
         self.put(questions)
+
+    def _is_over(self, actor: str) -> bool:
+        """Whether all that an actor of an earlier owner sent has come back, or never will."""
+        return self._clock.now() >= self._back_at[actor] or self._is_dead(actor)
 
     def _is_elsewhere(self, key: str) -> bool:
         return key in self._in_flight or key in self.batched

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Literal
 
 from ray_judge.records import Judgment, Task, Verdict
@@ -28,9 +29,9 @@ Read = tuple[Mapping[str, float], float]
 def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> Read:
     """Sum the spellings of each alternative and normalise.
 
-    `logprobs`: alternative → natural logs of the unmasked probabilities of its spellings, one
-    each. Returns (P, mass): P sums to 1, mass in [0, 1]. The normalisation is done in log space,
-    so that a mass that underflows a double still gives the right P. Raises ValueError.
+    `logprobs`: alternative → natural logs of the unmasked probabilities of its spellings.
+    P sums to 1, mass is in [0, 1]. It is done in log space, so that a mass that underflows a
+    double still gives the right P. Raises ValueError.
     """
     totals = {name: _logsumexp(values) for name, values in logprobs.items()}
     mass_log = _logsumexp(list(totals.values()))
@@ -64,7 +65,7 @@ def judgment(
     Equal probabilities go to the alternative that is named first. A row whose mass is below
     `min_mass`, or whose verdict hangs on tokens that a server did not show (`unseen`: the most
     probability that they can have), keeps its verdict, is as unsure as can be (0 for a
-    probability, null for an entropy) and says why. `entropy`: mean Σ p ln p, for that method.
+    probability, null for an entropy) and says why. `entropy`: mean Σ p ln p.
     """
     best = max(probs, key=lambda name: probs[name])
     verdict: Verdict = best if task == "pairwise" else float(best)
@@ -72,8 +73,7 @@ def judgment(
         verdict = math.fsum(float(name) * p for name, p in probs.items())
     by_entropy = method in ("entropy", "calibrated_entropy")
     sure = entropy if by_entropy else confidence(probs, method)
-    off = unseen / (mass + unseen) if unseen else 0.0
-    error = None
+    off, error = unseen / (mass + unseen) if unseen else 0.0, None
     if mass < min_mass:
         error = (
             f"judge: the alternatives have only {mass:.2g} of the probability together "
@@ -90,15 +90,14 @@ def judgment(
 
 
 def no_judgment(reason: str) -> Judgment:
-    """A row that the local judge has no verdict on, and why."""
     return Judgment(None, None, None, None, f"judge: {reason}")
 
 
 def both_orders(straight: Read, swapped: Read) -> Read:
     """Average two readings (P, mass) of one pair in its own orientation.
 
-    `swapped` was read with the responses exchanged: its A is the pair's B. This removes the
-    judge's position bias; a judge that always says A ends at one half.
+    `swapped` was read with the responses exchanged: its A is the pair's B. So the judge's
+    position bias cancels out.
     """
     (here, mass_here), (there, mass_there) = straight, swapped
     probs = {name: (p + there[FLIP.get(name, name)]) / 2 for name, p in here.items()}
@@ -106,7 +105,6 @@ def both_orders(straight: Read, swapped: Read) -> Read:
 
 
 def orders_agree(straight: Read, swapped: Read) -> bool:
-    """Say whether the judge's verdict is the same whichever response it sees first."""
     here, there = (max(probs, key=lambda name: probs[name]) for probs, _ in (straight, swapped))
     return here == FLIP.get(there, there)
 
@@ -117,10 +115,9 @@ def by_scores(first: Read, second: Read) -> Read:
     P(A) = Σ_{i>j} P_A(i) P_B(j), P(tie) = Σ_i P_A(i) P_B(i), P(B) = the rest.
     """
     probs = {"A": 0.0, "B": 0.0, "tie": 0.0}
-    for here, p in first[0].items():
-        for there, q in second[0].items():
-            i, j = float(here), float(there)
-            probs["A" if i > j else "B" if j > i else "tie"] += p * q
+    for (here, p), (there, q) in product(first[0].items(), second[0].items()):
+        i, j = float(here), float(there)
+        probs["A" if i > j else "B" if j > i else "tie"] += p * q
     return probs, min(first[1], second[1])
 
 

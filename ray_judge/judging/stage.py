@@ -1,15 +1,13 @@
 """Phase A: chunks through a pool of judge actors under Ray Data, each committed when it is done.
 
-One chunk is one read task, one block, one call and one file, so its identity and order are kept
-from the input's slice to its judged file. What comes out of the stream is a receipt per
-chunk; the verdicts are already on disk by then.
+One chunk is one read task, one block, one call and one file, so its identity and order are kept.
+What comes out of the stream is a receipt per chunk; the verdicts are already on disk by then.
 """
 
 from __future__ import annotations
 
 import logging
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -28,13 +26,10 @@ from ray_judge.errors import EngineError, RayJudgeError
 from ray_judge.judging.engines.engine import (
     Engine,
     LanguageModel,
-    base_of,
     check_engine,
     make_engine,
     make_model,
-    weight_bytes,
 )
-from ray_judge.judging.formats import Format
 from ray_judge.records import Chunk, Judgment, Scored, judged_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import RunDirectory
@@ -42,14 +37,12 @@ from ray_judge.run.plan import read_examples, read_rows, row_keys
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard that are judged."""
-WEIGHTS_SHARE = 0.6
-"""Of a GPU's memory that the weights of two models may take together; the rest is for caches."""
 CHUNKS_PER_ACTOR = 3
 """In flight at once: one being judged, one being read and tokenised, one being committed."""
 STUCK_AFTER_S = 1800
 """Ray Data gives up when nothing at all has moved for so long."""
 
-log = logging.getLogger(__name__)
+CHUNK, SHARD, ROW = "__chunk", "__shard", "__row"
 
 
 class ChunkSource(Datasource):
@@ -89,9 +82,6 @@ def read_chunk(chunk: Chunk, columns: Columns, rows: Sequence[int] | None) -> li
     return [table if rows is None else table.take([row - chunk.start for row in rows])]
 
 
-CHUNK, SHARD, ROW = "__chunk", "__shard", "__row"
-
-
 @dataclass(frozen=True)
 class JudgeTask:
     """What the actors of one local judge have in common; `tier` is its number, from 0."""
@@ -101,71 +91,50 @@ class JudgeTask:
     run: RunDirectory
     tier: int
 
-    def commit(self, chunk: str, judged: pa.Table) -> pa.Table:
+    def judge(self, block: pa.Table, engine: Engine) -> pa.Table:
+        """Judge one chunk and commit it; with calibrated_entropy it goes on to the base model."""
+        judged, scored = judge_rows(block, engine, self.config, self.columns)
+        chunk = block.column(CHUNK)[0].as_py()
+        if self.config.judge.confidence == "calibrated_entropy":
+            return for_the_base(judged, scored, chunk)
+        return self._commit(chunk, judged)
+
+    def calibrate(self, block: pa.Table, base: LanguageModel) -> pa.Table:
+        """Subtract the base model's entropies from a judged chunk and commit it."""
+        return self._commit(block.column(CHUNK)[0].as_py(), calibrate_rows(block, base))
+
+    def _commit(self, chunk: str, judged: pa.Table) -> pa.Table:
         """Make a judged chunk durable; gives its receipt, which is all that goes on."""
-        config = self.config
-        judged = judged.select(judged_schema(config.task, config.alternatives()).names)
-        self.run.commit_judged(self.tier, chunk, without_nan(judged))
+        schema = judged_schema(self.config.task, self.config.alternatives())
+        self.run.commit_judged(self.tier, chunk, without_nan(judged.select(schema.names)))
         return pa.table({"chunk": [chunk]})
 
 
-class JudgeActor:
-    """One engine and the chunks that pass through it."""
+class ModelActor:
+    """One model (the judge, or its base), and what is done with it to the chunks."""
 
-    def __init__(self, task: JudgeTask, format_: Format | None) -> None:
-        self._task = task
-        self._engine: Engine | RayJudgeError
+    def __init__(self, load: Callable[[], Any], work: Callable[[pa.Table, Any], pa.Table]) -> None:
+        self._work, self._model, self._error = work, None, None
         try:
-            self._engine = make_engine(task.config, format_)
+            self._model = load()
         except RayJudgeError as error:
-            self._engine = error  # kept for the first call, which can carry it home
+            self._error = error  # kept for the first call, which can carry it home
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Judge one chunk, commit it, and give its receipt.
-
-        Where the base model is still to be asked (calibrated_entropy), the chunk goes on to it.
-        """
-        if isinstance(self._engine, RayJudgeError):
-            raise self._engine
-        task, chunk = self._task, block.column(CHUNK)[0].as_py()
-        judged, scored = judge_rows(block, self._engine, task.config, task.columns)
-        if task.config.judge.confidence == "calibrated_entropy":
-            return for_the_base(judged, scored, chunk)
-        return task.commit(chunk, judged)
-
-
-class BaseActor:
-    """The model that the judge was tuned from, and the chunks whose confidence it calibrates."""
-
-    def __init__(self, task: JudgeTask) -> None:
-        self._task = task
-        self._model: LanguageModel | RayJudgeError
-        try:
-            self._model = make_model(task.config, base=True)
-        except RayJudgeError as error:
-            self._model = error
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Subtract the base model's entropies, commit the chunk, and give its receipt."""
-        if isinstance(self._model, RayJudgeError):
-            raise self._model
-        chunk = block.column(CHUNK)[0].as_py()
-        return self._task.commit(chunk, calibrate_rows(block, self._model))
+        if self._error:
+            raise self._error
+        return self._work(block, self._model)
 
 
 def without_nan(judged: pa.Table) -> pa.Table:
     """The same rows; a confidence that is no number is null, and the row's error says so."""
-    bad = pc.fill_null(pc.is_nan(judged["judge_confidence"]), False)
-    if not pc.any(bad).as_py():
-        return judged
-    said = pc.coalesce(judged["error"], pa.scalar("judge: its confidence is not a number"))
-    for name, values in (
-        ("judge_confidence", pc.if_else(bad, None, judged["judge_confidence"])),
-        ("error", pc.if_else(bad, said, judged["error"])),
-    ):
-        place = judged.schema.get_field_index(name)
-        judged = judged.set_column(place, judged.schema.field(place), values)
-    return judged
+    sure, error = judged["judge_confidence"], judged["error"]
+    bad = pc.fill_null(pc.is_nan(sure), False)
+    said = pc.coalesce(error, pa.scalar("judge: its confidence is not a number"))
+    columns = dict(zip(judged.column_names, judged.columns, strict=True))
+    columns["judge_confidence"] = pc.if_else(bad, None, sure)
+    columns["error"] = pc.if_else(bad, said, error)
+    return pa.table(columns, schema=judged.schema)
 
 
 SCORED_PROMPTS, SCORED_ANSWERS = "__prompts", "__answers"
@@ -258,20 +227,27 @@ def judge_chunks(
     dataset = ray.data.read_datasource(
         ChunkSource(chunks, task.columns, rows), override_num_blocks=len(chunks)
     )
-    task = replace(task, config=sharing(task.config))
-    judge = task.config.judge
-    pools = pool_sizes(judge, ray.cluster_resources(), len(chunks))
-    stages: list[tuple[Any, tuple[Any, ...]]] = [(JudgeActor, (task, format_))]
-    if judge.confidence == "calibrated_entropy":
-        stages.append((BaseActor, (task,)))
-    for (actor, arguments), pool in zip(stages, pools, strict=True):
+    stages: list[tuple[Callable[[], Any], Callable[[pa.Table, Any], pa.Table]]] = [
+        (partial(make_engine, task.config, format_), task.judge)
+    ]
+    if task.config.judge.confidence == "calibrated_entropy":
+        stages.append((partial(make_model, task.config, base=True), task.calibrate))
+    pools = pool_sizes(task.config.judge, ray.cluster_resources(), len(chunks))
+    for stage, pool in zip(stages, pools, strict=True):
         dataset = dataset.map_batches(
-            actor,
-            fn_constructor_args=arguments,
+            ModelActor,
+            fn_constructor_args=stage,
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            **_strategy(pool),
+            compute=ray.data.ActorPoolStrategy(
+                size=pool.replicas,
+                max_concurrent_calls_per_actor=CHUNKS_PER_ACTOR,
+                max_tasks_in_flight_per_actor=CHUNKS_PER_ACTOR + 1,
+                enable_true_multi_threading=True,
+            ),
+            num_gpus=pool.gpus or None,
+            num_cpus=pool.cpus,
         )
     try:
         for receipt in dataset.iter_rows():
@@ -280,34 +256,6 @@ def judge_chunks(
         raise our_error(error) from None
     except RayError as error:
         raise EngineError(f"the judge's actors died: {error}") from None
-
-
-def sharing(config: RunConfig) -> RunConfig:
-    """Settle whether judge and base model share a GPU: as configured, else when they fit.
-
-    Only local checkpoints are measured: what a hub would send is not known before it is loaded.
-    """
-    judge = config.judge
-    if judge.confidence != "calibrated_entropy" or judge.share_gpu is not None:
-        return config
-    sizes = [weight_bytes(str(judge.model)), weight_bytes(base_of(config))]
-    fits = False
-    if ray.cluster_resources().get("GPU") and all(sizes):
-        there = ray.get(gpu_bytes.remote())
-        fits = sum(size or 0 for size in sizes) <= there * WEIGHTS_SHARE
-    return config.model_copy(update={"judges": (judge.model_copy(update={"share_gpu": fits}),)})
-
-
-@ray.remote(num_gpus=0.01, num_cpus=0.01)
-def gpu_bytes() -> int:
-    """Memory of the GPU that Ray gives to a worker; 0 where nobody says."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return 0
-    sizes = [int(line) for line in found.split() if line.isdigit()]
-    return min(sizes, default=0) << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,16 +286,3 @@ def pool_sizes(judge: JudgeConfig, cluster: Mapping[str, float], chunks: int) ->
     if cpus is None:
         cpus = 1.0 if gpus else min(1.0, cluster.get("CPU", 1.0) / 2 / (replicas * models))
     return (Pool(replicas, gpus, cpus),) * models
-
-
-def _strategy(pool: Pool) -> dict[str, Any]:
-    return {
-        "compute": ray.data.ActorPoolStrategy(
-            size=pool.replicas,
-            max_concurrent_calls_per_actor=CHUNKS_PER_ACTOR,
-            max_tasks_in_flight_per_actor=CHUNKS_PER_ACTOR + 1,
-            enable_true_multi_threading=True,
-        ),
-        "num_gpus": pool.gpus or None,
-        "num_cpus": pool.cpus,
-    }

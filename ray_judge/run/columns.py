@@ -41,14 +41,9 @@ def resolve_columns(
 ) -> Columns:
     """Match roles to this shard's columns and check their types. Raises InputError."""
     _check_names(config, schema, path)
-    text: dict[str, str] = {}
-    for role in REQUIRED[config.task]:
-        text[role] = _column(config, schema, role, path, required=True) or ""
-    for role in OPTIONAL:
-        if column := _column(config, schema, role, path, required=False):
-            text[role] = column
-    label = _column(config, schema, "label", path, required=False)
-    key = _column(config, schema, "id", path, required=False)
+    roles = (*REQUIRED[config.task], *OPTIONAL, "label", "id")
+    text = {role: column for role in roles if (column := _column(config, schema, role, path))}
+    label, key = text.pop("label", None), text.pop("id", None)
 
     def check(column: str | None, fits: Callable[[pa.DataType], bool], wanted: str) -> None:
         kind = schema.field(column).type if column else None
@@ -57,7 +52,11 @@ def resolve_columns(
 
     for role, column in text.items():
         check(column, is_text, f"{role} must be text")
-    check(key, lambda kind: is_text(kind) or _is_int(kind), "id must be text or whole numbers")
+    check(
+        key,
+        lambda kind: is_text(kind) or pa.types.is_integer(kind),
+        "id must be text or whole numbers",
+    )
     kinds = "A, B or tie" if config.task == "pairwise" else "a number"
     said = f"label must be {kinds} (name another in columns.label, or say null)"
     check(label, lambda kind: _is_label(kind, config.task), said)
@@ -65,41 +64,35 @@ def resolve_columns(
         if column not in schema.names:
             raise _missing(schema, "judge.prob_columns", column, path)
         check(column, _is_number, "probabilities must be numbers")
-    by = config.route.audit_by
-    if by is not None and by not in schema.names:
+    if (by := config.route.audit_by) and by not in schema.names:
         raise _missing(schema, "route.audit_by", by, path)
     return Columns(text, key, label, tuple(extra))
 
 
 def _check_names(config: RunConfig, schema: pa.Schema, path: str) -> None:
     """Refuse a name that two columns have, and one that the output needs."""
-    strong_prob = config.strong.samples > 1
-    taken = verdict_schema(config.task, (), strong_prob=strong_prob).names
+    taken = verdict_schema(config.task, (), strong_prob=config.strong.samples > 1).names
     for name in schema.names:
         if schema.names.count(name) > 1:
             raise InputError("two columns have the same name", file=path, column=name)
         if name in taken:
-            raise InputError(
-                "this column's name is taken by the output: rename it", file=path, column=name
-            )
+            said = "this column's name is taken by the output: rename it"
+            raise InputError(said, file=path, column=name)
 
 
-def _column(
-    config: RunConfig, schema: pa.Schema, role: str, path: str, *, required: bool
-) -> str | None:
-    mapped = role in config.columns
+def _column(config: RunConfig, schema: pa.Schema, role: str, path: str) -> str | None:
+    required = role in REQUIRED[config.task]
     column = config.columns.get(role, role)
     if column is None and required:
         raise ConfigError(f"columns.{role} is null, but every example needs it")
-    if column is None or (column not in schema.names and not mapped and not required):
-        return None
-    if column not in schema.names:
+    if column is None or column in schema.names:
+        return column
+    if required or role in config.columns:
         raise _missing(schema, role, column, path)
-    return column
+    return None
 
 
 def _missing(schema: pa.Schema, role: str, column: str, path: str) -> InputError:
-    """Say that a shard lacks a column, which ones it has, and which of them may be meant."""
     return InputError(
         f"there is no such column for {role}{nearest(column, schema.names)}; "
         f"this shard has {', '.join(schema.names)}",
@@ -112,16 +105,12 @@ def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds text, decoded or not."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    texts = ("string", "large_string", "string_view", "binary", "large_binary")
-    return any(getattr(pa.types, f"is_{name}")(kind) for name in texts)
-
-
-def _is_int(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind))
+    texts = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
+    return kind in texts
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return _is_int(kind) or bool(pa.types.is_floating(kind))
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _is_label(kind: pa.DataType, task: Task) -> bool:

@@ -1,7 +1,7 @@
 """Everything that a run leaves on disk: layout, commit, resume, lock.
 
     <output>/run.json               what was asked, of which inputs; written once, never changed
-    <output>/lock                   who works here now (on an object store: lock/<number>)
+    <output>/lock                   who works here now
     <output>/judged/1/<chunk>.parquet   verdicts of the first local judge: the file is the commit
     <output>/judged/2/ ...          those of the second of several, and so on
     <output>/ledger/  journal/      the money (escalation/)
@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -58,43 +57,29 @@ class Plan:
         return sum(shard.rows for shard in self.shards)
 
     def chunks(self) -> Iterator[Chunk]:
-        """Cut every shard, in order; a pure function of the plan."""
+        """Every shard's chunks, in order."""
         for number in range(len(self.shards)):
             yield from self.chunks_of(number)
 
     def chunks_of(self, number: int) -> list[Chunk]:
         """The chunks of one shard (the first is 0), in order."""
+        shard, size = self.shards[number], self.chunk_rows
         return [
-            self._chunk(number, part)
-            for part in range(-(-self.shards[number].rows // self.chunk_rows))
+            Chunk(f"{number:05d}-{part:05d}", shard.path, shard.name, start, rows)
+            for part, start in enumerate(range(0, shard.rows, size))
+            for rows in [min(size, shard.rows - start)]
         ]
-
-    def chunk(self, name: str) -> Chunk:
-        """The chunk of this name."""
-        number, part = name.split("-")
-        return self._chunk(int(number), int(part))
-
-    def _chunk(self, number: int, part: int) -> Chunk:
-        shard, start = self.shards[number], part * self.chunk_rows
-        rows = min(self.chunk_rows, shard.rows - start)
-        return Chunk(f"{number:05d}-{part:05d}", shard.path, shard.name, start, rows)
 
 
 class RunDirectory:
     """One run's place in storage; nothing is touched until something is read or written.
 
-    It is cheap to pickle: workers open it again by its URI. A `tier` is the number of a local
-    judge, from 0.
+    A `tier` is the number of a local judge, from 0.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         self.storage: Storage = open_storage(self.uri)
-
-    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str]]:
-        return (RunDirectory, (self.uri,))
-
-    # -- run.json ------------------------------------------------------------------------------
 
     def plan(self) -> Plan | None:
         """Read the plan, or None where no run has begun."""
@@ -102,8 +87,7 @@ class RunDirectory:
         if document is None:
             return None
         shards = tuple(Shard(**shard) for shard in document["shards"])
-        columns = document["columns"]
-        columns = Columns(columns["text"], columns["id"], columns["label"], tuple(columns["extra"]))
+        columns = Columns(**document["columns"] | {"extra": tuple(document["columns"]["extra"])})
         return Plan(shards, columns, document["chunk_rows"])
 
     def begin(self, config: RunConfig, plan: Plan) -> None:
@@ -132,18 +116,12 @@ class RunDirectory:
     def check_config(self, config: RunConfig) -> None:
         """Refuse another configuration than the one the run began with, naming every key."""
         document = self._document("run.json")
-        if document is None:
-            return
-        found = differences(document["config"], config.document())
-        if found:
+        if document and (found := differences(document["config"], config.document())):
             raise RunChangedError(
-                "this run directory was made by another configuration: "
-                + "; ".join(found)
-                + ". Choose another output, or go back to the first configuration",
+                f"this run directory was made by another configuration: {'; '.join(found)}. "
+                "Choose another output, or go back to the first configuration",
                 run=self.uri,
             )
-
-    # -- judged/ -------------------------------------------------------------------------------
 
     def commit_judged(self, tier: int, chunk: str, table: pa.Table) -> None:
         """Make a judge's verdicts on a chunk durable under their final name, all at once."""
@@ -153,14 +131,9 @@ class RunDirectory:
 
     def judged(self, tier: int) -> set[str]:
         """Names of the chunks that a judge has committed."""
-        return {
-            Path(name).stem
-            for name in self.storage.list(f"judged/{tier + 1}")
-            if name.endswith(".parquet")
-        }
+        return {Path(name).stem for name in self.storage.list(f"judged/{tier + 1}")}
 
     def has_judged(self, tier: int, chunk: str) -> bool:
-        """Whether a judge has committed a chunk."""
         return self.storage.exists(_judged(tier, chunk))
 
     def read_judged(self, tier: int, chunk: str) -> pa.Table:
@@ -174,8 +147,6 @@ class RunDirectory:
                 file=f"{self.uri}/{path}",
             ) from None
 
-    # -- scored/, summary.json -----------------------------------------------------------------
-
     def scored(self) -> set[str]:
         """Names of the shards that are scored, none of them outdated."""
         if self.storage.exists(OUTDATED):
@@ -183,12 +154,11 @@ class RunDirectory:
         return {name.removeprefix("scored/") for name in self.storage.list("scored")}
 
     def summary(self) -> dict[str, Any] | None:
-        """The finished run's summary, or None."""
         return None if self.storage.exists(OUTDATED) else self._document("summary.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: the run is finished."""
-        text = json.dumps(summary, indent=1, default=_plain)
+        text = json.dumps(summary, indent=1, default=float)
         self.storage.write("summary.json", text.encode() + b"\n")
         self.storage.delete(OUTDATED)
 
@@ -215,21 +185,10 @@ class RunDirectory:
             )
         return document
 
-    # -- lock ----------------------------------------------------------------------------------
-
     def locked(self) -> AbstractContextManager[None]:
-        """Own the run directory, or raise RunLockedError naming who does.
-
-        The ledger's fencing, not this lock, is what keeps two owners from spending.
-        """
+        """Own the run directory, or raise RunLockedError naming who does."""
         return locked(self.uri, "lock", "run directory")
 
 
 def _judged(tier: int, chunk: str) -> str:
     return f"judged/{tier + 1}/{chunk}.parquet"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return float(value)
-    raise TypeError(f"{type(value).__name__} does not go into JSON")

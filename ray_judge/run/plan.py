@@ -1,8 +1,7 @@
 """The input as found: which shards, whether they can be judged, and how to read a slice.
 
-Everything that can be known before money is spent is refused here, naming file, column and row.
-A misfortune of a single row (null, empty or undecodable text) is not refused: `read_examples`
-reports it as that row's error.
+What can be known before money is spent is refused here, naming file, column and row. A text that
+is null, empty or undecodable is only its own row's error: see `read_examples`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,6 +24,8 @@ from ray_judge.records import Example, Shard
 from ray_judge.run.columns import OPTIONAL, Columns, is_text, resolve_columns
 from ray_judge.storage.local import open_storage
 
+BATCH = 4096
+"""Rows that are decoded at a time."""
 AT_ONCE = 8
 """Shards that are looked at together while planning (hashing and I/O leave Python's lock)."""
 
@@ -54,7 +56,6 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> tuple[list[Shard], Co
 
 
 def _inspect(path: str) -> tuple[pa.Schema, int, str]:
-    """Schema, rows and fingerprint of one shard."""
     with open_shard(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     return schema, rows, fingerprint(path)
@@ -64,7 +65,7 @@ def find_shards(uri: str) -> list[tuple[str, str]]:
     """List (root, name) of every Parquet file that a file, folder, glob or URI stands for.
 
     In a glob `*` stays within a folder and `**` crosses folders. Names that begin with a dot or
-    an underscore are left out, as everywhere in this trade, unless the file itself is named.
+    an underscore are left out, unless the file itself is named.
     """
     root, pattern = _split(uri)
     if pattern is not None and "://" not in root and Path(root, pattern).is_file():
@@ -86,7 +87,6 @@ def find_shards(uri: str) -> list[tuple[str, str]]:
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Match a path with a glob, folder by folder."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -143,36 +143,30 @@ def _same_schema(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> 
 def _unique_ids(shards: Sequence[Shard], column: str) -> None:
     """Refuse a null id and an id that two rows have, naming both."""
     parts = []
-    for number, shard in enumerate(shards):
+    for shard in shards:
         with open_shard(shard.path) as file:
             ids = file.read(columns=[column]).column(0)
         if ids.null_count:
             row = pc.index(ids.is_null(), True).as_py()
             raise InputError("id is null", file=shard.path, column=column, row=row)
-        ids = _bytes(ids) if is_text(ids.type) else ids
-        where = {"shard": pa.array([number] * len(ids)), "row": pa.array(range(len(ids)))}
-        parts.append(pa.table({"id": ids, **where}))
-    table = pa.concat_tables(parts)
-    counts = table.group_by("id").aggregate([([], "count_all")])
-    twice = counts.filter(pc.greater(counts["count_all"], 1))["id"]
+        found = pl.DataFrame({"id": pl.from_arrow(_bytes(ids) if is_text(ids.type) else ids)})
+        parts.append(found.with_row_index("row").with_columns(path=pl.lit(shard.path)))
+    table = pl.concat(parts)
+    twice = table.filter(pl.col("id").is_duplicated())
     if len(twice):
-        rows = table.filter(pc.equal(table["id"], twice[0])).slice(0, 2).to_pylist()
-        places = " and ".join(f"{shards[r['shard']].path} row {r['row']}" for r in rows)
-        first = twice[0].as_py()
+        first = twice["id"][0]
+        rows = twice.filter(pl.col("id") == first).head(2).to_dicts()
+        places = " and ".join("{path} row {row}".format(**row) for row in rows)
         shown = first.decode(errors="backslashreplace") if isinstance(first, bytes) else first
-        raise InputError(
-            f"{len(twice)} ids occur more than once, the first, {shown!r}, in {places}",
-            file=shards[rows[1]["shard"]].path,
-            column=column,
-            row=rows[1]["row"],
-        )
+        said = f"{twice['id'].n_unique()} ids occur more than once, the first, {shown!r}, in "
+        raise InputError(said + places, file=rows[1]["path"], column=column, row=rows[1]["row"])
 
 
 def fingerprint(path: str) -> str:
     """Give what changes whenever the bytes do: SHA-256 of the file.
 
-    On an object store the footer stands for the bytes: reading a terabyte to plan a night would
-    be dear, and the footer holds every page's size, offset and statistics.
+    On an object store the footer stands for the bytes: it has every page's size, offset and
+    statistics, and to read a terabyte in order to plan a night would be dear.
     """
     root, _, name = path.rpartition("/")
     if "://" not in path:
@@ -199,29 +193,23 @@ def check_unchanged(shard: Shard) -> None:
         )
 
 
+def row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
+    """Give each row group's number, its first row, and the first row behind it."""
+    end = 0
+    for number in range(file.num_row_groups):
+        begin, end = end, end + file.metadata.row_group(number).num_rows
+        yield number, begin, end
+
+
 def read_rows(path: str, start: int, rows: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a slice of a shard, decoding only the row groups that it touches."""
     with open_shard(path) as file:
-        groups, skip = [], None
-        begin = 0
-        for number in range(file.num_row_groups):
-            end = begin + file.metadata.row_group(number).num_rows
-            if begin < start + rows and end > start:
-                skip = start - begin if skip is None else skip
-                groups.append(number)
-            begin = end
-        wanted = list(columns) if columns is not None else None
-        if not groups:
-            return file.schema_arrow.empty_table().select(wanted or file.schema_arrow.names)
-        parts, seen, skip = [], 0, skip or 0
-        for batch in file.iter_batches(batch_size=4096, row_groups=groups, columns=wanted):
-            first, last = max(skip, seen), min(skip + rows, seen + batch.num_rows)
-            if first < last:
-                parts.append(batch.slice(first - seen, last - first))
-            seen += batch.num_rows
-            if seen >= skip + rows:
-                break
-        return pa.Table.from_batches(parts)
+        touched = [g for g in row_groups(file) if g[1] < start + rows and g[2] > start]
+        skip = start - touched[0][1] if touched else 0
+        before = [BATCH] * (skip // BATCH) + [skip % BATCH]
+        for table in _cut(file, [*before, rows], [g[0] for g in touched], columns):
+            found = table
+        return found
 
 
 def read_slices(path: str, sizes: Sequence[int]) -> Iterator[pa.Table]:
@@ -230,17 +218,25 @@ def read_slices(path: str, sizes: Sequence[int]) -> Iterator[pa.Table]:
     The last slices are shorter, or empty, where the shard has fewer rows.
     """
     with open_shard(path) as file:
-        batches = file.iter_batches(batch_size=4096)
-        rest = file.schema_arrow.empty_table()
-        for size in sizes:
-            parts = [rest]
-            held = len(rest)
-            while held < size and (batch := next(batches, None)) is not None:
-                parts.append(pa.Table.from_batches([batch]))
-                held += batch.num_rows
-            whole = pa.concat_tables(parts)
-            yield whole.slice(0, size)
-            rest = whole.slice(size)
+        yield from _cut(file, sizes)
+
+
+def _cut(
+    file: pq.ParquetFile,
+    sizes: Sequence[int],
+    groups: Sequence[int] | None = None,
+    columns: Sequence[str] | None = None,
+) -> Iterator[pa.Table]:
+    batches = file.iter_batches(BATCH, row_groups=groups, columns=columns)
+    rest = file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
+    for size in sizes:
+        parts, held = [rest], len(rest)
+        while held < size and (batch := next(batches, None)) is not None:
+            parts.append(pa.Table.from_batches([batch]))
+            held += batch.num_rows
+        whole = pa.concat_tables(parts)
+        yield whole.slice(0, size)
+        rest = whole.slice(size)
 
 
 def read_examples(table: pa.Table, columns: Columns) -> list[Example | str]:
@@ -254,22 +250,15 @@ def read_examples(table: pa.Table, columns: Columns) -> list[Example | str]:
 def _example(values: Mapping[str, str | bytes | None]) -> Example | str:
     clean: dict[str, str] = {}
     for role, value in values.items():
-        optional = role in OPTIONAL
         if isinstance(value, bytes):
             return f"input: {role} is not UTF-8 text"
-        if not value or (not optional and not value.strip()):
-            if not optional:
-                return f"input: {role} is {'null' if value is None else 'empty'}"
-            continue
-        clean[role] = value
-    responses = tuple(clean[r] for r in ("response_a", "response_b", "response") if r in clean)
-    return Example(
-        clean["instruction"],
-        responses,
-        clean.get("input"),
-        clean.get("reference"),
-        clean.get("rubric"),
-    )
+        if role not in OPTIONAL and not (value and value.strip()):
+            return f"input: {role} is {'null' if value is None else 'empty'}"
+        if value:
+            clean[role] = value
+    named = ("response_a", "response_b", "response")
+    responses = tuple(clean.pop(role) for role in named if role in clean)
+    return Example(responses=responses, **clean)
 
 
 def _decode(column: pa.ChunkedArray) -> list[str | bytes | None]:

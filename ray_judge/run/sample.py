@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ray_judge.errors import InputError
 from ray_judge.records import Shard
-from ray_judge.run.plan import open_shard
+from ray_judge.run.plan import open_shard, row_groups
 from ray_judge.storage.local import open_storage
 
 Rows = npt.NDArray[np.int64]
@@ -50,14 +50,11 @@ def take(shards: Sequence[Shard], rows: Rows, columns: Sequence[str]) -> pa.Tabl
         if not len(inside):
             continue
         with open_shard(shard.path) as file:
-            begin = 0
-            for number in range(file.num_row_groups):
-                end = begin + file.metadata.row_group(number).num_rows
+            for number, begin, end in row_groups(file):
                 here = inside[(inside >= begin) & (inside < end)] - begin
                 if len(here):
                     group = file.read_row_group(number, columns=list(columns))
                     parts.append(group.take(pa.array(here)))
-                begin = end
     return pa.concat_tables(parts)
 
 

@@ -6,14 +6,12 @@ A run directory lives in a `Storage`. What the rest of the package relies on:
   a part; what they return from is durable.
 * `create` is exclusive: of any number of racing callers exactly one returns, all others get
   `AlreadyExists`. Fencing of the ledger stands on this.
-* `exists` and `list` see every `create` that returned before they were called (local disks, S3
-  and GCS are strongly consistent; a network file system with cached look-ups is not, and must
-  not hold a ledger).
+* `exists` and `list` see every `create` that returned before they were called (a network file
+  system with cached look-ups does not, and must not hold a ledger).
 * An `AppendLog` keeps what was appended before a `sync` that returned. What came after it may
   be there in part: readers of logs check every line (`escalation/books/lines.py`).
 
-Exceptions of the operating system and (in `object_store.py`) of the object store's client are
-translated here, by type, and nowhere else.
+Exceptions of the operating system and of the object store's client are translated here, by type.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
@@ -57,8 +56,7 @@ class AppendLog:
     def sync(self) -> None:
         """Make everything appended before this call durable, or raise `StorageError`.
 
-        After a failure the log refuses all further work: what a failed fsync left on the disk
-        is unknown, so a later success would prove nothing.
+        After a failure the log refuses all further work: a later success would prove nothing.
         """
         with self._sync_lock:
             if self._broken:
@@ -81,45 +79,30 @@ class AppendLog:
 
 
 class Storage(Protocol):
-    """A root under which relative paths with forward slashes name files."""
+    """A root under which relative paths with forward slashes name files.
+
+    `create` and `log` raise AlreadyExists where the name is taken, `read` and `open_input` (for
+    `pyarrow.parquet`) Missing where nothing is; `delete` does not mind. `list` gives sorted paths
+    of the complete files under a folder. `write_stream` leaves nothing when its block fails.
+    """
 
     @property
-    def uri(self) -> str:
-        """The root, e.g. `/abs/path` or `s3://bucket/prefix`."""
-
-    def read(self, path: str) -> bytes:
-        """The whole file; `Missing` when there is none."""
-
-    def write(self, path: str, data: bytes) -> None:
-        """Replace atomically and durably."""
-
-    def create(self, path: str, data: bytes) -> None:
-        """Write atomically and durably where nothing is; `AlreadyExists` when taken."""
-
-    def exists(self, path: str) -> bool:
-        """Whether a complete file has this name."""
-
-    def list(self, prefix: str) -> list[str]:
-        """Sorted relative paths of the complete files under the folder `prefix`."""
-
-    def delete(self, path: str) -> None:
-        """Remove; a missing file is fine."""
-
-    def log(self, path: str) -> AppendLog:
-        """Begin a new append-only log; `AlreadyExists` when the name was used before."""
-
-    def write_stream(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """A file object that replaces `path` when the block ends well, else leaves nothing."""
-
-    def open_input(self, path: str) -> Any:
-        """A seekable binary file for `pyarrow.parquet`; `Missing` when there is none."""
+    def uri(self) -> str: ...
+    def read(self, path: str) -> bytes: ...
+    def write(self, path: str, data: bytes) -> None: ...
+    def create(self, path: str, data: bytes) -> None: ...
+    def exists(self, path: str) -> bool: ...
+    def list(self, prefix: str) -> list[str]: ...
+    def delete(self, path: str) -> None: ...
+    def log(self, path: str) -> AppendLog: ...
+    def write_stream(self, path: str) -> AbstractContextManager[BinaryIO]: ...
+    def open_input(self, path: str) -> Any: ...
 
 
 def open_storage(uri: str) -> Storage:
     """Open a local path, `file://`, `s3://` or `gs://` root; nothing is created or contacted yet.
 
-    Credentials and endpoints come from the environment (`AWS_*`, `GOOGLE_*`). Raises
-    `ConfigError` for another scheme, or when the optional dependency is not installed.
+    Credentials come from the environment (`AWS_*`, `GOOGLE_*`). Raises ConfigError.
     """
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
@@ -143,9 +126,6 @@ def checked(path: str) -> str:
     return path
 
 
-# --- local disks -------------------------------------------------------------------------------
-
-
 @contextmanager
 def _local_errors(path: str) -> Iterator[None]:
     try:
@@ -159,7 +139,7 @@ def _local_errors(path: str) -> Iterator[None]:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the names in `folder` durable: without it a crash may forget a rename."""
+    # Makes the names in `folder` durable: without it a crash may forget a rename.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -167,29 +147,27 @@ def _sync_folder(folder: str) -> None:
         os.close(handle)
 
 
+def _make_folder(folder: str) -> None:
+    if not os.path.isdir(folder):
+        parent = os.path.dirname(folder)
+        _make_folder(parent)
+        os.makedirs(folder, exist_ok=True)
+        _sync_folder(parent)
+
+
 class LocalStorage:
-    """Files under one folder of a local disk; it pickles as that folder's absolute path."""
+    """Files under one folder of a local disk."""
 
     def __init__(self, root: str) -> None:
         self.uri = root
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (LocalStorage, (self.uri,))
 
     def _at(self, path: str) -> str:
         return os.path.join(self.uri, checked(path))
 
     def _folder(self, path: str) -> str:
-        """The folder of `path`, made if need be, its own name durable in its parent."""
         folder = os.path.dirname(self._at(path))
-        missing = []
-        while not os.path.isdir(folder):
-            missing.append(folder)
-            folder = os.path.dirname(folder)
-        for name in reversed(missing):
-            os.makedirs(name, exist_ok=True)
-            _sync_folder(os.path.dirname(name))
-        return os.path.dirname(self._at(path))
+        _make_folder(folder)
+        return folder
 
     def read(self, path: str) -> bytes:
         with _local_errors(path):
@@ -209,10 +187,7 @@ class LocalStorage:
 
     @contextmanager
     def _new_file(self, path: str, put_in_place: Callable[[str, str], None]) -> Iterator[BinaryIO]:
-        """A new file beside `path` under a name that readers skip, until the block ends well.
-
-        Errors of the caller's block pass unchanged.
-        """
+        """A file that readers skip until the block ends well; the block's errors pass unchanged."""
         with _local_errors(path):
             folder = self._folder(path)
             temporary = os.path.join(folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
@@ -247,10 +222,9 @@ class LocalStorage:
     def log(self, path: str) -> AppendLog:
         with _local_errors(path):
             folder = self._folder(path)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
-            handle = os.open(self._at(path), flags, 0o644)
+            file = open(self._at(path), "xb", buffering=0)  # noqa: SIM115  the log closes it
             _sync_folder(folder)
-        return _LocalLog(path, handle)
+        return _LocalLog(path, file)
 
     def open_input(self, path: str) -> Any:
         with _local_errors(path):
@@ -258,21 +232,19 @@ class LocalStorage:
 
 
 class _LocalLog(AppendLog):
-    def __init__(self, path: str, handle: int) -> None:
+    def __init__(self, path: str, file: FileIO) -> None:
         super().__init__(path)
-        self._handle = handle
+        self._file = file
 
     def _put(self, data: bytes) -> None:
         with _local_errors(self.path):
             rest = memoryview(data)
             while rest:
-                rest = rest[os.write(self._handle, rest) :]
-            os.fsync(self._handle)
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file)
 
     def close(self) -> None:
         try:
             super().close()
         finally:
-            handle, self._handle = self._handle, -1
-            if handle >= 0:
-                os.close(handle)
+            self._file.close()

@@ -1,9 +1,8 @@
 """A lock that a killed process does not leave behind, on a disk or on an object store.
 
-On a disk the kernel holds the lock and drops it with the process. On an object store the lock is
-one object that its owner renews. Every change of it is a conditional put: an owner that overslept
-can neither renew nor release what is another's by now. Either way the lock is for comfort: two who
-believe that they hold it are told apart by the ledger's fencing.
+On a disk the kernel drops the lock with the process. On an object store it is an object that its
+owner renews by conditional puts: an owner that overslept can change nothing of another's. Either
+way two who believe that they hold the lock are told apart by the ledger's fencing.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ray_judge.storage.local import Missing, open_storage
 from ray_judge.storage.object_store import ObjectStorage, Version
 
 RENEW_S = 10.0
-"""On an object store: how often an owner renews its lock, and who asks for it learns that soon."""
+"""On an object store: how often an owner renews its lock."""
 STALE_S = 120.0
 """A lock that has not been renewed for so long, by the clock of who waits for it, is free."""
 POLL_S = 1.0
@@ -39,9 +38,9 @@ log = logging.getLogger(__name__)
 def locked(uri: str, name: str, place: str, run: str | None = None) -> Iterator[None]:
     """Hold the lock `<uri>/<name>`, or raise RunLockedError naming who does.
 
-    `place` says in errors what is locked, as in "run directory"; `run` is added to the name of its
-    owner, where that is not clear from the place. On an object store it takes up to RENEW_S to
-    learn that the owner is alive, and STALE_S to learn that it is dead.
+    `place` says in errors what is locked, as in "run directory"; `run` is added to the owner's
+    name. On an object store it takes up to RENEW_S to learn that the owner is alive, and STALE_S
+    to learn that it is dead.
     """
     me = f"pid {os.getpid()} on {socket.gethostname()}" + (f" for {run}" if run else "")
     storage = open_storage(uri)
@@ -90,7 +89,6 @@ class StoreLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Take the lock, renew it in the background, and release it."""
         self.take()
         over = threading.Event()
         renewing = threading.Thread(target=self._renew_until, args=(over,), daemon=True)
@@ -122,23 +120,19 @@ class StoreLock:
         try:
             self.renew()
         except AlreadyExists:
-            raise RunLockedError(
-                f"another process took this {self._place} just now", run=self._storage.uri
-            ) from None
+            raise _held_by("since just now", self._place, self._storage.uri) from None
 
     def renew(self) -> None:
         """Write the lock anew. Raises AlreadyExists when another owner has written it."""
         self._put(self._me)
 
     def release(self) -> None:
-        """Say that the lock is free, if it still is ours."""
         with contextlib.suppress(StorageError):
             self._put(None)
 
     def _put(self, owner: str | None) -> None:
         self._renewed += 1
-        said = {"owner": owner, "token": self._token, "renewed": self._renewed}
-        data = json.dumps(said).encode()
+        data = json.dumps({"owner": owner, "token": self._token, "renewed": self._renewed}).encode()
         try:
             self._version = self._storage.replace(self._name, data, self._version)
         except AlreadyExists:  # perhaps by an earlier put of our own whose answer was lost

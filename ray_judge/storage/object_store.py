@@ -17,8 +17,6 @@ from ray_judge.storage.local import AppendLog, Missing, checked
 
 _SPOOL_BYTES = 32 << 20
 """A stream is kept in memory up to this size, then in a temporary file, then put at once."""
-
-
 Version = dict[str, str]
 """What tells one state of an object from another (`e_tag`, and `version` where there is one)."""
 
@@ -44,10 +42,7 @@ def _object_errors(path: str) -> Iterator[None]:
 
 
 class ObjectStorage:
-    """Objects under one prefix of an S3 or GCS bucket, through obstore.
-
-    It pickles as its URI alone: the other side takes credentials from its environment.
-    """
+    """Objects under one prefix of a bucket. It pickles as its URI, without credentials."""
 
     def __init__(self, uri: str) -> None:
         try:
@@ -59,12 +54,10 @@ class ObjectStorage:
             ) from error
         self.uri = uri
         self._obstore = obstore
-        endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
         connect: Any = from_url  # its overloads cannot be chosen by a URI known at run time
         with _object_errors(uri):
-            self._store = connect(
-                uri, client_options={"allow_http": endpoint.startswith("http://")}
-            )
+            self._store = connect(uri, client_options={"allow_http": plain})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ObjectStorage, (self.uri,))
@@ -79,15 +72,14 @@ class ObjectStorage:
     def create(self, path: str, data: bytes) -> None:
         """Put where nothing is (`If-None-Match: *`).
 
-        A put that succeeded but whose answer was lost is sent again by the client and then
-        refused: the caller sees `AlreadyExists` for its own object. Callers that must know put
-        something of their own in `data` and read it back.
+        A put whose answer was lost is sent again by the client and then refused: the caller sees
+        AlreadyExists for its own object, and may read it back to know.
         """
         self.replace(path, data, None)
 
     def replace(self, path: str, data: bytes, version: Version | None) -> Version:
-        """Put where the object still has this version, None: where there is none; else
-        `AlreadyExists`, as in `create`. Gives the new version.
+        """Put where the object has this version, None: where there is none; else AlreadyExists.
+        Gives the new version.
         """
         mode = "create" if version is None else version
         with _object_errors(path):
@@ -95,7 +87,6 @@ class ObjectStorage:
             return _version(put(self._store, checked(path), data, mode=mode, use_multipart=False))
 
     def read_version(self, path: str) -> tuple[bytes, Version]:
-        """The whole object and the version that it has; `Missing` when there is none."""
         with _object_errors(path):
             found = self._obstore.get(self._store, checked(path))
             return bytes(found.bytes()), _version(found.meta)
@@ -118,14 +109,13 @@ class ObjectStorage:
             self._obstore.delete(self._store, checked(path))
 
     def log(self, path: str) -> AppendLog:
-        """Begin a log: every sync creates the next object `path.00000001`, ..."""
+        # Every sync creates the next object: path.00000001, path.00000002, ...
         if self.exists(f"{path}.{1:08d}"):
             raise AlreadyExists("the name is taken", path=path)
         return _ObjectLog(self, checked(path))
 
     @contextmanager
     def write_stream(self, path: str) -> Iterator[BinaryIO]:
-        """Spool here, then put all at once (multipart where it is large)."""
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as file:
             yield cast(BinaryIO, file)
             file.seek(0)

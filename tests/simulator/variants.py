@@ -1,13 +1,15 @@
 """Money systems that are broken on purpose: the simulator must find each of them out.
 
-Each variant is the real code with one mistake, the kind that reviews let through.
+Each variant is the real code with one mistake, the kind that reviews let through; those marked
+FOUND were in the real code until the simulator met them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -16,7 +18,7 @@ import ray_judge.escalation.books.books
 from ray_judge.errors import LedgerFenced
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.batch.records import BatchRecord, Stage
-from ray_judge.escalation.books.accounts import month_of, to_nanos
+from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
 from ray_judge.escalation.books.books import Claim
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Lease, Ledger, claim_path
@@ -102,21 +104,22 @@ class RoundedDown(Ledger):
         return super().settle(lease, slot, max(Decimal(0), cost_usd - Decimal("1e-9")))
 
 
-class PerActorCap(Ledger):
-    """The "global" cap of so many libraries: each actor's own."""
+class EachActorsRoom(Ledger):
+    """The "global" cap of so many libraries: each actor's own. With `AsksForOneActor`."""
 
-    _actor = ""
-
-    def propose(self, actor: str, needs: Sequence[tuple[str, Decimal]]) -> Lease:
-        self._actor = actor
-        return super().propose(actor, needs)
-
-    def fitting(self, max_costs_usd: Sequence[Decimal]) -> int:
-        return len(max_costs_usd)
+    actor = ""
 
     def _room(self, account: str) -> int:
-        others = sum(x.amount for x in self._accounts.leases.values() if x.actor != self._actor)
+        others = sum(x.amount for x in self._accounts.leases.values() if x.actor != self.actor)
         return super()._room(account) + others
+
+
+class AsksForOneActor(Governor):
+    """Tells the ledger whose cap it is."""
+
+    def _offer(self, waiter: Any, now: float) -> Any:
+        vars(self._ledger)["actor"] = waiter.actor
+        return super()._offer(waiter, now)
 
 
 class LostFencing(Ledger):
@@ -146,16 +149,43 @@ class NoMonthBorder(Ledger):
         self._month = month_of(self._clock())
 
 
+@contextlib.contextmanager
+def _lost_long_ago(accounts: Accounts, before: float) -> Iterator[None]:
+    """Within it, leases that were lost before this time were so for ever."""
+    lost = [(x, x.lost_at) for x in accounts.leases.values() if (x.lost_at or math.inf) < before]
+    for lease, _ in lost:
+        lease.lost_at = 0.0
+    yield
+    for lease, at in lost:
+        lease.lost_at = at
+
+
 class ForgetsLateBills(Ledger):
-    """What was in flight at a crash and billed in the next month is in neither's sum."""
+    """FOUND: what was in flight at a crash and billed in the next month was in neither's sum."""
 
     def _roll(self) -> None:
-        lost = {k: x.lost_at for k, x in self._accounts.leases.items() if x.lost_at is not None}
-        for lease in lost:
-            self._accounts.leases[lease].lost_at = 0.0
-        super()._roll()
-        for lease, at in lost.items():
-            self._accounts.leases[lease].lost_at = at
+        with _lost_long_ago(self._accounts, math.inf):
+            super()._roll()
+
+
+class LooksTooLate(Ledger):
+    """FOUND: nobody owned the ledger in the hour around midnight, so that what was lost before it
+    and billed behind it was in no sum of the new month, weeks later."""
+
+    def __init__(self, storage: Any, epoch: int, accounts: Accounts, *args: Any) -> None:
+        with _lost_long_ago(accounts, args[2]() - 3600.0):
+            super().__init__(storage, epoch, accounts, *args)
+
+
+class DeniesTooSoon(Ledger):
+    """Money in open leases is taken for spent: none of it will come back."""
+
+    def best_usd(self) -> dict[str, Decimal]:
+        return {
+            name.partition(":")[0]: to_usd(room)
+            for name in self._names()
+            if (room := self._room(name)) < 10**18
+        }
 
 
 class NoKeysInGrants(Ledger):
@@ -171,7 +201,7 @@ class NoKeysInGrants(Ledger):
 class ChangedBooks(SimBooks):
     """What recovery finds is changed before anybody uses it."""
 
-    def change(self, accounts: Any) -> None:
+    def change(self, accounts: Accounts) -> None:
         """The mistake."""
 
     def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
@@ -192,7 +222,7 @@ class ChangedBooks(SimBooks):
 class ForgetsOpenLeases(ChangedBooks):
     """Recovery takes what is settled and gives back all the rest."""
 
-    def change(self, accounts: Any) -> None:
+    def change(self, accounts: Accounts) -> None:
         for lease, opened in list(accounts.leases.items()):
             for slot in list(opened.slots):
                 accounts.settle(lease, slot, 0)
@@ -201,26 +231,24 @@ class ForgetsOpenLeases(ChangedBooks):
 class ForgetsSettled(ChangedBooks):
     """Each owner begins a new account."""
 
-    def change(self, accounts: Any) -> None:
+    def change(self, accounts: Accounts) -> None:
         accounts.settled.clear()
 
 
-class ProvenInTheOldMonth(ChangedBooks):
-    """What the journal proves at a recovery is charged to the month of its lease only."""
+class ForgetsQuestions(ChangedBooks):
+    """Recovery keeps the money of open leases, and forgets what they asked."""
 
-    def change(self, accounts: Any) -> None:
+    def change(self, accounts: Accounts) -> None:
+        for opened in accounts.leases.values():
+            opened.slots.update({slot: ("", most) for slot, (_, most) in opened.slots.items()})
+
+
+class ProvenInTheOldMonth(ChangedBooks):
+    """FOUND: what the journal proved at a recovery was charged to the month of its lease only."""
+
+    def change(self, accounts: Accounts) -> None:
         for (lease, slot), cost in self.journal().paid(accounts.leases).items():
             accounts.settle(lease, slot, to_nanos(cost))
-
-
-class LooksTooLate(ChangedBooks):
-    """What was lost just before midnight is in no sum of the new month when nobody looks then."""
-
-    def change(self, accounts: Any) -> None:
-        now = self._clock()
-        for opened in accounts.leases.values():
-            if opened.lost_at is not None and opened.lost_at < now - 3600.0:
-                opened.lost_at = 0.0
 
 
 class ReadsBeforeItClaims(SimBooks):
@@ -238,8 +266,21 @@ class ReadsBeforeItClaims(SimBooks):
 class BatchesAreLost(SimBooks):
     """A pending batch's lease is given up like any other."""
 
-    def _pending_batches(self, accounts: Any) -> dict[str, str]:
+    def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
         return {}
+
+
+class RecordsBeforeTheClaim(SimBooks):
+    """Which batches are pending is read first, and the books are claimed after that."""
+
+    _early: Mapping[str, str] = {}
+
+    def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
+        self._early = super()._pending_batches(BOOKS.recover(self.storage))
+        return super().claim(owner, nonce)
+
+    def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
+        return dict(self._early)
 
 
 class FoldsLivingLogs(SimBooks):
@@ -269,21 +310,34 @@ class AsksWhatOthersBatched(Session):
 class NoLookAfterClaim(Session):
     """Goes by the journal as it was before the books were claimed."""
 
-    _looked = False
+    _was_owner = False
 
     async def look(self) -> None:
-        if not self._looked:
-            await super().look()
-        self._looked = True
+        asked = [*self.waiting.values(), *self.aside.values()]
+        before = self._answered, self.in_vain
+        await super().look()
+        if self._owner and not self._was_owner:
+            self._answered, self.in_vain = before
+            self.put(asked)
+        self._was_owner = self._owner
 
 
 class JournalUnread(Session):
     """Asks everything, whatever the journal holds."""
 
     async def look(self) -> None:
+        asked = [*self.waiting.values(), *self.aside.values()]
         await super().look()
         self._answered = set()
-        self.put([])
+        self.put(asked)
+
+
+class ForgetsWhatFlies(Session):
+    """What may be in flight is not asked, and never looked at again."""
+
+    async def recheck(self) -> bool:
+        self.aside = {key: q for key, q in self.aside.items() if key in self.batched}
+        return False
 
 
 class ReasksBeginAnew(Session):
@@ -343,13 +397,37 @@ class ForgetsBatches(BatchCourier):
         return claim
 
 
-class SubmitsBeforeLease(BatchCourier):
-    """The record says `submitted` as soon as the creation is asked for."""
+class CreationNotOnRecord(BatchCourier):
+    """A batch is created before its record says that it may be."""
 
     async def _step(self, record: BatchRecord, stage: Stage, **found: Any) -> BatchRecord:
         if stage is Stage.CREATING:
             stage = Stage.INTENT
         return await super()._step(record, stage, **found)
+
+
+class LooksOnce(BatchCourier):
+    """A batch that the list does not show at the first look was never created."""
+
+    async def _find(self, record: BatchRecord) -> bool:
+        self._provider.find = self._provider._listed  # type: ignore[method-assign]
+        return await super()._find(record)
+
+
+class BookedBeforeKept(BatchCourier):
+    """The answers of a batch are booked first and kept then."""
+
+    def _keep(self, answers: Sequence[Any]) -> None:
+        asyncio.get_running_loop().call_later(0.05, super()._keep, answers)
+
+
+class MissingIsFree(BatchCourier):
+    """A request of a batch that is in neither of its files was not billed, surely."""
+
+    async def _read(self, session: Session, record: BatchRecord, view: Any) -> None:
+        real = self._results.read
+        self._results.read = _with(real, billed=0)  # type: ignore[method-assign]
+        await super()._read(session, record, view)
 
 
 # --- the asker ---
@@ -400,15 +478,13 @@ class ReleasesSentSlots(WatchedPermits):
 
 
 class UsesSlotsTwice(WatchedPermits):
-    """A slot whose request failed is as good as new."""
+    """A slot whose request was refused is as good as new."""
 
     _last: Slot | None = None
 
     def settle(self, slot: Slot, cost_usd: Decimal, feedback: Feedback) -> None:
-        if cost_usd == 0:
-            self._last = slot
-        else:
-            super().settle(slot, cost_usd, feedback)
+        super().settle(slot, cost_usd, feedback)
+        self._last = None if cost_usd else slot
 
     async def slot(self, need: Need) -> Slot:
         if self._last is not None and self._last.need == need:
@@ -446,13 +522,6 @@ class LazyJournal(JournalWriter):
         self.sync()
 
 
-class SlowJournal(JournalWriter):
-    """Waits two seconds for company."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "linger_s": 2.0})
-
-
 # --- the oracle ---
 
 
@@ -471,13 +540,18 @@ class ExcusingOracle(Oracle):
         return other or super()._excused(request)
 
 
+def _with(real: Any, **wrong: Any) -> Any:
+    """The real part, told something wrong."""
+    return lambda *args, **options: real(*args, **{**options, **wrong})
+
+
 VARIANTS: Mapping[str, Parts] = {
     "lease after call": Parts(governor=LeaseAfterCall),
     "no fsync": Parts(storage=NoFsync),
     "double settle": Parts(ledger=DoubleSettle),
     "float money": Parts(ledger=FloatMoney),
     "costs rounded down": Parts(ledger=RoundedDown),
-    "per-actor cap": Parts(ledger=PerActorCap),
+    "per-actor cap": Parts(ledger=EachActorsRoom, governor=AsksForOneActor),
     "lost fencing": Parts(ledger=LostFencing),
     "fence before sync": Parts(ledger=FenceBeforeSync),
     "month border forgotten": Parts(ledger=NoMonthBorder),
@@ -487,10 +561,17 @@ VARIANTS: Mapping[str, Parts] = {
     "recovery forgets what was settled": Parts(books=ForgetsSettled),
     "late bills of a lost lease": Parts(ledger=ForgetsLateBills),
     "proven in the old month": Parts(books=ProvenInTheOldMonth),
-    "late bills, looked at too late": Parts(books=LooksTooLate),
+    "late bills, looked at too late": Parts(ledger=LooksTooLate),
+    "denied while money may come back": Parts(ledger=DeniesTooSoon),
+    "recovery forgets the questions": Parts(books=ForgetsQuestions),
+    "batch records read before the claim": Parts(books=RecordsBeforeTheClaim),
     "pending batches are lost": Parts(books=BatchesAreLost),
     "logs of living writers are folded": Parts(books=FoldsLivingLogs),
     "a successor asks at once": Parts(session=AsksAtOnce),
+    "all processes are taken for dead": Parts(session=_with(Session, is_dead=lambda _: True)),
+    "no silence is waited for": Parts(session=_with(Session, quiet_s=0.0)),
+    "a silence as long as a request": Parts(session=_with(Session, quiet_s=5.0)),
+    "what is in flight is forgotten": Parts(session=ForgetsWhatFlies),
     "another run's batch is asked again": Parts(session=AsksWhatOthersBatched),
     "no look after the claim": Parts(session=NoLookAfterClaim),
     "journal not consulted": Parts(session=JournalUnread),
@@ -500,7 +581,10 @@ VARIANTS: Mapping[str, Parts] = {
     "a spent cap waits for next month": Parts(session=LeavesTooMuch),
     "a batch created again": Parts(batch=CreatesAgain),
     "batches forgotten at a restart": Parts(batch=ForgetsBatches),
-    "a creation is not on record": Parts(batch=SubmitsBeforeLease),
+    "a creation is not on record": Parts(batch=CreationNotOnRecord),
+    "a batch looked for once": Parts(batch=LooksOnce),
+    "a batch booked before it is kept": Parts(batch=BookedBeforeKept),
+    "a batch's missing results are free": Parts(batch=MissingIsFree),
     "settle before journal": Parts(asker=SettleBeforeJournal),
     "ambiguous time-out is free": Parts(asker=AmbiguousIsFree),
     "server error is free": Parts(asker=ServerErrorIsFree),
@@ -509,7 +593,7 @@ VARIANTS: Mapping[str, Parts] = {
     "a slot used twice": Parts(permits=UsesSlotsTwice),
     "more sent than granted": Parts(permits=KeepsPermits),
     "journal buffered only": Parts(journal=LazyJournal),
-    "journal slower than 250 ms": Parts(journal=SlowJournal),
+    "journal slower than 250 ms": Parts(journal=_with(JournalWriter, linger_s=2.0)),
 }
 
 FOUND_FROM: Mapping[str, int] = {}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_judge.config import RunConfig, parse
-from ray_judge.errors import ConfigError, InputChangedError
+from ray_judge.errors import InputChangedError
 from ray_judge.escalation.pricing import input_token_bound, max_cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable, canonical_key, in_words
 from ray_judge.records import Chunk, Example
@@ -25,19 +25,13 @@ pytestmark = pytest.mark.timeout(60)
 
 PAIR = Example("Say hi.", ("hi", "hello"))
 ROLES = ("instruction", "response_a", "response_b")
+RUN = {"input": "i", "output": "o", "route": {"fraction": 0.5}}
 
 
 def config(task: str = "pairwise", **strong: Any) -> RunConfig:
-    return parse(
-        {
-            "input": "i",
-            "output": "o",
-            "task": task,
-            "judge": {"model": "m", "rubric": strong.pop("judge_rubric", None)},
-            "route": {"fraction": 0.5},
-            "strong": {"model": "gpt-4.1", "max_cost_usd": 1, **strong},
-        }
-    )
+    judge = {"model": "m", "rubric": strong.pop("judge_rubric", None)}
+    strong = {"model": "gpt-4.1", "max_cost_usd": 1, **strong}
+    return parse({**RUN, "task": task, "judge": judge, "strong": strong})
 
 
 def maker(task: str = "pairwise", **strong: Any) -> QuestionMaker:
@@ -76,11 +70,9 @@ def test_what_the_key_depends_on() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"max_cost_usd": 7, "concurrency": 1, "base_url": "http://127.0.0.1:1/v1"},
-        {"max_output_tokens": 10},
-        {"max_tokens_field": "max_tokens"},
+        {"max_cost_usd": 7, "concurrency": 1, "base_url": "http://127.0.0.1:1/v1", "mode": "batch"},
+        {"max_output_tokens": 10, "max_tokens_field": "max_tokens"},
         {"samples": 3, "abstain_below": 0.7},
-        {"mode": "batch"},
     ],
 )
 def test_what_the_key_does_not_depend_on(change: dict[str, Any]) -> None:
@@ -92,10 +84,7 @@ def test_a_key_is_that_of_the_body_whatever_its_order_and_text() -> None:
     asked = body()
     assert canonical_key(dict(reversed(asked.items()))) == canonical_key(asked) == key()
     assert canonical_key({"a": "\ud800"}) != canonical_key({"a": "\ud801"})
-
-
-def test_the_judges_criteria_stand_in_for_missing_ones() -> None:
-    assert key(judge_rubric="Be kind.") == key(rubric="Be kind.")
+    assert key(judge_rubric="Be kind.") == key(rubric="Be kind.")  # it stands in for a missing one
 
 
 def test_samples_and_orders_are_questions_of_their_own() -> None:
@@ -105,11 +94,6 @@ def test_samples_and_orders_are_questions_of_their_own() -> None:
     assert [question.key for question in both[::2]] == [key(), key(PAIR.swapped())]
     more = maker(samples=3).of_example(PAIR)
     assert [question.key for question in more[:2]] == [question.key for question in both[:2]]
-
-
-def test_samples_that_would_all_be_alike_are_refused() -> None:
-    with pytest.raises(ConfigError, match="temperature"):
-        config(samples=2, temperature=0)
 
 
 @pytest.mark.parametrize(("mode", "tier"), [("online", "default"), ("batch", "batch")])
@@ -131,8 +115,7 @@ def test_a_question_knows_its_tokens_and_its_cost(mode: str, tier: str) -> None:
     ],
 )
 def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values: Any) -> None:
-    example = PAIR if task == "pairwise" else PAIR.single("hi")
-    asked = body(task, example)
+    asked = body(task, PAIR if task == "pairwise" else PAIR.single("hi"))
     schema = {
         "type": "object", "properties": {field: values}, "required": [field],
         "additionalProperties": False,
@@ -142,15 +125,6 @@ def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values:
     assert f'"{field}"' in asked["messages"][1]["content"]  # words alone say what is wanted
     assert in_words(asked) == {k: v for k, v in asked.items() if k != "response_format"}
     assert not any("logprobs" in name for name in asked)
-
-
-def test_every_text_is_in_the_question_under_its_heading() -> None:
-    example = Example("do", ("one", "two"), input="given", reference="gold", rubric="crisp")
-    text = body(example=example)["messages"][1]["content"]
-    parts = ["[Instruction]\ndo", "[Input]\ngiven", "[Reference answer]\ngold",
-             "[Criteria]\ncrisp", "[Answer A]\none", "[Answer B]\ntwo"]  # fmt: skip
-    places = [text.index(part) for part in parts]
-    assert places == sorted(places)
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -202,66 +176,49 @@ def test_a_row_that_asks_something_else_now_is_not_asked(
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [
-        ('{"verdict": "A"}', "A"),
-        (' \n{"verdict":"tie"}\n', "tie"),
-        ('{"reason": "x", "verdict": "B"}', "B"),
-        ('```json\n{"verdict": "B"}\n```', "B"),
-        ('```\n{"verdict": "A"}```', "A"),
-        ('{"verdict": "\\u0041"}', "A"),
+        ('{"verdict": "A"}', "A"), (' \n{"verdict":"tie"}\n', "tie"), ('{"score": 1e1}', 10.0),
+        ('{"reason": "x", "verdict": "B"}', "B"), ('```json\n{"verdict": "B"}\n```', "B"),
+        ('```\n{"verdict": "A"}```', "A"), ('{"verdict": "\\u0041"}', "A"),
+        ('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 7.5}', 7.5),
     ],
-)
-def test_answers_that_are_verdicts(text: str, verdict: str) -> None:
-    assert maker().read(text) == verdict
+)  # fmt: skip
+def test_answers_that_are_verdicts(text: str, verdict: str | float) -> None:
+    value = maker("pairwise" if isinstance(verdict, str) else "pointwise").read(text)
+    assert value == verdict and type(value) is type(verdict)
 
 
-NOT_VERDICTS = [
-    None, "", "  \n", "A", '"A"', "null", "true", "[]", "{}", '["A"]', '{"verdict": null}',
-    '{"verdict": ""}', '{"verdict": "a"}', '{"verdict": "A "}', '{"verdict": "A or B"}',
-    '{"verdict": "C"}', '{"verdict": ["A"]}', '{"verdict": {"A": 1}}', '{"verdict": 1}',
-    '{"verdict": true}', '{"Verdict": "A"}', '{"verdict ": "A"}', '{"score": 5}',
-    '{"verdict": "A"', '{"verdict": "A"},,', '{"verdict": "A"}{"verdict": "B"}',
+NEITHER = [
+    None, "", "  \n", "A", '"A"', "5", "null", "true", "[]", "{}", '["A"]', '{"Verdict": "A"}',
+    '{"verdict ": "A"}', '{"verdict": "A"', '{"verdict": "A"},,', '{"verdict": "A"}{"verdict": 1}',
     '{"verdict": "A", "verdict": "B"}', '{"answer": {"verdict": "A"}}', "{'verdict': 'A'}",
     '{"verdict": A}', "The better answer is A.", '```json\n{"verdict": "A"}\n', "[" * 100_000,
-    '{"verdict":' * 5000, '{"verdict": "\ud800"}', '{"verdict": "A\\u0000"}', "\x00",
-    '{"verdict": ' + "9" * 5000 + "}",
+    '{"verdict":' * 5000, "\x00", '{"verdict": ' + "9" * 5000 + "}", '{"score": 5, "score": 6}',
     '```json\n{"verdict": "A"}\n```\n```json\n{"verdict": "B"}\n```',
+]  # fmt: skip
+NO_VERDICTS = [
+    "null", '""', '"a"', '"A "', '"A or B"', '"C"', '["A"]', '{"A": 1}', "1", "true",
+    '"\ud800"', '"A\\u0000"',
+]  # fmt: skip
+NO_SCORES = [
+    "0.99", "10.5", "-3", "NaN", "Infinity", '"5"', "true", "null", "1e999", "[5]", "9" * 400,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", NOT_VERDICTS, ids=lambda text: repr(text)[:30])
-def test_answers_that_are_no_verdict(text: str | None) -> None:
-    for task in ("pairwise", "pointwise"):
-        if task == "pairwise" or text != '{"score": 5}':
-            with pytest.raises(Unparseable) as caught:
-                maker(task).read(text)
-            assert 0 < len(str(caught.value)) < 250
-
-
-def test_a_tie_that_was_not_offered_is_no_verdict() -> None:
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        *((task, text) for task in ("pairwise", "pointwise") for text in NEITHER),
+        *(("pairwise", f'{{"verdict": {value}}}') for value in NO_VERDICTS),
+        *(("pointwise", f'{{"score": {value}}}') for value in NO_SCORES),
+    ],
+    ids=lambda text: repr(text)[:30],
+)
+def test_answers_that_are_no_verdict(task: str, text: str | None) -> None:
+    with pytest.raises(Unparseable) as caught:
+        maker(task).read(text)
+    assert 0 < len(str(caught.value)) < 250
     with pytest.raises(Unparseable, match="tie"):
-        maker(ties=False).read('{"verdict": "tie"}')
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 10}', 10.0), ('{"score": 7.5}', 7.5),
-     ('{"score": 1e1}', 10.0)],
-)  # fmt: skip
-def test_scores(text: str, score: float) -> None:
-    value = maker("pointwise").read(text)
-    assert value == score and isinstance(value, float)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['{"score": 0.99}', '{"score": 10.5}', '{"score": -3}', '{"score": NaN}', '{"score": Infinity}',
-     '{"score": "5"}', '{"score": true}', '{"score": null}', '{"score": 1e999}', '{"score": [5]}',
-     '{"score": ' + "9" * 400 + "}", '{"score": 5, "score": 6}', '{"verdict": "A"}', "5"],
-    ids=lambda text: text[:24],
-)  # fmt: skip
-def test_no_scores(text: str) -> None:
-    with pytest.raises(Unparseable):
-        maker("pointwise").read(text)
+        maker(ties=False).read('{"verdict": "tie"}')  # it was not offered
 
 
 @settings(max_examples=300, deadline=None)
@@ -284,7 +241,6 @@ def test_several_local_judges_share_one_question() -> None:
         {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
         {"model": "b", "rubric": "Be brief."},
     ]
-    run = {"input": "i", "output": "o", "route": {"fraction": 0.5}}
-    both = parse({**run, "judges": judges, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}})
+    both = parse({**RUN, "judges": judges, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}})
     keys = {QuestionMaker(one).of_example(PAIR)[0].key for one in (both, *both.tiers())}
     assert keys == {key(rubric="Be brief.")}

@@ -56,7 +56,6 @@ def test_chunks_cover_every_row_once() -> None:
     ]  # fmt: skip
     assert PLAN.rows == sum(chunk.rows for chunk in chunks)
     assert (PLAN.chunks_of(1), PLAN.chunks_of(2)) == ([], chunks[3:])
-    assert [PLAN.chunk(chunk.name) for chunk in chunks] == chunks
     assert [chunk.name for chunk in chunks] == sorted(chunk.name for chunk in chunks)
 
 
@@ -65,7 +64,6 @@ def test_the_chunks_of_one_shard_are_cut_without_a_look_at_the_others() -> None:
     nothing: Any = None
     plan = Plan((nothing, PLAN.shards[0], nothing), COLUMNS, 10)
     assert [chunk.name for chunk in plan.chunks_of(1)] == [f"00001-0000{n}" for n in range(3)]
-    assert plan.chunk("00001-00002") == plan.chunks_of(1)[2]
 
 
 def test_the_plan_comes_back_as_it_was(run: RunDirectory) -> None:

@@ -107,7 +107,7 @@ def test_questions_are_made_when_they_are_taken(
     chunks: dict[str, Chunk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cap that binds early costs no rendering of what is never asked."""
-    rows = {row: 0.5 for row in range(2 * PER_TAKE + 9)}
+    rows = dict.fromkeys(range(2 * PER_TAKE + 9), 0.5)
     made = source([frame("c0", rows)], chunks)
     assert made.asked().height == 0
     assert len(made.take() or []) == PER_TAKE == made.asked().height

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import CorruptedError, PausedError
@@ -126,20 +126,24 @@ class Books:
 
     def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
         """Actor → id of each batch with a lease whose record is there and not over."""
-        pending = {}
-        for actor in {lease.actor for lease in accounts.leases.values()}:
-            if actor.startswith(BATCH):
-                batch = actor.removeprefix(BATCH)
-                path = f"batches/{batch}.json"
-                try:
-                    if json.loads(self.storage.read(path))["stage"] not in OVER:
-                        pending[actor] = batch
-                except Missing:
-                    continue
-                except (ValueError, LookupError, TypeError):
-                    file = f"{self.storage.uri}/{path}"
-                    raise CorruptedError("a batch's record is damaged", file=file) from None
-        return pending
+        actors = {lease.actor for lease in accounts.leases.values()}
+        batches = {name: name.removeprefix(BATCH) for name in actors if name.startswith(BATCH)}
+        records = {name: self._batch_record(batch) for name, batch in batches.items()}
+        return {
+            name: batches[name] for name, found in records.items() if found["stage"] not in OVER
+        }
+
+    def _batch_record(self, batch: str) -> dict[str, Any]:
+        """The record of a batch; one that was deleted is over."""
+        path = f"batches/{batch}.json"
+        try:
+            record = json.loads(self.storage.read(path))
+            return {"stage": record["stage"], "run": record["run"]}
+        except Missing:
+            return {"stage": OVER[0], "run": "nobody"}
+        except (ValueError, LookupError, TypeError):
+            file = f"{self.storage.uri}/{path}"
+            raise CorruptedError("a batch's record is damaged", file=file) from None
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of shared books, or raise RunLockedError naming who does."""
@@ -182,10 +186,11 @@ class Books:
     def asked_elsewhere(self, batched: Mapping[str, str]) -> PausedError:
         """Only questions are left that pending batches ask: key → id of the batch."""
         batches = sorted(set(batched.values()))[:3]
+        runs = sorted({self._batch_record(batch)["run"] for batch in batches})
         return PausedError(
-            f"{len(batched)} questions are asked by pending batches of runs that share these "
-            "books: everything else is done and kept. Run again when they are read; where such a "
-            "run is gone for good, delete its batch's record, and they are asked here",
+            f"{len(batched)} questions are asked by pending batches of {', '.join(runs)}, which "
+            "shares these books: everything else is done and kept. Run again when they are read; "
+            "where that run is gone for good, delete its batch's record, and they are asked here",
             file=", ".join(f"{self.storage.uri}/batches/{batch}.json" for batch in batches),
         )
 

@@ -41,6 +41,8 @@ SCHEMA = pl.Schema({name: kind for kind, names in _TYPES.items() for name in nam
 is null where no answer arrived; `run` is who paid."""
 
 _PLAIN = "key cost_usd model response_id lease slot at final error".split()
+_EMPTY = SCHEMA.to_frame()
+_LINES = pl.Schema({**SCHEMA, "cost_usd": pl.String()})
 _NO_USAGE = pl.col("input_tokens").is_null()
 _VERSION = b"1"
 _UNREADABLE = (
@@ -108,7 +110,7 @@ class Journal:
 
     def __init__(self, frames: Iterable[pl.DataFrame]) -> None:
         attempt = ["key", "lease", "slot"]
-        frame = pl.concat([SCHEMA.to_frame(), *frames]).sort("at", *attempt)
+        frame = pl.concat([_EMPTY, *frames]).sort("at", *attempt)
         self.frame = frame.unique(attempt, keep="first", maintain_order=True)
         """Every attempt once, the oldest first; columns as in `SCHEMA`."""
 
@@ -188,13 +190,17 @@ def _read_once(storage: Storage, paths: Sequence[str]) -> _Contents:
         if records and records[-1]["t"] == "end":
             contents.ended.add(log)
         answers = [record for record in records if record["t"] == "answer"]
-        as_text = pl.Schema({**SCHEMA, "cost_usd": pl.String()})
-        contents.frames[log] = pl.DataFrame(answers, schema=as_text).cast(SCHEMA)
+        contents.frames[log] = _frame(answers) if answers else _EMPTY
     # A listing that comes in pages, beside a compaction, can miss the new file, which was not yet
     # there, and then the logs, which are gone. One that begins now shows the new file.
     if _compacted(storage.list(FOLDER)) != compacted:
         raise Missing("compacted while it was read", path=FOLDER)
     return contents
+
+
+def _frame(answers: list[dict[str, Any]]) -> pl.DataFrame:
+    money = pl.col("cost_usd").cast(SCHEMA["cost_usd"])
+    return pl.DataFrame(answers, schema=_LINES).with_columns(money)
 
 
 def _compacted(paths: Iterable[str]) -> list[str]:

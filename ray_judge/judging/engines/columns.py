@@ -27,7 +27,6 @@ class ColumnsEngine:
         self.model = config.judge.model or "columns:" + ",".join(self._columns.values())
 
     def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
-        """Read one verdict per row; a null, NaN or impossible probability is that row's error."""
         values = [rows.column(column).to_pylist() for column in self._columns.values()]
         return [self._judge(row) for row in zip(*values, strict=True)]
 

@@ -20,18 +20,14 @@ class Engine(Protocol):
     """Judges many rows at once. Thread-safe: several chunks are in flight per engine.
 
     `model`: what `judge_model` says. `needs_text`: false for an engine that judges by `rows`
-    alone: it gets every row, and no examples.
+    alone (the input's own, with `extra_columns`): it gets every row, and no examples.
+    A misfortune of one row is that row's `error`; EngineError is for the engine itself.
     """
 
     model: str
     needs_text: bool
 
-    def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
-        """Judge the examples, in order. `rows` are the same rows with `extra_columns`.
-
-        A misfortune of one row is that row's `error`; EngineError is for the engine itself.
-        """
-        ...
+    def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +35,8 @@ class Reading:
     """What a model says where the verdict of one prompt sits.
 
     `logprobs`: alternative → natural logs of the unmasked probabilities of its spellings.
-    `entropy`: mean of Σ p ln p over the generated tokens (null where it was not asked for).
-    `scored`: the tokens that the base model is asked about. `note`: what was done to the prompt.
+    `entropy`: mean of Σ p ln p over the generated tokens, where it was asked for.
+    `scored`: what the base model is asked about. `note`: what was done to the prompt.
     `unseen`: most probability that alternatives which the server did not show can have together.
     """
 
@@ -52,21 +48,16 @@ class Reading:
 
 
 class Reader(Protocol):
-    """Asks a model about examples in its format's own task and orientation."""
+    """Reads the verdict's position of each example; text instead says why there is none."""
 
     name: str
 
-    def read(self, examples: Sequence[Example]) -> list[Reading | str]:
-        """Read each example's verdict position; text instead says why there is none."""
-        ...
+    def read(self, examples: Sequence[Example]) -> list[Reading | str]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenAnswer:
-    """What a model wrote: token ids (its end token included), text, entropies per token.
-
-    `ended`: by itself or at a stop text, not by the budget.
-    """
+    """What a model wrote: tokens, the end's included. `ended`: not by the budget."""
 
     ids: tuple[int, ...]
     text: str
@@ -82,25 +73,22 @@ class LanguageModel(Protocol):
     """A model in this process, asked by tokens. Thread-safe.
 
     `context`: tokens of prompt and answer together. `tokenizer`: as of transformers.
+    `positions` reads the next token's distribution behind each prompt; `write` writes an answer
+    behind each, greedily, of at most `most` tokens; `entropies` gives Σ p ln p at each token of
+    given answers: a token's own distribution, not the next's.
     """
 
     name: str
     context: int
     tokenizer: Any
 
-    def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
-        """Read the next token's distribution behind each prompt."""
-        ...
+    def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]: ...
 
     def write(
         self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str], entropy: bool
-    ) -> list[WrittenAnswer]:
-        """Write an answer behind each prompt, greedily, of at most `most` tokens."""
-        ...
+    ) -> list[WrittenAnswer]: ...
 
-    def entropies(self, scored: Sequence[Scored]) -> list[list[float]]:
-        """Σ p ln p at each token of given answers: a token's own distribution, not the next's."""
-        ...
+    def entropies(self, scored: Sequence[Scored]) -> list[list[float]]: ...
 
 
 def extra_columns(config: RunConfig) -> tuple[str, ...]:
@@ -110,10 +98,7 @@ def extra_columns(config: RunConfig) -> tuple[str, ...]:
 
 
 def check_engine(config: RunConfig) -> Format | None:
-    """Refuse what can be known to fail before a model is loaded. Raises ConfigError.
-
-    Gives the judge's format, with its template at hand: it travels to the engines from here.
-    """
+    """Refuse what can be known to fail before a model is loaded (ConfigError); give the format."""
     judge = config.judge
     if judge.engine == "columns":
         return None
@@ -126,13 +111,12 @@ def check_engine(config: RunConfig) -> Format | None:
 
 def base_of(config: RunConfig) -> str:
     """Name the model that the judge was tuned from. Raises ConfigError where nobody says."""
-    base = base_model_of(config.judge)
-    if base is None:
-        raise ConfigError(
-            "confidence: calibrated_entropy needs judge.base_model: the model that "
-            f"{config.judge.model} was tuned from"
-        )
-    return base
+    if base := base_model_of(config.judge):
+        return base
+    raise ConfigError(
+        "confidence: calibrated_entropy needs judge.base_model: the model that "
+        f"{config.judge.model} was tuned from"
+    )
 
 
 def make_engine(config: RunConfig, format_: Format | None) -> Engine:
@@ -153,10 +137,7 @@ def make_engine(config: RunConfig, format_: Format | None) -> Engine:
 
 
 def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
-    """Load the judge, or the base model that it was tuned from.
-
-    Raises ConfigError for a model that is not there and EngineError when it does not load.
-    """
+    """Load the judge, or the base model that it was tuned from. Raises ConfigError, EngineError."""
     judge = config.judge
     if base:
         of_base = {"model": base_of(config), "revision": judge.base_revision, "adapter": None}
@@ -171,10 +152,9 @@ def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
 
         return VllmModel(judge)
     except ImportError as error:
-        raise ConfigError(
-            f"engine: {judge.engine} needs a package that is not there: install ray-judge[cpu] or "
-            f"ray-judge[gpu] ({error})"
-        ) from None
+        install = "install ray-judge[cpu] or ray-judge[gpu]"
+        said = f"engine: {judge.engine} needs a package that is not there: {install} ({error})"
+        raise ConfigError(said) from None
     except OSError as error:  # what the hub's client and transformers raise for a missing model
         raise ConfigError(f"judge.model {judge.model} cannot be loaded: {error}") from None
     except (RuntimeError, ValueError, TypeError) as error:
@@ -193,21 +173,10 @@ def check_model(key: str, model: str) -> None:
 
 
 def locate(model: str | None) -> str:
-    """Resolve the `~` of a local path; a hub's name stays as it is."""
     return str(Path(str(model)).expanduser())
 
 
-def weight_bytes(model: str) -> int | None:
-    """Bytes of a local checkpoint's weights; None for a model on a hub."""
-    path = Path(model).expanduser()
-    if not path.is_dir():
-        return None
-    files = [*path.glob("*.safetensors")] or [*path.glob("*.bin")]
-    return sum(file.stat().st_size for file in files) or None
-
-
 def name_model(judge: JudgeConfig) -> str:
-    """Name a model with its revision and its adapter, as `judge_model` says it."""
     name = f"{judge.model}@{judge.revision}" if judge.revision else str(judge.model)
     return f"{name}+{judge.adapter}" if judge.adapter else name
 
@@ -215,5 +184,6 @@ def name_model(judge: JudgeConfig) -> str:
 def decode_answer(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
     """Give an answer's text: without its end token, and up to the first stop text."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
-    ends = [at for word in stop if (at := text.find(word)) >= 0]
-    return text[: min(ends)] if ends else text
+    for word in stop:
+        text = text.partition(word)[0]
+    return text

@@ -4,11 +4,10 @@ vLLM hands out log-probabilities token by token; for an entropy that would be th
 per position, in Python. A logits processor (vLLM's own seam, V1) sees the raw logits where they
 are computed and leaves one number per position. A request asks for it in its `extra_args`:
 
-    {"record": name, "write": [token, ...] or absent}
+    {"record": name, "write": [token, ...] or null}
 
 With `write` the request "generates" exactly those tokens: so the base model scores an answer that
-the judge wrote at the price of writing it, prompt included once, and nothing but the answer's
-positions is computed.
+the judge wrote at the price of writing it.
 """
 
 from __future__ import annotations
@@ -47,9 +46,8 @@ class EntropyRecorder(LogitsProcessor):  # type: ignore[misc]
             self._rows.pop(index, None)
         for index, params, _, output in batch_update.added:
             self._rows.pop(index, None)
-            asked = params.extra_args or {}
-            if "record" in asked:
-                self._rows[index] = (asked["record"], output, asked.get("write"))
+            if asked := params.extra_args:
+                self._rows[index] = (asked["record"], output, asked["write"])
         for source, target, direction in batch_update.moved:
             here, there = self._rows.pop(source, None), self._rows.pop(target, None)
             if here is not None:
@@ -58,11 +56,7 @@ class EntropyRecorder(LogitsProcessor):  # type: ignore[misc]
                 self._rows[source] = there
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Record the entropies of the raw logits; then force what is to be written.
-
-        A prompt that is computed in parts passes here once per part: its last part, which comes
-        last, is the one that stays, since the answer has not grown until then.
-        """
+        """Record the entropies of the raw logits; then force what is to be written."""
         if not self._rows:
             return logits
         rows = sorted(self._rows)
@@ -70,7 +64,7 @@ class EntropyRecorder(LogitsProcessor):  # type: ignore[misc]
         values = -torch.special.entr(chosen.exp()).sum(dim=-1)
         for row, value in zip(rows, values.tolist(), strict=True):
             name, output, write = self._rows[row]
-            at = len(output)
+            at = len(output)  # of a prompt that is computed in parts the last part's value stays
             _found.setdefault(name, {})[at] = value
             if write is not None and at < len(write):
                 logits[row] = -torch.inf

@@ -7,8 +7,7 @@ probability as the least likely token that is. That bound is carried into the ju
 (`judge_unseen`); where the verdict hangs on it, the row says so.
 
 completions: the prompt is one text, and `opening` and the way walked so far are its end.
-chat: the server's own template; opening and way are the beginning of the assistant's message,
-which vLLM and SGLang go on with (`continue_final_message`).
+chat: they are the beginning of the assistant's message, which vLLM and SGLang go on with.
 """
 
 from __future__ import annotations
@@ -81,7 +80,6 @@ class HttpReader:
     """Reads the verdict's position from a server, many rows at a time."""
 
     def __init__(self, judge: JudgeConfig, format_: Format) -> None:
-        """Open a client; the first request shows whether the server is there."""
         assert judge.http is not None
         self._judge, self._format, self._http = judge, format_, judge.http
         chat = format_.chat if judge.chat is None else judge.chat
@@ -112,7 +110,6 @@ class HttpReader:
             return str(error)
 
     def _walk(self, prompt: Prompt) -> Reading:
-        """Follow every spelling along the server's tokens."""
         alternatives = self._format.spellings
         meant = {text: name for name, texts in alternatives.items() for text in texts}
         walk, unseen = Walk(TextNode(spellings=meant)), 0.0
@@ -126,61 +123,49 @@ class HttpReader:
             walk.take(positions)
         return Reading(walk.logprobs(list(alternatives)), unseen=unseen)
 
-    # --- the two APIs ---
-
     def _show(self, prompt: Prompt, way: str) -> dict[str, float]:
         """Ask for the likeliest tokens behind the prompt and the way walked so far.
 
         Gives each one's text and natural log-probability.
         """
-        top = self._http.top_logprobs
+        top, chat = self._http.top_logprobs, self._http.api == "chat"
+        wish = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
+        found: Any = self._ask(prompt, way, max_tokens=1, **wish).get("logprobs")
+        shown: dict[str, float] = {}
         try:
-            if self._http.api == "completions":
-                body = {"prompt": prompt.plain() + way, "max_tokens": 1, "logprobs": top}
-                choice = self._ask("completions", body)
-                pairs = list(choice["logprobs"]["top_logprobs"][0].items())
-            else:
-                body = self._chat(prompt, prompt.opening.lstrip() + way)
-                body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": top}
-                choice = self._ask("chat/completions", body)
-                first = choice["logprobs"]["content"][0]["top_logprobs"]
+            if chat:
+                first = found["content"][0]["top_logprobs"]
                 pairs = [(one["token"], one["logprob"]) for one in first]
+            else:
+                pairs = list(found["top_logprobs"][0].items())
+            for token, logprob in pairs:  # tokens that are no text of their own may look alike
+                shown[str(token)] = max(float(logprob), shown.get(str(token), -math.inf))
         except (LookupError, TypeError, AttributeError):
-            pairs = []
-        if not pairs:
+            pass
+        if not shown:
             raise ConfigError(
                 "the judge's server sent no log-probabilities: a server that can (vLLM, SGLang) "
                 "is needed, or judge.http.top_logprobs is more than it allows"
             )
-        shown: dict[str, float] = {}
-        for token, logprob in pairs:  # tokens that are no text of their own may look alike
-            shown[str(token)] = max(float(logprob), shown.get(str(token), -math.inf))
         return shown
 
     def _write(self, prompt: Prompt) -> tuple[str, bool]:
         """Ask for a whole answer; gives it, and whether it ended by itself."""
         most = self._judge.max_output_tokens or self._format.max_output_tokens
         stop = {"stop": list(self._format.stop)} if self._format.stop else {}
-        more: dict[str, Any] = {"max_tokens": most, **stop}
-        if self._http.api == "completions":
-            choice = self._ask("completions", {"prompt": prompt.plain(), **more})
-        else:
-            choice = self._ask("chat/completions", {**self._chat(prompt, ""), **more})
+        choice = self._ask(prompt, "", max_tokens=most, **stop)
         text = choice.get("text") or (choice.get("message") or {}).get("content")
         return str(text or ""), choice.get("finish_reason") == "stop"
 
-    def _chat(self, prompt: Prompt, begun: str) -> dict[str, Any]:
-        if not begun:
-            return {"messages": prompt.messages()}
-        return {
-            "messages": [*prompt.messages(), {"role": "assistant", "content": begun}],
-            "continue_final_message": True,
-            "add_generation_prompt": False,
-        }
-
-    def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, prompt: Prompt, way: str, **wish: Any) -> dict[str, Any]:
         """Send one request; gives its choice. Raises RowError, ConfigError, EngineError."""
-        sent = {"model": self._judge.model, "temperature": 0, **body}
+        path, body = "completions", dict[str, Any](prompt=prompt.plain() + way)
+        if self._http.api == "chat":
+            path, body = "chat/completions", {"messages": prompt.messages()}
+            if begun := prompt.opening.lstrip() + way:
+                body["messages"].append({"role": "assistant", "content": begun})
+                body |= {"continue_final_message": True, "add_generation_prompt": False}
+        sent = {"model": self._judge.model, "temperature": 0, **body, **wish}
         where = {"base_url": self._http.base_url}
         try:
             answer: httpx.Response = RETRY(self._client.post, path, json=sent)
@@ -190,11 +175,11 @@ class HttpReader:
             raise EngineError(f"the judge's server does not answer: {why}", **where) from None
         said = f"the judge's server says HTTP {answer.status_code}"
         if answer.status_code in (401, 403, 404):
-            raise ConfigError(
-                f"{said}: check judge.http.base_url, api_key_env and judge.model", **where
-            )
+            keys = "judge.http.base_url, api_key_env and judge.model"
+            raise ConfigError(f"{said}: check {keys}", **where)
         if answer.status_code != 200:
-            raise RowError(f"{said}: {_reason(answer)}")
+            words = re.search(r'"message": *"((?:[^"\\]|\\.)*)"', answer.text)
+            raise RowError(f"{said}: {(words[1] if words else answer.text)[:200]}")
         try:
             return dict(answer.json()["choices"][0])
         except (ValueError, LookupError, TypeError):
@@ -214,9 +199,3 @@ def _client(http: HttpConfig) -> httpx.Client:
         # A server on this machine is never behind the proxy that the environment names.
         trust_env=host not in ("localhost", "127.0.0.1", "::1"),
     )
-
-
-def _reason(answer: httpx.Response) -> str:
-    """Find the server's own words in its answer, wherever it puts them."""
-    found = re.search(r'"message": *"((?:[^"\\]|\\.)*)"', answer.text)
-    return (found[1] if found else answer.text)[:200]

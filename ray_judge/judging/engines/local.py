@@ -23,10 +23,8 @@ from ray_judge.records import Example, Judgment
 
 
 class ModelEngine:
-    """A judge that reads texts.
-
-    An example is one prompt, or two: both orders (swap), or each response of a pair by itself
-    (a pointwise judge).
+    """A judge that reads texts. An example is one prompt, or two: both orders (swap), or each
+    response of a pair by itself (a pointwise judge).
     """
 
     needs_text = True
@@ -47,11 +45,9 @@ class ModelEngine:
         return [example, example.swapped()] if self._config.judge.swap else [example]
 
     def _judge(self, readings: Sequence[Reading | str]) -> Judgment:
-        """Judge an example by the readings of its prompts, in the order of `_split`."""
         good = [reading for reading in readings if isinstance(reading, Reading)]
-        for reading in readings:
-            if isinstance(reading, str):
-                return no_judgment(reading)
+        if reasons := [reading for reading in readings if isinstance(reading, str)]:
+            return no_judgment(reasons[0])
         try:
             reads = [verdict_probs(reading.logprobs) for reading in good]
         except ValueError as error:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from os.path import commonprefix
 from statistics import fmean
@@ -28,11 +28,22 @@ TAIL = 48
 """Characters in front of a verdict that fix how it is tokenised."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt, the tree of verdicts behind it, and the answer that the tree is read in."""
+
+    prompt: list[int]
+    note: str | None
+    tree: Node
+    before: Sequence[int] = ()
+    """The answer's tokens in front of its verdict."""
+    answer: WrittenAnswer | None = None
+
+
 class TokenReader:
     """Renders, tokenises, and reads trees of verdicts."""
 
     def __init__(self, judge: JudgeConfig, format_: Format, model: LanguageModel) -> None:
-        """Work out how this format's verdicts are tokenised. Raises ConfigError."""
         self._judge, self._format, self._model = judge, format_, model
         self._full = judge.decode == "full"
         self._entropy = judge.confidence in ("entropy", "calibrated_entropy")
@@ -55,66 +66,58 @@ class TokenReader:
         self.name = model.name
 
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
-        found: dict[int, Reading | str] = {}
-        prompts: dict[int, list[int]] = {}
-        notes: dict[int, str] = {}
-        for n, ids in enumerate(self._tokenise(examples)):
-            if len(ids) <= self._room:
-                prompts[n] = ids
-            elif self._judge.overlong == "cut" and (cut := self._cut(examples[n])):
-                prompts[n], notes[n] = cut
-            else:
-                takes = f"the model's context takes {self._room}"
-                found[n] = f"the prompt has {len(ids)} tokens, {takes}"
-        found |= self._read(prompts, notes)
-        return [found[n] for n in range(len(examples))]
-
-    def _read(
-        self, prompts: Mapping[int, list[int]], notes: Mapping[int, str]
-    ) -> dict[int, Reading | str]:
-        found: dict[int, Reading | str] = {}
-        places = {n: (ids, self._tree_behind(self._tail)) for n, ids in prompts.items()}
-        answers: dict[int, WrittenAnswer] = {}
+        tokens = self._tokenise(examples)
+        asked = [self._fit(example, ids) for example, ids in zip(examples, tokens, strict=True)]
         if self._full:
-            wish: dict[str, Any] = {"stop": self._format.stop, "entropy": self._entropy}
-            written = self._model.write(list(prompts.values()), most=self._budget, **wish)
-            answers = dict(zip(prompts, written, strict=True))
-        for n, answer in answers.items():
-            parsed = self._format.parse(answer.text)
-            if parsed.verdict is None:
-                cut = "" if answer.ended else f" (the answer was cut at {self._budget} tokens)"
-                found[n] = f"{parsed.reason}{cut}"
-                del places[n]
-            else:
-                before, tree = self._locate(answer, parsed.start)
-                places[n] = ([*prompts[n], *before], tree)
-        for n, walk in zip(places, self._walk(list(places.values())), strict=True):
-            best = walk.likeliest()
-            ids, entropies = best.path, best.entropies
-            if self._full:
-                ids, entropies = answers[n].ids, answers[n].entropies
-            found[n] = Reading(
-                walk.logprobs(list(self._format.spellings)),
-                fmean(entropies) if entropies else None,
-                Scored(tuple(prompts[n]), ids) if self._entropy else None,
-                notes.get(n),
-            )
-        return found
+            asked = self._write(asked)
+        walks = iter(self._walk([one for one in asked if isinstance(one, Asked)]))
+        return [one if isinstance(one, str) else self._reading(one, next(walks)) for one in asked]
 
-    def _locate(self, answer: WrittenAnswer, start: int) -> tuple[Sequence[int], Node]:
+    def _fit(self, example: Example, ids: list[int]) -> Asked | str:
+        note = None
+        if len(ids) > self._room and self._judge.overlong == "cut":
+            ids, note = self._cut(example) or (ids, None)
+        if len(ids) > self._room:
+            return f"the prompt has {len(ids)} tokens, the model's context takes {self._room}"
+        return Asked(ids, note, self._tree_behind(self._tail))
+
+    def _write(self, asked: Sequence[Asked | str]) -> list[Asked | str]:
+        prompts = [one.prompt for one in asked if isinstance(one, Asked)]
+        wish: dict[str, Any] = {"stop": self._format.stop, "entropy": self._entropy}
+        answers = iter(self._model.write(prompts, most=self._budget, **wish))
+        return [one if isinstance(one, str) else self._locate(one, next(answers)) for one in asked]
+
+    def _locate(self, one: Asked, answer: WrittenAnswer) -> Asked | str:
         """Find the answer's tokens in front of its verdict, and the tree that begins there."""
+        parsed = self._format.parse(answer.text)
+        if parsed.verdict is None:
+            cut = "" if answer.ended else f" (the answer was cut at {self._budget} tokens)"
+            return f"{parsed.reason}{cut}"
         decode = partial(self._tokenizer.decode, skip_special_tokens=True)
-        count, length = find_boundary(answer.text, start, answer.ids, decode)
+        count, length = find_boundary(answer.text, parsed.start, answer.ids, decode)
         before = answer.text[:length][-TAIL:] or self._tail
-        return answer.ids[:count], self._tree_behind(before, answer.text[length:start])
+        tree = self._tree_behind(before, answer.text[length : parsed.start])
+        return replace(one, tree=tree, before=answer.ids[:count], answer=answer)
 
-    def _walk(self, places: Sequence[tuple[list[int], Node]]) -> list[Walk]:
+    def _reading(self, one: Asked, walk: Walk) -> Reading:
+        said = one.answer or walk.likeliest()
+        return Reading(
+            walk.logprobs(list(self._format.spellings)),
+            fmean(said.entropies) if said.entropies else None,
+            Scored(tuple(one.prompt), said.ids) if self._entropy else None,
+            one.note,
+        )
+
+    def _walk(self, asked: Sequence[Asked]) -> list[Walk]:
         """Read many trees together: every level of all of them is one batch."""
-        walks = [Walk(tree) for _, tree in places]
-        while asks := [(n, place) for n, walk in enumerate(walks) for place in walk.frontier]:
-            asked = [([*places[n][0], *place.path], list(place.node.children)) for n, place in asks]
+        walks = [Walk(one.tree) for one in asked]
+        while asks := [
+            ([*one.prompt, *one.before, *place.ids], list(place.node.children))
+            for one, walk in zip(asked, walks, strict=True)
+            for place in walk.frontier
+        ]:
             entropy = self._entropy and not self._full
-            read = iter(self._model.positions(asked, entropy=entropy))
+            read = iter(self._model.positions(asks, entropy=entropy))
             for walk in walks:
                 walk.take([next(read) for _ in walk.frontier])
         return walks
@@ -131,8 +134,6 @@ class TokenReader:
         with self._lock:
             return cast(list[list[int]], self._tokenizer(texts, **special)["input_ids"])
 
-    # --- prompts ---
-
     def _constant_tail(self) -> str:
         """Find the end that all prompts have in common: what stands in front of every verdict."""
         texts = []
@@ -148,7 +149,6 @@ class TokenReader:
         return tail[-TAIL:]
 
     def _text(self, example: Example) -> str:
-        """Give the whole prompt as the model reads it, but for a plain model's special tokens."""
         prompt = self._format.render(example)
         if not self._chat:
             return prompt.plain()
@@ -175,9 +175,8 @@ class TokenReader:
             return self._tokenise([replace(example, responses=tuple(responses))])[0]
 
         by = bisect_left(range(len(whole)), True, key=lambda n: len(shorten(n)) <= self._room)
-        if by == len(whole):
-            return None
-        return shorten(by), f"{by} characters were cut from a response to fit"
+        note = f"{by} characters were cut from a response to fit"
+        return (shorten(by), note) if by < len(whole) else None
 
 
 def find_boundary(
@@ -185,9 +184,8 @@ def find_boundary(
 ) -> tuple[int, int]:
     """Find the last boundary between tokens that is not behind `start`, a place in `text`.
 
-    Gives the tokens and the characters in front of it. There is a boundary only where the tokens
-    before it are a beginning of the text: half a letter is none. That place is bisected, since
-    decoding every beginning of a long answer would cost its length squared.
+    Gives the tokens and the characters in front of it. Tokens that end with half a letter are no
+    beginning of the text. Bisected: to decode every beginning would cost the length squared.
     """
 
     def is_beyond(count: int) -> bool:

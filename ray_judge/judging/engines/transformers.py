@@ -1,7 +1,7 @@
 """`transformers`: the plain reference, on CPU, CUDA or Apple's MPS: slower, and easy to trust.
 
-Every figure comes from a whole-vocabulary softmax in float32. Prompts are padded on the left, so
-that the positions that matter are the last ones of every row.
+Every figure comes from a whole-vocabulary softmax in float32. Prompts are padded on the left: the
+positions that matter are the last ones of every row.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ TOKENS_AT_ONCE = 16_384
 
 
 class TransformersModel:
-    """One model, asked in batches of prompts of similar length."""
-
     def __init__(self, judge: JudgeConfig) -> None:
         self.tokenizer, self._model = _load(judge)
         self._device = self._model.device
-        longest: int = getattr(self._model.config, "max_position_embeddings", 1 << 20)
-        self.context = judge.max_model_len or longest
+        longest = getattr(self._model.config, "max_position_embeddings", 1 << 20)
+        self.context: int = judge.max_model_len or longest
         self.name = name_model(judge)
         self._lock = threading.Lock()
 
@@ -61,7 +59,6 @@ class TransformersModel:
         return [found[n] for n in range(len(scored))]
 
     def _write(self, prompt: list[int], most: int, stop: Sequence[str]) -> WrittenAnswer:
-        """Decode greedily, one token after the other, with the keys and values kept."""
         ids: list[int] = []
         entropies: list[float] = []
         end = self._model.generation_config.eos_token_id
@@ -78,21 +75,16 @@ class TransformersModel:
                 entropies.append(float(_entropy(logprobs)))
                 ids.append(int(logprobs.argmax()))
                 step = ids[-1:]
-                ended = ids[-1] in ends
-                if stop and not ended:
-                    text = self.tokenizer.decode(ids[-tail:])
-                    ended = any(word in text for word in stop)
+                text = self.tokenizer.decode(ids[-tail:]) if stop else ""
+                ended = ids[-1] in ends or any(word in text for word in stop)
         text = decode_answer(self.tokenizer, ids, stop)
         return WrittenAnswer(tuple(ids), text, tuple(entropies), ended)
 
     def _last(self, rows: Sequence[Sequence[int]], keep: int) -> Any:
         """Log-probabilities at the last `keep` positions: [rows, keep, vocabulary], float32."""
         width = max(len(row) for row in rows)
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for n, row in enumerate(rows):
-            ids[n, width - len(row) :] = torch.tensor(list(row))
-            mask[n, width - len(row) :] = 1
+        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         places = (mask.cumsum(-1) - 1).clamp(min=0)
         with self._lock, torch.inference_mode():
             logits = self._model(
@@ -116,7 +108,7 @@ class TransformersModel:
 
 
 def _entropy(logprobs: Any) -> Any:
-    """Σ p ln p over the last axis (p = 0 counts 0)."""
+    """Σ p ln p over the last axis."""
     return -torch.special.entr(logprobs.exp()).sum(-1)
 
 

@@ -20,8 +20,7 @@ from typing import Any
 from ray_judge.errors import ConfigError
 
 PRUNE = math.log(1e-7)
-"""Natural log: branches so much less likely than the likeliest one of their level are left out
-(JudgeLM has 100 pairs of scores)."""
+"""Branches so much less likely than the likeliest are left out (JudgeLM has 100 pairs)."""
 
 
 @dataclass
@@ -35,16 +34,14 @@ class Node:
         return not self.children
 
     def depth(self) -> int:
-        """Count the tokens of the longest spelling from here."""
         return 1 + max(child.depth() for child in self.children.values()) if self.children else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The next token's distribution at one position.
+    """The next token's distribution: natural logs for the tokens asked for, in their order.
 
-    `logprobs`: natural logs for the tokens asked for, in their order. `entropy`: Σ p ln p over
-    the whole vocabulary (the paper's sign: 0 is certain, lower is less so), where it was asked.
+    `entropy`: Σ p ln p over the whole vocabulary (0 is certain, lower is less so), if asked for.
     """
 
     logprobs: Sequence[float]
@@ -56,7 +53,7 @@ class Place:
     """A node as it was reached; `entropies` are of the positions its tokens were chosen at."""
 
     node: Node
-    path: tuple[Any, ...] = ()
+    ids: tuple[Any, ...] = ()
     logprob: float = 0.0
     entropies: tuple[float, ...] = ()
 
@@ -71,23 +68,20 @@ def build_tree(
     ConfigError when an alternative has no spelling, or two share one.
     """
     root, before = Node(), encode(tail)
+    size = len(before)
     for name, texts in spellings.items():
-        found = False
-        for text in texts:
-            ids = encode(tail + text)
-            if ids[: len(before)] != before or len(ids) == len(before):
-                continue
-            found = True
+        paths = [ids[size:] for text in texts if (ids := encode(tail + text))[:size] == before]
+        if not any(paths):
+            raise ConfigError(f"this model's tokenizer has no tokens of their own for {name!r}")
+        for path in filter(None, paths):
             node = root
-            for token in ids[len(before) :]:
+            for token in path:
                 node = node.children.setdefault(token, Node())
             if node.ends not in (None, name):
                 raise ConfigError(
                     f"{node.ends!r} and {name!r} are the same tokens in this model's tokenizer"
                 )
             node.ends = name
-        if not found:
-            raise ConfigError(f"this model's tokenizer has no tokens of their own for {name!r}")
     return root
 
 
@@ -96,21 +90,21 @@ class Walk:
 
     def __init__(self, root: Node) -> None:
         self.frontier = [Place(root)]
-        self.spellings: list[Place] = []
-        """Where a spelling ended, with its probability."""
+        self.spellings: list[Place] = []  # where one ended, with its probability
 
     def take(self, positions: Sequence[Position]) -> None:
         """Take the positions of the frontier, in their order, and step down."""
         below: list[Place] = []
         for place, position in zip(self.frontier, positions, strict=True):
-            node, entropies = place.node, place.entropies
-            if position.entropy is not None:
-                entropies = (*entropies, position.entropy)
+            node = place.node
+            seen = () if position.entropy is None else (position.entropy,)
             rest = 1.0 - math.fsum(map(math.exp, position.logprobs))
             if node.ends is not None and rest > 0:
                 self.spellings.append(replace(place, logprob=place.logprob + math.log(rest)))
             for (token, child), step in zip(node.children.items(), position.logprobs, strict=True):
-                found = Place(child, (*place.path, token), place.logprob + step, entropies)
+                found = Place(
+                    child, (*place.ids, token), place.logprob + step, place.entropies + seen
+                )
                 (self.spellings if child.is_leaf() else below).append(found)
         likeliest = max((place.logprob for place in (*below, *self.spellings)), default=0.0)
         self.frontier = [place for place in below if not place.logprob < likeliest + PRUNE]

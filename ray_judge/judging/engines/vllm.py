@@ -1,9 +1,8 @@
 """`vllm`: the model in this process, on a GPU or on vLLM's CPU build by the same code.
 
 One thread owns the engine and steps it; any number of chunks hand in requests and wait. So the
-scheduler always holds work of several chunks, and the engine does not idle while one chunk is
-read, tokenised or committed. Probabilities are vLLM's raw log-probabilities of exactly the
-tokens asked for (`SamplingParams.logprob_token_ids`, vLLM ≥ 0.25), unmasked and untempered.
+engine does not idle while one chunk is read, tokenised or committed. Probabilities are vLLM's raw
+log-probabilities of exactly the tokens asked for (`SamplingParams.logprob_token_ids`, vLLM ≥ 0.25).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from itertools import count
 from typing import Any
@@ -22,11 +21,11 @@ from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, 
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.records import Scored
 
-CPU_DEFAULTS: Mapping[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 28}
+CPU_DEFAULTS = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 28}
 MOST_TOKENS = 128
 """Whose log-probabilities one request may ask for (vLLM's `MAX_LOGPROB_TOKEN_IDS`)."""
 SHARED_GPU = 0.45
-"""Share of a GPU's memory for each of two models on it."""
+"""Share of a GPU's memory for each of two models on it (`judge.share_gpu`)."""
 LORA_RANK = 64
 """Highest rank of an adapter; more is `judge.engine_options: {max_lora_rank: ...}`."""
 
@@ -45,19 +44,21 @@ class VllmModel:
         self.context = int(llm.llm_engine.model_config.max_model_len)
         self.name = name_model(judge)
         self._names = count()
-        self._loop = EngineLoop(llm, lora=_lora(judge), entropies=entropies)
+        lora = {}
+        if judge.adapter:
+            from vllm.lora.request import LoRARequest
+
+            lora = {"lora_request": LoRARequest("judge", 1, locate(judge.adapter))}
+        self._loop = EngineLoop(llm, lora, entropies=entropies)
 
     def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
-        waiting = [
-            [
-                self._submit(ids, entropy, logprob_token_ids=list(tokens[at : at + MOST_TOKENS]))
-                for at in range(0, len(tokens), MOST_TOKENS)
-            ]
-            for ids, tokens in asks
-        ]
+        def submit(ids: Sequence[int], tokens: Sequence[int]) -> list[Future[Result]]:
+            parts = [list(tokens[n : n + MOST_TOKENS]) for n in range(0, len(tokens), MOST_TOKENS)]
+            return [self._submit(ids, entropy, logprob_token_ids=part) for part in parts]
+
         found = []
-        for (_, tokens), futures in zip(asks, waiting, strict=True):
-            results = [future.result() for future in futures]
+        for (_, tokens), waiting in [(ask, submit(*ask)) for ask in asks]:
+            results = [future.result() for future in waiting]
             seen = {token: value for out, _ in results for token, value in out.logprobs[0].items()}
             logprobs = [seen[token].logprob for token in tokens]
             found.append(Position(logprobs, results[-1][1][0] if entropy else None))
@@ -88,20 +89,16 @@ class VllmModel:
         from vllm import SamplingParams
 
         name = str(next(self._names))
-        asked: dict[str, Any] = {"record": name} if entropy else {}
-        if write:
-            asked["write"] = list(write)
+        asked = {"record": name, "write": list(write) or None} if entropy else None
         wish = {"max_tokens": 1, "detokenize": False, "temperature": 0.0, **wish}
-        return self._loop.submit(name, list(ids), SamplingParams(extra_args=asked or None, **wish))
+        return self._loop.submit(name, list(ids), SamplingParams(extra_args=asked, **wish))
 
 
 class EngineLoop:
     """The one thread that touches the engine: takes prompts in, steps, hands results out."""
 
-    def __init__(self, llm: Any, *, lora: Any, entropies: bool) -> None:
-        """Start stepping; the thread ends with the process."""
-        self._llm, self._engine = llm, llm.llm_engine
-        self._lora = {"lora_request": lora} if lora else {}
+    def __init__(self, llm: Any, lora: dict[str, Any], *, entropies: bool) -> None:
+        self._llm, self._engine, self._lora = llm, llm.llm_engine, lora
         self._entropies = entropies
         self._incoming: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._running: dict[str, Job] = {}
@@ -109,7 +106,6 @@ class EngineLoop:
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
     def submit(self, name: str, ids: list[int], params: Any) -> Future[Result]:
-        """Queue one prompt (token ids)."""
         if self._broken:
             raise self._broken
         future: Future[Result] = Future()
@@ -137,13 +133,13 @@ class EngineLoop:
             # Every worker sees the same logits; the first one's word is enough.
             found = self._llm.collective_rpc(drain, args=(names,))[0]
         for output in outputs:
-            _, _, _, future = self._running.pop(output.request_id)
+            *_, future = self._running.pop(output.request_id)
             answer, values = output.outputs[0], found.get(output.request_id, {})
             entropies = tuple(values[at] for at in range(len(answer.token_ids))) if values else ()
             future.set_result((answer, entropies))
 
     def _admit(self) -> None:
-        """Take everything that waits; block only while the engine has nothing to do."""
+        # Everything that waits; it blocks only while the engine has nothing to do.
         while True:
             try:
                 job = self._incoming.get(block=not self._running)
@@ -175,15 +171,6 @@ def _load(judge: JudgeConfig, *, entropies: bool) -> Any:
     if judge.adapter:
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": LORA_RANK}
     for name in ("max_model_len", "revision", "quantization"):
-        if (value := getattr(judge, name)) is not None:
-            options[name] = value
+        options |= {name: value} if (value := getattr(judge, name)) is not None else {}
     options |= judge.engine_options
     return LLM(model=locate(judge.model), dtype=judge.dtype, **options)
-
-
-def _lora(judge: JudgeConfig) -> Any:
-    if not judge.adapter:
-        return None
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest("judge", 1, locate(judge.adapter))

@@ -29,24 +29,20 @@ class Searched:
         """Find the verdict. Several matches must say the same; the last one is where it sits."""
         if self.pattern is None:
             return no_verdict("judge.custom.verdict is not given: an answer cannot be read")
+        meant = {text: name for name, texts in self.spellings.items() for text in texts}
         found: Parsed | None = None
         for match in re.finditer(self.pattern, answer, re.MULTILINE):
             said = match["verdict"] or ""
-            meant = [
-                (name, text[: -len(text.lstrip())])
-                for name, texts in self.spellings.items()
-                for text in texts
-                if text.strip() == said.strip()
-            ]
-            if not meant:
+            texts = [text for text in meant if text.strip() == said.strip()]
+            if not texts:
                 return no_verdict(f"{quote(said)} is not one of judge.custom.choices")
-            name = meant[0][0]
-            if found is not None and found.verdict != name:
+            if found is not None and found.verdict != meant[texts[0]]:
                 return no_verdict("the answer has several verdicts that differ")
-            begin = match.start("verdict") + len(said) - len(said.lstrip())
             # White space in front belongs to the spelling: the most of it that is there.
-            leads = [len(lead) for _, lead in meant if answer.endswith(lead, 0, begin)]
-            found = Parsed(name, begin - max(leads, default=0))
+            begin = match.start("verdict") + len(said) - len(said.lstrip())
+            leads = [text.removesuffix(text.lstrip()) for text in texts]
+            there = (len(lead) for lead in leads if answer.endswith(lead, 0, begin))
+            found = Parsed(meant[texts[0]], begin - max(there, default=0))
         return found or no_verdict("judge.custom.verdict finds no verdict in the answer")
 
 

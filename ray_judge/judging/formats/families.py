@@ -20,7 +20,7 @@ from ray_judge.judging.formats.marked import Marked
 from ray_judge.judging.formats.templates import PINS, pin_for, state, template
 from ray_judge.records import Task
 
-LLAMA_7B, LLAMA_13B = "meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-13b-chat-hf"
+LLAMA_13B = "meta-llama/Llama-2-13b-chat-hf"
 SCORE_LINES = """
 Score 1: it does nothing of it, or is wrong throughout.
 Score 2: it does a little of it, with serious faults.
@@ -40,17 +40,13 @@ RETRACTION = r"(?:\A|[.!?\n])\s*(?:no|wait|actually|correction|sorry|scratch\s+t
 
 
 def _judgelm(mode: Task) -> FirstLine:
+    verdicts, wanted = _scores("judgelm"), "a whole score from 1 to 10"
+    if mode == "pairwise":
+        pairs = [(int(a), int(b)) for a in verdicts for b in verdicts]
+        verdicts = {f"{a} {b}": "tie" if a == b else "A" if a > b else "B" for a, b in pairs}
+        wanted = "two whole scores from 1 to 10"
     # Its prompt ends with a colon; what follows depends on the tokenizer.
-    leads = ("", " ", "\n")
-    scores = _scores("judgelm")
-    if mode == "pointwise":
-        return FirstLine(scores, "a whole score from 1 to 10", leads)
-    verdicts = {
-        f"{a} {b}": "tie" if a == b else "A" if int(a) > int(b) else "B"
-        for a in scores
-        for b in scores
-    }
-    return FirstLine(verdicts, "two whole scores from 1 to 10", leads)
+    return FirstLine(verdicts, wanted, leads=("", " ", "\n"))
 
 
 def _pandalm(mode: Task) -> FirstLine:
@@ -62,11 +58,11 @@ def _pandalm(mode: Task) -> FirstLine:
 def _auto_j(mode: Task) -> Marked:
     if mode == "pointwise":
         like = r"rating\W{0,3}\s*\[\[|\[\[|\brating\s*:"
-        return Marked("Rating: [[", like, _scores("auto-j"), closing="]]")
+        return Marked(_scores("auto-j"), "Rating: [[", like, closing="]]")
     return Marked(
+        {"Response 1": "A", "Response 2": "B", "Tie": "tie", "tie": "tie"},
         "So, the final decision is",
         r"final\s+decision\s+is:?",
-        {"Response 1": "A", "Response 2": "B", "Tie": "tie", "tie": "tie"},
         before=r"(?:\A|[.!?)\]\"”]|[^\s:]\s*\n)[\s*#]*\Z",
         goes_on=r"\s*\Z|[.!](?:\s|\Z)|[ \t]*\n|[,;:]?\s+(?:because|since|as|given|due\s+to)\s",
         takes_back=(ANOTHER_DECISION, ANOTHER_IS_BETTER, RETRACTION),
@@ -75,7 +71,7 @@ def _auto_j(mode: Task) -> Marked:
 
 def _prometheus(mode: Task) -> Marked:
     verdicts = {"A": "A", "B": "B"} if mode == "pairwise" else _scores("prometheus")
-    return Marked("[RESULT]", r"\[\s*(?:result|score)\s*\]", verdicts)
+    return Marked(verdicts, "[RESULT]", r"\[\s*(?:result|score)\s*\]")
 
 
 def _scores(family: str) -> dict[str, str]:
@@ -85,77 +81,54 @@ def _scores(family: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One `judge.format` whose judges were tuned on a prompt of their own."""
+    """One `judge.format` whose judges were tuned on a prompt of their own.
+
+    `by_chat`: the template is a user's message, not the whole prompt.
+    """
 
     answers: Callable[[Task], FirstLine | Marked]
     stop: tuple[str, ...]
-    bases: Mapping[str, str]
-    """Model → what its authors tuned it from (`calibrated_entropy` compares the two)."""
-    lead: str = " "
-    """What stands between the prompt and a marker that is forced upon the model."""
     by_chat: bool = False
-    """The template is a user's message, not the whole prompt."""
 
 
 FAMILIES: Mapping[str, Family] = {
-    "judgelm": Family(
-        _judgelm,
-        stop=("### Instruction:", "[Question]"),
-        bases={
-            "BAAI/JudgeLM-7B-v1.0": "lmsys/vicuna-7b-v1.3",
-            "BAAI/JudgeLM-13B-v1.0": "lmsys/vicuna-13b-v1.3",
-            "BAAI/JudgeLM-33B-v1.0": "lmsys/vicuna-33b-v1.3",
-        },
-    ),
-    "pandalm": Family(
-        _pandalm,
-        stop=("### Instruction:",),
-        bases={"WeOpenML/PandaLM-7B-v1": "huggyllama/llama-7b"},
-    ),
-    "auto-j": Family(
-        _auto_j,
-        stop=("[INST]",),
-        bases={
-            "GAIR/autoj-13b": LLAMA_13B,
-            "GAIR/autoj-13b-GPTQ-4bits": LLAMA_13B,
-            "GAIR/autoj-bilingual-6b": "01-ai/Yi-6B-Chat",
-        },
-    ),
-    "prometheus": Family(
-        _prometheus,
-        stop=("[INST]", "###Task Description"),
-        bases={
-            "prometheus-eval/prometheus-7b-v1.0": LLAMA_7B,
-            "prometheus-eval/prometheus-13b-v1.0": LLAMA_13B,
-            "kaist-ai/prometheus-7b-v1.0": LLAMA_7B,
-            "kaist-ai/prometheus-13b-v1.0": LLAMA_13B,
-        },
-    ),
-    "prometheus-2": Family(
-        _prometheus,
-        stop=("[INST]", "###Task Description"),
-        bases={
-            "prometheus-eval/prometheus-7b-v2.0": "mistralai/Mistral-7B-Instruct-v0.2",
-            "prometheus-eval/prometheus-8x7b-v2.0": "mistralai/Mixtral-8x7B-Instruct-v0.1",
-        },
-        lead="",
-        by_chat=True,
-    ),
+    "judgelm": Family(_judgelm, ("### Instruction:", "[Question]")),
+    "pandalm": Family(_pandalm, ("### Instruction:",)),
+    "auto-j": Family(_auto_j, ("[INST]",)),
+    "prometheus": Family(_prometheus, ("[INST]", "###Task Description")),
+    "prometheus-2": Family(_prometheus, ("[INST]", "###Task Description"), by_chat=True),
 }
+BASES: Mapping[str, Mapping[str, str]] = {
+    "judgelm": {f"BAAI/JudgeLM-{size}B-v1.0": f"lmsys/vicuna-{size}b-v1.3" for size in (7, 13, 33)},
+    "pandalm": {"WeOpenML/PandaLM-7B-v1": "huggyllama/llama-7b"},
+    "auto-j": {
+        "GAIR/autoj-13b": LLAMA_13B,
+        "GAIR/autoj-13b-GPTQ-4bits": LLAMA_13B,
+        "GAIR/autoj-bilingual-6b": "01-ai/Yi-6B-Chat",
+    },
+    "prometheus": {
+        f"{owner}/prometheus-{size}b-v1.0": f"meta-llama/Llama-2-{size}b-chat-hf"
+        for owner in ("prometheus-eval", "kaist-ai")
+        for size in (7, 13)
+    },
+    "prometheus-2": {
+        "prometheus-eval/prometheus-7b-v2.0": "mistralai/Mistral-7B-Instruct-v0.2",
+        "prometheus-eval/prometheus-8x7b-v2.0": "mistralai/Mixtral-8x7B-Instruct-v0.1",
+    },
+}
+"""Model → what its authors tuned it from (`calibrated_entropy` compares the two)."""
 MODES: Mapping[str, tuple[Task, ...]] = {
     **{name: tuple(pin.mode for pin in PINS if pin.judge == name) for name in FAMILIES},
-    "generic": ("pairwise", "pointwise"),
-    "custom": ("pairwise", "pointwise"),
+    **dict.fromkeys(("generic", "custom"), ("pairwise", "pointwise")),
     "demo": ("pairwise",),
 }
 
 
 def format_for(judge: JudgeConfig, task: Task) -> Format:
-    """Make the format that the configuration names, with its template filled in.
+    """Make the format that the configuration names, with its template filled in (ConfigError).
 
     For a pairwise task it is pointwise where the family cannot compare, or `by_scores` asks for
-    it: then both responses are scored. Raises ConfigError for what does not fit together, and
-    where a template is neither at hand nor to be had.
+    it: then both responses are scored.
     """
     modes = MODES[judge.format] if judge.custom is None else (judge.custom.task(),)
     if "pointwise" not in modes and (task == "pointwise" or judge.by_scores):
@@ -182,7 +155,8 @@ def _tuned(judge: JudgeConfig, mode: Task) -> Format:
         )
     pin = pin_for(judge.format, mode)
     answers = family.answers(mode)
-    opening = f"{family.lead}{answers.marker}" if isinstance(answers, Marked) else ""
+    lead = "" if family.by_chat else " "  # what stands between the prompt and a forced marker
+    opening = f"{lead}{answers.marker}" if isinstance(answers, Marked) else ""
     criteria = f"[{DEFAULT_RUBRIC}]" + (SCORE_LINES if mode == "pointwise" else "")
     return Format(
         mode,
@@ -203,17 +177,17 @@ def base_model_of(judge: JudgeConfig) -> str | None:
     """
     if judge.base_model or judge.adapter:
         return judge.base_model or judge.model
-    known = {model: base for family in FAMILIES.values() for model, base in family.bases.items()}
-    return known.get(judge.model or "")
+    known = (bases.get(judge.model or "") for bases in BASES.values())
+    return next((base for base in known if base), None)
 
 
 def list_judges() -> list[str]:
     """Describe every family: modes, score range, models with their bases, templates."""
     lines: list[str] = []
     for name, modes in MODES.items():
-        bases = FAMILIES[name].bases if name in FAMILIES else {}
         lines.append(name)
-        lines += [f"  model      {model}, tuned from {base}" for model, base in bases.items()]
+        bases = BASES.get(name, {}).items()
+        lines += [f"  model      {model}, tuned from {base}" for model, base in bases]
         lines += [f"  {mode:10} {_describe(name, mode)}" for mode in modes]
     return lines
 
@@ -222,8 +196,8 @@ def _describe(name: str, mode: Task) -> str:
     what = "a pair" if mode == "pairwise" else "scores as configured"
     if mode == "pointwise" and name in FORMAT_SCORES:
         what = "scores from {} to {}".format(*FORMAT_SCORES[name])
-    for pin in PINS:
-        if (pin.judge, pin.mode) == (name, mode):
-            at = f"{pin.repository}@{pin.commit[:12]} {pin.path}"
-            return f"{what}; template {pin.literal_sha256[:12]} of {at}: {state(pin)}"
-    return what
+    if name not in FAMILIES:
+        return what
+    pin = pin_for(name, mode)
+    at = f"{pin.repository}@{pin.commit[:12]} {pin.path}"
+    return f"{what}; template {pin.literal_sha256[:12]} of {at}: {state(pin)}"

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ray_judge.judging.formats.format import (
-    BLANK,
-    Parsed,
-    no_verdict,
-    quote,
-    spell,
-    spelling_start,
-)
+from ray_judge.judging.formats.format import BLANK, Parsed, Spelled, no_verdict, quote
 
 
 @dataclass(frozen=True)
-class FirstLine:
+class FirstLine(Spelled):
     """Answers that begin with a line that is a verdict and nothing else."""
 
-    verdicts: Mapping[str, str]
-    """The whole line → the alternative that it means."""
     wanted: str
     """What the line should have been, for people."""
-    leads: tuple[str, ...] = ("", " ")
-    """What may stand in front of the verdict where it begins (tokenizers differ)."""
-
-    @property
-    def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        return spell(self.verdicts, self.leads)
 
     def parse(self, answer: str) -> Parsed:
         """Read the first line that is not blank. The line behind it must not be another verdict."""
@@ -39,7 +23,5 @@ class FirstLine:
             return no_verdict(f"the answer's first line is {quote(said)}, not {self.wanted}")
         then = rest.lstrip(BLANK).partition("\n")[0].strip(BLANK + ".,;:!*")
         if then in self.verdicts and then != said:
-            return no_verdict(
-                f"the answer begins with two verdicts, {quote(said)} and {quote(then)}"
-            )
-        return Parsed(self.verdicts[said], spelling_start(answer, begin, self.leads))
+            return no_verdict(f'the answer begins with two verdicts, "{said}" and "{then}"')
+        return self.found_at(answer, begin, self.verdicts[said])

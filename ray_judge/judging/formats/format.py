@@ -1,4 +1,4 @@
-"""The seam between an example and a model: what a judge is asked, and how its answer is read.
+"""What a judge is asked, and how its answer is read.
 
 A format is a pure value: it is made once, where the run starts, and travels to the engines.
 """
@@ -6,13 +6,14 @@ A format is a pure value: it is made once, where the run starts, and travels to 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ray_judge.records import Example, Task
 
-BLANK = " \t\r\n"
+BLANK, LEADS = " \t\r\n", ("", " ")
+"""What counts for nothing, and what may stand in front of a verdict (tokenizers differ)."""
 DEFAULT_RUBRIC = (
     "Does the response do what the instruction asks, correctly, completely and clearly?"
 )
@@ -41,12 +42,11 @@ class Prompt:
     opening: str = ""
 
     def plain(self) -> str:
-        """Give the whole prompt as one text."""
         head = f"{self.system}\n\n" if self.system else ""
         return f"{head}{self.user}{self.opening}"
 
     def messages(self) -> list[dict[str, str]]:
-        """Give the prompt as messages, without its opening."""
+        """Give the messages in front of the answer, so without the opening."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.user}]
 
@@ -55,7 +55,6 @@ class Prompt:
 class Parsed:
     """What a whole answer says: an alternative and where it stands, or why it says none.
 
-    `verdict`: the alternative's name, as in `Format.spellings`; null when `reason` says why.
     `start`: characters of the answer in front of the verdict's spelling (its leading space
     belongs to the spelling, so that the tokens before and after `start` are the model's own).
     """
@@ -66,11 +65,9 @@ class Parsed:
 
 
 class Layout(Protocol):
-    """Turns an example into the text that a judge reads."""
+    """Turns an example into the text that a judge reads. Its own rubric goes before `rubric`."""
 
-    def fill(self, example: Example, rubric: str) -> str:
-        """Put an example's texts in place. The row's own rubric goes before `rubric`."""
-        ...
+    def fill(self, example: Example, rubric: str) -> str: ...
 
 
 class AnswerForm(Protocol):
@@ -78,12 +75,10 @@ class AnswerForm(Protocol):
 
     @property
     def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        """Alternative → the texts that mean it, where the verdict sits.
+        """Alternative (`A`, `B`, `tie`, or a whole number) → the texts that mean it.
 
-        That is right behind the prompt's `opening` (decode: verdict), or at `Parsed.start`
-        (decode: full). Texts may have several tokens and one may begin another (`1`, `10`).
-        Alternatives are named as in `judge_probs`: `A`, `B`, `tie`, or a whole number. Two scores
-        for a pair (JudgeLM) are spellings of the alternative that they decide for.
+        They stand right behind the prompt's `opening` (decode: verdict), or at `Parsed.start`
+        (decode: full), may have several tokens, and one may begin another (`1`, `10`).
         """
         ...
 
@@ -113,15 +108,12 @@ class Format:
 
     @property
     def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        """See `AnswerForm.spellings`."""
         return self.answers.spellings
 
     def render(self, example: Example) -> Prompt:
-        """Turn an example into what the judge is asked."""
         return Prompt(self.layout.fill(example, self.rubric), self.system, self.opening)
 
     def parse(self, answer: str) -> Parsed:
-        """Read a whole answer; see `AnswerForm.parse`."""
         return self.answers.parse(answer) if answer.strip() else no_verdict("the answer is empty")
 
 
@@ -142,43 +134,50 @@ class Template:
         return cls(tuple(parts[::2]), tuple(MEANINGS.get(name, name) for name in parts[1::2]))
 
     def fill(self, example: Example, rubric: str) -> str:
-        """Put an example's texts in; an input without a place goes behind the instruction."""
+        """Fill the places; an input without one goes behind the instruction."""
         instruction = example.instruction
         if example.input and "input" not in self.names:
             instruction = f"{instruction}\n{example.input}"
-        names = ("response",) if len(example.responses) == 1 else ("response_a", "response_b")
         texts = {
             "instruction": instruction,
             "input": example.input or "",
             "reference": example.reference or "",
             "rubric": example.rubric or rubric,
-            **dict(zip(names, example.responses, strict=True)),
+            "response": example.responses[0],
+            "response_a": example.responses[0],
+            "response_b": example.responses[-1],
         }
-        filled = [self.pieces[0]]
-        for name, piece in zip(self.names, self.pieces[1:], strict=True):
-            filled += (texts[name], piece)
-        return "".join(filled)
+        filled = (
+            texts[name] + piece for name, piece in zip(self.names, self.pieces[1:], strict=True)
+        )
+        return self.pieces[0] + "".join(filled)
 
 
-def spell(verdicts: Mapping[str, str], leads: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Turn text → alternative into alternative → texts, each with every lead before it."""
-    found: dict[str, list[str]] = {}
-    for text, alternative in verdicts.items():
-        found.setdefault(alternative, []).extend(lead + text for lead in leads)
-    return {alternative: tuple(texts) for alternative, texts in found.items()}
+@dataclass(frozen=True)
+class Spelled:
+    """Answers whose verdict is one of some texts, with one of some leads in front of it."""
 
+    verdicts: Mapping[str, str]
+    """Text → the alternative that it means."""
+    leads: tuple[str, ...] = field(default=LEADS, kw_only=True)
 
-def spelling_start(answer: str, begin: int, leads: Sequence[str]) -> int:
-    """Find where the spelling begins whose first visible character is at `begin`."""
-    return begin - 1 if begin and answer[begin - 1] in leads else begin
+    @property
+    def spellings(self) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for text, name in self.verdicts.items():
+            found[name] = (*found.get(name, ()), *(lead + text for lead in self.leads))
+        return found
+
+    def found_at(self, answer: str, begin: int, name: str | None) -> Parsed:
+        """Take the verdict whose first visible character is at `begin`."""
+        has_lead = begin and answer[begin - 1] in self.leads
+        return Parsed(name, begin - 1 if has_lead else begin)
 
 
 def no_verdict(reason: str) -> Parsed:
-    """Say why an answer has no verdict."""
     return Parsed(None, reason=reason)
 
 
 def quote(text: str, limit: int = 40) -> str:
-    """Quote the beginning of a text for a message."""
     text = " ".join(text.split())
     return f'"{text}"' if len(text) <= limit else f'"{text[:limit]}…"'

@@ -62,9 +62,8 @@ def make(judge: JudgeConfig, task: Task) -> Format:
         ask = "Which answer is better by the criteria?"
         form = "A, B or C, where C means that neither is better" if judge.ties else "A or B"
         alone = f"Reply with one letter: {form}."
-    answers = Marked(
-        MARKER, r"\bverdict\W{0,4}:", verdicts, goes_on=r"[*.]{0,4}\s*\Z", skip=BLANK + "*"
-    )
+    like, goes_on = r"\bverdict\W{0,4}:", r"[*.]{0,4}\s*\Z"
+    answers = Marked(verdicts, MARKER, like, goes_on=goes_on, skip=BLANK + "*")
     return Format(
         task,
         Headings(f"{ask} {EXPLAIN}({form})\n" if judge.decode == "full" else f"{ask} {alone}"),

@@ -28,39 +28,16 @@ def texts_of(name: str, content: bytes) -> list[str]:
         if name.endswith(".json"):
             return list(_strings(json.loads(text)))
         if name.endswith(".py"):
-            literals = (_text(node) for node in ast.walk(ast.parse(text)))
-            return [literal for literal in literals if literal is not None]
+            values = (getattr(node, "value", None) for node in ast.walk(ast.parse(text)))
+            return [value for value in values if isinstance(value, str)]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise NotReadable(f"{type(error).__name__}: {error}") from None
     return [text]
 
 
-def _text(node: ast.AST) -> str | None:
-    """Give the text of a literal: plain, concatenated, or an f-string with its `{expressions}`."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else None
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_part(value) for value in node.values)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        left, right = _text(node.left), _text(node.right)
-        return None if left is None or right is None else left + right
-    return None
-
-
-def _part(value: ast.expr) -> str:
-    if not isinstance(value, ast.FormattedValue):
-        return str(ast.literal_eval(value))
-    conversion = f"!{chr(value.conversion)}" if value.conversion != -1 else ""
-    form = f":{_text(value.format_spec)}" if value.format_spec else ""
-    return f"{{{ast.unparse(value.value)}{conversion}{form}}}"
-
-
-def _strings(document: Any) -> Iterator[str]:
-    """Walk a JSON document: every string in it, keys excepted."""
-    waiting = [document]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list | dict):
-            waiting += item if isinstance(item, list) else item.values()
+def _strings(item: Any) -> Iterator[str]:
+    if isinstance(item, str):
+        yield item
+    elif isinstance(item, list | dict):
+        for value in item if isinstance(item, list) else item.values():
+            yield from _strings(value)

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ray_judge.judging.formats.format import (
-    BLANK,
-    Parsed,
-    no_verdict,
-    quote,
-    spell,
-    spelling_start,
-)
+from ray_judge.judging.formats.format import BLANK, Parsed, Spelled, no_verdict, quote
 
-LEADS = ("", " ")
 NEAR = 200
 """Characters in front of a marker that say whose words it is."""
 PAIRED_QUOTES = (("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"), ("『", "』"))
@@ -25,28 +17,28 @@ BREAK = re.compile(r"\n[ \t\r]*\n")
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """One place where an answer seems to conclude."""
+    """One place where an answer seems to conclude.
+
+    `exact`: the marker is written as the judge was trained to write it.
+    `quoted`: the judge reports somebody else's words.
+    """
 
     exact: bool
-    """The marker is written as the judge was trained to write it."""
     quoted: bool
-    """The judge reports somebody else's words."""
     verdict: str | None
     begin: int
     end: int
 
 
 @dataclass(frozen=True)
-class Marked:
-    """Answers that end with a conclusion."""
+class Marked(Spelled):
+    """Answers that end with a conclusion: `verdicts` are the texts behind the marker."""
 
     marker: str
     """Exactly what stands in front of the verdict."""
     like: str
     """A regular expression, blind to case, for whatever resembles the marker: a second
     conclusion in other words must not go unseen."""
-    verdicts: Mapping[str, str]
-    """Text behind the marker → the alternative that it means."""
     closing: str = ""
     """What closes the verdict, such as `]]`."""
     goes_on: str = r"\.?\s*\Z"
@@ -59,10 +51,6 @@ class Marked:
     is an alternative's text, and the verdict's own may be."""
     skip: str = BLANK
     """Characters that may stand between marker and verdict, and do not count."""
-
-    @property
-    def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        return spell(self.verdicts, LEADS)
 
     def parse(self, answer: str) -> Parsed:
         """Find the one verdict that the answer concludes with; several that differ are none."""
@@ -81,24 +69,22 @@ class Marked:
         rest = answer[last.end :]
         if not re.match(self.goes_on, rest) or self._takes_back(rest, last.verdict):
             return no_verdict(f"the answer goes on after its verdict: {quote(rest)}")
-        return Parsed(last.verdict, spelling_start(answer, last.begin, LEADS))
+        return self.found_at(answer, last.begin, last.verdict)
 
     def _conclusions(self, answer: str) -> Iterator[Conclusion]:
         texts = "|".join(re.escape(text) for text in sorted(self.verdicts, key=len, reverse=True))
         # Not a part of something longer: 4.5, 8/10, 4-5, 45, 4th, Response 1 / Response 2.
         whole = rf"(?P<text>{texts}){re.escape(self.closing)}(?!\w|[.,]\d|\s*[/|%]|[–—-])"
-        verdict = re.compile(whole)
         for found in re.finditer(self.like, answer, re.IGNORECASE):
             exact = answer.endswith(self.marker, 0, found.end())
             start = found.end() - len(self.marker) if exact else found.start()
-            begin = found.end()
-            while begin < len(answer) and answer[begin] in self.skip:
-                begin += 1
-            read = verdict.match(answer, begin)
+            rest = answer[found.end() :].lstrip(self.skip)
+            begin = len(answer) - len(rest)
+            read = re.match(whole, rest)
             name = self.verdicts[read["text"]] if read else None
             before = answer[max(0, start - NEAR) : start]
             foreign = is_quoted(answer, start) or not re.search(self.before, before)
-            yield Conclusion(exact, foreign, name, begin, read.end() if read else begin)
+            yield Conclusion(exact, foreign, name, begin, begin + (read.end() if read else 0))
 
     def _takes_back(self, rest: str, verdict: str | None) -> bool:
         known = {text.casefold(): name for text, name in self.verdicts.items()}
@@ -121,9 +107,9 @@ def is_quoted(answer: str, place: int) -> bool:
     if before.count("```") % 2:
         return True
     paragraph = BREAK.split(before)[-1]
-    line = paragraph.rpartition("\n")[2]
-    if line.lstrip().startswith(">") or OPENS_QUOTE.search(paragraph):
+    line = paragraph.rpartition("\n")[2].lstrip()
+    single = paragraph.replace("```", "").count("`")
+    if line.startswith(">") or OPENS_QUOTE.search(paragraph) or single % 2:
         return True
-    if paragraph.count('"') % 2 or paragraph.replace("```", "").count("`") % 2:
-        return True
-    return any(paragraph.rfind(left) > paragraph.rfind(right) for left, right in PAIRED_QUOTES)
+    pairs = (paragraph.rfind(left) > paragraph.rfind(right) for left, right in PAIRED_QUOTES)
+    return bool(paragraph.count('"') % 2) or any(pairs)

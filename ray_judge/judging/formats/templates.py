@@ -1,10 +1,8 @@
 """The prompts that fine-tuned judges were tuned on: which, where they come from, where they lie.
 
 Such a prompt belongs to its judge like its weights, and is not ours to ship. Each pin names one
-string literal in one file of one commit by the SHA-256 of its text in UTF-8. The text is found in
-a file that the user names, in the cache, or in its repository. Whatever the way, the hash is
-checked on every reading: a text that differs in one byte is not what the judge was tuned on, and
-is refused.
+string literal in one file of one commit by the SHA-256 of its text in UTF-8. The hash is checked
+on every reading: a text that differs in one byte is not what the judge was tuned on.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,26 +25,22 @@ MIRROR_ENV = "RAY_JUDGE_TEMPLATES_URL"
 GITHUB = "https://raw.githubusercontent.com"
 SILENCE_S = 15.0
 """How long the server may say nothing."""
-TOTAL_S = 60.0
-OFFLINE = (
-    "on a machine without a network: ray-judge judges pull --from PATH (or judge.templates in the "
-    "configuration), where PATH is a copy of"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """One judge's template for one task, without its text."""
+    """One judge's template for one task, without its text. `repository`: `owner/name` on GitHub.
+
+    `characters`: how long the text is; by it a changed copy is told from a text that is none.
+    """
 
     judge: str
     mode: Task
     repository: str
-    """On GitHub: `owner/name`."""
     commit: str
     path: str
     placeholders: tuple[str, ...]
     characters: int
-    """How long the text is: by it a changed copy is told from a text that is none."""
     literal_sha256: str
 
     @property
@@ -98,28 +91,23 @@ PINS: tuple[Pin, ...] = (
 
 
 def pin_for(judge: str, mode: Task) -> Pin:
-    """Find the pin of a judge's template."""
     return next(pin for pin in PINS if (pin.judge, pin.mode) == (judge, mode))
 
 
 def pins_of(names: Sequence[str]) -> tuple[Pin, ...]:
     """Choose pins by judge (`judgelm`) or by judge and mode (`judgelm-pairwise`); none: all."""
+    known = dict.fromkeys(pin.judge for pin in PINS)
     for name in names:
-        if not any(name in (pin.judge, pin.name) for pin in PINS):
-            known = ", ".join(dict.fromkeys(pin.judge for pin in PINS))
-            raise ConfigError(f"no judge {name} has a template of its own: {known} do")
+        if name not in known and name not in [pin.name for pin in PINS]:
+            raise ConfigError(f"no judge {name} has a template of its own: {', '.join(known)} do")
     return tuple(pin for pin in PINS if not names or pin.judge in names or pin.name in names)
 
 
 def template(pin: Pin, source: str | None = None) -> str:
-    """Give a judge's template: from `source`, else the cache, else its repository.
-
-    Raises ConfigError that says what to do.
-    """
+    """Give a judge's template: from `source`, else the cache, else its repository (ConfigError)."""
     if source is not None:
         return find((pin,), Path(source).expanduser())[pin]
-    cached = read_cache(pin)
-    if cached is not None:
+    if (cached := read_cache(pin)) is not None:
         return cached
     text = fetch((pin,))[pin]
     with contextlib.suppress(StorageError):  # a home that may not be written: fetched again then
@@ -141,18 +129,12 @@ def pull(names: Sequence[str], source: Path | None) -> list[str]:
 def check(names: Sequence[str]) -> tuple[list[str], bool]:
     """Verify the cache: a line per template, and whether all of them are there and right."""
     states = {pin: state(pin) for pin in pins_of(names)}
-    lines = [
-        f"{pin.name}: {found}" + ("" if found == "cached" else f" ({cache_path(pin)})")
-        for pin, found in states.items()
-    ]
+    lines = [f"{pin.name}: {found} ({cache_path(pin)})" for pin, found in states.items()]
     return lines, all(found == "cached" for found in states.values())
 
 
-# --- files and folders ---
-
-
 def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict[Pin, str]:
-    """Look for templates in a file, or in every `*.py`, `*.json` and `*.txt` below a folder.
+    """Look for templates in a file, or in all files of `SUFFIXES` below a folder.
 
     Raises ConfigError when one is not there, or (`all_of_them` false) none or only a changed one.
     """
@@ -163,7 +145,7 @@ def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict
     unreadable: list[str] = []
     for path in sorted(below) if source.is_dir() else [source]:
         try:
-            texts |= {_sha256(text): text for text in texts_of(path.name, path.read_bytes())}
+            texts |= _by_hash(path.name, path.read_bytes())
         except (NotReadable, OSError) as error:
             unreadable.append(f"{path.name}: {error}")
     found = {pin: texts[pin.literal_sha256] for pin in pins if pin.literal_sha256 in texts}
@@ -174,11 +156,14 @@ def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict
     return found
 
 
-def _is_changed(pin: Pin, sha256: str, text: str) -> bool:
-    """Tell whether a text looks like this template, altered.
+def _by_hash(name: str, content: bytes) -> dict[str, str]:
+    texts = texts_of(name, content)
+    hashed = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts)
+    return dict(zip(hashed, texts, strict=True))
 
-    That is: nearly its length, at least half of its placeholders, and itself no template.
-    """
+
+def _is_changed(pin: Pin, sha256: str, text: str) -> bool:
+    """Tell a text of nearly this length with half of the placeholders that is no template."""
     there = sum(f"{{{name}}}" in text for name in pin.placeholders)
     near = abs(len(text) - pin.characters) <= pin.characters // 20
     known = any(sha256 == other.literal_sha256 for other in PINS)
@@ -187,37 +172,33 @@ def _is_changed(pin: Pin, sha256: str, text: str) -> bool:
 
 def _explain(changed: Sequence[Pin], missing: Sequence[Pin], unreadable: Sequence[str]) -> str:
     names = ", ".join(f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in changed or missing)
-    said = f"the template of {names} is not there: no text has this SHA-256"
+    why = ": no text has this SHA-256"
     if changed:
-        said = (
-            f"the template of {names} is not there as its judge was tuned on it, only a changed "
-            "copy, which is refused"
-        )
-    return said + (f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else "")
-
-
-# --- the repository ---
+        why = " as its judge was tuned on it, only a changed copy, which is refused"
+    skipped = f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else ""
+    return f"the template of {names} is not there{why}{skipped}"
 
 
 def fetch(pins: Sequence[Pin]) -> dict[Pin, str]:
     """Download the files that hold the templates. Raises ConfigError."""
-    files: dict[str, dict[str, str]] = {}
+    texts: dict[str, str] = {}
+    downloaded = set()
     for pin in pins:
         copy = f"{pin.path} of github.com/{pin.repository} at {pin.commit}"
         try:
-            if pin.location not in files:
-                texts = texts_of(pin.path, download(pin.location))
-                files[pin.location] = {_sha256(text): text for text in texts}
+            if pin.location not in downloaded:
+                texts |= _by_hash(pin.path, download(pin.location))
+                downloaded.add(pin.location)
         except (ConfigError, NotReadable) as error:
             raise ConfigError(
-                f"the template of {pin.name} cannot be downloaded: {error}; {OFFLINE} {copy}"
+                f"the template of {pin.name} cannot be downloaded: {error}; on a machine without "
+                "a network: ray-judge judges pull --from PATH (or judge.templates in the "
+                f"configuration), where PATH is a copy of {copy}"
             ) from None
-        if pin.literal_sha256 not in files[pin.location]:
-            raise ConfigError(
-                f"the template of {pin.name} is not in {copy}: no text there has the SHA-256 "
-                f"{pin.literal_sha256}"
-            )
-    return {pin: files[pin.location][pin.literal_sha256] for pin in pins}
+        if pin.literal_sha256 not in texts:
+            said = f"no text there has the SHA-256 {pin.literal_sha256}"
+            raise ConfigError(f"the template of {pin.name} is not in {copy}: {said}")
+    return {pin: texts[pin.literal_sha256] for pin in pins}
 
 
 def download(location: str) -> bytes:
@@ -227,7 +208,7 @@ def download(location: str) -> bytes:
     url = f"{os.environ.get(MIRROR_ENV) or GITHUB}/{location}"
     if not url.startswith(("https://", "http://")):
         raise ConfigError(f"{MIRROR_ENV} is not an http(s) address", url=url)
-    until, content = time.monotonic() + TOTAL_S, bytearray()
+    content = bytearray()
     try:
         with httpx.stream("GET", url, timeout=SILENCE_S, follow_redirects=True) as answer:
             if answer.status_code != 200:
@@ -237,18 +218,9 @@ def download(location: str) -> bytes:
                 content += block
                 if len(content) > MAX_BYTES:
                     raise ConfigError("the file is far larger than a file of templates", url=url)
-                if time.monotonic() > until:
-                    raise ConfigError(f"the file did not arrive within {TOTAL_S:g} s", url=url)
-    except httpx.ReadTimeout:
-        raise ConfigError(f"the server said nothing for {SILENCE_S:g} s", url=url) from None
-    except httpx.ConnectError as error:
-        raise ConfigError(f"no connection: {error}", url=url) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ConfigError(f"the connection broke: {error}", url=url) from None
+        raise ConfigError(f"{type(error).__name__}: {error}", url=url) from None
     return bytes(content)
-
-
-# --- the cache ---
 
 
 def keep(pin: Pin, text: str) -> Path:
@@ -258,8 +230,6 @@ def keep(pin: Pin, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
             file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
         Path(file.name).replace(path)
     except OSError as error:
         raise StorageError(f"a template cannot be kept: {error.strerror}", path=path) from None
@@ -288,7 +258,6 @@ def read_cache(pin: Pin) -> str | None:
 
 
 def state(pin: Pin) -> Literal["cached", "missing", "changed"]:
-    """Say whether the cache has a template, and the right one."""
     try:
         return "missing" if read_cache(pin) is None else "cached"
     except ConfigError:
@@ -296,12 +265,6 @@ def state(pin: Pin) -> Literal["cached", "missing", "changed"]:
 
 
 def cache_path(pin: Pin) -> Path:
-    """Say where the cache keeps a template."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is no path.
-    root = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    root = home if home.is_absolute() else Path.home() / ".cache"  # as the XDG specification says
     return root / "ray_judge" / "templates" / f"{pin.name}-{pin.literal_sha256[:12]}.txt"
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
