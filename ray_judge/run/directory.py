@@ -123,9 +123,8 @@ class RunDirectory:
 
     def commit_judged(self, tier: int, chunk: str, table: pa.Table) -> None:
         """Make a judge's verdicts on a chunk durable under their final name, all at once."""
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        self.storage.write(_judged(tier, chunk), sink.getvalue())
+        with self.storage.write_stream(_judged(tier, chunk)) as sink:
+            pq.write_table(table, sink, compression="zstd")
 
     def judged(self, tier: int) -> set[str]:
         """Names of the chunks that a judge has committed."""
