@@ -28,8 +28,8 @@ def test_the_demos_questions_are_answered_and_no_others(tmp_path: Path) -> None:
     assert 0.95 < alone["accuracy"] < 0.99 and 0 < alone["usd"] < 1
     maker, pair = QuestionMaker(config), pairs.row(0, named=True)
     ours = Example(pair["instruction"], (pair["response_a"], pair["response_b"]))
-    asked = [maker.of_example(one)[0] for one in (ours, Example("Nothing of ours", ("a", "b")))]
-    known, other = (question.body for question in asked)
+    examples = (ours, Example("Nothing of ours", ("a", "b")))
+    known, other = (maker.of_example(example)[0].body for example in examples)
     with running_server() as server, httpx.Client(trust_env=False) as client:
         server.answers = dict(told)
         address = f"{server.base_url}/chat/completions"
