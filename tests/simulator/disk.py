@@ -209,4 +209,4 @@ class _NoLock:
 
 def _unlocked(log: AppendLog) -> AppendLog:
     log._sync_lock, log._pending_lock = _NoLock(), _NoLock()  # type: ignore[assignment]
-    return log  # type: ignore[return-value]
+    return log

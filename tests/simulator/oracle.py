@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 from ray_judge.escalation.books.accounts import Accounts
 from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
@@ -82,7 +82,7 @@ class Oracle:
         disk.on_durable = self._durable
         disk.on_failure = self._storage_failed
 
-    def fail(self, promise: str) -> None:
+    def fail(self, promise: str) -> NoReturn:
         """Record the broken promise, so that no code under test can swallow it, and raise."""
         if self.broken is None:
             self.broken = Broken(promise)
@@ -142,6 +142,8 @@ class Oracle:
         if slot not in self._exposed:
             self.fail(f"sent without leave: {slot}")
         self._sent.add(slot)
+        if request.process is not None and self._is_unable_to_keep(request.process):
+            self.fail(f"sent by a process whose journal cannot be written: {slot}")
         earlier = self._requests.setdefault(question.key, [])
         for before in earlier:
             if not self._excused(before):
@@ -150,6 +152,10 @@ class Oracle:
         if sum(not self._unkept(r) for r in unusable) > self._plan.strong.reasks:
             self.fail(f"re-asked more often than configured: {question.key[:6]}")
         earlier.append(request)
+
+    def _is_unable_to_keep(self, process: Process) -> bool:
+        doomed_at = process.doomed_at
+        return doomed_at is not None and self._loop.now > doomed_at + WINDOW_S + self._disk.slow_s
 
     def batch_created(self, run: str, submission: str, keys: Sequence[str]) -> list[Request]:
         """A batch begins: from here on each of its requests may be billed."""

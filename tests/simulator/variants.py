@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import ray_judge.escalation.books.books
 from ray_judge.errors import LedgerFenced
@@ -21,13 +21,12 @@ from ray_judge.escalation.batch.records import BatchRecord, Stage
 from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
 from ray_judge.escalation.books.books import Claim
 from ray_judge.escalation.books.journal import JournalWriter
-from ray_judge.escalation.books.ledger import Lease, Ledger, claim_path
+from ray_judge.escalation.books.ledger import Ledger, claim_path
 from ray_judge.escalation.failures import Kind
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.online.limiter import Feedback
 from ray_judge.escalation.online.permits import Need, Permit, Slot
-from ray_judge.escalation.questions import Question
 from ray_judge.escalation.session import Session
 from ray_judge.records import Answer, Outcome
 from ray_judge.storage.local import AppendLog
@@ -39,49 +38,67 @@ from .oracle import Oracle
 from .provider import Request
 
 BOOKS: Any = ray_judge.escalation.books.books
+VARIANTS: dict[str, Parts] = {}
+P = TypeVar("P")
+
+
+def variant(name: str, part: str, **others: Any) -> Callable[[P], P]:
+    """Put what is decorated among the variants, in place of `part`."""
+
+    def keep(broken: P) -> P:
+        VARIANTS[name] = Parts(**{part: broken, **others})
+        return broken
+
+    return keep
+
+
+def but(base: type, **methods: Any) -> Any:
+    """The real part with other methods."""
+    return type(f"Broken{base.__name__}", (base,), methods)
+
+
+def told(base: Any, **wrong: Any) -> Any:
+    """The real part, told something wrong."""
+    return lambda *args, **options: base(*args, **{**options, **wrong})
+
 
 # --- the ledger ---
 
 
+@variant("lease after call", "governor")
 class LeaseAfterCall(Governor):
     """Permits go out first; the commit follows when there is time."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         async def later(work: Callable[[], None]) -> None:
-            def quietly() -> None:
-                with contextlib.suppress(Exception):  # the mistake is made; who cares now
-                    work()
-
-            asyncio.get_running_loop().call_later(0.05, quietly)
+            asyncio.get_running_loop().call_later(0.05, _quietly, work)
 
         super().__init__(*args, off_loop=later, **options)
 
 
+def _quietly(work: Callable[[], None]) -> None:
+    with contextlib.suppress(Exception):  # the mistake is made; who cares now
+        work()
+
+
+@variant("no fsync", "storage")
 class NoFsync(SimStorage):
-    """The ledger's log is written and never synced: a crash takes the last seconds with it."""
+    """The page cache: bytes reach the disk when the next ones come, or get lost."""
 
     def log(self, path: str) -> AppendLog:
-        log = super().log(path)
+        log, cached = super().log(path), [b""]
+
+        def put(data: bytes) -> None:
+            cached.append(data)
+            _DiskLog._put(log, cached.pop(0))  # type: ignore[arg-type]
+
         if isinstance(log, _DiskLog) and path.startswith("ledger/"):
-            log._put = _LazyDisk(log)  # type: ignore[method-assign]
+            log._put = put  # type: ignore[method-assign]
         return log
 
 
-class _LazyDisk:
-    """The page cache: bytes reach the disk when the next ones come, or get lost."""
-
-    def __init__(self, log: _DiskLog) -> None:
-        self._log, self._cached = log, b""
-
-    def __call__(self, data: bytes) -> None:
-        if self._cached:
-            _DiskLog._put(self._log, self._cached)
-        self._cached = data
-
-
+@variant("double settle", "ledger")
 class DoubleSettle(Ledger):
-    """A settlement that is delivered twice frees the money twice."""
-
     def settle(self, lease: str, slot: int, cost_usd: Decimal) -> bool:
         changed = super().settle(lease, slot, cost_usd)
         if not changed:
@@ -90,22 +107,8 @@ class DoubleSettle(Ledger):
         return changed
 
 
-class FloatMoney(Ledger):
-    """Dollars as floats, kept to the cent's ten-thousandth."""
-
-    def settle(self, lease: str, slot: int, cost_usd: Decimal) -> bool:
-        return super().settle(lease, slot, Decimal(str(round(float(cost_usd), 6))))
-
-
-class RoundedDown(Ledger):
-    """Costs rounded to the nano-dollar below: each bill is a little more than its cost."""
-
-    def settle(self, lease: str, slot: int, cost_usd: Decimal) -> bool:
-        return super().settle(lease, slot, max(Decimal(0), cost_usd - Decimal("1e-9")))
-
-
 class EachActorsRoom(Ledger):
-    """The "global" cap of so many libraries: each actor's own. With `AsksForOneActor`."""
+    """The "global" cap of so many libraries: each actor's own."""
 
     actor = ""
 
@@ -114,22 +117,14 @@ class EachActorsRoom(Ledger):
         return super()._room(account) + others
 
 
+@variant("per-actor cap", "governor", ledger=EachActorsRoom)
 class AsksForOneActor(Governor):
-    """Tells the ledger whose cap it is."""
-
     def _offer(self, waiter: Any, now: float) -> Any:
         vars(self._ledger)["actor"] = waiter.actor
         return super()._offer(waiter, now)
 
 
-class LostFencing(Ledger):
-    """Never looks for a newer owner."""
-
-    def commit(self) -> None:
-        self._check_owner()
-        self._log.sync()
-
-
+@variant("fence before sync", "ledger")
 class FenceBeforeSync(Ledger):
     """Looks for a newer owner first and writes then: the newer one reads in between."""
 
@@ -140,13 +135,6 @@ class FenceBeforeSync(Ledger):
             raise LedgerFenced("a newer owner holds this ledger", epoch=self.epoch)
         self._log.sync()
         self._fenced = False
-
-
-class NoMonthBorder(Ledger):
-    """A lease that is open when the month ends is charged to the old month only."""
-
-    def _roll(self) -> None:
-        self._month = month_of(self._clock())
 
 
 @contextlib.contextmanager
@@ -160,6 +148,7 @@ def _lost_long_ago(accounts: Accounts, before: float) -> Iterator[None]:
         lease.lost_at = at
 
 
+@variant("late bills of a lost lease", "ledger")
 class ForgetsLateBills(Ledger):
     """FOUND: what was in flight at a crash and billed in the next month was in neither's sum."""
 
@@ -168,6 +157,7 @@ class ForgetsLateBills(Ledger):
             super()._roll()
 
 
+@variant("late bills, looked at too late", "ledger")
 class LooksTooLate(Ledger):
     """FOUND: nobody owned the ledger in the hour around midnight, so that what was lost before it
     and billed behind it was in no sum of the new month, weeks later."""
@@ -177,23 +167,33 @@ class LooksTooLate(Ledger):
             super().__init__(storage, epoch, accounts, *args)
 
 
-class DeniesTooSoon(Ledger):
-    """Money in open leases is taken for spent: none of it will come back."""
-
-    def best_usd(self) -> dict[str, Decimal]:
-        return {
-            name.partition(":")[0]: to_usd(room)
-            for name in self._names()
-            if (room := self._room(name)) < 10**18
+LEDGERS: Mapping[str, Mapping[str, Any]] = {
+    "float money": {
+        "settle": lambda self, lease, slot, cost: Ledger.settle(
+            self, lease, slot, Decimal(str(round(float(cost), 6)))
+        )
+    },
+    "costs rounded down": {
+        "settle": lambda self, lease, slot, cost: Ledger.settle(
+            self, lease, slot, max(Decimal(0), cost - Decimal("1e-9"))
+        )
+    },
+    "lost fencing": {"commit": lambda self: self._log.sync()},
+    "month border forgotten": {
+        "_roll": lambda self: setattr(self, "_month", month_of(self._clock()))
+    },
+    "denied while money may come back": {
+        "best_usd": lambda self: {
+            name.partition(":")[0]: to_usd(self._room(name)) for name in self._names()
         }
-
-
-class NoKeysInGrants(Ledger):
-    """A grant is written without its questions: who comes next does not know what is in flight."""
-
-    def propose(self, actor: str, needs: Sequence[tuple[str, Decimal]]) -> Lease:
-        return super().propose(actor, [("", cost) for _, cost in needs])
-
+    },
+    "a grant without its questions": {
+        "propose": lambda self, actor, needs: Ledger.propose(
+            self, actor, [("", cost) for _, cost in needs]
+        )
+    },
+}
+VARIANTS |= {name: Parts(ledger=but(Ledger, **wrong)) for name, wrong in LEDGERS.items()}
 
 # --- claiming the books ---
 
@@ -201,16 +201,15 @@ class NoKeysInGrants(Ledger):
 class ChangedBooks(SimBooks):
     """What recovery finds is changed before anybody uses it."""
 
-    def change(self, accounts: Accounts) -> None:
-        """The mistake."""
+    def change(self, accounts: Accounts) -> Any:
+        """The mistake. What it returns, if it does, is used instead."""
 
     def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
         real = BOOKS.recover
 
         def changed(*args: Any) -> Any:
             accounts = real(*args)
-            self.change(accounts)
-            return accounts
+            return self.change(accounts) or accounts
 
         BOOKS.recover = changed
         try:
@@ -219,30 +218,22 @@ class ChangedBooks(SimBooks):
             BOOKS.recover = real
 
 
+@variant("recovery forgets open leases", "books")
 class ForgetsOpenLeases(ChangedBooks):
-    """Recovery takes what is settled and gives back all the rest."""
-
     def change(self, accounts: Accounts) -> None:
         for lease, opened in list(accounts.leases.items()):
             for slot in list(opened.slots):
                 accounts.settle(lease, slot, 0)
 
 
-class ForgetsSettled(ChangedBooks):
-    """Each owner begins a new account."""
-
-    def change(self, accounts: Accounts) -> None:
-        accounts.settled.clear()
-
-
+@variant("recovery forgets the questions", "books")
 class ForgetsQuestions(ChangedBooks):
-    """Recovery keeps the money of open leases, and forgets what they asked."""
-
     def change(self, accounts: Accounts) -> None:
         for opened in accounts.leases.values():
             opened.slots.update({slot: ("", most) for slot, (_, most) in opened.slots.items()})
 
 
+@variant("proven in the old month", "books")
 class ProvenInTheOldMonth(ChangedBooks):
     """FOUND: what the journal proved at a recovery was charged to the month of its lease only."""
 
@@ -251,80 +242,96 @@ class ProvenInTheOldMonth(ChangedBooks):
             accounts.settle(lease, slot, to_nanos(cost))
 
 
-class ReadsBeforeItClaims(SimBooks):
-    """Reads what older owners granted, and claims the books after that."""
-
+@variant("recovery reads before it claims", "books")
+class ReadsBeforeItClaims(ChangedBooks):
     def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
-        early, real = BOOKS.recover(self.storage), BOOKS.recover
-        BOOKS.recover = lambda *_: early
-        try:
-            return super().claim(owner, nonce)
-        finally:
-            BOOKS.recover = real
+        self._early = BOOKS.recover(self.storage)
+        return super().claim(owner, nonce)
+
+    def change(self, accounts: Accounts) -> Accounts:
+        return self._early  # type: ignore[no-any-return]
 
 
-class BatchesAreLost(SimBooks):
-    """A pending batch's lease is given up like any other."""
-
-    def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
-        return {}
-
-
+@variant("batch records read before the claim", "books")
 class RecordsBeforeTheClaim(SimBooks):
-    """Which batches are pending is read first, and the books are claimed after that."""
-
-    _early: Mapping[str, str] = {}
+    _pending: Mapping[str, str] = {}
 
     def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
-        self._early = super()._pending_batches(BOOKS.recover(self.storage))
+        self._pending = super()._pending_batches(BOOKS.recover(self.storage))
         return super().claim(owner, nonce)
 
     def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
-        return dict(self._early)
+        return dict(self._pending)
 
 
-class FoldsLivingLogs(SimBooks):
-    """Folds the journal's logs of writers that may be alive."""
-
-    def compact(self, *, may_fold: Callable[[str], bool], token: str | None = None) -> int:
-        return super().compact(may_fold=lambda _: True, token=token)
-
+VARIANTS |= {
+    name: Parts(books=broken)
+    for name, broken in {
+        "recovery forgets what was settled": but(
+            ChangedBooks, change=lambda self, accounts: accounts.settled.clear()
+        ),
+        "pending batches are lost": but(SimBooks, _pending_batches=lambda self, accounts: {}),
+        "logs of living writers are folded": but(
+            SimBooks, compact=lambda self, may_fold: SimBooks.compact(self, may_fold=bool)
+        ),
+    }.items()
+}
 
 # --- the session ---
 
+VARIANTS |= {
+    name: Parts(session=broken)
+    for name, broken in {
+        "a successor asks at once": but(
+            Session, _is_elsewhere=lambda self, key: key in self.batched
+        ),
+        "another run's batch is asked again": but(
+            Session, _is_elsewhere=lambda self, key: key in self._in_flight
+        ),
+        "all processes are taken for dead": told(Session, is_dead=lambda _: True),
+        "no silence is waited for": told(Session, quiet_s=0.0),
+        "identical rows asked each": but(
+            Session,
+            _unknown=lambda self, questions: list(questions),
+            put=lambda self, questions: self.waiting.update(
+                {
+                    f"{q.key} {number}": q
+                    for number, q in enumerate(questions)
+                    if not {q.key} & (self._answered | self.outcomes.keys())
+                }
+            ),
+        ),
+        "a full month denies for ever": but(
+            Session, deny=lambda self, best: Session.deny(self, {"run": min(best.values())})
+        ),
+    }.items()
+}
 
-class AsksAtOnce(Session):
-    """A successor asks what its predecessor's living processes have in flight."""
 
-    def _is_elsewhere(self, key: str) -> bool:
-        return key in self.batched
-
-
-class AsksWhatOthersBatched(Session):
-    """What another run's pending batch asks is asked again."""
-
-    def _is_elsewhere(self, key: str) -> bool:
-        return key in self._in_flight
+@variant("what is in flight is forgotten", "session")
+class ForgetsWhatFlies(Session):
+    async def recheck(self) -> bool:
+        self.aside = {key: q for key, q in self.aside.items() if key in self.batched}
+        return False
 
 
+@variant("no look after the claim", "session")
 class NoLookAfterClaim(Session):
     """Goes by the journal as it was before the books were claimed."""
 
     _was_owner = False
 
     async def look(self) -> None:
-        asked = [*self.waiting.values(), *self.aside.values()]
-        before = self._answered, self.in_vain
+        asked, before = [*self.waiting.values(), *self.aside.values()], self._answered
         await super().look()
         if self._owner and not self._was_owner:
-            self._answered, self.in_vain = before
+            self._answered = before
             self.put(asked)
         self._was_owner = self._owner
 
 
+@variant("journal not consulted", "session")
 class JournalUnread(Session):
-    """Asks everything, whatever the journal holds."""
-
     async def look(self) -> None:
         asked = [*self.waiting.values(), *self.aside.values()]
         await super().look()
@@ -332,44 +339,15 @@ class JournalUnread(Session):
         self.put(asked)
 
 
-class ForgetsWhatFlies(Session):
-    """What may be in flight is not asked, and never looked at again."""
-
-    async def recheck(self) -> bool:
-        self.aside = {key: q for key, q in self.aside.items() if key in self.batched}
-        return False
-
-
+@variant("re-asks begin anew", "session")
 class ReasksBeginAnew(Session):
-    """How often a question was asked in vain is forgotten with each session."""
-
     async def look(self) -> None:
         await super().look()
         self.in_vain = {}
 
 
-class IdenticalRowsAsked(Session):
-    """Identical rows are asked each."""
-
-    def _unknown(self, questions: Iterable[Question]) -> list[Question]:
-        return list(questions)
-
-    def put(self, questions: Iterable[Question]) -> None:
-        for number, question in enumerate(questions):
-            if question.key not in self._answered and question.key not in self.outcomes:
-                self.waiting[f"{question.key} {number}"] = question
-
-
-class DeniesForEver(Session):
-    """What this month's cap has no money for is denied as if it were the run's own cap."""
-
-    def deny(self, best_usd: Mapping[str, Decimal]) -> None:
-        super().deny({"run": min(best_usd.values())})
-
-
+@variant("a spent cap waits for next month", "session")
 class LeavesTooMuch(Session):
-    """What the run's own cap has no money for waits for a month that will not bring any."""
-
     def deny(self, best_usd: Mapping[str, Decimal]) -> None:
         super().deny(best_usd)
         denied = [key for key, what in self.outcomes.items() if what is Outcome.DENIED_BUDGET]
@@ -379,6 +357,7 @@ class LeavesTooMuch(Session):
 # --- batches ---
 
 
+@variant("a batch created again", "batch")
 class CreatesAgain(BatchCourier):
     """A creation that was not answered is taken for one that did not happen."""
 
@@ -387,9 +366,15 @@ class CreatesAgain(BatchCourier):
         return False
 
 
-class ForgetsBatches(BatchCourier):
-    """What was submitted before a restart is abandoned."""
+@variant("a batch looked for once", "batch")
+class LooksOnce(BatchCourier):
+    async def _find(self, record: BatchRecord) -> bool:
+        self._provider.find = self._provider._listed  # type: ignore[method-assign]
+        return await super()._find(record)
 
+
+@variant("batches forgotten at a restart", "batch")
+class ForgetsBatches(BatchCourier):
     async def open(self) -> Claim:
         claim = await super().open()
         for record in list(self._pending.values()):
@@ -397,86 +382,70 @@ class ForgetsBatches(BatchCourier):
         return claim
 
 
+@variant("a creation is not on record", "batch")
 class CreationNotOnRecord(BatchCourier):
-    """A batch is created before its record says that it may be."""
-
     async def _step(self, record: BatchRecord, stage: Stage, **found: Any) -> BatchRecord:
         if stage is Stage.CREATING:
             stage = Stage.INTENT
         return await super()._step(record, stage, **found)
 
 
-class LooksOnce(BatchCourier):
-    """A batch that the list does not show at the first look was never created."""
-
-    async def _find(self, record: BatchRecord) -> bool:
-        self._provider.find = self._provider._listed  # type: ignore[method-assign]
-        return await super()._find(record)
-
-
+@variant("a batch booked before it is kept", "batch")
 class BookedBeforeKept(BatchCourier):
-    """The answers of a batch are booked first and kept then."""
-
     def _keep(self, answers: Sequence[Any]) -> None:
         asyncio.get_running_loop().call_later(0.05, super()._keep, answers)
 
 
+@variant("a batch's missing results are free", "batch")
 class MissingIsFree(BatchCourier):
-    """A request of a batch that is in neither of its files was not billed, surely."""
-
     async def _read(self, session: Session, record: BatchRecord, view: Any) -> None:
-        real = self._results.read
-        self._results.read = _with(real, billed=0)  # type: ignore[method-assign]
+        self._results.read = told(self._results.read, billed=0)  # type: ignore[method-assign]
         await super()._read(session, record, view)
 
 
 # --- the asker ---
 
 
+@variant("settle before journal", "asker")
 class SettleBeforeJournal(Asker):
-    """Books an answer first and keeps it then."""
-
     async def _keep(self, answer: Answer) -> None:
         async def keep() -> None:
             await asyncio.sleep(0.02)
-            await JournalWriter.put(self._journal, answer)
+            await self._journal.put(answer)
 
         self._kept = asyncio.ensure_future(keep())
 
 
+@variant("ambiguous time-out is free", "asker")
 class AmbiguousIsFree(Asker):
-    """What did not come back was not billed, surely."""
+    free = Kind.AMBIGUOUS
 
     async def _failed(self, slot: Slot, sent_at: float, failure: Any, tries: Any) -> Any:
-        free = replace(slot, need=replace(slot.need, max_cost_usd=Decimal(0)))
-        return await super()._failed(free, sent_at, failure, tries)
-
-
-class ServerErrorIsFree(Asker):
-    """A server that answers 500 has not billed, surely."""
-
-    async def _failed(self, slot: Slot, sent_at: float, failure: Any, tries: Any) -> Any:
-        if failure.kind is Kind.BROKEN:
+        if failure.kind is self.free:
             slot = replace(slot, need=replace(slot.need, max_cost_usd=Decimal(0)))
         return await super()._failed(slot, sent_at, failure, tries)
 
 
+VARIANTS["server error is free"] = Parts(asker=but(AmbiguousIsFree, free=Kind.BROKEN))
+
+
+@variant("a failing journal stops nobody", "asker")
 class PaysOnWithoutJournal(Asker):
-    """FOUND: a journal that cannot be written stopped nobody."""
+    """FOUND: what cannot be kept is paid for again."""
 
     async def _keep(self, answer: Answer) -> None:
         await self._journal.put(answer)
 
 
+@variant("release of a sent slot", "permits")
 class ReleasesSentSlots(WatchedPermits):
-    """Returns leave that is older than a moment, used or not."""
-
     async def slot(self, need: Need) -> Slot:
         slot = await super().slot(need)
         asyncio.get_running_loop().call_later(0.1, self.give_back, slot)
         return slot
 
 
+@variant("a slot used twice", "permits")
 class UsesSlotsTwice(WatchedPermits):
     """A slot whose request was refused is as good as new."""
 
@@ -494,9 +463,8 @@ class UsesSlotsTwice(WatchedPermits):
         return await super().slot(need)
 
 
+@variant("more sent than granted", "permits")
 class KeepsPermits(WatchedPermits):
-    """Takes leave for all that it asked for, whatever was granted."""
-
     def _hand_out(self, permit: Permit, batch: Any, since: float) -> None:
         if permit.slots and permit.slots < len(batch):
             after = permit.send_after_s + permit.send_after_s[-1:] * (len(batch) - permit.slots)
@@ -507,9 +475,8 @@ class KeepsPermits(WatchedPermits):
 # --- the journal ---
 
 
+@variant("journal buffered only", "journal")
 class LazyJournal(JournalWriter):
-    """Says that an answer is kept when it is buffered; syncs every two seconds."""
-
     _timer: Any = None
 
     async def put(self, answer: Answer) -> None:
@@ -521,6 +488,8 @@ class LazyJournal(JournalWriter):
         self._timer = None
         self.sync()
 
+
+VARIANTS["journal slower than 250 ms"] = Parts(journal=told(JournalWriter, linger_s=2.0))
 
 # --- the oracle ---
 
@@ -539,62 +508,6 @@ class ExcusingOracle(Oracle):
         other = before is not None and now is not None and before.driver is not now.driver
         return other or super()._excused(request)
 
-
-def _with(real: Any, **wrong: Any) -> Any:
-    """The real part, told something wrong."""
-    return lambda *args, **options: real(*args, **{**options, **wrong})
-
-
-VARIANTS: Mapping[str, Parts] = {
-    "lease after call": Parts(governor=LeaseAfterCall),
-    "no fsync": Parts(storage=NoFsync),
-    "double settle": Parts(ledger=DoubleSettle),
-    "float money": Parts(ledger=FloatMoney),
-    "costs rounded down": Parts(ledger=RoundedDown),
-    "per-actor cap": Parts(ledger=EachActorsRoom, governor=AsksForOneActor),
-    "lost fencing": Parts(ledger=LostFencing),
-    "fence before sync": Parts(ledger=FenceBeforeSync),
-    "month border forgotten": Parts(ledger=NoMonthBorder),
-    "a grant without its questions": Parts(ledger=NoKeysInGrants),
-    "recovery reads before it claims": Parts(books=ReadsBeforeItClaims),
-    "recovery forgets open leases": Parts(books=ForgetsOpenLeases),
-    "recovery forgets what was settled": Parts(books=ForgetsSettled),
-    "late bills of a lost lease": Parts(ledger=ForgetsLateBills),
-    "proven in the old month": Parts(books=ProvenInTheOldMonth),
-    "late bills, looked at too late": Parts(ledger=LooksTooLate),
-    "denied while money may come back": Parts(ledger=DeniesTooSoon),
-    "recovery forgets the questions": Parts(books=ForgetsQuestions),
-    "batch records read before the claim": Parts(books=RecordsBeforeTheClaim),
-    "pending batches are lost": Parts(books=BatchesAreLost),
-    "logs of living writers are folded": Parts(books=FoldsLivingLogs),
-    "a successor asks at once": Parts(session=AsksAtOnce),
-    "all processes are taken for dead": Parts(session=_with(Session, is_dead=lambda _: True)),
-    "no silence is waited for": Parts(session=_with(Session, quiet_s=0.0)),
-    "a silence as long as a request": Parts(session=_with(Session, quiet_s=5.0)),
-    "what is in flight is forgotten": Parts(session=ForgetsWhatFlies),
-    "another run's batch is asked again": Parts(session=AsksWhatOthersBatched),
-    "no look after the claim": Parts(session=NoLookAfterClaim),
-    "journal not consulted": Parts(session=JournalUnread),
-    "re-asks begin anew": Parts(session=ReasksBeginAnew),
-    "identical rows asked each": Parts(session=IdenticalRowsAsked),
-    "a full month denies for ever": Parts(session=DeniesForEver),
-    "a spent cap waits for next month": Parts(session=LeavesTooMuch),
-    "a batch created again": Parts(batch=CreatesAgain),
-    "batches forgotten at a restart": Parts(batch=ForgetsBatches),
-    "a creation is not on record": Parts(batch=CreationNotOnRecord),
-    "a batch looked for once": Parts(batch=LooksOnce),
-    "a batch booked before it is kept": Parts(batch=BookedBeforeKept),
-    "a batch's missing results are free": Parts(batch=MissingIsFree),
-    "settle before journal": Parts(asker=SettleBeforeJournal),
-    "ambiguous time-out is free": Parts(asker=AmbiguousIsFree),
-    "server error is free": Parts(asker=ServerErrorIsFree),
-    "a failing journal stops nobody": Parts(asker=PaysOnWithoutJournal),
-    "release of a sent slot": Parts(permits=ReleasesSentSlots),
-    "a slot used twice": Parts(permits=UsesSlotsTwice),
-    "more sent than granted": Parts(permits=KeepsPermits),
-    "journal buffered only": Parts(journal=LazyJournal),
-    "journal slower than 250 ms": Parts(journal=_with(JournalWriter, linger_s=2.0)),
-}
 
 FOUND_FROM: Mapping[str, int] = {}
 """The seed near which a variant is found that takes long; else 0."""
