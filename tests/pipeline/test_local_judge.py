@@ -82,7 +82,8 @@ def test_scores_of_single_responses(runs: Runs, server: RunningServer) -> None:
     judge |= {"scores": [1, 5], "confidence": "margin", "rubric": "Only spelling counts."}
     run = runs(
         pa.table(rows), judge=judge, task="pointwise",
-        columns={"instruction": "question", "label": "grade"}, route__fraction=0.5, strong__scores=[1, 5],
+        columns={"instruction": "question", "label": "grade"},
+        route__fraction=0.5, strong__scores=[1, 5],
     )  # fmt: skip
     assert run.score() == 0
     scored = run.scored()
