@@ -25,8 +25,6 @@ SURENESS = ["judge_confidence", "row_key"]
 
 
 class Route(StrEnum):
-    """What the policy decided for a row."""
-
     ACCEPT = "accept"
     ESCALATE = "escalate"
     AUDIT = "audit"
@@ -46,8 +44,6 @@ class Outcome(StrEnum):
 
 
 class Source(StrEnum):
-    """Who gave the final verdict."""
-
     JUDGE = "judge"
     STRONG = "strong"
     NONE = "none"
@@ -82,12 +78,10 @@ class Scored:
 class Judgment:
     """A local verdict on one row, or why there is none.
 
-    `probs`: alternative → normalised probability, in the input's orientation.
-    `mass`: total probability that the model gave to all alternatives together, in [0, 1].
-    `confidence`: null is as unsure as can be.
-    `unseen`: how far the probabilities may be off, where a server showed only its likeliest
-    tokens. `orders_agree`: with swap, whether both orders by themselves come to one verdict.
-    `scored`: what the base model is still to be asked (calibrated_entropy), one per prompt.
+    `probs`: alternative → normalised probability, in the input's orientation. `mass`: probability
+    of all alternatives together. `confidence`: null is as unsure as can be. `unseen`: how far the
+    probabilities may be off, where a server showed only its likeliest tokens. `orders_agree`: with
+    swap, whether both orders come to one verdict. `scored`: what the base model is still asked.
     """
 
     verdict: Verdict | None
@@ -143,7 +137,6 @@ class Answer:
 
 
 def verdict_type(task: Task) -> pa.DataType:
-    """String for a pair (`A`, `B`, `tie`), double for a score."""
     return pa.string() if task == "pairwise" else pa.float64()
 
 

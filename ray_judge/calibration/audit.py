@@ -8,8 +8,8 @@ sample of the accepted ones, and what they show is unbiased.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,28 +20,21 @@ from ray_judge.calibration.document import Calibration
 from ray_judge.errors import PromiseBroken
 from ray_judge.records import Outcome, Route
 
-TENTHS = 10
-
 
 def draw_rows(row_keys: pl.Series, seed: str, rate: float) -> pl.Series:
     """Say which rows are drawn: each with probability `rate` (2⁻⁶⁴ apart), independently."""
     below = int(rate * 2**64)
-    start = hashlib.blake2b(seed.encode(), digest_size=8)
 
     def number(key: str) -> int:
-        digest = start.copy()
-        digest.update(b"\x00" + key.encode("utf-8", "surrogatepass"))
-        return int.from_bytes(digest.digest(), "big")
+        text = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
     return pl.Series([number(key) < below for key in row_keys], dtype=pl.Boolean)
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How many of `n` rows agree with the strong judge; exact 95 % interval.
-
-    `agreement` is their share, and None where nothing was audited.
-    """
+    """How many of `n` rows agree with the strong judge; their share, its exact 95 % interval."""
 
     group: str
     n: int
@@ -52,7 +45,6 @@ class Agreement:
 
 
 def count_agreement(rows: pl.DataFrame, group: str = "all") -> Agreement:
-    """Count agreement among rows with `judge_verdict` and `strong_verdict`."""
     n, agreed = rows.height, int((rows["judge_verdict"] == rows["strong_verdict"]).sum())
     return Agreement(group, n, agreed, agreed / n if n else None, *interval(agreed, n))
 
@@ -72,8 +64,7 @@ class Audit:
 
     def document(self) -> dict[str, Any]:
         """Give it for summary.json; fractions in [0, 1]."""
-        found = asdict(self)
-        return {**found.pop("overall"), **found}
+        return {**(found := asdict(self)).pop("overall"), **found}
 
 
 def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
@@ -96,35 +87,34 @@ def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
         by_column = [count_agreement(part, str(value)) for (value,), part in groups]
     return Audit(
         count_agreement(known),
-        tuple(_by_confidence(known)),
+        _by_confidence(known),
         tuple(by_column),
         audited.height - known.height,
         known.filter(outcome=Outcome.ABSTAINED.value).height,
     )
 
 
-def _by_confidence(known: pl.DataFrame) -> Sequence[Agreement]:
+def _by_confidence(known: pl.DataFrame) -> tuple[Agreement, ...]:
     """By tenths of the audited rows; rows of one confidence stay together."""
     if not known.height:
-        return []
+        return ()
+    known = known.sort("judge_confidence")
     confidence = known["judge_confidence"].to_numpy()
-    edges = np.unique(np.quantile(confidence, np.arange(1, TENTHS) / TENTHS, method="lower"))
-    tenth = np.searchsorted(edges, confidence, side="right")
-    found = []
-    for number in np.unique(tenth):
-        part = known.filter(pl.Series(tenth == number))
-        inside = confidence[tenth == number]
-        found.append(count_agreement(part, f"{inside.min():.4g} to {inside.max():.4g}"))
-    return found
+    edges = np.unique(np.quantile(confidence, np.arange(1, 10) / 10, method="lower"))
+    first = np.unique(np.searchsorted(confidence, edges))
+    parts = [(a, b) for a, b in pairwise([0, *first.tolist(), known.height]) if a < b]
+    return tuple(
+        count_agreement(known[a:b], f"{confidence[a]:.4g} to {confidence[b - 1]:.4g}")
+        for a, b in parts
+    )
 
 
 def implied_agreement(calibration: Calibration) -> float:
     """The least agreement *with the strong judge* that the promise implies.
 
-    Against the strong judge's labels that is 1 − α. A promise about human labels says less about
-    the strong judge, which errs, too: a row where local and strong verdict differ is an error of
-    one of them, so the promise implies 1 − α − (strong error). Where that error is not known,
-    the strong judge is taken to err at most as often as is promised of the local one.
+    Against the strong judge's labels that is 1 − α. Against human labels a row where local and
+    strong verdict differ is an error of one of them, so it is 1 − α − (strong error); where that
+    is not known, the strong judge is taken to err at most as often as is promised of the local one.
     """
     if calibration.label_kind == "strong":
         return 1 - calibration.alpha

@@ -16,12 +16,8 @@ Counts = npt.NDArray[np.int64]
 
 def interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """Two-sided exact interval for a rate; (0, 1) where nothing was seen."""
-    from scipy.stats import binomtest
-
-    if not total:
-        return 0.0, 1.0
-    found = binomtest(count, total).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
+    tail = (1 - level) / 2
+    return 1 - upper_bound(total - count, total, tail), upper_bound(count, total, tail)
 
 
 def upper_bound(count: int, total: int, delta: float) -> float:

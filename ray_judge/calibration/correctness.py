@@ -30,7 +30,6 @@ def _check_rising(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Rising = Annotated[tuple[float, ...], AfterValidator(_check_rising)]
-"""Numbers in rising order; checked where a file is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +49,11 @@ class CorrectnessMap:
         return np.interp(confidence, self.confidence, self.probability)
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A fitted map, and its kind's prediction for each row by the fit of the other folds, (n,)."""
-
-    map: CorrectnessMap
-    unseen: Floats
-
-
-def fit(confidence: Floats, right: Flags, seed: int = 0) -> Fit:
+def fit(confidence: Floats, right: Flags, seed: int = 0) -> tuple[CorrectnessMap, Floats]:
     """Fit the map on rows of (confidence, right), shapes (n,); n ≥ 10 with both outcomes.
 
-    Folds are random, by `seed`, and alike in their share of right rows.
+    Its kind's prediction for each row by the fit of the other folds, (n,), comes with it. Folds are
+    random, by `seed`, and alike in their share of right rows.
     """
     shuffled = np.random.default_rng(seed).random(len(right))
     folds = np.empty(len(right), dtype=np.int64)
@@ -73,7 +65,7 @@ def fit(confidence: Floats, right: Flags, seed: int = 0) -> Fit:
             out = folds == fold
             predicted[out] = fit_kind(kind, confidence[~out], right[~out])(confidence[out])
     best = min(kinds, key=lambda kind: float(np.mean((unseen[kind] - right) ** 2)))  # Brier
-    return Fit(fit_kind(best, confidence, right), unseen[best])
+    return fit_kind(best, confidence, right), unseen[best]
 
 
 def fit_kind(kind: Kind, confidence: Floats, right: Flags) -> CorrectnessMap:
@@ -81,7 +73,7 @@ def fit_kind(kind: Kind, confidence: Floats, right: Flags) -> CorrectnessMap:
     if right.all() or not right.any():
         return CorrectnessMap(kind, (float(confidence[0]),), (float(right[0]),))
     points, values = (_isotonic if kind == "isotonic" else _platt)(confidence, right)
-    return CorrectnessMap(kind, tuple(map(float, points)), tuple(map(float, values)))
+    return CorrectnessMap(kind, tuple(points.tolist()), tuple(values.tolist()))
 
 
 def _isotonic(confidence: Floats, right: Flags) -> tuple[Floats, Floats]:

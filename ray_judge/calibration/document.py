@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ray_judge.calibration.bounds import Floats
 from ray_judge.calibration.correctness import CorrectnessMap
 from ray_judge.calibration.drift import Reference
 from ray_judge.calibration.methods import Comparison
@@ -45,6 +47,13 @@ class Tier:
     def threshold(self) -> float:
         """λ̂: rows this sure or surer are accepted; ∞ where the guarantee is not attainable."""
         return self.selection.threshold
+
+    def strong_right(self, confidence: Floats) -> Floats:
+        """P(strong verdict = label) by this judge's confidence; its mean where that is NaN."""
+        if self.strong is None:
+            return np.ones(len(confidence))
+        mean = np.mean(self.strong.probability)
+        return np.where(np.isnan(confidence), mean, self.strong(confidence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +99,20 @@ def judge_name(judge: Mapping[str, Any], number: int) -> str:
 def check(
     calibration: Calibration, judges: Sequence[Mapping[str, Any]], file: str | None = None
 ) -> None:
-    """Refuse a calibration that was made with other judges, naming every key. ConfigError.
-
-    `judges`: the run's, in order, as the calibration names its own.
-    """
+    """Raise ConfigError, naming every key, unless the calibration is of these judges, in order."""
     if len(calibration.tiers) != len(judges):
         raise ConfigError(
             f"this calibration is for {len(calibration.tiers)} local judge(s), the run has "
             f"{len(judges)}: calibrate again",
             file=file,
         )
-    found = []
-    for number, (tier, judge) in enumerate(zip(calibration.tiers, judges, strict=True), 1):
-        found += [
-            f"judge {number}, {key}: {tier.judge.get(key)!r} in the calibration, "
-            f"{judge.get(key)!r} in the run"
-            for key in sorted(tier.judge.keys() | judge.keys())
-            if tier.judge.get(key) != judge.get(key)
-        ]
+    found = [
+        f"judge {number}, {key}: {tier.judge.get(key)!r} in the calibration, "
+        f"{judge.get(key)!r} in the run"
+        for number, (tier, judge) in enumerate(zip(calibration.tiers, judges, strict=True), 1)
+        for key in sorted(tier.judge.keys() | judge.keys())
+        if tier.judge.get(key) != judge.get(key)
+    ]
     if found:
         raise ConfigError(
             f"this calibration is for another judge: {'; '.join(found)}. Calibrate again", file=file

@@ -14,7 +14,7 @@ from ray_judge.calibration.bounds import Floats, upper_bound
 from ray_judge.calibration.correctness import CorrectnessMap, Flags, fit
 from ray_judge.calibration.document import Calibration, Tier, judge_name
 from ray_judge.calibration.drift import reference
-from ray_judge.calibration.labels import find_lack, mark_right
+from ray_judge.calibration.labels import find_lack, learnable, mark_right
 from ray_judge.calibration.methods import compare
 from ray_judge.calibration.selection import Selection, in_parts, select_in_turn
 from ray_judge.errors import InputError
@@ -60,7 +60,7 @@ def make(
         warnings += [f"{who}: {text}" for text in said if text]
         tiers.append(tier)
         reach &= ~(_confidence(frame) >= selection.threshold)
-    error = _strong(_learnable(frames[0]), terms)[1]
+    error = _strong(learnable(frames[0]), terms)[1]
     terms = replace(terms, labels=labels, rows=len(known), strong_error=error)
     return replace(terms, tiers=tuple(tiers), warnings=tuple(warnings))
 
@@ -74,16 +74,16 @@ def _describe(
 ) -> tuple[Tier, str | None]:
     """Describe a judge by the rows that reach it; by all rows, which is said, where too few do."""
     reached = frame.filter(pl.Series(reach))
-    confidence, rows, said = _confidence(reached), _learnable(reached), None
+    confidence, rows, said = _confidence(reached), learnable(reached), None
     if lack := find_lack(reached):
-        rows = _learnable(frame)
+        rows = learnable(frame)
         said = f"of the rows that reach it, {lack}. P(correct) and the comparison are those of "
         said += f"all {rows.height} labelled rows that it judged"
     methods, right = confidence_methods(rows, str(judge["confidence"])), _flags(rows["right"])
     tier = Tier(
         judge,
         selection,
-        fit(_confidence(rows), right).map,
+        fit(_confidence(rows), right)[0],
         reference(confidence[~np.isnan(confidence)]),
         _strong(rows, terms)[0],
         compare(methods, right),
@@ -92,22 +92,13 @@ def _describe(
 
 
 def confidence_methods(judged: pl.DataFrame, configured: str) -> dict[str, Floats]:
-    """Every method that these rows can show, the simplest first: name → confidence, (n,).
-
-    `probability` and `margin` come from the probabilities themselves; the configured one as it
-    was used, whatever it is.
-    """
+    """Every method that these rows can show, the simplest first; the configured one as used."""
     probs = judged["judge_probs"].struct.unnest().to_numpy().astype(np.float64)
     found: dict[str, Floats] = {}
     if len(probs) and not np.isnan(probs).all(axis=1).any():
         ordered = np.sort(np.nan_to_num(probs), axis=1)
         found = {"probability": ordered[:, -1], "margin": ordered[:, -1] - ordered[:, -2]}
     return {**found, configured: _confidence(judged)}
-
-
-def _learnable(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows that have both a label and a verdict of the judge."""
-    return rows.filter(pl.col("right").is_not_null() & pl.col("judge_confidence").is_not_null())
 
 
 def _confidence(rows: pl.DataFrame) -> Floats:
@@ -124,7 +115,7 @@ def _strong(rows: pl.DataFrame, terms: Calibration) -> tuple[CorrectnessMap | No
 
     (None, None) where it was not asked, or gave the labels itself.
     """
-    asked = rows.filter(pl.col("strong_verdict").is_not_null())
+    asked = rows.drop_nulls("strong_verdict")
     if terms.label_kind == "strong" or not asked.height:
         return None, None
     right, confidence = _flags(asked["strong_verdict"] == asked["label"]), _confidence(asked)
@@ -133,7 +124,7 @@ def _strong(rows: pl.DataFrame, terms: Calibration) -> tuple[CorrectnessMap | No
     if min(wrong, len(right) - wrong) < 5 or len(np.unique(confidence)) < 2:
         # too little to tell how it depends on confidence
         return CorrectnessMap("isotonic", (float(confidence[0]),), (float(right.mean()),)), bound
-    return fit(confidence, right).map, bound
+    return fit(confidence, right)[0], bound
 
 
 def _objection(selection: Selection, alpha: float, share: float, judges: int) -> str | None:

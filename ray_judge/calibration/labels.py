@@ -44,20 +44,20 @@ def check_labels(labels: pl.Series, task: Task, column: str = "label") -> None:
         )
 
 
-def find_lack(rows: pl.DataFrame) -> str | None:
-    """Say why nothing can be learnt from these rows, as `mark_right` gives them; None if it can.
+def learnable(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows that have both a label and a verdict of the judge."""
+    return rows.drop_nulls(["right", "judge_confidence"])
 
-    Too few for a guarantee is not said here: that depends on its levels.
-    """
-    judged = rows.filter(pl.col("right").is_not_null() & pl.col("judge_confidence").is_not_null())
+
+def find_lack(rows: pl.DataFrame) -> str | None:
+    """Say why nothing can be learnt from these rows, as `mark_right` gives them; None if it can."""
+    judged = learnable(rows)
     confidence, right = judged["judge_confidence"], judged["right"].sum()
     if confidence.is_nan().any():
         return "the judge's confidence is NaN"
     if judged.height < FEWEST:
-        return (
-            f"{judged.height} rows have both a label and a verdict of this judge; at least "
-            f"{FEWEST} are needed"
-        )
+        both = f"{judged.height} rows have both a label and a verdict of this judge"
+        return f"{both}; at least {FEWEST} are needed"
     if judged["label"].n_unique() == 1:
         label = judged["label"][0]
         return f"all {judged.height} labels are {label}: agreement with them says nothing"

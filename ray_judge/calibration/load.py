@@ -58,14 +58,12 @@ def read_calibration(uri: str) -> Calibration:
     """Read a calibration.json. Raises ConfigError where there is none, or a damaged one."""
     storage, name = _place(uri)
     try:
-        text = storage.read(name)
+        return loads(storage.read(name), uri)
     except Missing:
-        raise ConfigError(
-            "there is no calibration here: ray-judge calibrate makes one", file=uri
-        ) from None
+        said = "there is no calibration here: ray-judge calibrate makes one"
     except StorageError as error:
-        raise ConfigError(f"cannot read this calibration: {error.message}", file=uri) from None
-    return loads(text, uri)
+        said = f"cannot read this calibration: {error.message}"
+    raise ConfigError(said, file=uri)
 
 
 def write_calibration(uri: str, calibration: Calibration) -> None:
@@ -83,21 +81,19 @@ def _place(uri: str) -> tuple[Storage, str]:
 def calibration_of(config: RunConfig) -> Calibration | None:
     """Read the run's calibration and refuse one that does not fit it; None where none is named.
 
-    Raises ConfigError: another judge (naming every key that differs), other levels, or a
-    promise about another strong judge's verdicts.
+    Raises ConfigError: another judge, other levels, or a promise about another strong judge.
     """
     route = config.route
     if route.calibration is None:
         return None
     found = read_calibration(route.calibration)
     check(found, [identity(tier) for tier in config.tiers()], route.calibration)
-    terms: dict[str, tuple[Any, Any]] = {
-        "route.alpha": (route.alpha, found.alpha),
-        "route.delta": (route.delta, found.delta),
-    }
-    if found.label_kind == "strong":
-        terms["strong.model"] = (config.strong.model, found.strong_model)
-    for name, (given, known) in terms.items():
+    strong = config.strong.model if found.label_kind == "strong" else None
+    for name, given, known in (
+        ("route.alpha", route.alpha, found.alpha),
+        ("route.delta", route.delta, found.delta),
+        ("strong.model", strong, found.strong_model),
+    ):
         if given not in (None, known):
             raise ConfigError(
                 f"{name} is {given}, and this calibration was made for {known}: calibrate again",

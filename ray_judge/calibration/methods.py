@@ -65,25 +65,21 @@ def compare(confidences: Mapping[str, Floats], right: Flags, seed: int = 0) -> C
     The simplest method comes first. Another is advised only where its AURC is lower than that of
     the first one in (almost) every bootstrap draw: the interval of the difference is below 0.
     """
-    draws: dict[str, Floats] = {}
-    measured = []
-    for name, confidence in confidences.items():
-        found, draws[name] = measure(name, confidence, right, seed)
-        measured.append(found)
+    found = [measure(name, values, right, seed) for name, values in confidences.items()]
+    measured, draws = [one for one, _ in found], {one.method: areas for one, areas in found}
     first, best = measured[0], min(measured, key=lambda one: one.aurc.value)
     use, area = first.method, first.aurc
     if best is first:
-        advice = f"Use {use}: no other method ranks these rows better; AURC {area.value:.4f} "
-        advice += f"({area.low:.4f} to {area.high:.4f})."
-        return Comparison(tuple(measured), use, advice)
-    low, high = _percentiles(draws[best.method] - draws[use])
-    said = f"AURC {best.aurc.value:.4f} against {area.value:.4f} (difference "
-    said += f"{best.aurc.value - area.value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f})"
-    if high < 0:
-        use, why = best.method, "it ranks the rows better"
+        why = f"no other method ranks these rows better; AURC {area.value:.4f} "
+        why += f"({area.low:.4f} to {area.high:.4f})"
     else:
+        low, high = _percentiles(draws[best.method] - draws[use])
         why = f"these {len(right)} rows do not show that {best.method} ranks them better"
-    return Comparison(tuple(measured), use, f"Use {use}: {why}: {said}.")
+        if high < 0:
+            use, why = best.method, "it ranks the rows better"
+        why += f": AURC {best.aurc.value:.4f} against {area.value:.4f} (difference "
+        why += f"{best.aurc.value - area.value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f})"
+    return Comparison(tuple(measured), use, f"Use {use}: {why}.")
 
 
 def measure(name: str, confidence: Floats, right: Flags, seed: int = 0) -> tuple[Measured, Floats]:
@@ -91,8 +87,7 @@ def measure(name: str, confidence: Floats, right: Flags, seed: int = 0) -> tuple
 
     The draws are by `seed` alone, and so the same for every method: their figures compare in pairs.
     """
-    mapped = fit(confidence, right, seed).unseen
-    probabilities = {"mapped_": mapped}
+    probabilities = {"mapped_": fit(confidence, right, seed)[1]}
     if confidence.min() >= 0 and confidence.max() <= 1:
         probabilities[""] = confidence
 
@@ -119,13 +114,9 @@ def _percentiles(draws: Floats) -> Any:
 
 
 def _ranking(confidence: Floats, right: Flags) -> dict[str, Any]:
-    """AUROC, AURC and the risk at the curve's points, from blocks of equally sure rows.
-
-    `sklearn.metrics.roc_auc_score` gives the same AUROC in ten times the time of all of this.
-    """
+    """From blocks of equally sure rows: ten times as fast as scikit-learn's `roc_auc_score`."""
     _, block, size = np.unique(-confidence, return_inverse=True, return_counts=True)
-    good = np.bincount(block, right)
-    bad = size - good
+    bad = size - (good := np.bincount(block, right))
     less_sure = bad[::-1].cumsum()[::-1] - bad / 2  # wrong rows; half of those that are as sure
     pairs = good.sum() * bad.sum()
     rows = np.arange(1, len(right) + 1)

@@ -46,7 +46,6 @@ class Selection:
 
 
 def check_levels(alpha: float, delta: float) -> None:
-    """Raise ConfigError unless both lie strictly between 0 and 1."""
     for name, value in (("alpha", alpha), ("delta", delta)):
         if not 0 < value < 1:
             raise ConfigError(f"{name} must lie between 0 and 1, not {value:g}")
@@ -58,14 +57,13 @@ def start_size(alpha: float, delta: float) -> int:
     from scipy.stats import binom
 
     check_levels(alpha, delta)
-    size = 256
-    while True:
-        allowed = most_errors(size, alpha, delta)
-        power = np.where(allowed < 0, 0.0, binom.cdf(allowed, np.arange(size + 1), alpha / 2))
-        enough = np.flatnonzero(power[1:] >= POWER)
-        if len(enough):
-            return int(enough[0]) + 1
+    enough, size = np.array([]), 64
+    while not len(enough):
         size *= 4
+        allowed = most_errors(size, alpha, delta)[1:]  # of −1 the distribution function is 0
+        power = binom.cdf(allowed, np.arange(1, size + 1), alpha / 2)
+        enough = np.flatnonzero(power >= POWER)
+    return int(enough[0]) + 1
 
 
 def last_passed(confidence: Floats, wrong: Flags, alpha: float, delta: float, start: int) -> Floats:
@@ -130,8 +128,8 @@ def select_in_turn(
     such a row is never accepted and says nothing about that judge.
 
     `parts`: the number of the one judge that each row's label tests, shape (n,). Without it every
-    label tests every judge, as published; then a judge's rows were chosen with a look at labels
-    of the same rows, and its own promise may be broken more often than δ / number of judges.
+    label tests every judge, as published; as labels then choose the rows that they test, a judge's
+    own promise may be broken more often than δ / number of judges.
     """
     left = np.ones(len(judges[0][0]), dtype=bool)
     found = []

@@ -98,10 +98,10 @@ class HttpConfig(Tree):
 
     base_url: str
     api: Literal["completions", "chat"] = "completions"
-    """completions: the prompt is sent as one text. chat: as messages, the server's template."""
+    """completions: the prompt is one text. chat: messages, in the server's template."""
     api_key_env: str | None = None
     top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
-    """How many of the likeliest tokens the server shows; what is not among them is bounded."""
+    """How many of the likeliest tokens the server shows."""
     concurrency: Positive = 64
     timeout_s: float = Field(default=120, gt=0)
 

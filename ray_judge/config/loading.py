@@ -17,10 +17,7 @@ from ray_judge.errors import ConfigError
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file and apply `key.sub=value` overrides (values are YAML).
-
-    Raises ConfigError naming the key, what is wrong with it, and the nearest known key.
-    """
+    """Read a YAML file and apply `key.sub=value` overrides. Raises ConfigError naming the key."""
     file = Path(path)
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -36,10 +33,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConf
 
 
 def parse(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
-    """Check a mapping of plain values and freeze it. Raises ConfigError.
-
-    `judge: {...}` stands for `judges: [{...}]`.
-    """
+    """Check plain values and freeze them; `judge: {...}` stands for `judges: [{...}]`."""
     values = dict(document)
     single = "judge" in values
     if single and "judges" in values:
@@ -49,9 +43,8 @@ def parse(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            "; ".join(_explain(problem, single=single) for problem in error.errors()), file=file
-        ) from None
+        problems = "; ".join(_explain(problem, single=single) for problem in error.errors())
+        raise ConfigError(problems, file=file) from None
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -61,10 +54,9 @@ def _apply(document: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     node = document
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
             raise ConfigError(f"--set {key}: {parent} is a value, not a group of keys")
-        node = child
     try:
         node[last] = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -18,9 +18,8 @@ class PriceConfig(Tree):
     output_usd_per_mtok: Usd
     cached_input_usd_per_mtok: Usd | None = None
     batch_factor: Usd | None = None
-    """What multiplies them in a batch, such as 0.5; null: a batch costs as much as any request."""
+    """What multiplies them in a batch, such as 0.5; null: nothing does."""
     flex_factor: Usd | None = None
-    """The same for an answer that names the flex tier."""
 
 
 class BatchConfig(Tree):

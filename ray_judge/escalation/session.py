@@ -13,13 +13,13 @@ time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from decimal import Decimal
 from typing import Any, Protocol
 
-from ray_judge.errors import EscalationError, PausedError, RunLockedError
+from ray_judge.errors import EscalationError, PausedError, RayJudgeError, RunLockedError
 from ray_judge.escalation.books.books import Books, Claim, InFlight
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.online.governor import Clock
@@ -102,7 +102,7 @@ class Session:
         self._clock, self._report = clock, report
         self._quiet_s, self._patience_s, self._is_dead = quiet_s, patience_s, is_dead
         self._before_asking = before_asking
-        self._lock = ExitStack()
+        self._lock = contextlib.ExitStack()
         self._owner = False
         self._answered: set[str] = set()
         self._flying: Mapping[str, InFlight] = {}
@@ -143,6 +143,10 @@ class Session:
                         raise EscalationError(f"phase B's processes keep dying: {died}") from None
                     await self._abandon()
             await self.release()
+        except RayJudgeError:
+            with contextlib.suppress(RayJudgeError):  # the first error is the one to be told
+                await self.release()
+            raise
         finally:
             await asyncio.to_thread(self._source.stop)
             await self._abandon()

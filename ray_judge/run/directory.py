@@ -11,8 +11,7 @@
     <output>/report.html            for people
     <output>/summary.json           for programs; written last: its existence means "finished"
 
-A file has its final name only when it is complete, so "what is not there is still to do" is the
-whole of resuming.
+A file has its final name only when it is complete: to resume is to do what is not there.
 """
 
 from __future__ import annotations
@@ -53,7 +52,6 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Rows of the whole run."""
         return sum(shard.rows for shard in self.shards)
 
     def chunks(self) -> Iterator[Chunk]:
@@ -91,7 +89,7 @@ class RunDirectory:
         return Plan(shards, columns, document["chunk_rows"])
 
     def begin(self, config: RunConfig, plan: Plan) -> None:
-        """Write run.json, once for ever."""
+        """Write run.json, once."""
         document = {
             "layout": LAYOUT,
             "ray_judge": __version__,
@@ -125,9 +123,8 @@ class RunDirectory:
 
     def commit_judged(self, tier: int, chunk: str, table: pa.Table) -> None:
         """Make a judge's verdicts on a chunk durable under their final name, all at once."""
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        self.storage.write(_judged(tier, chunk), sink.getvalue())
+        with self.storage.write_stream(_judged(tier, chunk)) as sink:
+            pq.write_table(table, sink, compression="zstd")
 
     def judged(self, tier: int) -> set[str]:
         """Names of the chunks that a judge has committed."""
@@ -180,9 +177,8 @@ class RunDirectory:
         if not isinstance(document, dict):
             raise CorruptedError("this file of the run is damaged", file=f"{self.uri}/{path}")
         if document.get("layout", LAYOUT) > LAYOUT:
-            raise CorruptedError(
-                "this run was made by a newer ray_judge: use that one", file=f"{self.uri}/{path}"
-            )
+            said = "this run was made by a newer ray_judge: use that one"
+            raise CorruptedError(said, file=f"{self.uri}/{path}")
         return document
 
     def locked(self) -> AbstractContextManager[None]:

@@ -117,7 +117,7 @@ def _split(uri: str) -> tuple[str, str | None]:
 
 @contextmanager
 def open_shard(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard for reading; whatever Parquet refuses becomes an InputError naming it."""
+    """Open a shard for reading. Raises InputError."""
     root, _, name = path.rpartition("/")
     try:
         with pq.ParquetFile(open_storage(root).open_input(name), pre_buffer=True) as file:
@@ -241,10 +241,8 @@ def _cut(
 
 def read_examples(table: pa.Table, columns: Columns) -> list[Example | str]:
     """Turn rows into examples; text instead of an example says why the row has none."""
-    texts = {role: _decode(table.column(name)) for role, name in columns.text.items()}
-    return [
-        _example({role: values[n] for role, values in texts.items()}) for n in range(len(table))
-    ]
+    texts = [_decode(table.column(name)) for name in columns.text.values()]
+    return [_example(dict(zip(columns.text, row, strict=True))) for row in zip(*texts, strict=True)]
 
 
 def _example(values: Mapping[str, str | bytes | None]) -> Example | str:
@@ -283,8 +281,7 @@ def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[
     """Name each row: its id, else its shard and position (both sort as they should)."""
     if not columns.id:
         return [f"{shard}#{position:012d}" for position in positions]
-    ids = _decode(table.column(columns.id)) if is_text(table.column(columns.id).type) else None
-    if ids is not None:
-        return [key.hex() if isinstance(key, bytes) else str(key) for key in ids]
-    numbers = table.column(columns.id).to_pylist()
-    return [f"{n:020d}" if n >= 0 else f"-{n + (1 << 63):020d}" for n in numbers]
+    ids = table.column(columns.id)
+    if is_text(ids.type):
+        return [key.hex() if isinstance(key, bytes) else str(key) for key in _decode(ids)]
+    return [f"{n:020d}" if n >= 0 else f"-{n + (1 << 63):020d}" for n in ids.to_pylist()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,8 +59,7 @@ def take(shards: Sequence[Shard], rows: Rows, columns: Sequence[str]) -> pa.Tabl
 
 def write_sample(folder: str, table: pa.Table) -> str:
     """Write the sample as `sample/rows.parquet` in a folder or URI; give its path."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
     storage = open_storage(folder)
-    storage.write("sample/rows.parquet", sink.getvalue())
+    with storage.write_stream("sample/rows.parquet") as sink:
+        pq.write_table(table, sink, compression="zstd")
     return f"{storage.uri}/sample/rows.parquet"

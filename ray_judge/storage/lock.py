@@ -67,9 +67,8 @@ def _held_by(owner: str, place: str, uri: str) -> RunLockedError:
 
 
 class StoreLock:
-    """A lock on an object store: `{"owner": ..., "token": ..., "renewed": n}`; owner null is free.
-
-    Nobody compares clocks: who waits sees that the object changes, or that it does not.
+    """A lock on an object store; owner null is free. Nobody compares clocks: who waits sees that
+    the object changes, or that it does not.
     """
 
     def __init__(
@@ -110,13 +109,13 @@ class StoreLock:
             except Missing:
                 owner, version = None, None
             if owner is None or (version == seen and self._clock() - since >= STALE_S):
-                self._version = version
                 break
             if seen is None:
                 seen, since = version, self._clock()
             elif version != seen:
                 raise _held_by(owner, self._place, self._storage.uri)
             self._sleep(POLL_S)
+        self._version = version
         try:
             self.renew()
         except AlreadyExists:

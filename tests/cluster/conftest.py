@@ -17,13 +17,8 @@ from pathlib import Path
 import pytest
 
 PORTS = (
-    "port",
-    "dashboard-port",
-    "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
-    "metrics-export-port",
-    "runtime-env-agent-port",
-    "ray-client-server-port",
+    *("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"),
+    *("metrics-export-port", "runtime-env-agent-port", "ray-client-server-port"),
 )
 STARTS_WITHIN_S = 90
 ATTEMPTS = 3
@@ -38,13 +33,9 @@ class Head:
 
     def ray(self, *words: str, timeout_s: float = 150) -> subprocess.CompletedProcess[str]:
         """Run `ray WORDS` against this head."""
+        env = {**self.environment, "RAY_API_SERVER_ADDRESS": self.url}
         return subprocess.run(
-            ["ray", *words],
-            env={**self.environment, "RAY_API_SERVER_ADDRESS": self.url},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
+            ["ray", *words], env=env, capture_output=True, text=True, timeout=timeout_s, check=False
         )
 
 
@@ -96,14 +87,11 @@ def started(
 
 def free_ports(count: int) -> list[int]:
     """Ports that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -105,9 +105,8 @@ class NearProvider:
         self._provider.reconfigure(json.loads(json.dumps(settings)))
 
     def reset(self) -> None:
-        self._store.clear()
-        self._files.clear()
-        self._provider.reset()
+        for part in (self._store, self._files, self._provider):
+            part.reset()
 
     def batches(self) -> list[dict[str, Any]]:
         return [batch.body() for batch in self._store.batches.values()]

@@ -2,34 +2,30 @@
 
     python -m tests.fault.storm --rows 5000
 
-A run of `ray-judge score` (`--bare`: the same without Ray, in this process) against the simulated
-provider. The provider's books say what was billed, and which answers it lost on their way; the
-journal says what the asker saw. An account that is empty a few times pauses the run; the same
-command goes on. A refused key or an unknown model is not among the faults: they end a run.
+The real session, without Ray, against the simulated provider. The provider's books say what was
+billed, and which answers it lost on their way; the journal says what the asker saw. An account
+that is empty a few times pauses the run; the next session goes on. A refused key or an unknown
+model is not among the faults: they end a run.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ray_judge.config import load
 from ray_judge.errors import PausedError
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.books.journal import Journal
-from tests.provider import RunningServer, ServerConfig, running_server
+from tests.provider import RunningServer, running_server
 from tests.provider.faults import ALL_KINDS
 
-from .kill import Scored, write_pairs
 from .one_process import ask, clean, configuration
 
 SHARE = 0.05
@@ -124,17 +120,15 @@ class Storm:
         )
 
 
-def storm_settings(server: RunningServer, seed: int) -> dict[str, Any]:
-    """Set the provider; give what the run must know of it."""
+def run_storm(folder: Path, server: RunningServer, rows: int, cap: str, seed: int = 0) -> Storm:
+    """Ask by two askers in this process, as often as it takes."""
     clean(server, faults=faults(), fault_seed=seed)
-    return {"timeout_s": TIMEOUT_S, "reasks": REASKS, "concurrency": 64}
-
-
-def bare(folder: Path, server: RunningServer, rows: int, cap: str, seed: int = 0) -> Storm:
-    """Without Ray: two askers in this process."""
-    config = configuration(folder, server, cap, **storm_settings(server, seed))
+    settings = {"timeout_s": TIMEOUT_S, "reasks": REASKS, "concurrency": 64}
+    config = configuration(folder, server, cap, **settings)
     texts = [f"Write down the number {n}." for n in range(rows)]
-    for starts in range(1, STARTS + 1):
+    starts = 0
+    while starts < STARTS:
+        starts += 1
         phase = ask(config, server, texts)
         if phase.error is None:
             break
@@ -142,60 +136,18 @@ def bare(folder: Path, server: RunningServer, rows: int, cap: str, seed: int = 0
     return Storm.of(phase.outcomes, Books.of(config), server, rows, cap, starts)
 
 
-def scored(folder: Path, server: RunningServer, rows: int, cap: str, address: str) -> Storm:
-    """With Ray: the command, as often as it takes."""
-    write_pairs(folder / "in", rows)
-    run = Scored(folder / "run", server, address, cap, storm_settings(server, seed=0))
-    for starts in range(1, STARTS + 1):
-        process = run.start()
-        _, said = process.communicate(timeout=3600)
-        if process.returncode == 0:
-            break
-        assert process.returncode == 4, said
-    outcomes = Counter(run.rows()["outcome"].to_list())
-    return Storm.of(outcomes, Books.of(load(run.write())), server, rows, cap, starts)
-
-
-def on_ray(folder: Path, work: Callable[[str], int]) -> int:
-    """Do the work on a Ray of its own, whose address it is told."""
-    import ray
-
-    os.environ.pop("RAY_ADDRESS", None)
-    ray.init(
-        address="local", num_cpus=4, include_dashboard=False, _temp_dir=str(folder / "ray"),
-        log_to_driver=False, logging_level="ERROR",
-    )  # fmt: skip
-    try:
-        return work(ray.get_runtime_context().gcs_address)
-    finally:
-        ray.shutdown()
-
-
 def main() -> int:
     """Storm and check."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.storm", description=__doc__)
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--cap", default="200", help="dollars")
-    parser.add_argument("--bare", action="store_true", help="without Ray")
     options = parser.parse_args()
     begun = time.monotonic()
-
-    def say(storm: Storm) -> int:
+    with tempfile.TemporaryDirectory(prefix="rj-") as name, running_server() as server:
+        storm = run_storm(Path(name), server, options.rows, options.cap)
         storm.check()
         print(f"{storm}; {time.monotonic() - begun:.0f} s")
-        return 0
-
-    with (
-        tempfile.TemporaryDirectory(prefix="rj-", ignore_cleanup_errors=True) as name,
-        running_server(ServerConfig()) as server,
-    ):
-        folder = Path(name)
-        if options.bare:
-            return say(bare(folder, server, options.rows, options.cap))
-        return on_ray(
-            folder,
-            lambda address: say(scored(folder, server, options.rows, options.cap, address)),
-        )
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from tests.provider import RunningServer
 
 from .batch_night import CrashAt, Night, end
 
-pytestmark = pytest.mark.timeout(120)
+DEAD = "ignore:unclosed file:ResourceWarning"  # the dead close nothing
+pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings(DEAD)]
 
 
 def test_killed_at_every_step(tmp_path: Path, server: RunningServer) -> None:

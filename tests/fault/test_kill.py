@@ -10,23 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
-from ray_judge.config import load
-from ray_judge.escalation.escalate import OnFile, _Session
-from ray_judge.escalation.feed import Feed
-from ray_judge.escalation.online.governor_actor import AskerDied, GovernorActor
-from ray_judge.escalation.turn import Turn
-from ray_judge.run.columns import Columns
-from ray_judge.run.directory import Plan
 from tests.provider import RunningServer, running_server
 
 from .kill import VICTIMS, Scored, check, draw, run_killed, server_config, undisturbed
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 ROWS = 200
 KILLS = {
     "governor": [("governor", 100)],
@@ -71,22 +63,13 @@ def test_killed_and_continued(nights: Nights, seed: int) -> None:
     assert night.starts == starts, "a session that lost an actor goes on without its driver's death"
 
 
-def test_an_asker_and_the_governor_die_at_once(nights: Nights) -> None:
-    """The asker's death is heard of first: telling the dead governor must not end the session
-    under the other askers, which have answers in hand."""
-    import ray
-
-    config = load(Scored(nights.folder / "both", nights.server, nights.address).write())
-    feed, plan = Feed(iter(()), {}), Plan((), Columns({}), 100)
-    actor: Any = GovernorActor
-    turn = Turn(config, lambda figures: None)
-    session = _Session(
-        config, plan, feed, turn, OnFile(set(), {}, {}), governor=actor.remote(config)
-    )
-    ray.kill(session.governor)
-    death = AskerDied("an asker died")
-    session._fail(death)
-    assert session._failure is death
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(20))
+def test_many(nights: Nights, seed: int) -> None:
+    nights.server.reset()
+    cap = "5" if seed % 2 else nights.usd
+    run = Scored(nights.folder / f"run-{seed}", nights.server, nights.address, cap)
+    check(run_killed(run, seed, ROWS), run, nights.wanted)
 
 
 def test_the_full_size_kills_everybody() -> None:

@@ -1,4 +1,4 @@
-"""Small storms; `python -m tests.fault.storm --rows 5000` is the whole of it, on Ray."""
+"""Small storms; `python -m tests.fault.storm --rows 5000` is the whole of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.provider import RunningServer, running_server
 
-from .storm import bare
+from .storm import run_storm
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -24,7 +24,7 @@ def server() -> Iterator[RunningServer]:
 @pytest.mark.parametrize("rows", [300, pytest.param(3000, marks=pytest.mark.long)])
 def test_every_fault_at_once(tmp_path: Path, server: RunningServer, rows: int) -> None:
     """Each kind is met, and every bill for a question that was billed before is explained."""
-    storm = bare(tmp_path, server, rows, "200")
+    storm = run_storm(tmp_path, server, rows, "200")
     storm.check()
     assert storm.starts > 1, "the account was empty in between"
     assert storm.outcomes["resolved"] > rows // 2
@@ -32,6 +32,6 @@ def test_every_fault_at_once(tmp_path: Path, server: RunningServer, rows: int) -
 
 def test_every_fault_under_a_cap_that_binds(tmp_path: Path, server: RunningServer) -> None:
     """What was lost counts in full, so the cap ends the storm early, and holds."""
-    storm = bare(tmp_path, server, 100, "0.1", seed=1)
+    storm = run_storm(tmp_path, server, 100, "0.1", seed=1)
     storm.check()
     assert storm.outcomes["denied_budget"] > 0 and storm.outcomes["resolved"] > 0

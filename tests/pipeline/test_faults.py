@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from decimal import Decimal
 from typing import Any
 
@@ -71,11 +72,9 @@ def test_a_bad_night(runs: Runs, server: RunningServer) -> None:
     assert "max_output_tokens" in row(run, 9)["error"]
 
     # What was asked again was paid for again, and what was never computed cost nothing.
-    bills: dict[str, Decimal] = {}
+    bills: dict[str, Decimal] = defaultdict(Decimal)
     for bill in server.bills():
-        bills[bill["fault"] or "none"] = bills.get(bill["fault"] or "none", Decimal(0)) + Decimal(
-            bill["usd"]
-        )
+        bills[bill["fault"] or "none"] += Decimal(bill["usd"])
     assert row(run, 4)["strong_cost_usd"] == bills["refusal"] * 2 / 3  # of three, one is row 5's
     assert row(run, 12)["strong_cost_usd"] == row(run, 13)["strong_cost_usd"] == 0
     # What may have been computed counts at its maximum; so do uncounted tokens: never less than
@@ -123,21 +122,11 @@ def test_an_empty_account_pauses_and_nothing_is_asked_twice(
     assert run.check_costs() == Decimal(stats["total_usd"])
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"faults": [{"kind": "invalid_api_key", "max_times": 1000}]}, "invalid_api_key"),
-        ({"faults": [{"kind": "model_not_found", "max_times": 1000}]}, "model_not_found"),
-    ],
-)
+@pytest.mark.parametrize("said", ["invalid_api_key", "model_not_found"])
 def test_a_key_or_model_that_the_provider_refuses_ends_the_run(
-    runs: Runs,
-    server: RunningServer,
-    settings: dict[str, Any],
-    said: str,
-    capsys: pytest.CaptureFixture[str],
+    runs: Runs, server: RunningServer, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.configure(**settings)
+    server.configure(faults=[{"kind": said, "max_times": 1000}])
     run = runs(pairs(50), route__fraction=1, strong__concurrency=4)
     assert run.score(capsys=capsys) == 1
     assert said in run.said[-1] and "OPENAI_API_KEY" in run.said[-1]

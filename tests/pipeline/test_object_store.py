@@ -14,15 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.errors import (
-    AlreadyExists,
-    InputChangedError,
-    InputError,
-    RunLockedError,
-    StorageError,
-)
-from ray_judge.run.columns import Columns
-from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.errors import AlreadyExists, InputError, RunLockedError, StorageError
+from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import check_unchanged, find_shards, plan_input, read_rows, read_slices
 from ray_judge.storage import lock as locks
 from ray_judge.storage.local import Storage, open_storage
@@ -54,13 +47,9 @@ def s3_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             stdout=out,
             stderr=out,
         )
-    settings = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-    }
+    settings = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")
+    settings |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1")
+    settings["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
     try:
         _wait_for(port, server, log)
         with pytest.MonkeyPatch.context() as patch:
@@ -98,10 +87,8 @@ class TestObjectStore(StoragePromises):
 
 
 def test_a_refusal_of_the_store_is_ours(s3_root: str) -> None:
-    storage = open_storage("s3://no-such-bucket/x")
-    for refused in (storage.write, storage.create):
-        with pytest.raises(StorageError):
-            refused("k", b"")
+    with pytest.raises(StorageError, match=r"refused|no such"):
+        open_storage("s3://no-such-bucket/x").write("k", b"")
 
 
 def test_a_put_on_a_condition(root: str) -> None:
@@ -119,14 +106,12 @@ def test_a_run_and_its_lock(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "RENEW_S", 0.02)
     monkeypatch.setattr(locks, "POLL_S", 0.05)
     run = RunDirectory(root)
-    plan = Plan((), Columns({}), 10)
     with run.locked():
         run.commit_judged(1, "00000-00000", pa.table({"row": [0]}))
         with pytest.raises(RunLockedError, match="works in this run directory"):
             RunDirectory(root).locked().__enter__()
     with RunDirectory(root).locked():
         assert (run.judged(0), run.judged(1)) == (set(), {"00000-00000"})
-    assert plan.rows == 0
 
 
 def test_shards_are_found_planned_read_and_seen_to_change(root: str) -> None:
@@ -152,7 +137,7 @@ def test_shards_are_found_planned_read_and_seen_to_change(root: str) -> None:
     check_unchanged(first)
     with storage.write_stream("day/a.parquet") as sink:
         pq.write_table(table.slice(1), sink)
-    with pytest.raises(InputChangedError):
+    with pytest.raises(InputError, match="changed"):
         check_unchanged(first)
     storage.write("day/b.parquet", b"PAR1 and no more")
     with pytest.raises(InputError, match="not a readable Parquet file") as caught:

@@ -3,11 +3,6 @@
 It stands in for the paid strong judge, and its own bills (how much, how often, when) are what the
 promises of this project are held against. So it shares no code with the package. No model runs
 here: answers come from a file of true verdicts, or from a hash of the request.
-
-    with running_server(ServerConfig(limits=Limits(rpm=600))) as server:
-        client = OpenAI(base_url=server.base_url, api_key=server.api_key, max_retries=0)
-        ...
-        assert server.stats()["billed_twice"] == 0
 """
 
 from __future__ import annotations

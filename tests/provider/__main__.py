@@ -1,4 +1,4 @@
-"""Command: `python -m tests.provider --port 8000 --config FILE.json`."""
+"""A simulated provider on 127.0.0.1: `python -m tests.provider --port 8000 --config FILE.json`."""
 
 from __future__ import annotations
 
@@ -38,19 +38,13 @@ async def _serve(config: ServerConfig, port: int, *, watches_stdin: bool) -> Non
 
 def main() -> int:
     """Run the provider until it is stopped; 2 for a wrong configuration."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.provider",
-        description="A SIMULATED OpenAI-compatible provider on 127.0.0.1. No model runs here.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.provider", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0: any free port (default)")
     parser.add_argument("--config", help='JSON file; "-": the first line of standard input')
     options = parser.parse_args()
+    file = options.config
     try:
-        text = "{}"
-        if options.config:
-            text = (
-                sys.stdin.readline() if options.config == "-" else Path(options.config).read_text()
-            )
+        text = sys.stdin.readline() if file == "-" else Path(file).read_text() if file else "{}"
         config = ServerConfig.model_validate_json(text)
     except (ValueError, OSError) as error:
         print(f"configuration: {error}", file=sys.stderr)

@@ -24,10 +24,8 @@ class Truth:
             instruction, a, b = row["instruction"], row["response_a"], row["response_b"]
             begin = f"[Instruction]\n{instruction}\n\n["
             kept = self._rows[instruction.partition("\n")[0]]
-            for first, second, verdict in (
-                (a, b, row["verdict"]),
-                (b, a, _FLIPPED[row["verdict"]]),
-            ):
+            said = row["verdict"]
+            for first, second, verdict in ((a, b, said), (b, a, _FLIPPED[said])):
                 kept.append((begin, f"[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n", verdict))
 
     def verdict(self, question: str) -> str | None:
@@ -47,7 +45,7 @@ class Judge:
         """How many requests were not found in the file of true rows."""
 
     def content(self, request: ChatRequest) -> str:
-        """The message content: it fits the schema if there is one, else a small JSON object.
+        """JSON that fits the schema, if there is one.
 
         A request in words is taken to ask for the field, "verdict" or "score", that it names last.
         """

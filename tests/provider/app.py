@@ -58,45 +58,32 @@ def _gate(provider: Provider) -> Middleware:
     return gate
 
 
-class ControlRoutes:
-    """Statistics, bills, reset and configuration; needs no key, listens on loopback only."""
-
-    def __init__(self, provider: Provider, files: FileStore, batches: BatchStore) -> None:
-        self._provider = provider
-        self._files = files
-        self._batches = batches
-
-    async def stats(self, _request: web.Request) -> web.Response:
-        counts = {"uploads": self._files.uploads, "batch_creations": self._batches.creations}
-        return json_answer({**self._provider.stats(), **counts})
-
-    async def bills(self, _request: web.Request) -> web.Response:
-        """Every bill, oldest first."""
-        return json_answer({"bills": [asdict(bill) for bill in self._provider.bills.rows]})
-
-    async def reset(self, _request: web.Request) -> web.Response:
-        """Forget counts, bills, files and batches; keep the settings."""
-        self._batches.clear()
-        self._files.clear()
-        self._provider.reset()
-        return json_answer({"ok": True})
-
-    async def configure(self, request: web.Request) -> web.Response:
-        """Merge the settings of the body into ours."""
-        try:
-            self._provider.reconfigure(json.loads(await request.read()))
-        except (ValueError, OSError) as error:  # pydantic's are ValueErrors too
-            return json_answer({"error": {"message": str(error)}}, status=400)
-        return json_answer(self._provider.config.public())
-
-
 def make_app(config: ServerConfig) -> web.Application:
-    """The application of one simulated provider."""
+    """The application of one simulated provider; /control/ needs no key."""
     provider, files = Provider(config), FileStore()
     store = BatchStore(provider, files)
     chat, file = ChatRoutes(provider), FileRoutes(provider, files)
     batch = BatchRoutes(provider, files, store)
-    control = ControlRoutes(provider, files, store)
+
+    async def stats(_request: web.Request) -> web.Response:
+        counts = {"uploads": files.uploads, "batch_creations": store.creations}
+        return json_answer({**provider.stats(), **counts})
+
+    async def bills(_request: web.Request) -> web.Response:
+        return json_answer({"bills": [asdict(bill) for bill in provider.bills.rows]})
+
+    async def reset(_request: web.Request) -> web.Response:
+        for part in (store, files, provider):
+            part.reset()
+        return json_answer({"ok": True})
+
+    async def configure(request: web.Request) -> web.Response:
+        try:
+            provider.reconfigure(json.loads(await request.read()))
+        except (ValueError, OSError) as error:  # pydantic's are ValueErrors too
+            return json_answer({"error": {"message": str(error)}}, status=400)
+        return json_answer(provider.config.public())
+
     app = web.Application(middlewares=[_gate(provider)], client_max_size=_MAX_BODY)
     app.add_routes(
         [
@@ -108,10 +95,10 @@ def make_app(config: ServerConfig) -> web.Application:
             web.get("/v1/batches", batch.list),
             web.get("/v1/batches/{id}", batch.retrieve),
             web.post("/v1/batches/{id}/cancel", batch.cancel),
-            web.get("/control/stats", control.stats),
-            web.get("/control/bills", control.bills),
-            web.post("/control/reset", control.reset),
-            web.patch("/control/config", control.configure),
+            web.get("/control/stats", stats),
+            web.get("/control/bills", bills),
+            web.post("/control/reset", reset),
+            web.patch("/control/config", configure),
             web.get("/control/batches", batch.all),
             web.post("/control/batches/{id}/advance", batch.advance),
         ]

@@ -13,14 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.provider.batch_record import (
-    ENDPOINT,
-    WAITING,
-    Batch,
-    problem,
-    read_lines,
-    token_limit_message,
-)
+from tests.provider import batch_record
+from tests.provider.batch_record import ENDPOINT, WAITING, Batch, problem
 from tests.provider.faults import HTTP_ERRORS, INSUFFICIENT_QUOTA, HttpError
 from tests.provider.files import FileStore, fail_if, scripted
 from tests.provider.requests import ChatRequest
@@ -40,35 +34,32 @@ class BatchStore:
     """All batches and the tasks that move them on."""
 
     def __init__(self, provider: Provider, files: FileStore) -> None:
-        self._provider = provider
-        self._files = files
+        self._provider, self._files = provider, files
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self.batches: dict[str, Batch] = {}
         self.creations = 0
 
-    def clear(self) -> None:
-        """Stop and forget all batches."""
+    def reset(self) -> None:
         for task in self._tasks:
             task.cancel()
         self.batches.clear()
         self.creations = 0
 
     def get(self, batch_id: str) -> Batch:
-        """The batch, or the 404 of the API."""
         if batch_id not in self.batches:
             raise not_found(f"batch: {batch_id}")
         return self.batches[batch_id]
 
     async def create(self, input_file_id: str, metadata: dict[str, str] | None) -> Batch:
         """Take a new batch in and start its life, unless it does not fit the queue."""
-        lines, problems = await read_lines(self._files.get(input_file_id).content)
+        lines, problems = await batch_record.read_lines(self._files.get(input_file_id).content)
         batch_id = f"batch_sim{next(self._numbers):08d}"
         batch = Batch(batch_id, len(self.batches) + 1, input_file_id, metadata, lines, problems)
         settings = self._provider.config.batches
         limit = settings.enqueued_token_limit
         if settings.enqueued_rejection == "429" and self._is_too_much(batch, limit):
-            message = token_limit_message(batch.model, limit or 0)
+            message = batch_record.token_limit_message(batch.model, limit or 0)
             raise ApiFailure(HttpError(429, "token_limit_exceeded", "tokens", message))
         self.batches[batch_id] = batch
         if not settings.manual:
@@ -124,14 +115,9 @@ class BatchStore:
 
     def _is_too_much(self, batch: Batch, limit: int | None) -> bool:
         """Whether this and the earlier waiting batches of its model pass the limit of tokens."""
-        waiting = sum(
-            other.tokens
-            for other in self.batches.values()
-            if other.number < batch.number
-            and other.model == batch.model
-            and other.status in WAITING
-        )
-        return limit is not None and waiting + batch.tokens > limit
+        earlier = [one for one in self.batches.values() if one.number < batch.number]
+        same = [one for one in earlier if one.model == batch.model and one.status in WAITING]
+        return limit is not None and sum(one.tokens for one in (*same, batch)) > limit
 
     def _validate(self, batch: Batch) -> None:
         settings = self._provider.config.batches
@@ -142,7 +128,7 @@ class BatchStore:
             message = f"{len(batch.lines)} requests; at most {settings.max_requests} are allowed."
             batch.problems.append(problem("too_many_tasks", message))
         if settings.enqueued_rejection == "failed" and self._is_too_much(batch, limit):
-            message = token_limit_message(batch.model, limit or 0)
+            message = batch_record.token_limit_message(batch.model, limit or 0)
             batch.problems.append(problem("token_limit_exceeded", message))
         batch.enter("failed" if batch.problems else "in_progress")
 
@@ -202,12 +188,11 @@ class BatchStore:
     def _write_files(self, batch: Batch) -> None:
         """Write both files, in a shuffled order; an empty one does not come into being."""
         random.Random(batch.number).shuffle(batch.output)
-        if batch.output:
-            content, name = b"".join(batch.output), f"{batch.id}_output.jsonl"
-            batch.output_file_id = self._files.add(content, name, "batch_output").id
-        if batch.errors:
-            content, name = b"".join(batch.errors), f"{batch.id}_error.jsonl"
-            batch.error_file_id = self._files.add(content, name, "batch_output").id
+        for kind, lines in (("output", batch.output), ("error", batch.errors)):
+            if lines:
+                name = f"{batch.id}_{kind}.jsonl"
+                made = self._files.add(b"".join(lines), name, "batch_output")
+                setattr(batch, f"{kind}_file_id", made.id)
 
 
 def _result(batch: Batch, index: int, response: tuple[int, object] | None, error: object) -> bytes:
@@ -216,26 +201,18 @@ def _result(batch: Batch, index: int, response: tuple[int, object] | None, error
     told = None
     if response is not None:
         told = {"status_code": response[0], "request_id": request_id, "body": response[1]}
-    custom_id = batch.lines[index].custom_id
-    return (
-        encode({"id": request_id, "custom_id": custom_id, "response": told, "error": error}) + b"\n"
-    )
+    line = {"id": request_id, "custom_id": batch.lines[index].custom_id, "response": told}
+    return encode({**line, "error": error}) + b"\n"
 
 
 class BatchRoutes:
-    """The batch endpoints."""
-
     def __init__(self, provider: Provider, files: FileStore, store: BatchStore) -> None:
-        self._provider = provider
-        self._files = files
-        self._store = store
+        self._provider, self._files, self._store = provider, files, store
 
     async def create(self, request: web.Request) -> web.Response:
-        """POST /v1/batches."""
         self._store.creations += 1
         fault = scripted(self._provider.config.batches.create_faults, self._store.creations)
-        dropped = fail_if(request, fault, "before")
-        if dropped is not None:
+        if (dropped := fail_if(request, fault, "before")) is not None:
             return dropped
         body = json.loads(await request.read())
         if body.get("endpoint") != ENDPOINT:
@@ -268,11 +245,9 @@ class BatchRoutes:
         return json_answer(batch.body())
 
     async def advance(self, request: web.Request) -> web.Response:
-        """POST /control/batches/{id}/advance: one status on, whatever the durations."""
         batch = self._store.get(request.match_info["id"])
         await self._store.step(batch)
         return json_answer(batch.body())
 
     async def all(self, _request: web.Request) -> web.Response:
-        """GET /control/batches: every batch, oldest first."""
         return json_answer({"data": [batch.body() for batch in self._store.batches.values()]})

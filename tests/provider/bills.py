@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from decimal import Context, Decimal
+from decimal import Context, Decimal, localcontext
 from typing import Any
 
 from tests.provider.config import Prices
@@ -26,7 +26,6 @@ class TokenCount:
     reasoning: int
 
     def body(self) -> dict[str, Any]:
-        """The `usage` object of a chat completion."""
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
@@ -37,13 +36,9 @@ class TokenCount:
 
     def price(self, prices: Prices, tier: str) -> Decimal:
         """Exact dollars."""
-        mul, add = _EXACT.multiply, _EXACT.add
-        prompt = add(
-            mul(Decimal(self.prompt - self.cached), prices.input),
-            mul(Decimal(self.cached), prices.cached_input),
-        )
-        total = add(prompt, mul(Decimal(self.completion), prices.output))
-        return _EXACT.divide(mul(total, _FACTOR[tier]), Decimal(1_000_000))
+        with localcontext(_EXACT):
+            total = (self.prompt - self.cached) * prices.input + self.cached * prices.cached_input
+            return (total + self.completion * prices.output) * _FACTOR[tier] / 1_000_000
 
 
 @dataclass(slots=True)
@@ -64,7 +59,6 @@ class Bill:
     cached_tokens: int
     completion_tokens: int
     billed_monotonic: float
-    billed_wall: float
     fault: str | None = None
     answered_monotonic: float | None = None
     answered_wall: float | None = None
@@ -84,37 +78,20 @@ class Bills:
         self._times_billed: Counter[str] = Counter()
 
     def charge(
-        self,
-        request: ChatRequest,
-        tokens: TokenCount,
-        prices: Prices,
-        tier: str,
-        *,
-        attempt: int,
-        fault: str | None,
-    ) -> Bill:
+        self, request: ChatRequest, tokens: TokenCount, prices: Prices, tier: str,
+        *, attempt: int, fault: str | None,
+    ) -> Bill:  # fmt: skip
         """Bill one computed answer."""
         usd = tokens.price(prices, tier)
         self.total = _EXACT.add(self.total, usd)
         self._times_billed[request.key] += 1
-        bill = Bill(
-            number=len(self.rows) + 1,
-            canonical=request.key,
-            attempt=attempt,
-            usd=format(usd, "f"),
-            tier=tier,
-            prompt_tokens=tokens.prompt,
-            cached_tokens=tokens.cached,
-            completion_tokens=tokens.completion,
-            billed_monotonic=time.monotonic(),
-            billed_wall=time.time(),
-            fault=fault,
-        )
+        number, counts = len(self.rows) + 1, (tokens.prompt, tokens.cached, tokens.completion)
+        what = (number, request.key, attempt, format(usd, "f"), tier, *counts)
+        bill = Bill(*what, time.monotonic(), fault)
         self.rows.append(bill)
         return bill
 
     def totals(self) -> dict[str, Any]:
-        """Sums for the statistics; `total_usd` is an exact decimal string."""
         return {
             "billed": len(self.rows),
             "billed_twice": sum(times > 1 for times in self._times_billed.values()),

@@ -8,39 +8,17 @@ import time
 
 from aiohttp import web
 
-from tests.provider.faults import (
-    BILLED_TRANSPORT,
-    HTML_GATEWAY,
-    HTTP_ERRORS,
-    INSUFFICIENT_QUOTA,
-    RATE_LIMIT,
-    UNBILLED_TRANSPORT,
-    HttpError,
-)
+from tests.provider import faults, wire
+from tests.provider.faults import HTTP_ERRORS, INSUFFICIENT_QUOTA, HttpError
 from tests.provider.requests import ChatRequest
 from tests.provider.state import Provider
-from tests.provider.wire import (
-    JSON_TYPE,
-    ApiFailure,
-    bad_request,
-    client_left,
-    encode,
-    error_answer,
-    hang,
-    reset_connection,
-    retry_headers,
-    send_again,
-    send_half,
-    wait_headers,
-)
+from tests.provider.wire import JSON_TYPE, ApiFailure, error_answer
 
 DROPPED = 499
 """Status of answers that were never sent."""
 
 
 class ChatRoutes:
-    """The chat completions endpoint."""
-
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
@@ -67,13 +45,13 @@ class ChatRoutes:
         try:
             raw = json.loads(await http.read())
         except ValueError:
-            raise bad_request("The body is not valid JSON.") from None
+            raise wire.bad_request("The body is not valid JSON.") from None
         request = ChatRequest.parse(raw, provider.config)
         self._admit(request)
         attempt = provider.next_attempt(request.key)
         rule = provider.pick_fault(request, attempt, provider.admitted, "chat")
         if rule is not None and rule.kind in HTTP_ERRORS:
-            told = retry_headers(rule) if rule.kind in {"rate_limit", "unavailable"} else {}
+            told = wire.retry_headers(rule) if rule.kind in {"rate_limit", "unavailable"} else {}
             raise ApiFailure(HTTP_ERRORS[rule.kind], told)
         delay = provider.latency_s(request.key, attempt)
         if rule is not None and rule.kind == "late":
@@ -87,23 +65,22 @@ class ChatRoutes:
         provider = self._provider
         if provider.quota_used_up():
             raise ApiFailure(INSUFFICIENT_QUOTA)
-        refused = provider.limiter.admit(request.prompt_tokens + (request.allowance or 0))
-        if refused is not None:
+        if refused := provider.limiter.admit(request.prompt_tokens + (request.allowance or 0)):
             which, wait_s = refused
             message = f"Rate limit reached on {which} per min. Try again in {wait_s:.3f}s."
-            error = HttpError(429, RATE_LIMIT.code, which, message)
-            raise ApiFailure(error, wait_headers(wait_s))
+            error = HttpError(429, faults.RATE_LIMIT.code, which, message)
+            raise ApiFailure(error, wire.wait_headers(wait_s))
         provider.admitted += 1
 
     async def _deliver(
         self, http: web.Request, request: ChatRequest, attempt: int, fault: str | None
     ) -> web.StreamResponse:
         """Compute, bill and send, with the transport fault if there is one."""
-        if fault in UNBILLED_TRANSPORT:
+        if fault in faults.UNBILLED_TRANSPORT:
             return await _fail_unbilled(http, str(fault))
         answer, bill = self._provider.answer(request, attempt=attempt, fault=fault)
-        body, headers = encode(answer), self._headers()
-        if fault in BILLED_TRANSPORT - {"late", "duplicate"}:
+        body, headers = wire.encode(answer), self._headers()
+        if fault in faults.BILLED_TRANSPORT - {"late", "duplicate"}:
             return await _fail_billed(http, str(fault), body)
         response = web.Response(body=body, headers=headers, content_type=JSON_TYPE)
         try:
@@ -111,22 +88,22 @@ class ChatRoutes:
             await response.write_eof()
         except ConnectionError:
             return web.Response(status=DROPPED)
-        if client_left(http):
+        if wire.client_left(http):
             return web.Response(status=DROPPED)
         bill.answered()
         if fault == "duplicate":
-            send_again(http, body)
+            wire.send_and_close(http, body, body)
         return response
 
 
 async def _fail_unbilled(http: web.Request, fault: str) -> web.Response:
-    if fault == HTML_GATEWAY:
+    if fault == faults.HTML_GATEWAY:
         page = "<html><h1>502 Bad Gateway</h1></html>"
         return web.Response(status=502, text=page, content_type="text/html")
     if fault == "hang":
-        await hang(http)
+        await wire.hang(http)
     else:
-        reset_connection(http)
+        wire.reset_connection(http)
     return web.Response(status=DROPPED)
 
 
@@ -136,9 +113,9 @@ async def _fail_billed(http: web.Request, fault: str, body: bytes) -> web.Respon
     if fault == "truncated_body":
         return web.Response(body=body[: len(body) // 2], content_type=JSON_TYPE)
     if fault == "broken_body":
-        send_half(http, body)
+        wire.send_and_close(http, body, body[: len(body) // 2])
     elif fault == "hang_billed":
-        await hang(http)
+        await wire.hang(http)
     else:
-        reset_connection(http)
+        wire.reset_connection(http)
     return web.Response(status=DROPPED)

@@ -24,7 +24,6 @@ class Prices(Settings):
     """Dollars per million tokens, as decimal strings; never floats, so totals are exact."""
 
     input: Money = Decimal("2.50")
-    """Per million prompt tokens that were not cached."""
     cached_input: Money = Decimal("1.25")
     output: Money = Decimal("10.00")
     """Per million completion tokens, reasoning tokens included."""

@@ -9,23 +9,15 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.provider import wire
 from tests.provider.config import CallFault
 from tests.provider.faults import HTTP_ERRORS, HttpError
 from tests.provider.state import Provider
-from tests.provider.wire import (
-    ApiFailure,
-    bad_request,
-    json_answer,
-    not_found,
-    reset_connection,
-    wait_headers,
-)
+from tests.provider.wire import ApiFailure, bad_request, json_answer, not_found
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One file and its bytes."""
-
     id: str
     content: bytes
     filename: str
@@ -33,16 +25,8 @@ class StoredFile:
     created_at: int
 
     def body(self) -> dict[str, Any]:
-        """The file object of the API."""
-        return {
-            "id": self.id,
-            "object": "file",
-            "bytes": len(self.content),
-            "created_at": self.created_at,
-            "filename": self.filename,
-            "purpose": self.purpose,
-            "status": "processed",
-        }
+        told = {name: getattr(self, name) for name in ("id", "created_at", "filename", "purpose")}
+        return {**told, "object": "file", "bytes": len(self.content), "status": "processed"}
 
 
 class FileStore:
@@ -53,7 +37,7 @@ class FileStore:
         self.files: dict[str, StoredFile] = {}
         self.uploads = 0
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         self.files.clear()
         self.uploads = 0
 
@@ -63,7 +47,6 @@ class FileStore:
         return self.files[file_id]
 
     def get(self, file_id: str) -> StoredFile:
-        """The file, or the 404 of the API."""
         if file_id not in self.files:
             raise not_found(f"File object: {file_id}")
         return self.files[file_id]
@@ -75,26 +58,20 @@ def scripted(faults: tuple[CallFault, ...], call: int) -> str | None:
 
 
 def fail_if(request: web.Request, fault: str | None, when: str) -> web.Response | None:
-    """Carry out the fault if it belongs to this moment ("before" or "after" the record).
-
-    Returns the response of a reset connection, raises an API error, or returns None.
-    """
+    """Carry out the fault if it belongs to this moment ("before" or "after" the record)."""
     if fault == "rate_limit" and when == "before":
-        raise ApiFailure(HTTP_ERRORS["rate_limit"], wait_headers(1.0))
+        raise ApiFailure(HTTP_ERRORS["rate_limit"], wire.wait_headers(1.0))
     if fault == f"error_{when}":
         raise ApiFailure(HTTP_ERRORS["server_error"])
     if fault == f"reset_{when}":
-        reset_connection(request)
+        wire.reset_connection(request)
         return web.Response(status=499)
     return None
 
 
 class FileRoutes:
-    """The files endpoints."""
-
     def __init__(self, provider: Provider, store: FileStore) -> None:
-        self._provider = provider
-        self._store = store
+        self._provider, self._store = provider, store
 
     async def upload(self, request: web.Request) -> web.Response:
         """POST /v1/files (multipart: purpose, file)."""
@@ -104,8 +81,7 @@ class FileRoutes:
         if not request.content_type.startswith("multipart/"):
             raise bad_request("Expected a multipart form.")
         form = await request.post()
-        dropped = fail_if(request, fault, "before")
-        if dropped is not None:
+        if (dropped := fail_if(request, fault, "before")) is not None:
             return dropped
         file, purpose = form.get("file"), str(form.get("purpose", ""))
         if not isinstance(file, web.FileField) or not purpose:

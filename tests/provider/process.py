@@ -27,13 +27,10 @@ class RunningServer:
     """A provider's process: where it listens, and its own counts."""
 
     def __init__(self, base_url: str, api_key: str, process: subprocess.Popen[str]) -> None:
-        self.base_url = base_url
-        self.api_key = api_key
-        self.pid = process.pid
+        self.base_url, self.api_key, self.pid = base_url, api_key, process.pid
         self._process = process
 
     def stats(self) -> dict[str, Any]:
-        """What it counted: requests, billed, billed_twice, total_usd, by_status, ..."""
         return self._call("GET", "stats")
 
     def bills(self) -> list[dict[str, Any]]:
@@ -42,7 +39,6 @@ class RunningServer:
         return bills
 
     def reset(self) -> None:
-        """Forget counts, bills, files and batches; the settings stay."""
         self._call("POST", "reset")
 
     def configure(self, **settings: Any) -> dict[str, Any]:
@@ -50,7 +46,6 @@ class RunningServer:
         return self._call("PATCH", "config", settings)
 
     def batches(self) -> list[dict[str, Any]]:
-        """All batches as the API shows them, oldest first."""
         batches: list[dict[str, Any]] = self._call("GET", "batches")["data"]
         return batches
 
@@ -59,7 +54,6 @@ class RunningServer:
         return self._call("POST", f"batches/{batch_id}/advance")
 
     def stop(self) -> None:
-        """End the process and wait for it."""
         self._process.terminate()
         try:
             self._process.communicate(timeout=3)
@@ -111,7 +105,6 @@ def start_server(config: ServerConfig) -> RunningServer:
 
 @contextmanager
 def running_server(config: ServerConfig | None = None) -> Iterator[RunningServer]:
-    """A provider's process for the length of a `with` block."""
     server = start_server(config or ServerConfig())
     try:
         yield server

@@ -14,17 +14,15 @@ from tests.provider.wire import bad_request
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A checked request with everything that is derived from its body once."""
+    """A checked request; `prompt` is all message texts."""
 
     body: dict[str, Any]
     key: str
     prompt: str
-    """All message texts."""
     prompt_tokens: int
 
     @classmethod
     def parse(cls, body: object, config: ServerConfig) -> ChatRequest:
-        """Check a body and derive the rest. Raises the API's error."""
         checked = _checked(body, config)
         prompt = "\n".join(_texts(checked))
         return cls(checked, canonical_key(checked), prompt, prompt_tokens(checked))
@@ -39,7 +37,6 @@ class ChatRequest:
 
     @property
     def allowance(self) -> int | None:
-        """The most completion tokens that the request permits, or None."""
         limit = self.body.get("max_completion_tokens", self.body.get("max_tokens"))
         return limit if isinstance(limit, int) else None
 
@@ -52,7 +49,7 @@ def canonical_key(body: dict[str, Any]) -> str:
 
 
 def text_tokens(text: str) -> int:
-    """The provider's token count: one token per four UTF-8 bytes, rounded up."""
+    """One token per four UTF-8 bytes, rounded up."""
     return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 

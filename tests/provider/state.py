@@ -16,6 +16,9 @@ from tests.provider.requests import ChatRequest, draw, text_tokens
 _CONNECTION_FAULTS = (UNBILLED_TRANSPORT | BILLED_TRANSPORT) - {"duplicate"}
 
 
+_COUNTS = ("requests", "chat_requests", "in_flight", "max_in_flight")
+
+
 class Provider:
     """Configuration, bills and counters of one simulated provider."""
 
@@ -50,12 +53,10 @@ class Provider:
         self.config = new
 
     def quota_used_up(self) -> bool:
-        """Whether every request is to be answered with insufficient_quota."""
         quota = self.config.quota_usd
         return self.config.quota_exhausted or (quota is not None and self.bills.total >= quota)
 
     def next_attempt(self, key: str) -> int:
-        """The 1-based number of this attempt at the canonical request."""
         self._attempts[key] += 1
         return self._attempts[key]
 
@@ -79,11 +80,9 @@ class Provider:
     def _fires(
         self, index: int, rule: FaultRule, request: ChatRequest, attempt: int, number: int
     ) -> bool:
-        if rule.max_times is not None and self._struck[index] >= rule.max_times:
-            return False
-        if rule.attempts and attempt not in rule.attempts:
-            return False
-        if rule.contains not in request.prompt:
+        spent = rule.max_times is not None and self._struck[index] >= rule.max_times
+        other = rule.attempts and attempt not in rule.attempts
+        if spent or other or rule.contains not in request.prompt:
             return False
         if not rule.probability and not rule.requests:
             return bool(rule.attempts or rule.contains or rule.max_times)
@@ -93,18 +92,12 @@ class Provider:
         return drawn < rule.probability
 
     def latency_s(self, key: str, attempt: int) -> float:
-        """Seconds this attempt takes."""
         latency = self.config.latency
         span = latency.max_ms - latency.min_ms
         return (latency.min_ms + draw("latency", key, attempt) * span) / 1000.0
 
     def answer(
-        self,
-        request: ChatRequest,
-        *,
-        attempt: int,
-        fault: str | None,
-        in_batch: bool = False,
+        self, request: ChatRequest, *, attempt: int, fault: str | None, in_batch: bool = False
     ) -> tuple[dict[str, Any], Bill]:
         """Compute an answer and bill it, with the model's fault if one is named."""
         content, refusal, finish = _with_fault(self.judge.content(request), fault)
@@ -143,16 +136,12 @@ class Provider:
         return content, finish, count
 
     def stats(self) -> dict[str, Any]:
-        """The counts of GET /control/stats."""
         return {
-            "requests": self.requests,
-            "chat_requests": self.chat_requests,
+            **{name: getattr(self, name) for name in _COUNTS},
             **self.bills.totals(),
             "by_status": dict(self.by_status),
             "faults_injected": dict(self.faults_injected),
             "rate_limited": dict(self.limiter.refused),
-            "in_flight": self.in_flight,
-            "max_in_flight": self.max_in_flight,
             "unknown_questions": self.judge.unknown,
             "quota_told_monotonic": self.quota_told,
         }

@@ -37,7 +37,6 @@ def not_found(what: str) -> ApiFailure:
 
 
 def encode(value: object) -> bytes:
-    """Compact JSON bytes."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", "surrogatepass")
 
@@ -75,13 +74,11 @@ def wait_headers(seconds: float) -> dict[str, str]:
 
 
 def client_left(request: web.Request) -> bool:
-    """Whether the client closed its connection."""
     transport = request.transport
     return transport is None or transport.is_closing()
 
 
 async def hang(request: web.Request) -> None:
-    """Wait until the client leaves."""
     while not client_left(request):
         await asyncio.sleep(0.02)
 
@@ -97,17 +94,8 @@ def reset_connection(request: web.Request) -> None:
     transport.abort()
 
 
-def send_half(request: web.Request, body: bytes) -> None:
-    """Announce the whole body, send half of it and close."""
-    _send_and_close(request, body, body[: len(body) // 2])
-
-
-def send_again(request: web.Request, body: bytes) -> None:
-    """Write the same answer once more on the connection, and close it."""
-    _send_and_close(request, body, body)
-
-
-def _send_and_close(request: web.Request, body: bytes, sent: bytes) -> None:
+def send_and_close(request: web.Request, body: bytes, sent: bytes) -> None:
+    """Announce a whole body, send this much of it, and close the connection."""
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
     transport = request.transport
     if isinstance(transport, asyncio.Transport):

@@ -77,14 +77,6 @@ NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dic
         {}, lines("server_error", contains="number 3."), {"resolved": 11, "failed": 1},
         2 + TRIES - 1, {"billed": 11},
     ),
-    "a question that is too long is not asked again": (
-        {}, lines("context_length_exceeded", contains="number 3."), {"resolved": 11, "failed": 1},
-        2, {"billed": 11},
-    ),
-    "a question that the filter refuses is not asked again": (
-        {}, lines("content_filter_400", contains="number 3."), {"resolved": 11, "refused": 1},
-        2, {"billed": 11},
-    ),
     "a lost line counts as billed and is asked again": (
         IN_ONE, {"batches": {"drop_lines": [2]}}, {"resolved": 12}, 2,
         {"billed": 13, "twice": 1, "exact": False},
@@ -96,10 +88,6 @@ NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dic
     "unusable answers are asked again, so often": (
         {"reasks": 2}, lines("malformed_json", contains="number 3."),
         {"resolved": 11, "unparseable": 1}, 4, {"billed": 14, "twice": 1},
-    ),
-    "a refusal is asked again": (
-        {}, lines("refusal", contains="number 5.", attempts=[1]), {"resolved": 12}, 3,
-        {"billed": 13, "twice": 1},
     ),
     "an answer without usage counts at its bound": (
         {}, lines("missing_usage", requests=[1]), {"resolved": 12}, 2,

@@ -193,12 +193,12 @@ def test_a_sigmoid_is_found_by_platt_and_a_step_by_isotonic() -> None:
     confidence = rng.random(4000)
     smooth = 1 / (1 + np.exp(4 - 8 * confidence))
     found = fit(confidence, rng.random(4000) < smooth)
-    assert found.map.kind == "platt"
-    assert np.abs(found.map(confidence) - smooth).max() < 0.05
+    assert found[0].kind == "platt"
+    assert np.abs(found[0](confidence) - smooth).max() < 0.05
     step = np.where(confidence < 0.6, 0.55, 0.95)
     found = fit(confidence, rng.random(4000) < step)
-    assert found.map.kind == "isotonic"
-    assert np.abs(found.map(confidence) - step).mean() < 0.03
+    assert found[0].kind == "isotonic"
+    assert np.abs(found[0](confidence) - step).mean() < 0.03
 
 
 def test_the_points_are_the_model() -> None:
@@ -212,7 +212,7 @@ def test_the_points_are_the_model() -> None:
     points = fit_kind("isotonic", confidence, right)
     assert np.allclose(points(grid), model.predict(grid), atol=1e-12)
     assert np.isnan(points(np.array([np.nan]))).all()
-    assert fit(confidence, right, 3).map == fit(confidence, right, 3).map
+    assert fit(confidence, right, 3)[0] == fit(confidence, right, 3)[0]
 
 
 # -- labels: what cannot be used is refused by name ------------------------------------------------

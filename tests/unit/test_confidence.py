@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_judge.judging.confidence import (
-    both_orders,
-    confidence,
-    judgment,
-    orders_agree,
-    verdict_probs,
-)
+from ray_judge.judging.confidence import both_orders, confidence, judgment, orders_agree
+from ray_judge.judging.confidence import verdict_probs as read
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -38,7 +33,7 @@ LOGS = st.floats(min_value=-700, max_value=-0.7)
     ],
 )
 def test_spellings_are_summed_and_normalised(logs: Any, wanted: Any, mass: float) -> None:
-    probs, found = verdict_probs(logs)
+    probs, found = read(logs)
     assert found == pytest.approx(mass, rel=1e-14) and found <= 1
     assert probs == pytest.approx(wanted, rel=1e-8)
 
@@ -52,7 +47,7 @@ def test_spellings_are_summed_and_normalised(logs: Any, wanted: Any, mass: float
 )  # fmt: skip
 def test_no_probability_or_one_that_is_not_a_number_is_no_verdict(logs: Any) -> None:
     with pytest.raises(ValueError, match="probabilit"):
-        verdict_probs(logs)
+        read(logs)
 
 
 @settings(max_examples=200, deadline=None)
@@ -62,7 +57,7 @@ def test_no_probability_or_one_that_is_not_a_number_is_no_verdict(logs: Any) -> 
     )
 )
 def test_shares_sum_to_one_and_follow_the_sums(logs: dict[str, list[float]]) -> None:
-    probs, _ = verdict_probs(logs)
+    probs, _ = read(logs)
     assert math.fsum(probs.values()) == pytest.approx(1, abs=1e-12)
     assert all(0 <= p <= 1 for p in probs.values())
     direct = {name: math.fsum(map(math.exp, values)) for name, values in logs.items()}
@@ -79,9 +74,8 @@ def test_methods() -> None:
     assert confidence({"A": 1.0}, "margin") == 1.0
 
 
-def judged(probs: dict[str, float], mass: float = 1.0, **changes: Any) -> Any:
-    options: dict[str, Any] = {"task": "pairwise", "method": "probability", "min_mass": 0.5}
-    return judgment(probs, mass, **{**options, **changes})
+def judged(probs: dict[str, float], mass: float = 1.0, task: Any = "pairwise") -> Any:
+    return judgment(probs, mass, task=task, method="probability", min_mass=0.5)
 
 
 def test_equal_probabilities_go_to_the_first_name_and_a_score_is_a_number() -> None:

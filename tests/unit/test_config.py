@@ -45,9 +45,10 @@ def refusal(**changes: Any) -> str:
     return str(caught.value)
 
 
-def test_a_good_configuration_is_frozen() -> None:
-    config = parse(document())
-    assert config.strong.max_cost_usd == Decimal(1)
+def test_a_good_configuration_is_frozen_and_money_is_what_was_written() -> None:
+    config = parse(document(strong__max_cost_usd=0.1))
+    assert config.strong.max_cost_usd == Decimal("0.1")
+    assert config.alternatives() == ("A", "B", "tie")
     with pytest.raises(Exception, match="frozen"):
         config.strong.max_cost_usd = Decimal(2)  # type: ignore[misc]
 
@@ -62,14 +63,11 @@ def test_a_good_configuration_is_frozen() -> None:
         ("judge__replica", "judge.replica", "judge.replicas"),
         ("fraction", "fraction", "route.fraction"),
         ("max_cost_usd", "max_cost_usd", "strong.max_cost_usd"),
-        ("strong__price", "strong.price.input", "strong.price.input_usd_per_mtok"),
+        ("strong__price__input", "strong.price.input", "strong.price.input_usd_per_mtok"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(path: str, unknown: str, nearest: str) -> None:
-    value: Any = 1
-    if path == "strong__price":
-        value = {"input": 1, "input_usd_per_mtok": 1, "output_usd_per_mtok": 1}
-    message = refusal(**{path: value})
+    message = refusal(**{path: 1})
     assert f"unknown key {unknown} " in message
     assert f"did you mean {nearest}?" in message
 
@@ -79,26 +77,15 @@ def test_a_cap_that_is_no_amount_is_refused(value: Any) -> None:
     assert "strong.max_cost_usd" in refusal(strong__max_cost_usd=value)
 
 
-def test_money_is_what_was_written_not_its_binary_value() -> None:
-    config = parse(document(strong__max_cost_usd=0.1))
-    assert config.strong.max_cost_usd == Decimal("0.1")
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"route__fraction": 1.5}, "route.fraction"),
-        ({"route__fraction": -0.1}, "route.fraction"),
         ({"route__fraction": float("nan")}, "route.fraction"),
         ({"route__fraction": "30%"}, "route.fraction"),
         ({"route__fraction": ...}, "policy: fraction needs the key fraction"),
         ({"route__threshold": 0.5}, "threshold goes with policy: threshold"),
-        (
-            {"route": {"policy": "threshold", "threshold": 1, "fraction": 1}},
-            "fraction goes with policy",
-        ),
         ({"route": {"policy": "threshold"}}, "policy: threshold needs the key threshold"),
-        ({"route": {"policy": "threshold", "threshold": float("nan")}}, "route.threshold"),
         ({"route": {"policy": "threshold", "threshold": float("inf")}}, "route.threshold"),
         ({"route__policy": "frction"}, "route.policy"),
         ({"route": {"policy": "budget"}}, "policy: budget needs the key budget_usd"),
@@ -108,17 +95,14 @@ def test_money_is_what_was_written_not_its_binary_value() -> None:
         ({"route__alpha": 0.1}, "alpha and delta go with policy: guarantee"),
         ({"route": {"policy": "guarantee", "calibration": "c", "alpha": 1}}, "route.alpha"),
         ({"route__audit": 1.5}, "route.audit"),
-        ({"route__audit": -0.1}, "route.audit"),
         ({"route__audit_by": "scenario"}, "audit_by goes with audit"),
         ({"judge": {"engine": "vllm"}}, "engine: vllm needs a model"),
         ({"judge__engine": "vllm", "judge__model": "m"}, "prob_columns goes with"),
         ({"judge__prob_columns": {"A": "p_a"}}, "needs prob_columns"),
-        ({"judge__prob_columns": ...}, "needs prob_columns"),
         ({"judge__prob_columns": {"A": "a", "B": "b", "C": "c"}}, "judge.prob_columns"),
         ({"judge__swap": True}, "cannot swap"),
         ({"judge__replicas": 0}, "judge.replicas"),
         ({"judge__scores": [5, 1]}, "scores"),
-        ({"judge__scores": [5, 5]}, "the lower first"),
         ({"judge__scores": [-1, 5]}, "whole numbers"),
         ({"judge__min_mass": 1.5}, "judge.min_mass"),
         ({"strong__concurrency": 0}, "strong.concurrency"),
@@ -126,7 +110,6 @@ def test_money_is_what_was_written_not_its_binary_value() -> None:
         ({"strong__timeout_s": 0}, "strong.timeout_s"),
         ({"strong__samples": 0}, "strong.samples"),
         ({"strong__samples": 3, "strong__abstain_below": 0}, "strong.abstain_below"),
-        ({"strong__samples": 3, "strong__abstain_below": float("nan")}, "strong.abstain_below"),
         ({"strong__abstain_below": 0.7}, "set strong.samples to 2 or more"),
         ({"chunk_rows": 0}, "chunk_rows"),
         ({"task": "tripwise"}, "task"),
@@ -158,17 +141,10 @@ def written(folder: Path, text: str) -> Path:
 
 def test_set_overrides_single_keys(tmp_path: Path) -> None:
     path = written(tmp_path, yaml.safe_dump(document()))
-    config = load(
-        path,
-        [
-            "route.fraction=0.2",
-            "strong.price.input_usd_per_mtok=1",
-            "strong.price.output_usd_per_mtok=2",
-            "columns.label=human",
-        ],
-    )
+    prices = [f"strong.price.{way}_usd_per_mtok={n}" for n, way in enumerate(["input", "output"])]
+    config = load(path, ["route.fraction=0.2", *prices, "columns.label=human"])
     assert config.route.fraction == Decimal("0.2")
-    assert config.strong.price is not None and config.strong.price.output_usd_per_mtok == 2
+    assert config.strong.price is not None and config.strong.price.output_usd_per_mtok == 1
     assert config.columns == {"label": "human"}
 
 
@@ -196,23 +172,19 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, said: str) -> No
         ("- 1\n- 2\n", "not a mapping"),
         ("", "not a mapping"),
         ("a: !!python/object/apply:os.getcwd []", "not a YAML file"),
+        (b"\xff\xfe\x00a", "not a YAML file"),
+        (None, "cannot read"),
     ],
 )
-def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, said: str) -> None:
-    path = written(tmp_path, text)
+def test_a_file_that_is_no_configuration(
+    tmp_path: Path, text: str | bytes | None, said: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert said in str(caught.value) and str(path) in str(caught.value)
-
-
-def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read"):
-        load(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="cannot read"):
-        load(tmp_path)
-    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(ConfigError, match="not a YAML file"):
-        load(tmp_path / "b.yaml")
 
 
 # -- the key and the price ---------------------------------------------------------------------
@@ -256,10 +228,6 @@ def test_a_zero_cap_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what may change in a run that goes on -----------------------------------------------------
 
 
-def changed(**changes: Any) -> list[str]:
-    return differences(parse(document()).document(), parse(document(**changes)).document())
-
-
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
@@ -271,11 +239,15 @@ def changed(**changes: Any) -> list[str]:
         ({"columns": {"label": "human"}}, "columns.label"),
         ({"input": "elsewhere"}, "input"),
         ({"chunk_rows": 10}, "chunk_rows"),
+        ({"strong__temperature": 0}, "strong.temperature"),
         ({"strong__max_cost_usd": "0.99"}, "strong.max_cost_usd"),
     ],
 )
 def test_what_could_change_a_verdict_is_named(changes: dict[str, Any], key: str) -> None:
-    assert any(line.startswith(f"{key}:") for line in changed(**changes))
+    before, now = parse(document()), parse(document(**changes))
+    found = differences(before.document(), now.document())
+    assert any(line.startswith(f"{key}:") for line in found)
+    assert (now.digest() == before.digest()) == (key == "strong.max_cost_usd")
 
 
 OPERATIONAL_CHANGES = {
@@ -367,24 +339,7 @@ def test_one_judge_is_a_list_of_one(tmp_path: Path) -> None:
     assert parse(config.document()) == config
     assert load(written(tmp_path, yaml.safe_dump(single)), ["judge.model=n"]).judge.model == "n"
     assert "judge and judges exclude each other" in refusal(judges=[single["judge"]])
-    assert "judges: " in refusal(judge=..., judges=[])
-
-
-def test_the_digest_follows_every_other_key() -> None:
-    before = parse(document()).digest()
-    assert parse(document(strong__temperature=0)).digest() != before
-    assert parse(document(route__fraction=0.31)).digest() != before
-    assert parse(document()).digest() == before
-
-
-def test_alternatives() -> None:
-    assert parse(document()).alternatives() == ("A", "B", "tie")
-    pointwise = {
-        **document(),
-        "task": "pointwise",
-        "judge": {"engine": "vllm", "model": "m", "scores": [0, 3]},
-    }
-    assert parse(pointwise).alternatives() == ("0", "1", "2", "3")
+    assert "judges: name at least one" in refusal(judge=..., judges=[])
 
 
 @pytest.mark.parametrize(
@@ -396,15 +351,5 @@ def test_alternatives() -> None:
 def test_a_place_has_one_spelling(given: str, place: str) -> None:
     """The actors have other working directories, and the ledger keeps a run's cap by its name."""
     wanted = place.format(cwd=Path.cwd(), home=Path.home())
-    config = parse(
-        {
-            "input": "i",
-            "output": given,
-            "judge": {"model": "m"},
-            "route": {"fraction": 1},
-            "strong": {
-                "model": "gpt-4.1", "max_cost_usd": 1, "books": given,
-            },
-        }
-    )  # fmt: skip
+    config = parse(document(output=given, strong__books=given))
     assert (config.output, config.strong.books) == (wanted,) * 2

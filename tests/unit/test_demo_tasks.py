@@ -6,6 +6,7 @@ import json
 import random
 import re
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -25,72 +26,49 @@ def render(pair: Pair) -> str:
     )
 
 
+SOLUTIONS: dict[str, Callable[[str], str]] = {
+    "copy": str, "upper": str.upper, "first_word": lambda x: x.split()[0],
+    "last_word": lambda x: x.split()[-1], "hyphens": lambda x: x.replace(" ", "-"),
+    "spell": " ".join, "twice": lambda x: f"{x} {x}", "behead": lambda x: x[1:],
+    "swap_case": str.swapcase, "remove_vowels": lambda x: re.sub("[aeiou]", "", x),
+    "shift": lambda x: x.translate(str.maketrans(tasks.LOWER, tasks.LOWER[1:] + "a")),
+    "double_letters": lambda x: re.sub("(.)", r"\1\1", x), "every_second": lambda x: x[1::2],
+    "longest_word": lambda x: max(x.split(), key=len), "sort_letters": lambda x: "".join(sorted(x)),
+}  # fmt: skip
+
+
 def solve(pair: Pair) -> str:
     """The right answer, worked out anew from the instruction's text alone."""
     text = pair.instruction.rpartition(": ")[2]
-    numbers = [int(number) for number in re.findall(r"\d+", pair.instruction)]
-    parts = text.split()
     if pair.kind == "append":
-        stem = re.search(r"(?:Put|Append|Add) (.) ", pair.instruction)
-        assert stem is not None
-        return text + stem[1]
+        return text + re.findall(r"(?:Put|Append|Add) (.) ", pair.instruction)[0]
     if pair.kind == "subtract":
+        numbers = [int(number) for number in re.findall(r"\d+", pair.instruction)]
         return str(max(numbers) - min(numbers))
-    if pair.kind == "shift":
-        return text.translate(str.maketrans(tasks.LOWER, tasks.LOWER[1:] + "a"))
-    answers = {
-        "copy": text,
-        "upper": text.upper(),
-        "first_word": parts[0],
-        "last_word": parts[-1],
-        "hyphens": text.replace(" ", "-"),
-        "spell": " ".join(text),
-        "twice": f"{text} {text}",
-        "behead": text[1:],
-        "swap_case": text.swapcase(),
-        "remove_vowels": re.sub("[aeiou]", "", text),
-        "double_letters": re.sub("(.)", r"\1\1", text),
-        "every_second": text[1::2],
-        "longest_word": max(parts, key=len),
-        "sort_letters": "".join(sorted(text)),
-    }
-    return answers[pair.kind]
+    return SOLUTIONS[pair.kind](text)
 
 
 def test_the_same_arguments_give_the_same_pairs() -> None:
     first = make_pairs(200, seed=3, kinds=ALL)
     assert first == make_pairs(200, seed=3, kinds=ALL)
     assert first[:50] == make_pairs(50, seed=3, kinds=ALL)
-    assert [p.instruction for p in first] != [
-        p.instruction for p in make_pairs(200, seed=4, kinds=ALL)
-    ]
+    others = make_pairs(200, seed=4, kinds=ALL)
+    assert [pair.instruction for pair in first] != [pair.instruction for pair in others]
     assert len({pair.id for pair in first}) == 200
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_labels_are_right(kind: str) -> None:
-    for pair in make_pairs(300, seed=11, kinds=[kind]):
-        assert pair.response_a != pair.response_b
-        assert pair.right == solve(pair), pair
-        assert pair.wrong != solve(pair), pair
-        assert pair.domain == ("in" if kind in IN_DOMAIN else "out")
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_neither_position_nor_length_gives_the_label_away(kind: str) -> None:
+def test_labels_are_right_and_neither_position_nor_length_gives_them_away(kind: str) -> None:
     pairs = make_pairs(2000, seed=5, kinds=[kind])
+    for pair in pairs:
+        assert pair.response_a != pair.response_b
+        assert pair.right == solve(pair) != pair.wrong, pair
+        assert pair.domain == ("in" if kind in IN_DOMAIN else "out")
     assert 0.45 < sum(pair.label == "A" for pair in pairs) / len(pairs) < 0.55
     shorter = sum(len(pair.wrong) < len(pair.right) for pair in pairs)
     longer = sum(len(pair.wrong) > len(pair.right) for pair in pairs)
     # A judge that always took the longer answer (or always the shorter), guessing at a tie.
     assert abs(longer - shorter) / (2 * len(pairs)) < 0.25
-
-
-def test_the_domains_share_no_kind_and_no_instruction() -> None:
-    assert len(IN_DOMAIN) >= 4
-    assert len(OUT_OF_DOMAIN) >= 4
-    assert not set(IN_DOMAIN) & set(OUT_OF_DOMAIN)
-    assert not _phrases(IN_DOMAIN) & _phrases(OUT_OF_DOMAIN)
 
 
 def _phrases(kinds: tuple[str, ...]) -> set[str]:
@@ -101,6 +79,8 @@ def _phrases(kinds: tuple[str, ...]) -> set[str]:
 
 
 def test_training_never_sees_an_out_of_domain_phrase() -> None:
+    assert len(set(IN_DOMAIN)) >= 4 and len(set(OUT_OF_DOMAIN) - set(IN_DOMAIN)) >= 4
+    assert not _phrases(IN_DOMAIN) & _phrases(OUT_OF_DOMAIN)
     rng = random.Random(1)
     seen = {unanswerable(rng)[0].partition(":")[0].lower() for _ in range(20_000)}
     assert not seen & {phrase.lower() for phrase in _phrases(OUT_OF_DOMAIN)}
@@ -111,24 +91,16 @@ def test_training_never_sees_an_out_of_domain_phrase() -> None:
     assert not set(BANK) & set(telling.split())
 
 
-def test_demo_and_training_pairs_are_apart() -> None:
-    demo = {render(pair) for pair in make_pairs(3000, seed=0, kinds=IN_DOMAIN)}
-    train = {render(pair) for pair in make_pairs(3000, seed=0, kinds=IN_DOMAIN, split="train")}
+def test_demo_and_training_pairs_are_apart_and_short() -> None:
+    demo = {render(pair) for pair in make_pairs(3000, seed=0, kinds=ALL)}
+    train = {render(pair) for pair in make_pairs(3000, seed=0, kinds=ALL, split="train")}
     assert not demo & train
-
-
-def test_prompts_are_short() -> None:
-    lengths = [len(render(pair)) for pair in make_pairs(3000, seed=9, kinds=ALL)]
-    assert max(lengths) <= 120
-    assert min(lengths) >= 20
+    assert all(20 <= len(prompt) <= 120 for prompt in demo | train)
 
 
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(ValueError, match="'juggle'"):
         make_pairs(1, seed=0, kinds=["juggle"])
-    with pytest.raises(ValueError, match="at least one kind"):
-        make_pairs(1, seed=0, kinds=[])
-    assert make_pairs(0, seed=0, kinds=[]) == []
 
 
 def test_the_shipped_model_is_small_and_whole() -> None:

@@ -22,18 +22,13 @@ from . import malformed_answers as table
 pytestmark = pytest.mark.timeout(60)
 
 TABLES: dict[str, table.Table] = {
-    "judgelm-pairwise": table.JUDGELM_PAIRS,
-    "judgelm-pointwise": table.JUDGELM_SCORES,
-    "pandalm-pairwise": table.PANDALM_PAIRS,
-    "pandalm-pointwise": table.PANDALM_SCORES,
-    "auto-j-pairwise": table.AUTO_J_PAIRS,
-    "auto-j-pointwise": table.AUTO_J_SCORES,
-    "prometheus-pointwise": table.RESULT_SCORES,
-    "prometheus-2-pairwise": table.RESULT_PAIRS,
-    "prometheus-2-pointwise": table.RESULT_SCORES,
-    "generic-pairwise": table.GENERIC_PAIRS,
+    "judgelm-pairwise": table.JUDGELM_PAIRS, "judgelm-pointwise": table.JUDGELM_SCORES,
+    "pandalm-pairwise": table.PANDALM_PAIRS, "pandalm-pointwise": table.PANDALM_SCORES,
+    "auto-j-pairwise": table.AUTO_J_PAIRS, "auto-j-pointwise": table.AUTO_J_SCORES,
+    "prometheus-pointwise": table.RESULT_SCORES, "prometheus-2-pairwise": table.RESULT_PAIRS,
+    "prometheus-2-pointwise": table.RESULT_SCORES, "generic-pairwise": table.GENERIC_PAIRS,
     "generic-pointwise": table.GENERIC_SCORES,
-}
+}  # fmt: skip
 CASES = [(name, *case) for name, cases in TABLES.items() for case in cases]
 
 
@@ -99,24 +94,14 @@ HARMLESS: dict[str, Callable[[str], str]] = {
     "lines behind": lambda text: f"{text}\n\n",
     "CRLF": lambda text: text.replace("\n", "\r\n"),
 }
+SPOILT = ("{}/10", "{}.5", "{},5", "{}-9", "{}11", "{}?!", "({})", '"{}"', "第一{}", "{} perhaps",
+          "maybe {}", "-", "", "(the verdict)")  # fmt: skip
+"""What may not be read as the verdict that it begins with, or holds."""
 HARMFUL: dict[str, Callable[[str, str], str]] = {
-    "half of it": lambda shape, said: shape.format(said + "/10"),
-    "a decimal": lambda shape, said: shape.format(said + ".5"),
-    "a comma": lambda shape, said: shape.format(said + ",5"),
-    "a range": lambda shape, said: shape.format(said + "-9"),
-    "more digits": lambda shape, said: shape.format(said + "11"),
+    **{text: lambda shape, said, text=text: shape.format(text.format(said)) for text in SPOILT},
     "full width": lambda shape, said: shape.format(_full_width(said)),
-    "nothing": lambda shape, said: shape.format(""),
-    "a dash": lambda shape, said: shape.format("-"),
-    "a placeholder": lambda shape, said: shape.format("(the verdict)"),
-    "a question": lambda shape, said: shape.format(said + "?!"),
-    "in brackets": lambda shape, said: shape.format(f"({said})"),
-    "in quotation marks": lambda shape, said: shape.format(f'"{said}"'),
     "all of it quoted": lambda shape, said: f'"{shape.format(said)}"',
     "all of it in a block": lambda shape, said: "> " + shape.format(said).replace("\n", "\n> "),
-    "another language": lambda shape, said: shape.format("第一" + said),
-    "a word behind": lambda shape, said: shape.format(said + " perhaps"),
-    "a word in front": lambda shape, said: shape.format("maybe " + said),
 }
 
 

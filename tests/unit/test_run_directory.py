@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from decimal import Decimal
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ray_judge.config import RunConfig, parse
 from ray_judge.errors import CorruptedError, RunChangedError, RunLockedError
 from ray_judge.records import Shard, judged_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
+
+from .test_inputs import config
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -30,19 +30,6 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(str(tmp_path / "out"))
 
 
-def config(**changes: Any) -> RunConfig:
-    return parse(
-        {
-            "input": "in",
-            "output": "out",
-            "judge": {"format": "demo", "model": "m"},
-            "route": {"fraction": 0.5},
-            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-            **changes,
-        }
-    )
-
-
 def judged(rows: int = 3) -> pa.Table:
     values = [{"row": n, "row_key": f"k{n}", "has_text": True} for n in range(rows)]
     return pa.Table.from_pylist(values, schema=judged_schema("pairwise", ("A", "B", "tie")))
@@ -55,27 +42,17 @@ def test_chunks_cover_every_row_once() -> None:
         ("00000-00002", "x.parquet", 20, 5), ("00002-00000", "z.parquet", 0, 10),
     ]  # fmt: skip
     assert PLAN.rows == sum(chunk.rows for chunk in chunks)
-    assert (PLAN.chunks_of(1), PLAN.chunks_of(2)) == ([], chunks[3:])
+    nothing: Any = None  # no look at other shards: they are many
+    assert Plan((nothing, PLAN.shards[1], PLAN.shards[2]), COLUMNS, 10).chunks_of(2) == chunks[3:]
     assert [chunk.name for chunk in chunks] == sorted(chunk.name for chunk in chunks)
-
-
-def test_the_chunks_of_one_shard_are_cut_without_a_look_at_the_others() -> None:
-    """Else a run of many shards looks at each as often as there are shards."""
-    nothing: Any = None
-    plan = Plan((nothing, PLAN.shards[0], nothing), COLUMNS, 10)
-    assert [chunk.name for chunk in plan.chunks_of(1)] == [f"00001-0000{n}" for n in range(3)]
 
 
 def test_the_plan_comes_back_as_it_was(run: RunDirectory) -> None:
     assert run.plan() is None
     run.check_config(config())  # nothing there, nothing to differ from
     run.begin(config(), PLAN)
-    assert run.plan() == PLAN
+    assert run.plan() == PLAN and run.config() == config()
     assert pickle.loads(pickle.dumps(run)).plan() == PLAN
-
-
-def test_a_run_begins_once(run: RunDirectory) -> None:
-    run.begin(config(), PLAN)
     with pytest.raises(RunLockedError):
         run.begin(config(), PLAN)
 
@@ -91,12 +68,6 @@ def test_another_configuration_is_refused_key_by_key(run: RunDirectory) -> None:
     run.check_config(config(strong={"model": "gpt-4.1", "max_cost_usd": 2, "concurrency": 1}))
     with pytest.raises(RunChangedError, match="only be raised"):
         run.check_config(config(strong={"model": "gpt-4.1", "max_cost_usd": "0.5"}))
-
-
-def test_no_key_is_ever_written(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    run.begin(config(), PLAN)
-    assert b"sk-very-secret" not in run.storage.read("run.json")
 
 
 def test_judged_chunks_are_what_is_committed(run: RunDirectory) -> None:
@@ -116,15 +87,10 @@ def test_a_damaged_file_is_named(run: RunDirectory) -> None:
     run.storage.write("judged/1/00000-00000.parquet", whole[:-20])
     with pytest.raises(CorruptedError, match=r"judged/1/00000-00000\.parquet"):
         run.read_judged(0, "00000-00000")
-    run.storage.write("run.json", b'{"shards": [')
-    with pytest.raises(CorruptedError, match=r"run\.json"):
-        run.plan()
-
-
-def test_a_newer_layout_is_refused(run: RunDirectory) -> None:
-    run.storage.write("run.json", json.dumps({"layout": 99}).encode())
-    with pytest.raises(CorruptedError, match="newer"):
-        run.plan()
+    for content, said in ((b'{"shards": [', r"run\.json"), (b'{"layout": 99}', "newer")):
+        run.storage.write("run.json", content)
+        with pytest.raises(CorruptedError, match=said):
+            run.plan()
 
 
 def test_what_is_finished_stays_until_it_is_made_anew(run: RunDirectory) -> None:

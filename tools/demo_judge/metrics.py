@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from statistics import fmean
+from typing import Any
 
 from sklearn.metrics import roc_auc_score
 
 from ray_judge.demo.tasks import Pair
 
-STRONG_ACCURACY: Final = 0.97
-ESCALATED: Final = (0.40, 0.45, 0.50)
+STRONG_ACCURACY = 0.97
+ESCALATED = 0.45
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,61 +25,34 @@ class Judged:
 
     @property
     def correct(self) -> bool:
-        """Whether the likelier verdict is the true one."""
         return (self.prob_a >= self.prob_b) == (self.pair.label == "A")
 
     @property
     def confidence(self) -> float:
-        """Probability of the likelier verdict."""
         return max(self.prob_a, self.prob_b)
 
 
-def cascade_accuracy(judged: Sequence[Judged], scores: Sequence[float], escalated: float) -> float:
-    """Expected accuracy when the `escalated` share with the least score is escalated."""
-    order = sorted(range(len(judged)), key=scores.__getitem__)
-    cut = round(escalated * len(order))
-    right = sum(judged[i].correct for i in order[cut:])
-    return (right + STRONG_ACCURACY * cut) / len(order)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
 def _separation(judged: Sequence[Judged], scores: Sequence[float]) -> dict[str, float]:
-    """How well `scores` tell known tasks from unknown, and right verdicts from wrong."""
-
-    def area(marks: Sequence[bool]) -> float:
-        both = any(marks) and not all(marks)
-        return float(roc_auc_score(marks, scores)) if both else float("nan")
-
-    found = {
-        "auroc_in_vs_out": area([j.pair.domain == "in" for j in judged]),
-        "auroc_right_vs_wrong": area([j.correct for j in judged]),
+    """How well `scores` tell known tasks from unknown, and what a cascade by them would give."""
+    order = sorted(range(len(judged)), key=scores.__getitem__)
+    cut = round(ESCALATED * len(order))
+    right = sum(judged[i].correct for i in order[cut:]) + STRONG_ACCURACY * cut
+    inside = [j.pair.domain == "in" for j in judged]
+    return {
+        "auroc_in_vs_out": float(roc_auc_score(inside, scores)),
+        "auroc_right_vs_wrong": float(roc_auc_score([j.correct for j in judged], scores)),
+        "cascade_accuracy": right / len(order),
     }
-    for share in ESCALATED:
-        found[f"cascade_accuracy_{share:.2f}"] = cascade_accuracy(judged, scores, share)
-    return found
 
 
 def summary(judged: Sequence[Judged], base: Sequence[Judged] | None = None) -> dict[str, Any]:
     """All metrics; with `base`, also those of the confidence less the base's for that verdict."""
-    inside = [j for j in judged if j.pair.domain == "in"]
-    outside = [j for j in judged if j.pair.domain == "out"]
-    kinds = list(dict.fromkeys(j.pair.kind for j in judged))
-    result: dict[str, Any] = {
-        "accuracy_in": _mean([j.correct for j in inside]),
-        "accuracy_out": _mean([j.correct for j in outside]),
-        "confidence_in": _mean([j.confidence for j in inside]),
-        "confidence_out": _mean([j.confidence for j in outside]),
-        **_separation(judged, [j.confidence for j in judged]),
-        "accuracy_by_kind": {
-            kind: _mean([j.correct for j in judged if j.pair.kind == kind]) for kind in kinds
-        },
-        "confidence_by_kind": {
-            kind: _mean([j.confidence for j in judged if j.pair.kind == kind]) for kind in kinds
-        },
-    }
+    result: dict[str, Any] = _separation(judged, [j.confidence for j in judged])
+    for part in ("domain", "kind"):
+        for name in dict.fromkeys(getattr(j.pair, part) for j in judged):
+            some = [j for j in judged if getattr(j.pair, part) == name]
+            accuracy, sure = fmean(j.correct for j in some), fmean(j.confidence for j in some)
+            result[name] = {"accuracy": accuracy, "confidence": sure}
     if base is not None:
         less = [
             j.confidence - (b.prob_a if j.prob_a >= j.prob_b else b.prob_b)

@@ -16,10 +16,9 @@ _NAMES: Final = {BOS: "<s>", EOS: "</s>", PAD: "<pad>"}
 
 
 def byte_symbols() -> list[str]:
-    """The printable character that byte-level tokenizers write for each of the 256 byte values.
+    """The characters that the `ByteLevel` pre-tokenizer writes for the 256 byte values.
 
-    Printable Latin-1 bytes stand for themselves; the others, in order, take the code points from
-    256 on.  This is the fixed alphabet of the `ByteLevel` pre-tokenizer.
+    Printable Latin-1 bytes stand for themselves; the others take the code points from 256 on.
     """
     plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
@@ -39,11 +38,7 @@ def save_tokenizer(directory: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_NAMES[BOS]} $A", special_tokens=[(_NAMES[BOS], BOS)]
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=_NAMES[BOS],
-        eos_token=_NAMES[EOS],
-        pad_token=_NAMES[PAD],
-        clean_up_tokenization_spaces=False,
-        model_max_length=4096,
-    ).save_pretrained(directory)
+    names = {"bos_token": _NAMES[BOS], "eos_token": _NAMES[EOS], "pad_token": _NAMES[PAD]}
+    options = {"clean_up_tokenization_spaces": False, "model_max_length": 4096}
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **options)
+    made.save_pretrained(directory)

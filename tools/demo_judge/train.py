@@ -15,11 +15,10 @@ ships the last:
 
 A verdict is a single bit a pair, far too little for minutes of training on a CPU.  So the loss
 also has the text of right answers, at the top and from a middle layer, and for every character of
-both answers whether it is the first wrong one (through a small head that is thrown away).  Without
-the loss at the middle layer the judge was still at chance after 1,900 steps.
+both answers whether it is the first wrong one.  Without the loss at the middle layer the judge was
+still at chance after 1,900 steps.
 
-The learning rate follows the wall clock (`--minutes`), so a slower or busier machine makes fewer
-steps and a weaker judge.  The data depends on `--seed` alone.
+The learning rate follows the wall clock (`--minutes`), so a slower machine makes a weaker judge.
 What was measured is in docs/decisions/0005-demo-judge-confidence.md.
 """
 
@@ -58,32 +57,31 @@ ID_A, ID_B = (ord(verdict) for verdict in ALTERNATIVES)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training prompt. `right` is None where the instruction has no known answer."""
+    """One training prompt. `right` is None where the instruction has no known answer.
+
+    `target`: probability that A is the verdict to learn: 1, 0, or 0.5 for "cannot tell".
+    """
 
     instruction: str
     answers: tuple[str, str]
     right: str | None
     target: float
-    """Probability that A is the verdict to learn: 1, 0, or 0.5 for "cannot tell"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token ids and targets, all of shape (batch, length) but for the last two, (batch,)."""
+    """Token ids and targets, all of shape (batch, length) but for the last two, (batch,).
+
+    `next_ids`: the token to predict from each position, -100 where there is no such loss.
+    `gone_wrong`: whether an answer leaves the right one at this character; -1 for no loss.
+    `last`: index of the last prompt token, where the verdict is predicted.
+    """
 
     ids: Tensor
     next_ids: Tensor
-    """The token to predict from each position, -100 where there is no language-model loss."""
     gone_wrong: Tensor
-    """Whether an answer leaves the right one at this character; -1 for no loss."""
     last: Tensor
-    """Index of the last prompt token: the verdict is predicted there."""
     target: Tensor
-
-
-def encode(prompt: str) -> list[int]:
-    """BOS and the bytes of `prompt`, as the shipped tokenizer gives them."""
-    return [BOS, *prompt.encode("utf-8")]
 
 
 def draw(rng: random.Random, stage: str, unanswerable_share: float) -> Example:
@@ -106,7 +104,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         TEMPLATE.format(instruction=e.instruction, response_a=e.answers[0], response_b=e.answers[1])
         for e in examples
     ]
-    rows = [encode(prompt) for prompt in prompts]
+    rows = [[BOS, *prompt.encode("utf-8")] for prompt in prompts]
     width = max(len(row) for row in rows)
     ids = [row + [PAD] * (width - len(row)) for row in rows]
     next_ids = [[-100] * width for _ in rows]
@@ -157,20 +155,11 @@ def new_model(layers: int) -> LlamaForCausalLM:
     by looking at like characters.
     """
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=4096,
+        vocab_size=VOCAB_SIZE, hidden_size=128, intermediate_size=384, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=32, max_position_embeddings=4096,
+        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, initializer_range=0.06,
         tie_word_embeddings=True,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-        initializer_range=0.06,
-    )
+    )  # fmt: skip
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for layer in model.model.layers:
@@ -221,15 +210,9 @@ def rate(stage: str, progress: float, steps: int) -> float:
 
 
 def train_stage(
-    model: LlamaForCausalLM,
-    stage: str,
-    *,
-    minutes: float,
-    seed: int,
-    unanswerable_share: float,
-    smoothing: float,
-    out: Path,
-) -> int:
+    model: LlamaForCausalLM, stage: str, *, minutes: float, seed: int,
+    unanswerable_share: float, smoothing: float, out: Path,
+) -> int:  # fmt: skip
     """Train `model` in place for `minutes`, saving to `out`; returns the number of steps."""
     head = nn.Linear(model.config.hidden_size, 1)
     parameters = [*model.parameters(), *head.parameters()]
@@ -237,9 +220,8 @@ def train_stage(
         parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     stream = batches(seed, stage, unanswerable_share)
-    start, shown, steps = time.monotonic(), time.monotonic(), 0
+    start, shown, steps, since = time.monotonic(), time.monotonic(), 0, 0
     sums = dict.fromkeys(WEIGHTS[stage], 0.0)
-    since = 0
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         batch = next(stream)
         batch.target.mul_(1 - smoothing).add_(smoothing / 2)
@@ -256,26 +238,9 @@ def train_stage(
         if time.monotonic() - shown > 60:
             means = "  ".join(f"{name} {total / since:.3f}" for name, total in sums.items())
             print(f"{stage} {progress:5.1%} step {steps}  {means}", flush=True)
-            if stage != "base":
-                _show_accuracy(model)
-            save(model, out)
             sums, since, shown = dict.fromkeys(sums, 0.0), 0, time.monotonic()
     save(model, out)
     return steps
-
-
-def _show_accuracy(model: LlamaForCausalLM) -> None:
-    """Print accuracy a kind on a few pairs of a validation seed that nothing else uses."""
-    pairs = make_pairs(60 * len(IN_DOMAIN), seed=7, kinds=IN_DOMAIN, split="train")
-    pairs += make_pairs(20 * len(OUT_OF_DOMAIN), seed=7, kinds=OUT_OF_DOMAIN, split="train")
-    result = summary(judge_pairs(model, pairs))
-    kinds = " ".join(f"{kind} {value:.2f}" for kind, value in result["accuracy_by_kind"].items())
-    print(
-        f"    in {result['accuracy_in']:.3f} out {result['accuracy_out']:.3f} "
-        f"confidence {result['confidence_in']:.3f}/{result['confidence_out']:.3f} "
-        f"auroc {result['auroc_in_vs_out']:.3f}  {kinds}",
-        flush=True,
-    )
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -319,9 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train both checkpoints and print their metrics as JSON on the last lines."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="training time in all")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="directory for base/, plain/, judge/"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="for base/, plain/, judge/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--layers", type=int, default=5, help="depth of the model")
@@ -334,15 +297,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = new_model(args.layers)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     for stage, part in TIME_SHARES.items():
+        last = stage == "judge"
         steps = train_stage(
-            model,
-            stage,
-            minutes=args.minutes * part,
-            seed=args.seed,
-            unanswerable_share=args.unanswerable if stage == "judge" else 0.0,
-            smoothing=args.smoothing if stage == "judge" else 0.0,
-            out=args.out / stage,
-        )
+            model, stage, minutes=args.minutes * part, seed=args.seed, out=args.out / stage,
+            unanswerable_share=args.unanswerable if last else 0.0,
+            smoothing=args.smoothing if last else 0.0,
+        )  # fmt: skip
         print(f"{stage}: {steps} steps", flush=True)
     for stage in ("plain", "judge"):
         metrics = evaluate(args.out / stage, args.out / "base", n=4000, seed=1)

@@ -144,12 +144,8 @@ class OnlineCourier:
             elif self._shared and self._clock.now() - idle_since > IDLE_S:
                 await session.release()
         failure = self._failed()
-        if failure is None:
-            return
-        if not isinstance(failure, ProcessDied):
-            with contextlib.suppress(RayJudgeError):  # the first error is the one to be told
-                await session.release()
-        raise failure
+        if failure is not None:
+            raise failure
 
     def _failed(self) -> RayJudgeError | None:
         return self._failure
