@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_judge import __version__
-from ray_judge.errors import ConfigError, InputError, RayJudgeError
+from ray_judge.errors import RayJudgeError
+from ray_judge.progress import Progress
 
-Command = Callable[[argparse.Namespace], int]
+Command = Callable[[argparse.Namespace], int | None]
 EXIT_CODES = """exit codes:
   0  done
   1  failure
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     command: Command = options.command
     try:
-        return command(options)
+        return command(options) or 0
     except RayJudgeError as error:
         print(f"ray-judge: {error}", file=sys.stderr)
         return error.exit_code
@@ -94,9 +95,8 @@ def _add_judges(commands: Any) -> None:
     actions = judges.add_subparsers(required=True, metavar="list|pull|check")
     _add(actions, "list", _judges_list, "what there is, and what is cached")
     pull = _add(actions, "pull", _judges_pull, "get the prompts from where they are pinned")
-    pull.add_argument(
-        "--from", dest="source", metavar="PATH", help="a file or folder that has them"
-    )
+    said = "a file or folder that has them"
+    pull.add_argument("--from", dest="source", metavar="PATH", type=Path, help=said)
     pull.add_argument("names", nargs="*", metavar="NAME", help="such as judgelm (all unless given)")
     said = "verify the cached prompts; exit 1 unless all are right"
     _add(actions, "check", _judges_check, said).add_argument("names", nargs="*", metavar="NAME")
@@ -113,31 +113,25 @@ def _add_demo(commands: Any) -> None:
     add("--cap", default="5", help="dollars at most")
 
 
-def _score(options: argparse.Namespace) -> int:
+def _score(options: argparse.Namespace) -> None:
     from ray_judge.config import load
     from ray_judge.pipeline import score
-    from ray_judge.progress import Progress
 
-    config = load(options.config, options.set)
-    summary = score(config, Progress(quiet=options.quiet))
+    summary = score(load(options.config, options.set), Progress(quiet=options.quiet))
     print(json.dumps(summary, indent=1, default=float))
-    return 0
 
 
-def _plan(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace) -> None:
     from ray_judge.commands.plan import as_text, plan
     from ray_judge.config import load
-    from ray_judge.progress import Progress
 
     found = plan(load(options.config, options.set), options.sample, Progress(quiet=options.quiet))
     print(json.dumps(found, indent=1) if options.json else as_text(found))
-    return 0
 
 
-def _calibrate(options: argparse.Namespace) -> int:
+def _calibrate(options: argparse.Namespace) -> None:
     from ray_judge.commands.calibrate import as_text, calibrate
     from ray_judge.config import load
-    from ray_judge.progress import Progress
 
     made, place = calibrate(
         load(options.config, options.set),
@@ -150,7 +144,6 @@ def _calibrate(options: argparse.Namespace) -> int:
         watch=Progress(quiet=options.quiet),
     )
     print(as_text(made, place))
-    return 0
 
 
 def _count(text: str) -> int:
@@ -160,45 +153,35 @@ def _count(text: str) -> int:
     return number
 
 
-def _status(options: argparse.Namespace) -> int:
+def _status(options: argparse.Namespace) -> None:
     from ray_judge.report.status import status
 
     print(json.dumps(status(options.output), indent=1, default=float))
-    return 0
 
 
-def _report(options: argparse.Namespace) -> int:
-    from ray_judge.run.directory import RunDirectory
+def _report(options: argparse.Namespace) -> None:
+    from ray_judge.report.status import finished_run
 
-    run = RunDirectory(options.output)
-    if options.labels is not None:
+    run, summary = finished_run(options.output)
+    if options.labels is None:
+        print(json.dumps(summary, indent=1))
+    else:
         from ray_judge.commands.evaluate import as_text, evaluate
 
         print(as_text(evaluate(options.output, options.labels or None)))
-        print(f"{run.uri}/report.html", file=sys.stderr)
-        return 0
-    summary = run.summary()
-    if summary is None:
-        if run.plan() is None:
-            raise InputError("there is no run here", run=options.output)
-        raise ConfigError("this run is not finished: score it first", run=options.output)
-    print(json.dumps(summary, indent=1))
     print(f"{run.uri}/report.html", file=sys.stderr)
-    return 0
 
 
-def _judges_list(_: argparse.Namespace) -> int:
+def _judges_list(_: argparse.Namespace) -> None:
     from ray_judge.judging.formats.families import list_judges
 
     print("\n".join(list_judges()))
-    return 0
 
 
-def _judges_pull(options: argparse.Namespace) -> int:
+def _judges_pull(options: argparse.Namespace) -> None:
     from ray_judge.judging.formats.templates import pull
 
-    print("\n".join(pull(options.names, Path(options.source) if options.source else None)))
-    return 0
+    print("\n".join(pull(options.names, options.source)))
 
 
 def _judges_check(options: argparse.Namespace) -> int:
@@ -206,7 +189,7 @@ def _judges_check(options: argparse.Namespace) -> int:
 
     lines, right = check(options.names)
     print("\n".join(lines))
-    return 0 if right else 1
+    return int(not right)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from ray_judge.routing.tiers import read_judged
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import check_unchanged, open_shard, read_slices
 
+STRONG = ("strong_verdict", "strong_prob", "strong_model", "strong_cost_usd")
 Paid = Mapping[str, tuple[Answer | None, Decimal]]
 """Question key → its final answer, if it has one, and what all attempts at it cost, US dollars."""
 Asked = Sequence[tuple[str, bool]]
@@ -116,13 +117,8 @@ def verdict_columns(
     """
     kept = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
     decided = [
-        _decide(local, error, *routed[row], answers, strong)
-        for row, local, error in zip(
-            judged.column("row").to_pylist(),
-            judged.column("judge_verdict").to_pylist(),
-            judged.column("error").to_pylist(),
-            strict=True,
-        )
+        _decide(row["judge_verdict"], row["error"], *routed[row["row"]], answers, strong)
+        for row in judged.select(["row", "judge_verdict", "error"]).to_pylist()
     ]
     columns = [
         judged.column(field.name)
@@ -143,16 +139,12 @@ def _decide(
 ) -> dict[str, Any]:
     """Settle one row. The local verdict stands unless the strong judge gave one.
 
-    Where the strong judge abstains the row is left to a person: the local verdict was doubted, or
-    drawn to be checked, and this one is no better.
+    Where the strong judge abstains the row is left to a person.
     """
     decided: dict[str, Any] = {
         "route": route,
         "outcome": Outcome.NOT_NEEDED.value if local is not None else Outcome.FAILED.value,
-        "strong_verdict": None,
-        "strong_prob": None,
-        "strong_model": None,
-        "strong_cost_usd": None,
+        **dict.fromkeys(STRONG),
         "final_verdict": local,
         "final_source": Source.JUDGE.value if local is not None else Source.NONE.value,
         "error": error,

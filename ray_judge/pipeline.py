@@ -9,6 +9,7 @@ continuing after a crash, and running a finished run again are the same call.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,8 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
     config = config.within_budget()
     run = RunDirectory(config.output)
     run.check_config(config)
+    for shard in begun.shards if (begun := run.plan()) else ():
+        check_unchanged(shard)
     if summary := finished(config, run):
         return kept_promise(summary)
     check_strong(config)
@@ -84,15 +87,10 @@ def kept_promise(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
-    """Give the summary of a run with nothing left to do.
-
-    A raised cap gives another chance to the rows that were denied for lack of it.
-    """
+    """Give the summary of a finished run; a raised cap reopens it for the rows that it denied."""
     summary, plan = run.summary(), run.plan()
     if summary is None or plan is None:
         return None
-    for shard in plan.shards:
-        check_unchanged(shard)
     raised = float(config.strong.max_cost_usd) > summary["cap_usd"]
     if raised and summary["outcomes"]["denied_budget"]:
         with run.locked():
@@ -106,10 +104,7 @@ def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
 
 def planned(config: RunConfig, run: RunDirectory) -> Plan:
     """Fix what is judged: read the plan of a run that began, or make it and begin."""
-    plan = run.plan()
-    if plan is not None:
-        for shard in plan.shards:
-            check_unchanged(shard)
+    if plan := run.plan():
         return plan
     shards, columns = plan_input(config, extra_columns(config))
     plan = Plan(tuple(shards), columns, config.chunk_rows)
@@ -137,8 +132,7 @@ def judge(
         if number == len(config.judges) - 1:
             yield from names
         else:
-            for _ in names:
-                pass
+            deque(names, maxlen=0)
             rows = passed_on(run, config, plan, number, calibration)
 
 

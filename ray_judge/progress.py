@@ -15,7 +15,6 @@ class Progress:
     """Prints rows judged, questions asked and dollars spent, to stderr."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        """Write to `stream` (stderr)."""
         self._quiet = quiet
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
@@ -43,14 +42,10 @@ class Progress:
 
     def _show(self, *, last: bool, at_once: bool) -> None:
         now = time.monotonic()
-        if self._quiet or not (
-            last or at_once or now - self._last > (0.2 if self._live else EVERY_S)
-        ):
+        due = last or at_once or now - self._last > (0.2 if self._live else EVERY_S)
+        if self._quiet or not due:
             return
         self._last = now
         line = " · ".join([f"{now - self._begun:6.1f} s", *self._parts.values()])
-        if self._live:
-            self._stream.write(f"\r\x1b[2K{line}" + ("\n" if last else ""))
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+        end = "\n" if last or not self._live else ""
+        print(f"\r\x1b[2K{line}" if self._live else line, end=end, file=self._stream, flush=True)

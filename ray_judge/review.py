@@ -33,9 +33,8 @@ def write_review(run: RunDirectory, plan: Plan, task: Task) -> None:
                 for table in _abstained(run, shard, plan.columns, schema):
                     writer.write_table(table)
             except pa.ArrowException as error:
-                raise CorruptedError(
-                    f"a scored shard is damaged: {error}", file=f"scored/{shard.name}"
-                ) from None
+                said, file = f"a scored shard is damaged: {error}", f"scored/{shard.name}"
+                raise CorruptedError(said, file=file) from None
 
 
 def review_schema(task: Task, columns: Columns) -> pa.Schema:
@@ -65,10 +64,8 @@ def _abstained(
     """The abstained rows of one shard, row group by row group; the texts of no other are read."""
     identity = [columns.id] if columns.id else []
     wanted = list(dict.fromkeys([*columns.text.values(), *identity, *VERDICTS]))
-    with (
-        run.storage.open_input(f"scored/{shard.name}") as source,
-        pq.ParquetFile(source) as file,
-    ):
+    path = f"scored/{shard.name}"
+    with run.storage.open_input(path) as source, pq.ParquetFile(source) as file:
         begin = 0
         for group in range(file.num_row_groups):
             outcomes = file.read_row_group(group, columns=["outcome"]).column(0).to_pylist()

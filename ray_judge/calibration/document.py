@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ray_judge.calibration.bounds import Floats
 from ray_judge.calibration.correctness import CorrectnessMap
 from ray_judge.calibration.drift import Reference
 from ray_judge.calibration.methods import Comparison
@@ -45,6 +47,13 @@ class Tier:
     def threshold(self) -> float:
         """λ̂: rows this sure or surer are accepted; ∞ where the guarantee is not attainable."""
         return self.selection.threshold
+
+    def strong_right(self, confidence: Floats) -> Floats:
+        """P(strong verdict = label) by this judge's confidence; its mean where that is NaN."""
+        if self.strong is None:
+            return np.ones(len(confidence))
+        mean = np.mean(self.strong.probability)
+        return np.where(np.isnan(confidence), mean, self.strong(confidence))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -24,7 +24,7 @@ from ray_judge.calibration.selection import check_levels
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.judging.engines.engine import extra_columns
-from ray_judge.pipeline import score
+from ray_judge.pipeline import Watch, score
 from ray_judge.report.summary import read_scored
 from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import plan_input
@@ -34,7 +34,6 @@ STRONG_SAMPLE = 500
 """Rows that the strong judge is asked about unless `--sample` says otherwise: so many for each
 local judge, since a label tests one of them."""
 ALPHA = DELTA = 0.1
-Watch = Callable[[str, Mapping[str, Any]], None]
 
 
 def calibrate(
@@ -122,7 +121,7 @@ def sample_run(
     comes to it, else about none, and no money can be spent. `calibration`: what the run's own
     `route.calibration` holds, where one of several judges routes by it.
     """
-    columns: dict[str, str | None] = {**config.columns, "label": labels}
+    columns = {**config.columns, "label": labels}
     route = RouteConfig(policy="fraction", fraction=Decimal(int(ask)))
     if len(config.judges) > 1 and calibration is not None:
         route = route.model_copy(update={"calibration": config.route.calibration})
@@ -135,22 +134,19 @@ def sample_run(
     if sample is None and ask and labels is None:
         sample = STRONG_SAMPLE * len(config.tiers())
     rows = draw(rows, sample)
-    wanted = list(dict.fromkeys([*found.needed(), *([labels] if labels else [])]))
-    table = take(shards, rows, wanted)
-    prints = [shard.fingerprint for shard in shards]
-    seed = [source.digest(), *prints, *map(str, rows)]
+    wanted = list(dict.fromkeys([*found.needed(), *filter(None, [labels])]))
+    seed = [source.digest(), *(shard.fingerprint for shard in shards), *map(str, rows)]
     if calibration is not None and route.calibration:  # another is another run
         seed.append(hashlib.sha256(dumps(calibration)).hexdigest())
     name = hashlib.sha256("\n".join(seed).encode()).hexdigest()[:12]
     home = f"{config.output.rstrip('/')}/{purpose}"
     strong = {"books": config.strong.books or home} if ask else {"max_cost_usd": Decimal(0)}
-    return source.model_copy(
-        update={
-            "input": write_sample(f"{home}/{name}", table),
-            "output": f"{home}/{name}/run",
-            "strong": config.strong.model_copy(update=strong),
-        }
-    )
+    update = {
+        "input": write_sample(f"{home}/{name}", take(shards, rows, wanted)),
+        "output": f"{home}/{name}/run",
+        "strong": config.strong.model_copy(update=strong),
+    }
+    return source.model_copy(update=update)
 
 
 def as_text(made: Calibration, place: str) -> str:
@@ -165,17 +161,13 @@ def as_text(made: Calibration, place: str) -> str:
 
 
 def _judge_lines(tier: Tier) -> list[str]:
-    """One judge: its confidence methods, which to use, the map to P(correct), the threshold."""
     lines = []
     assert tier.comparison is not None  # `make` compares every judge's methods
     for method in tier.comparison.methods:
-        figures = {
-            "AUROC": method.auroc, "AURC": method.aurc, "ECE": method.ece, "Brier": method.brier
-        }  # fmt: skip
         said = [
             f"{name} {one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
-            for name, one in figures.items()
-            if one
+            for name in ("AUROC", "AURC", "ECE", "Brier")
+            if (one := getattr(method, name.lower()))
         ]
         lines.append(f"{method.method:<20} {'  '.join(said)}")
     chosen, points = tier.selection, len(tier.correct.confidence)

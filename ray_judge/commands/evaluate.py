@@ -10,11 +10,11 @@ import polars as pl
 
 from ray_judge.calibration.bounds import interval
 from ray_judge.calibration.labels import check_labels
-from ray_judge.errors import ConfigError, InputError
+from ray_judge.errors import InputError
 from ray_judge.report import evaluation
 from ray_judge.report.page import write_page
+from ray_judge.report.status import find_run, finished_run
 from ray_judge.report.summary import read_scored
-from ray_judge.run.directory import RunDirectory
 
 
 def evaluate(output: str, column: str | None = None) -> dict[str, Any]:
@@ -23,12 +23,8 @@ def evaluate(output: str, column: str | None = None) -> dict[str, Any]:
     `column`: where the labels are; None: the run's own label column. Raises InputError where
     there is no run, no such column, or a label that is no verdict.
     """
-    run = RunDirectory(output)
-    plan, config, summary = run.plan(), run.config(), run.summary()
-    if plan is None or config is None:
-        raise InputError("there is no run here", run=output)
-    if summary is None:
-        raise ConfigError("this run is not finished: score it first", run=output)
+    run, summary = finished_run(output)
+    _, plan, config = find_run(output)
     label = column or plan.columns.label
     if label is None:
         raise InputError("this run has no label column: name one with --labels COLUMN", run=output)
@@ -50,10 +46,7 @@ def evaluate(output: str, column: str | None = None) -> dict[str, Any]:
 
 
 def under_swap(agreed: Sequence[bool | None]) -> dict[str, Any] | None:
-    """How often the local judge says the same in both orders, with its exact 95 % interval.
-
-    None for a run that was not judged in both orders.
-    """
+    """How often both orders agree, with its exact 95 % interval; None where one was judged."""
     known = [value for value in agreed if value is not None]
     if not known:
         return None

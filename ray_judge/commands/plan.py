@@ -8,21 +8,22 @@ what the next one is asked; the policies are tried for the last of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from ray_judge.calibration.bounds import Floats
 from ray_judge.calibration.document import Calibration, Tier
 from ray_judge.calibration.load import calibration_of
 from ray_judge.commands.calibrate import sample_run
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.escalation.questions import price_of_strong
 from ray_judge.judging.engines.engine import extra_columns
-from ray_judge.pipeline import score
+from ray_judge.pipeline import Watch, score
 from ray_judge.routing.cost import Correction, correction, count_chunk, output_tokens, row_costs
 from ray_judge.routing.policies import accepted, fraction_count, route
 from ray_judge.routing.tiers import judged_frame
@@ -33,19 +34,14 @@ SAMPLE = 500
 MODES = ("online", "flex", "batch")
 FRACTIONS = ("0", "0.05", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.8", "1")
 Z = 1.96
-Watch = Callable[[str, Mapping[str, Any]], None]
-Values = npt.NDArray[np.float64]
 
 
 def plan(
-    config: RunConfig,
-    sample: int = SAMPLE,
-    watch: Watch = lambda phase, figures: None,
+    config: RunConfig, sample: int = SAMPLE, watch: Watch = lambda phase, figures: None
 ) -> dict[str, Any]:
     """Try policies on a sample; dollars, calls and hours are for the whole input.
 
-    Raises ConfigError for an unknown price or a calibration of another judge, before anything
-    is judged.
+    Raises ConfigError, before anything is judged: unknown price, another judge's calibration.
     """
     config = config.within_budget()
     price = price_of_strong(config.strong)
@@ -58,10 +54,8 @@ def plan(
     modes = {"online": True, "flex": price.flex_factor, "batch": price.batch_factor}
     table = PolicyTable(config, calibration, rows, total)
     own = config.tiers()[-1].route
-    policies = {
-        **{text: RouteConfig(policy="fraction", fraction=Decimal(text)) for text in FRACTIONS},
-        f"route: {own.policy}": own,
-    }
+    policies = {text: RouteConfig(policy="fraction", fraction=Decimal(text)) for text in FRACTIONS}
+    policies[f"route: {own.policy}"] = own
     return {
         "rows": total,
         "reached": table.reached(),
@@ -85,9 +79,8 @@ def _sampled(config: RunConfig, part: RunConfig) -> tuple[pl.DataFrame, Correcti
     rows = pl.concat([judged_frame(run, len(config.tiers()), chunk.name) for chunk in chunks])
     for mode in MODES:
         costs = row_costs(config, counted, mode).rename({"cost_nano_usd": mode})
-        if mode != "online":
-            costs = costs.drop("tokens")
-        rows = rows.join(costs, on=["chunk", "row"], how="left", maintain_order="left")
+        wanted = costs if mode == "online" else costs.drop("tokens")
+        rows = rows.join(wanted, on=["chunk", "row"], how="left", maintain_order="left")
     own = rows[config.strong.mode].alias("cost_nano_usd")
     return rows.with_columns(own), correction(config, counted)
 
@@ -98,9 +91,7 @@ class PolicyTable:
     def __init__(
         self, config: RunConfig, calibration: Calibration | None, rows: pl.DataFrame, total: int
     ) -> None:
-        self._config = config
-        self._calibration = calibration
-        self._total = total
+        self._config, self._calibration, self._total = config, calibration, total
         self._scale = total / rows.height
         self._last = len(config.tiers()) - 1
         self._tiers = rows["tier"]
@@ -165,23 +156,18 @@ class PolicyTable:
                 chance += [term * reach * (part.height / routed.height) for term in own]
         values = np.concatenate(each)
         value = float(values.mean())
-        variance = sum(chance, values.var() / len(values))
-        wide = Z * float(np.sqrt(variance))
+        wide = Z * math.sqrt(sum(chance, values.var() / len(values)))
         return {"value": value, "low": max(0.0, value - wide), "high": min(1.0, value + wide)}
 
 
-def _expected(tier: Tier, routed: pl.DataFrame, judges: int) -> tuple[Values, list[float]]:
+def _expected(tier: Tier, routed: pl.DataFrame, judges: int) -> tuple[Floats, list[float]]:
     """P(final verdict = label) of rows that reached this judge last, (n,), and its variance.
 
     The variance of the mean that comes from the labels, in two parts: local and strong judge.
     """
     confidence = routed["judge_confidence"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     asked = (routed["route"] != "accept").to_numpy()
-    local: Values = np.nan_to_num(tier.correct(confidence), nan=0.0)
-    strong: Values = np.ones(len(local))
-    if tier.strong is not None:
-        mean = float(np.mean(tier.strong.probability))
-        strong = np.nan_to_num(tier.strong(confidence), nan=mean)
+    local, strong = np.nan_to_num(tier.correct(confidence)), tier.strong_right(confidence)
     kept = 1 - float(asked.mean())
     # each of several judges is tested on its part of the labels, and described by all of them
     labels = max(1, tier.selection.rows * judges)

@@ -46,10 +46,7 @@ CHUNK, SHARD, ROW = "__chunk", "__shard", "__row"
 
 
 class ChunkSource(Datasource):
-    """A Ray Data source whose read tasks are exactly the chunks that are still to be judged.
-
-    `rows`: those of each chunk, None for all.
-    """
+    """A Ray Data source of exactly these chunks. `rows`: those of each chunk, None for all."""
 
     def __init__(self, chunks: Sequence[Chunk], columns: Columns, rows: Rows | None) -> None:
         super().__init__()
@@ -59,7 +56,6 @@ class ChunkSource(Datasource):
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """One task per chunk, whatever parallelism Ray Data would like."""
         tasks = []
         for chunk in self._chunks:
             rows = None if self._rows is None else self._rows[chunk.name]

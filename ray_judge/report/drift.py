@@ -42,15 +42,14 @@ def measure_drift(
     for number, tier in enumerate(calibration.tiers):
         alike = all(guaranteed[:number])
         moved = drift(tier.reference, own[number].drop_nulls().to_numpy()) if alike else None
+        then = guaranteed[number] and tier.selection.rows
         judges.append(
             {
                 "judge": judge_name(tier.judge, number),
                 "reached": reached[number],
                 **(asdict(moved) if moved else dict.fromkeys(MEASURED)),
                 "passed_on": reached[number + 1] / reached[number] if reached[number] else None,
-                "passed_on_then": _left(tier)
-                if guaranteed[number] and tier.selection.rows
-                else None,
+                "passed_on_then": _left(tier) if then else None,
             }
         )
     compared = [judge for judge in judges if judge["psi"] is not None]

@@ -61,7 +61,7 @@ def scores(rows: pl.DataFrame, column: str) -> Scores | None:
     """Score one verdict column against `label`; None where no row has a label."""
     from sklearn.metrics import cohen_kappa_score, f1_score  # half a second to import
 
-    known = rows.filter(pl.col("label").is_not_null())
+    known = rows.drop_nulls("label")
     n = known.height
     if not n:
         return None
@@ -79,17 +79,14 @@ def scores(rows: pl.DataFrame, column: str) -> Scores | None:
 
 def _right(rows: pl.DataFrame) -> tuple[Flags, Flags]:
     """Whether local and strong verdict are the label; no verdict is not."""
-    local, strong = (
-        (rows[name] == rows["label"]).fill_null(value=False).to_numpy()
-        for name in ("judge_verdict", "strong_verdict")
-    )
-    return local, strong
+    same = pl.col("judge_verdict", "strong_verdict") == pl.col("label")
+    local, strong = rows.select(same.fill_null(value=False))
+    return local.to_numpy(), strong.to_numpy()
 
 
 def _least_sure_first(rows: pl.DataFrame) -> pl.DataFrame:
     """The labelled rows in the order in which policy `fraction` asks them."""
-    known = rows.filter(pl.col("label").is_not_null())
-    return known.sort("judge_confidence", "row_key", nulls_last=False)
+    return rows.drop_nulls("label").sort("judge_confidence", "row_key", nulls_last=False)
 
 
 def cascade_curve(rows: pl.DataFrame, steps: int = STEPS) -> Curve | None:
@@ -100,7 +97,7 @@ def cascade_curve(rows: pl.DataFrame, steps: int = STEPS) -> Curve | None:
     strong verdict (as policy `fraction` routes them), also where the strong judge abstained from
     it: the curve is of what the judges say. None where no such row has a label.
     """
-    known = _least_sure_first(rows.filter(pl.col("strong_verdict").is_not_null()))
+    known = _least_sure_first(rows.drop_nulls("strong_verdict"))
     n = known.height
     if not n:
         return None
@@ -145,7 +142,7 @@ def evaluate(rows: pl.DataFrame) -> dict[str, Any]:
     cascade over all labelled rows up to the fraction that was asked.
     """
     found: dict[str, Any] = {"judges": {}, "curve": None, "so_far": None, "break_even": None}
-    answered = rows.filter(pl.col("strong_verdict").is_not_null())
+    answered = rows.drop_nulls("strong_verdict")
     for name, frame, column in (
         ("local judge", rows, "judge_verdict"),
         ("local judge, where the strong one answered", answered, "judge_verdict"),
@@ -157,7 +154,7 @@ def evaluate(rows: pl.DataFrame) -> dict[str, Any]:
     curve = cascade_curve(rows)
     if curve is not None:
         found["curve"] = asdict(curve)
-        labelled = rows.filter(pl.col("label").is_not_null()).height
+        labelled = int(rows["label"].count())
         found["break_even"] = break_even(curve, labelled)
         if curve.rows[-1] < labelled:
             found["so_far"] = curve_so_far(rows)
@@ -182,4 +179,4 @@ def break_even(curve: Curve, labelled: int) -> str:
 
 def _sums(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Sums of the first 0, 1, …, n values."""
-    return np.concatenate([[0], np.cumsum(values)])
+    return np.append(0, np.cumsum(values))

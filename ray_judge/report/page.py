@@ -32,10 +32,7 @@ def write_page(
     rows: pl.DataFrame,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write report.html from the summary and the counted columns of all rows.
-
-    `evaluation`: of `report/evaluation.py`, where the run was evaluated against labels.
-    """
+    """Write report.html from the summary, the counted columns of all rows, and the evaluation."""
     curves = evaluation or {}
     plots = {
         "confidence": confidence_plot(rows),
@@ -71,7 +68,7 @@ def _four(value: float | None) -> str | None:
 
 def confidence_plot(rows: pl.DataFrame) -> str:
     """Histogram of confidence, stacked by route, as SVG; empty when no row has a confidence."""
-    known = rows.filter(pl.col("judge_confidence").is_not_null())
+    known = rows.drop_nulls("judge_confidence")
     routes = [route for route in COLOURS if known.filter(route=route).height]
     if not routes:
         return ""
@@ -91,9 +88,7 @@ def confidence_plot(rows: pl.DataFrame) -> str:
 
 def label_plot(rows: pl.DataFrame) -> str:
     """Agreement with the label per tenth of the rows, the least confident first, as SVG."""
-    known = rows.filter(
-        pl.col("judge_confidence").is_not_null() & pl.col("label").is_not_null()
-    ).sort("judge_confidence")
+    known = rows.drop_nulls(["judge_confidence", "label"]).sort("judge_confidence")
     if known.height < 10:
         return ""
     right = [

@@ -5,9 +5,27 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from ray_judge.errors import InputError
+from ray_judge.config import RunConfig
+from ray_judge.errors import ConfigError, InputError
 from ray_judge.escalation.books.books import Books
-from ray_judge.run.directory import RunDirectory
+from ray_judge.run.directory import Plan, RunDirectory
+
+
+def find_run(output: str) -> tuple[RunDirectory, Plan, RunConfig]:
+    """Raise InputError where no run has begun."""
+    run = RunDirectory(output)
+    plan, config = run.plan(), run.config()
+    if plan is None or config is None:
+        raise InputError("there is no run here", run=output)
+    return run, plan, config
+
+
+def finished_run(output: str) -> tuple[RunDirectory, dict[str, Any]]:
+    """A finished run and its summary. Raises InputError and ConfigError."""
+    run = find_run(output)[0]
+    if (summary := run.summary()) is None:
+        raise ConfigError("this run is not finished: score it first", run=output)
+    return run, summary
 
 
 def status(output: str) -> dict[str, Any]:
@@ -16,10 +34,7 @@ def status(output: str) -> dict[str, Any]:
     `answers`: questions answered for good. `spent_usd`: what the journal proves; open leases come
     on top.
     """
-    run = RunDirectory(output)
-    plan, config = run.plan(), run.config()
-    if plan is None or config is None:
-        raise InputError("there is no run here", run=output)
+    run, plan, config = find_run(output)
     judged = run.judged(0)
     chunks = list(plan.chunks())
     books = Books.of(config)

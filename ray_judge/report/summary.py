@@ -26,15 +26,9 @@ AT_ONCE = 8
 AUDIT_GROUP = "audit_group"
 """The column `route.audit_by` under a name that no output has."""
 COUNTED = (
-    "route",
-    "outcome",
-    "judge_verdict",
-    "judge_confidence",
-    "strong_verdict",
-    "final_verdict",
-    "final_source",
-    "error",
-)
+    "route", "outcome", "judge_verdict", "judge_confidence",
+    "strong_verdict", "final_verdict", "final_source", "error",
+)  # fmt: skip
 
 
 def summarise(
@@ -49,6 +43,7 @@ def summarise(
     """Give the summary's document and the frame of counted columns that it was made from."""
     label, by = plan.columns.label, config.route.audit_by
     abstains = config.strong.abstain_below is not None
+    outcomes = [str(o) for o in Outcome if abstains or o is not Outcome.ABSTAINED]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         names = [shard.name for shard in plan.shards]
         rows = pl.concat(pool.map(lambda name: read_scored(run, name, label, by), names))
@@ -57,9 +52,7 @@ def summarise(
         "digest": config.digest(),
         "rows": rows.height,
         "routes": _counts(rows, "route", [str(route) for route in Route]),
-        "outcomes": _counts(
-            rows, "outcome", [str(o) for o in Outcome if abstains or o is not Outcome.ABSTAINED]
-        ),
+        "outcomes": _counts(rows, "outcome", outcomes),
         "sources": _counts(rows, "final_source", [str(source) for source in Source]),
         "errors": rows["error"].count(),
         "api_requests": answers.requests,
@@ -110,10 +103,9 @@ def describe_audit(
 
 def accuracy(rows: pl.DataFrame, column: str) -> float | None:
     """Share of the labelled rows whose verdict equals the label; no verdict is not right."""
-    labelled = rows.filter(pl.col("label").is_not_null())
-    if not labelled.height:
-        return None
-    return int((labelled[column] == labelled["label"]).sum()) / labelled.height
+    labelled = rows.drop_nulls("label")
+    right = int((labelled[column] == labelled["label"]).sum())
+    return right / labelled.height if labelled.height else None
 
 
 def _counts(rows: pl.DataFrame, column: str, names: Sequence[str]) -> dict[str, int]:

@@ -45,13 +45,9 @@ def count_tokens(config: RunConfig, columns: Columns, chunks: Sequence[Chunk]) -
 
 
 def count_chunk(config: RunConfig, columns: Columns, chunk: Chunk) -> pl.DataFrame:
-    """One row per question: `chunk`, `row`, `key`, `input_tokens` (estimated).
-
-    A row without text has none; others have `strong.samples` in each order.
-    """
-    made = QuestionMaker(config, columns).of_rows(
-        chunk, range(chunk.start, chunk.start + chunk.rows)
-    )
+    """One row per question: `chunk`, `row`, `key`, `input_tokens` (estimated)."""
+    places = range(chunk.start, chunk.start + chunk.rows)
+    made = QuestionMaker(config, columns).of_rows(chunk, places)
     found = [(chunk.name, row, q.key, q.tokens) for row, asked in made.items() for q in asked]
     return pl.DataFrame(found, schema=_SCHEMA, orient="row")
 
@@ -63,18 +59,13 @@ def correction(config: RunConfig, counted: pl.DataFrame) -> Correction | None:
 
 def corrected(counted: pl.DataFrame, answers: Mapping[str, Answer]) -> Correction | None:
     """See `correction`; None where too few of these questions are answered."""
-    estimated, paid_in, paid_out, count = 0, 0, 0, 0
-    for key, tokens in counted.select("key", "input_tokens").unique("key").rows():
-        answer = answers.get(key)
-        if answer is None or answer.usage is None or answer.usage.estimated:
-            continue
-        count += 1
-        estimated += tokens
-        paid_in += answer.usage.input_tokens
-        paid_out += answer.usage.output_tokens
-    if count < FEWEST_ANSWERS:
+    estimates = dict(counted.select("key", "input_tokens").rows())
+    usages = {key: answer.usage for key, answer in answers.items() if key in estimates}
+    paid = {key: usage for key, usage in usages.items() if usage and not usage.estimated}
+    if len(paid) < FEWEST_ANSWERS:
         return None
-    return Correction(paid_in / estimated, paid_out / count, count)
+    factor = sum(u.input_tokens for u in paid.values()) / sum(estimates[key] for key in paid)
+    return Correction(factor, sum(u.output_tokens for u in paid.values()) / len(paid), len(paid))
 
 
 def output_tokens(config: RunConfig) -> float:
@@ -110,10 +101,5 @@ def row_costs(config: RunConfig, counted: pl.DataFrame, mode: str | None = None)
     answer = output_tokens(config) if fix is None else fix.output_tokens
     tier = TIERS[mode or config.strong.mode]
     nano = expected_nano_usd(config.strong, tokens.tolist(), answer, tier)
-    return (
-        counted.with_columns(
-            cost_nano_usd=pl.Series(nano), tokens=pl.Series(tokens) + round(answer)
-        )
-        .group_by("chunk", "row")
-        .agg(pl.col("tokens").sum(), pl.col("cost_nano_usd").sum())
-    )
+    priced = counted.with_columns(tokens=pl.Series(tokens) + round(answer), cost_nano_usd=nano)
+    return priced.group_by("chunk", "row").agg(pl.col("tokens", "cost_nano_usd").sum())

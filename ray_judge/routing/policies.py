@@ -17,12 +17,11 @@ import polars as pl
 
 from ray_judge.calibration.audit import draw_rows
 from ray_judge.calibration.bounds import Floats
+from ray_judge.calibration.correctness import Flags
 from ray_judge.calibration.document import Tier
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
 from ray_judge.records import SURENESS, Route
-
-Flags = npt.NDArray[np.bool_]
 
 
 def needs_every_row(policy: RouteConfig) -> bool:
@@ -76,10 +75,7 @@ def expected_gain(confidence: pl.Series, tier: Tier | None) -> Floats:
     """
     values = confidence.cast(pl.Float64).fill_null(math.nan).to_numpy()
     if tier is not None:
-        local = tier.correct(values)
-        strong = tier.strong(values) if tier.strong else np.ones(len(values))
-        none = float(np.mean(tier.strong.probability)) if tier.strong else 1.0
-        return np.where(np.isnan(values), none, strong - local)
+        return tier.strong_right(values) - np.nan_to_num(tier.correct(values))
     known = values[~np.isnan(values)]
     if len(known) and not (known.min() >= 0 and known.max() <= 1):
         raise ConfigError(
@@ -111,8 +107,7 @@ def within_budget(
             f"the audit alone is expected to cost ${reserved / 1e9:.4f}, more than the budget of "
             f"${budget_usd}: lower route.audit or raise route.budget_usd"
         )
-    with np.errstate(divide="ignore"):
-        worth = np.where(cost > 0, gain / np.maximum(cost, 1), np.inf)
+    worth = np.where(cost > 0, gain / np.maximum(cost, 1), np.inf)
     candidates = judged["has_text"].to_numpy() & (gain > 0)
     ranking = pl.DataFrame({"worth": -worth, "row_key": judged["row_key"]})
     order = ranking.with_row_index("place").sort("worth", "row_key")["place"].to_numpy()
@@ -157,15 +152,9 @@ def _unsure(judged: pl.DataFrame, threshold: float) -> Flags:
 
 
 def _least_sure(judged: pl.DataFrame, count: int) -> Flags:
-    chosen = (
-        judged.with_row_index("_position")
-        .filter(pl.col("has_text"))
-        .sort(SURENESS, nulls_last=False)
-        .head(count)["_position"]
-    )
-    escalate = np.zeros(judged.height, dtype=bool)
-    escalate[chosen.to_numpy()] = True
-    return escalate
+    able = judged.with_row_index("_position").filter(pl.col("has_text"))
+    chosen = able.sort(SURENESS, nulls_last=False)["_position"][:count]
+    return np.isin(np.arange(judged.height), chosen.to_numpy())
 
 
 def _null_for_nan(judged: pl.DataFrame) -> pl.DataFrame:

@@ -32,8 +32,7 @@ class Routed:
         judged: Generator[str, None, None],
         calibration: Calibration | None = None,
     ) -> None:
-        self._config, self._plan, self._run = config, plan, run
-        self._judged = judged
+        self._config, self._plan, self._run, self._judged = config, plan, run, judged
         self._last = len(config.judges) - 1
         self._tier = calibration.tiers[self._last] if calibration else None
         self._seed = run_seed(config, plan)
@@ -43,9 +42,8 @@ class Routed:
         """Give each frame as soon as the policy can decide it."""
         with closing(self._judged):  # whoever stops asking for frames stops the judging
             for judged in self._decidable():
-                routed = self._route(judged)
-                self._frames.append(routed)
-                yield routed
+                self._frames.append(self._route(judged))
+                yield self._frames[-1]
 
     def frame(self) -> pl.DataFrame:
         """All routed rows, in the order of the input."""
@@ -62,9 +60,7 @@ class Routed:
             return policy.threshold
         if policy.policy == "guarantee" and self._tier is not None:
             return self._tier.threshold if math.isfinite(self._tier.threshold) else None
-        sure = self.frame().filter(
-            (pl.col("route") != Route.ESCALATE.value) & (pl.col("tier") == self._last)
-        )
+        sure = self.frame().filter(pl.col("route") != Route.ESCALATE.value, tier=self._last)
         least = sure["judge_confidence"].min()
         return None if least is None else float(str(least))
 

@@ -85,11 +85,8 @@ def passed_on(
     policy = config.tiers()[tier].route
     calibrated = calibration.tiers[tier] if calibration else None
     decided = route(here, policy, calibrated, run_seed(config, plan))
-    rows: dict[str, list[int]] = {}
     chosen = decided.filter(route=Route.ESCALATE.value).sort("chunk", "row")
-    for chunk, row in chosen.select("chunk", "row").rows():
-        rows.setdefault(chunk, []).append(row)
-    return rows
+    return dict(chosen.group_by("chunk").agg("row").rows())
 
 
 def run_seed(config: RunConfig, plan: Plan) -> str:

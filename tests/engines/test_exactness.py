@@ -7,9 +7,8 @@ one has what the longer one left, and entropies are summed over the whole vocabu
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,7 @@ from ray_judge.records import Example, Scored
 
 from . import tiny
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
 CLOSE = 1e-4
 FORMATS = {
     "letters": (tiny.letters, 240, 1400),
@@ -88,13 +84,10 @@ class Reference:
         found = dict.fromkeys(spellings, 0.0)
         each: dict[tuple[int, ...], float] = {}
         for path, name in paths.items():
-            p = 1.0
+            size, p = len(path), 1.0
             for n, token in enumerate(path):
                 p *= math.exp(self.logprobs([*prompt, *path[:n]])[token])
-            longer = {
-                other[len(path)] for other in paths if len(other) > len(path)
-                and other[: len(path)] == path
-            }  # fmt: skip
+            longer = {other[size] for other in paths if other[:size] == path != other}
             if longer:
                 after = self.logprobs([*prompt, *path])
                 p *= 1.0 - sum(math.exp(after[token]) for token in longer)
@@ -103,26 +96,13 @@ class Reference:
         return found, each
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge, a base model with the same tokenizer, and a judge with `10` as one token."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny.make_model(folder / "judge", 1)
-    tiny.make_model(folder / "base", 2)
-    tiny.make_model(folder / "whole", 3, split_digits=False)
-    return folder
-
-
 class Models:
     """vLLM engines, each started once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._reference = cache(lambda name: Reference(folder / name))
+        self.reference = cache(lambda name: Reference(folder / name))
         self._vllm = cache(self._start)
-
-    def reference(self, name: str) -> Reference:
-        return self._reference(name)
 
     def vllm(self, name: str, *, caching: bool = True) -> LanguageModel:
         return self._vllm(name, caching)
@@ -143,7 +123,12 @@ class Models:
 
 
 @pytest.fixture(scope="module")
-def models(folder: Path) -> Iterator[Models]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """A judge, a base model with the same tokenizer, and a judge with `10` as one token."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.make_model(folder / "judge", 1)
+    tiny.make_model(folder / "base", 2)
+    tiny.make_model(folder / "whole", 3, split_digits=False)
     return Models(folder)
 
 
@@ -233,15 +218,12 @@ def test_the_transformers_engine_is_the_same(models: Models, name: str, decode: 
 
 
 def check_verdicts(
-    reference: Reference,
-    format_: Format,
-    asked: Sequence[Example],
+    reference: Reference, format_: Format, asked: Sequence[Example],
     readings: Sequence[Reading | str],
-) -> None:
+) -> None:  # fmt: skip
     for example, reading in zip(asked, readings, strict=True):
         assert isinstance(reading, Reading)
-        text = format_.render(example).plain()
-        prompt = reference.tokenizer(text)["input_ids"]
+        prompt = reference.tokenizer(format_.render(example).plain())["input_ids"]
         wanted, each = reference.probs(prompt, format_.spellings, "\nVerdict:" + format_.opening)
         check_probs(reading, wanted)
         best = max(each, key=lambda path: each[path])

@@ -6,7 +6,6 @@ trees of verdicts fit together: probabilities that are a distribution, or a reas
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,12 @@ from ray_judge.config import FORMAT_SCORES, RunConfig, parse
 from ray_judge.judging.engines.engine import LanguageModel, Reading
 from ray_judge.judging.engines.local import ModelEngine
 from ray_judge.judging.engines.tokens import CUT, TokenReader
-from ray_judge.judging.formats import format_for
+from ray_judge.judging.formats import families, format_for
 from ray_judge.records import Example, Judgment, Task
 
 from . import tiny
 
-pytestmark = [
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
-FAMILIES = ["judgelm", "pandalm", "auto-j", "prometheus", "prometheus-2"]
+pytestmark = [pytest.mark.timeout(240), tiny.NEEDS_VLLM]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +41,8 @@ def templates(data: Path) -> str:
 
 def config(model: LanguageModel, task: Task, **judge: Any) -> RunConfig:
     wish = {"model": model.name, "min_mass": 0.0, "confidence": "entropy", **judge}
-    return parse(
-        {
-            "input": "i", "output": "o", "task": task, "judge": wish,
-            "route": {"fraction": 0.5}, "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-        }
-    )  # fmt: skip
+    rest = {"route": {"fraction": 0.5}, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}}
+    return parse({"input": "i", "output": "o", "task": task, "judge": wish, **rest})
 
 
 def start(whole: RunConfig, model: LanguageModel) -> Callable[[list[Example]], list[Judgment]]:
@@ -63,7 +54,7 @@ def start(whole: RunConfig, model: LanguageModel) -> Callable[[list[Example]], l
 
 @pytest.mark.parametrize("decode", ["verdict", "full"])
 @pytest.mark.parametrize("task", ["pairwise", "pointwise"])
-@pytest.mark.parametrize("family", [*FAMILIES, "generic"])
+@pytest.mark.parametrize("family", [*families.FAMILIES, "generic"])
 def test_a_family(
     model: LanguageModel, templates: str, family: str, task: Task, decode: str
 ) -> None:
@@ -78,8 +69,7 @@ def test_a_family(
             continue
         assert judgment.probs is not None and judgment.confidence is not None
         assert sum(judgment.probs.values()) == pytest.approx(1)
-        assert judgment.confidence <= 0
-        assert 0 <= (judgment.mass or 0) <= 1
+        assert judgment.confidence <= 0 <= (judgment.mass or 0) <= 1
         if task == "pairwise":
             assert judgment.verdict in ("A", "B", "tie")
             assert set(judgment.probs) <= {"A", "B", "tie"}

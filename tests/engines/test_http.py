@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,10 +29,7 @@ from ray_judge.judging.engines.tokens import TokenReader
 
 from . import tiny
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
 CLOSE = 1e-4
 STARTS_WITHIN_S = 200
 
@@ -65,16 +60,16 @@ def base_url(model: Path, every: int, tmp_path_factory: pytest.TempPathFactory) 
         "--kv-cache-memory-bytes", str(64 << 20), "--max-model-len", str(tiny.CONTEXT),
     ]  # fmt: skip
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, start_new_session=True, env={**os.environ}
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        deadline = time.monotonic() + STARTS_WITHIN_S
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"vllm serve did not start:\n{log.read_text()[-4000:]}")
-            time.sleep(0.3)
+        wait = tenacity.wait_fixed(0.3)
+        starts = tenacity.stop_after_delay(STARTS_WITHIN_S) | (lambda _: process.poll() is not None)
+        for attempt in tenacity.Retrying(stop=starts, wait=wait):
+            with attempt, urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                pass
         yield f"http://127.0.0.1:{port}/v1"
+    except tenacity.RetryError:
+        pytest.fail(f"vllm serve did not start:\n{log.read_text()[-4000:]}")
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -82,14 +77,6 @@ def base_url(model: Path, every: int, tmp_path_factory: pytest.TempPathFactory) 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=10)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,10 +17,7 @@ from ray_judge.judging.engines.tokens import TokenReader
 from . import parallel, tiny
 from .test_exactness import CLOSE, Reference
 
-pytestmark = [
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = [pytest.mark.timeout(240), tiny.NEEDS_VLLM]
 ROOT = Path(__file__).resolve().parents[2]
 RANK, ALPHA = 8, 16
 
@@ -45,15 +41,12 @@ def make_adapter(base: Path, folder: Path) -> Path:
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     (folder / "adapter").mkdir()
     save_file(adapter, folder / "adapter" / "adapter_model.safetensors")
-    (folder / "adapter" / "adapter_config.json").write_text(
-        json.dumps(
-            {
-                "peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none",
-                "r": RANK, "lora_alpha": ALPHA, "target_modules": ["q_proj", "v_proj"],
-                "base_model_name_or_path": str(base),
-            }
-        )
-    )  # fmt: skip
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "r": RANK,
+        "lora_alpha": ALPHA, "target_modules": ["q_proj", "v_proj"],
+        "base_model_name_or_path": str(base),
+    }  # fmt: skip
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     return merged
 
 
@@ -90,11 +83,8 @@ def test_two_tensor_parallel_ranks(tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.engines.parallel", str(folder)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_OMP_THREADS_BIND": "0|1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     reference, format_ = Reference(folder), tiny.phrases()

@@ -9,13 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ray_judge.config import JudgeConfig
 from ray_judge.judging.formats import Format, Parsed
 from ray_judge.records import Example, Task
 
+NEEDS_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 CONTEXT = 2048
 WORDS = (
     "the answer response is better because it reads well and gives more detail than question "
@@ -35,11 +39,9 @@ def make_tokenizer(*, split_digits: bool) -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<s>", "</s>"],
+        vocab_size=420, special_tokens=["<s>", "</s>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    )  # fmt: skip
     text = [" ".join(random.Random(n).choices(WORDS, k=200)) for n in range(20)]
     tokenizer.train_from_iterator([*text, "10 10 10\n10\n8 10\n"] * 5, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -65,17 +67,11 @@ def make_model(folder: Path, seed: int, *, split_digits: bool = True, chat: bool
     tokenizer.chat_template = CHAT if chat else None
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
-    )
+    )  # fmt: skip
     model = LlamaForCausalLM(config).float()
     with torch.no_grad():
         model.lm_head.weight.mul_(12)
@@ -86,8 +82,6 @@ def make_model(folder: Path, seed: int, *, split_digits: bool = True, chat: bool
 
 @dataclass(frozen=True)
 class Lines:
-    """The texts one behind the other."""
-
     def fill(self, example: Example, rubric: str) -> str:
         return "\n".join((example.instruction, *example.responses)) + "\nVerdict:"
 

@@ -75,9 +75,6 @@ def fault(server: RunningServer, kind: str, **more: Any) -> None:
     server.configure(faults=[{"kind": kind, "probability": 1.0, **more}])
 
 
-# --- answers, usage and money -------------------------------------------------------------------
-
-
 def test_answer_usage_and_exact_bill(server: RunningServer, client: OpenAI) -> None:
     prices = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
     server.configure(reasoning_tokens=64, cached_tokens=10, prices=prices)
@@ -113,9 +110,8 @@ def test_tiers_and_what_is_billed_twice(server: RunningServer, client: OpenAI) -
 
 
 def test_scores_and_questions_in_words(client: OpenAI) -> None:
-    bounds = {"type": "integer", "minimum": 1, "maximum": 5}
-    asked = [f"rate {number}" for number in range(20)]
-    scores = {content(client, text, response_format=schema(s=bounds))["s"] for text in asked}
+    form = schema(s={"type": "integer", "minimum": 1, "maximum": 5})
+    scores = {content(client, f"rate {n}", response_format=form)["s"] for n in range(20)}
     assert scores <= {1, 2, 3, 4, 5} and len(scores) > 2
     verdicts = {content(client, f'"score" {n}? Say "verdict".')["verdict"] for n in range(20)}
     assert verdicts == {"A", "B", "tie"}
@@ -144,11 +140,9 @@ def test_true_rows_are_found_by_their_exact_texts(
     server: RunningServer, client: OpenAI, tmp_path: Path
 ) -> None:
     texts = [("Capital?", "Paris", "Paris, of course", "B"), ("Capital?\nWhy?", "No", "Yes\n", "A")]
-    rows = [
-        {"instruction": q, "response_a": a, "response_b": b, "verdict": v} for q, a, b, v in texts
-    ]
+    names = ("instruction", "response_a", "response_b", "verdict")
     path = tmp_path / "truth.json"
-    path.write_text(json.dumps(rows))
+    path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in texts]))
     form = "[Instruction]\n{}\n\n[Criteria]\nc\n\n[Answer A]\n{}\n\n[Answer B]\n{}\n\nWhich?"
     truth, flipped = Truth(path), {"A": "B", "B": "A"}
     for q, a, b, verdict in texts:
@@ -160,9 +154,6 @@ def test_true_rows_are_found_by_their_exact_texts(
     for text, unknown in ((form.format(*texts[0][:3]), 0), ("no row of ours", 1)):
         assert content(client, text, response_format=VERDICT)["verdict"] in {"A", "B", "tie"}
         assert server.stats()["unknown_questions"] == unknown
-
-
-# --- faults -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", sorted(HTTP_ERRORS))
@@ -195,11 +186,10 @@ def test_retry_after_styles(server: RunningServer, client: OpenAI) -> None:
     [
         ("hang reset_before", 0, "dropped"),
         ("hang_billed reset_after broken_body late", 1, "dropped"),
-        ("truncated_body", 1, "200"),
-        ("bad_gateway_html", 0, "502"),
+        ("truncated_body", 1, "200"), ("bad_gateway_html", 0, "502"),
         ("server_error_billed", 1, "500"),
     ],
-)
+)  # fmt: skip
 def test_lost_answers(
     kinds: str, billed: int, status: str, server: RunningServer, client: OpenAI
 ) -> None:
@@ -269,9 +259,6 @@ def test_rules_by_number_text_count_and_tier(server: RunningServer, client: Open
     assert server.stats()["faults_injected"] == told
 
 
-# --- limits, quota, keys ------------------------------------------------------------------------
-
-
 def test_a_bucket_refills_with_time() -> None:
     bucket = Bucket(120, now=0.0)  # two a second, and no more than two saved up
     assert [bucket.wait_s(amount, 100.0) for amount in (2, 120, 121)] == [0, 0, float("inf")]
@@ -290,8 +277,8 @@ def test_a_limit_answers_429_with_headers(server: RunningServer, client: OpenAI)
     server.configure(limits={"rpm": 1})
     raw = client.chat.completions.with_raw_response
     headers = raw.create(model="m", messages=[{"role": "user", "content": "x"}]).headers
-    assert headers["x-ratelimit-limit-requests"] == "1"
-    assert headers["x-ratelimit-remaining-requests"] == "0"
+    told = [headers[f"x-ratelimit-{name}-requests"] for name in ("limit", "remaining")]
+    assert told == ["1", "0"]
     with pytest.raises(openai.RateLimitError) as caught:
         ask(client)
     assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "requests")
@@ -301,13 +288,12 @@ def test_a_limit_answers_429_with_headers(server: RunningServer, client: OpenAI)
 
 def test_quota_switch_and_quota_of_money(server: RunningServer, client: OpenAI) -> None:
     server.configure(quota_exhausted=True)
-    with pytest.raises(openai.RateLimitError) as caught:
+    with pytest.raises(openai.RateLimitError, match="current quota"):
         ask(client)
-    assert caught.value.code == "insufficient_quota"
     server.configure(quota_exhausted=False, quota_usd="0.0001")
     ask(client)
     ask(client)
-    with pytest.raises(openai.RateLimitError):
+    with pytest.raises(openai.RateLimitError, match="current quota"):
         ask(client)
     assert server.stats()["billed"] == 2
 
@@ -320,20 +306,14 @@ def test_wrong_key_is_refused_and_never_told(server: RunningServer, client: Open
     assert server.stats()["by_status"] == {"401": 1}
 
 
-# --- batches ------------------------------------------------------------------------------------
-
-
-def lines_of(count: int) -> bytes:
-    def line(n: int) -> dict[str, Any]:
-        messages = [{"role": "user", "content": f"question {n}"}]
-        target = {"custom_id": f"row-{n}", "method": "POST", "url": "/v1/chat/completions"}
-        return {**target, "body": {"model": "strong", "messages": messages}}
-
-    return b"".join(json.dumps(line(n)).encode() + b"\n" for n in range(count))
-
-
-def create(client: OpenAI, lines: bytes, **more: Any) -> Any:
-    uploaded = client.files.create(file=("input.jsonl", lines), purpose="batch")
+def create(client: OpenAI, count: int, **more: Any) -> Any:
+    target = {"method": "POST", "url": "/v1/chat/completions"}
+    lines = []
+    for n in range(count):
+        body = {"model": "strong", "messages": [{"role": "user", "content": f"question {n}"}]}
+        lines.append(json.dumps({"custom_id": f"row-{n}", **target, "body": body}))
+    file = ("input.jsonl", "\n".join(lines).encode())
+    uploaded = client.files.create(file=file, purpose="batch")
     return client.batches.create(
         input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h", **more
     )
@@ -350,15 +330,9 @@ def results(client: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in client.files.content(file_id or "").text.splitlines()]
 
 
-@pytest.fixture
-def by_hand(server: RunningServer) -> RunningServer:
-    server.configure(batches={"manual": True})
-    return server
-
-
 def test_a_batch_completes_by_itself_at_half_price(server: RunningServer, client: OpenAI) -> None:
     server.configure(batches={"validating_s": 0, "in_progress_s": 0, "finalizing_s": 0})
-    batch = create(client, lines_of(1), metadata={"job": "a1"})
+    batch = create(client, 1, metadata={"job": "a1"})
     assert batch.metadata == {"job": "a1"}
     while (batch := client.batches.retrieve(batch.id)).status != "completed":
         pass
@@ -369,15 +343,16 @@ def test_a_batch_completes_by_itself_at_half_price(server: RunningServer, client
     assert server.stats()["billed_twice"] == 1  # the same question, by chat and by batch
 
 
-def test_lines_that_fail_are_lost_or_come_twice(by_hand: RunningServer, client: OpenAI) -> None:
+def test_lines_that_fail_are_lost_or_come_twice(server: RunningServer, client: OpenAI) -> None:
     faults = [
         {"kind": "duplicate", "requests": [2], "scope": "batch"},
         {"kind": "rate_limit", "requests": [3], "scope": "batch"},
         {"kind": "refusal", "requests": [4], "scope": "all"},
         {"kind": "hang", "probability": 1, "scope": "batch"},
     ]
-    by_hand.configure(batches={"drop_lines": [1], "fail_lines": [6]}, faults=faults)
-    batch = ended(by_hand, client, create(client, lines_of(6)))
+    lost = {"manual": True, "drop_lines": [1], "fail_lines": [6]}
+    server.configure(batches=lost, faults=faults)
+    batch = ended(server, client, create(client, 6))
     counts = batch.request_counts
     assert (batch.status, counts.completed, counts.failed) == ("completed", 4, 2)
     seen = Counter(line["custom_id"] for line in results(client, batch.output_file_id))
@@ -385,7 +360,7 @@ def test_lines_that_fail_are_lost_or_come_twice(by_hand: RunningServer, client: 
     errors = results(client, batch.error_file_id)
     statuses = {line["custom_id"]: line["response"]["status_code"] for line in errors}
     assert statuses == {"row-2": 429, "row-5": 500}
-    assert by_hand.stats()["billed"] == 4
+    assert server.stats()["billed"] == 4
 
 
 @pytest.mark.parametrize(
@@ -398,34 +373,23 @@ def test_lines_that_fail_are_lost_or_come_twice(by_hand: RunningServer, client: 
     ],
 )
 def test_lost_calls(
-    call: str, kind: str, error: Any, recorded: int, by_hand: RunningServer, client: OpenAI
+    call: str, kind: str, error: Any, recorded: int, server: RunningServer, client: OpenAI
 ) -> None:
-    by_hand.configure(batches={f"{call}_faults": [{"kind": kind, "calls": [1]}]})
+    server.configure(batches={"manual": True, f"{call}_faults": [{"kind": kind, "calls": [1]}]})
     with pytest.raises(error):
-        create(client, lines_of(2))
-    assert len(by_hand.batches()) == recorded
-    create(client, lines_of(2))
-    assert by_hand.stats()["uploads"] == 2
+        create(client, 2)
+    assert len(server.batches()) == recorded
+    create(client, 2)
+    assert server.stats()["uploads"] == 2
 
 
-# --- settings and process -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"latency_ms": 3},
-        {"prices": {"input": 0.15}},
-        {"faults": [{"kind": "no_such_fault"}]},
-        {"latency": {"min_ms": 5, "max_ms": 1}},
-    ],
-)
-def test_wrong_settings_are_refused(server: RunningServer, settings: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        server.configure(**settings)
-
-
-def test_a_wrong_configuration_ends_the_command(tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(server: RunningServer, tmp_path: Path) -> None:
+    for name, value in (
+        ("latency_ms", 3), ("prices", {"input": 0.15}), ("faults", [{"kind": "no_such_fault"}]),
+        ("latency", {"min_ms": 5, "max_ms": 1}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            server.configure(**{name: value})
     path = tmp_path / "config.json"
     path.write_text('{"lattency": {}, "api_key": 5}')
     command = [sys.executable, "-m", "tests.provider", "--config", str(path)]

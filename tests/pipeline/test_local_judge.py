@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import Any
 
@@ -11,16 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.engines.tiny import NEEDS_VLLM
 from tests.provider import RunningServer
 
 from .conftest import ROOT, Run, Runs
 
 MODEL = ROOT / "ray_judge" / "demo" / "model" / "judge"
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason=f"no demo judge in {MODEL}"),
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = [pytest.mark.timeout(300), NEEDS_VLLM]
 CONTEXT = 4096
 """Tokens, and bytes, of the demo judge's context."""
 
@@ -53,14 +49,11 @@ def test_pairs_in_both_orders(runs: Runs, server: RunningServer) -> None:
         assert straight["judge_confidence"] == max(p["A"], p["B"])
         assert straight["judge_verdict"] == ("A" if p["A"] >= p["B"] else "B")
     null, long, fits = scored[2 * n : 2 * n + 3]
-    assert null["error"] == "input: instruction is null"
-    assert null["judge_verdict"] is None
+    assert null["error"] == "input: instruction is null" and null["judge_verdict"] is None
     assert (null["outcome"], null["final_source"]) == ("failed", "none")
     assert "context" in long["error"] and long["error"].startswith("judge: the prompt has ")
     assert long["judge_probs"] is None and long["judge_confidence"] is None
-    assert (long["route"], long["outcome"], long["final_source"]) == (
-        "escalate", "resolved", "strong",
-    )  # fmt: skip
+    assert (long["outcome"], long["final_source"]) == ("resolved", "strong")
     assert fits["judge_verdict"] is not None and fits["error"] is None
     for real in scored[2 * n + 3 :]:
         assert real["judge_verdict"] in ("A", "B") or len(real["error"]) > 20
@@ -80,17 +73,16 @@ def real_texts() -> list[pa.Table]:
 
 def test_scores_of_single_responses(runs: Runs, server: RunningServer) -> None:
     """`generic` with any model: here one that was never taught to grade."""
-    table = pa.table(
-        {
-            "question": [f"Spell {n}." for n in range(30)],
-            "response": [f"{n}" * (n % 7 + 1) for n in range(30)],
-            "grade": pa.array([float(n % 5 + 1) if n % 3 else None for n in range(30)]),
-        }
-    )
+    rows = {
+        "question": [f"Spell {n}." for n in range(30)],
+        "response": [f"{n}" * (n % 7 + 1) for n in range(30)],
+        "grade": [float(n % 5 + 1) if n % 3 else None for n in range(30)],
+    }
     judge = {"format": "generic", "model": str(MODEL), "dtype": "float32", "min_mass": 0.0}
     judge |= {"scores": [1, 5], "confidence": "margin", "rubric": "Only spelling counts."}
     run = runs(
-        table, judge=judge, task="pointwise", columns={"instruction": "question", "label": "grade"},
+        pa.table(rows), judge=judge, task="pointwise",
+        columns={"instruction": "question", "label": "grade"},
         route__fraction=0.5, strong__scores=[1, 5],
     )  # fmt: skip
     assert run.score() == 0
@@ -102,8 +94,6 @@ def test_scores_of_single_responses(runs: Runs, server: RunningServer) -> None:
     assert strong.height == 15 == server.stats()["billed"]
     assert strong["strong_verdict"].is_between(1, 5).all()
     assert strong["final_verdict"].to_list() == strong["strong_verdict"].to_list()
-    assert (
-        strong["judge_confidence"].max()
-        <= scored.filter(outcome="not_needed")["judge_confidence"].min()
-    )  # type: ignore[operator]
+    kept = scored.filter(outcome="not_needed")["judge_confidence"].min()
+    assert strong["judge_confidence"].max() <= kept  # type: ignore[operator]
     assert set(run.summary()["label_accuracy"]) == {"judge", "final"}

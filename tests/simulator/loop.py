@@ -42,6 +42,8 @@ class Process:
         self.paused_until = 0.0
         self.doomed_at: float | None = None
         """When it died, or could write its journal no more: what it had in hand may be lost."""
+        self.slow_s = 0.0
+        """How much slowness the disk had shown until then."""
         self.at_death: list[Callable[[], None]] = []
 
 

@@ -7,7 +7,7 @@ import contextvars
 import gc
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from .disk import Disk, SimStorage
 from .hosts import SimBooks, SimProcesses, WallClock, WatchedPermits
 from .loop import Deadlock, Process, SimLoop
 from .oracle import Broken, Oracle
-from .plan import draw, parts
+from .plan import Plan, draw, parts
 from .provider import Provider
 
 MOST_STEPS = 400_000
@@ -53,6 +53,7 @@ class Parts:
     asker: Any = Asker
     storage: Any = SimStorage
     oracle: Any = Oracle
+    plan: Callable[[Plan], Plan] = lambda plan: plan
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Night:
         self.seed = seed
         self.parts = under_test
         self.rng = random.Random(seed)
-        self.plan = plan = draw(self.rng)
+        self.plan = plan = under_test.plan(draw(self.rng))
         random.seed(seed)  # tenacity draws its jitter from there
         self.trace: list[tuple[float, str, str]] = []
         self.loop = SimLoop(self.rng, shuffled=plan.shuffled)  # type: ignore[abstract]

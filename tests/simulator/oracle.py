@@ -112,7 +112,7 @@ class Oracle:
     def doom(self, process: Process) -> None:
         """From now on answers that reach this process may be lost."""
         if process.doomed_at is None:
-            process.doomed_at = self._loop.now
+            process.doomed_at, process.slow_s = self._loop.now, self._disk.slow_s
 
     def died(self, process: Process) -> None:
         """What it had leave for and did not send will never be sent."""
@@ -154,8 +154,10 @@ class Oracle:
         earlier.append(request)
 
     def _is_unable_to_keep(self, process: Process) -> bool:
-        doomed_at = process.doomed_at
-        return doomed_at is not None and self._loop.now > doomed_at + WINDOW_S + self._disk.slow_s
+        if process.doomed_at is None:
+            return False
+        slow_s = self._disk.slow_s - process.slow_s
+        return self._loop.now > process.doomed_at + WINDOW_S + slow_s
 
     def batch_created(self, run: str, submission: str, keys: Sequence[str]) -> list[Request]:
         """A batch begins: from here on each of its requests may be billed."""

@@ -5,47 +5,46 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from .night import run_night, run_nights
-from .variants import FOUND, VARIANTS
+from .variants import VARIANTS, ExcusingOracle
 
 ROOT = Path(__file__).parents[2]
-NIGHTS = int(os.environ.get("SIMULATOR_NIGHTS", "2000"))
-"""`python -m tests.simulator --nights 100000` runs more of them."""
 PARTS = 4
+RARE = {
+    "late bills of a lost lease",
+    "late bills, looked at too late",
+    "proven in the old month",
+}
+"""Mistakes around midnight that 1,000 nights seldom show: see docs/decisions/0013."""
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_promise_is_kept(part: int) -> None:
+@pytest.mark.parametrize("nights", [1_200, pytest.param(100_000, marks=pytest.mark.long)])
+def test_every_promise_is_kept(nights: int, part: int) -> None:
     """A failing seed is replayed by `python -m tests.simulator --seed N`."""
-    each = NIGHTS // PARTS
+    each = nights // PARTS
     for report in run_nights(range(part * each, (part + 1) * each)):
         assert report.broken is None, f"seed {report.seed}: {report.broken}"
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", sorted(VARIANTS.keys() - RARE))
 def test_a_broken_variant_is_found_out(name: str) -> None:
     """Each mistake breaks a promise in one of the first 1,000 nights."""
     assert any(report.broken for report in run_nights(range(1000), VARIANTS[name]))
 
 
-@pytest.mark.parametrize("name", FOUND)
-def test_a_mistake_of_the_past_is_found_again(name: str) -> None:
-    """What the simulator once found in the real code, put back."""
-    seed, parts = FOUND[name]
-    assert any(report.broken for report in run_nights(range(seed, seed + 1000), parts))
-    assert run_night(seed).broken is None
-
-
-@pytest.mark.parametrize("seed", [46269, 56724])
-def test_nights_that_were_broken_once(seed: int) -> None:
-    """56724: two runs that shared a journal folded it at once, under one file name."""
-    assert run_night(seed).broken is None
+def test_an_oracle_that_excuses_whatever_orphans_do_finds_nothing() -> None:
+    """What asks at once is found by the real oracle, and not by one that excuses orphans."""
+    asks_at_once = VARIANTS["a successor asks at once"]
+    found = next(report.seed for report in run_nights(range(1000), asks_at_once) if report.broken)
+    assert run_night(found, replace(asks_at_once, oracle=ExcusingOracle)).broken is None
 
 
 def test_nights_are_worth_their_time() -> None:

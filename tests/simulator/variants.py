@@ -35,6 +35,7 @@ from .disk import SimStorage, _DiskLog
 from .hosts import SLOT, SimBooks, WatchedPermits
 from .night import Parts
 from .oracle import Oracle
+from .plan import MONTH_END, Plan
 from .provider import Request
 
 BOOKS: Any = ray_judge.escalation.books.books
@@ -148,7 +149,20 @@ def _lost_long_ago(accounts: Accounts, before: float) -> Iterator[None]:
         lease.lost_at = at
 
 
-@variant("late bills of a lost lease", "ledger")
+def _at_midnight(plan: Plan) -> Plan:
+    """A month ends while the first questions are asked, answers are late, and much dies."""
+    monthly = plan.monthly_cap_usd or plan.cap_usd / 2
+    return replace(
+        plan,
+        start=MONTH_END - 1.0,
+        monthly_cap_usd=monthly,
+        faults=replace(plan.faults, late=0.3),
+        crashes=4,
+        steps_between_crashes=60,
+    )
+
+
+@variant("late bills of a lost lease", "ledger", plan=_at_midnight)
 class ForgetsLateBills(Ledger):
     """FOUND: what was in flight at a crash and billed in the next month was in neither's sum."""
 
@@ -157,7 +171,13 @@ class ForgetsLateBills(Ledger):
             super()._roll()
 
 
-@variant("late bills, looked at too late", "ledger")
+def _spent_before_midnight(plan: Plan) -> Plan:
+    """What is left waits for a month; who died is known to be dead."""
+    plan, start = _at_midnight(plan), MONTH_END - 4.0
+    return replace(plan, start=start, monthly_cap_usd=plan.cap_usd / 4, far=False)
+
+
+@variant("late bills, looked at too late", "ledger", plan=_spent_before_midnight)
 class LooksTooLate(Ledger):
     """FOUND: nobody owned the ledger in the hour around midnight, so that what was lost before it
     and billed behind it was in no sum of the new month, weeks later."""
@@ -233,7 +253,7 @@ class ForgetsQuestions(ChangedBooks):
             opened.slots.update({slot: ("", most) for slot, (_, most) in opened.slots.items()})
 
 
-@variant("proven in the old month", "books")
+@variant("proven in the old month", "books", plan=_at_midnight)
 class ProvenInTheOldMonth(ChangedBooks):
     """FOUND: what the journal proved at a recovery was charged to the month of its lease only."""
 
@@ -250,18 +270,6 @@ class ReadsBeforeItClaims(ChangedBooks):
 
     def change(self, accounts: Accounts) -> Accounts:
         return self._early  # type: ignore[no-any-return]
-
-
-@variant("batch records read before the claim", "books")
-class RecordsBeforeTheClaim(SimBooks):
-    _pending: Mapping[str, str] = {}
-
-    def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
-        self._pending = super()._pending_batches(BOOKS.recover(self.storage))
-        return super().claim(owner, nonce)
-
-    def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
-        return dict(self._pending)
 
 
 VARIANTS |= {

@@ -13,10 +13,10 @@ from ray_judge.cli import main
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
 from ray_judge.judging.formats import format_for
-from ray_judge.judging.formats.literals import NotReadable, texts_of
 from ray_judge.judging.formats.templates import (
     MIRROR_ENV,
     PINS,
+    NotReadable,
     cache_path,
     find,
     keep,
@@ -24,6 +24,7 @@ from ray_judge.judging.formats.templates import (
     read_cache,
     state,
     template,
+    texts_of,
 )
 from ray_judge.records import Example
 

@@ -3,8 +3,7 @@
 Such a server shows the likeliest tokens of a position as text, not the ones we would ask for. So
 the tree of verdicts grows as it is walked: of the shown tokens that begin a spelling, the longest
 one leads on (as its tokenizer would have it), and what is not shown can have at most as much
-probability as the least likely token that is. That bound is carried into the judgment
-(`judge_unseen`); where the verdict hangs on it, the row says so.
+probability as the least likely token that is (`judge_unseen`).
 
 completions: the prompt is one text, and `opening` and the way walked so far are its end.
 chat: they are the beginning of the assistant's message, which vLLM and SGLang go on with.
@@ -62,9 +61,7 @@ class TextNode(Node):
         """
         uncertain = 0
         for text, name in self.spellings.items():
-            rest = text[len(self.way) :]
-            if not rest:
-                continue
+            rest = text.removeprefix(self.way)
             size = next((n for n in range(len(rest), 0, -1) if rest[:n] in shown), 0)
             uncertain += size < len(rest)  # a longer one may be hidden
             if size:
@@ -77,8 +74,6 @@ class TextNode(Node):
 
 
 class HttpReader:
-    """Reads the verdict's position from a server, many rows at a time."""
-
     def __init__(self, judge: JudgeConfig, format_: Format) -> None:
         assert judge.http is not None
         self._judge, self._format, self._http = judge, format_, judge.http
@@ -124,10 +119,7 @@ class HttpReader:
         return Reading(walk.logprobs(list(alternatives)), unseen=unseen)
 
     def _show(self, prompt: Prompt, way: str) -> dict[str, float]:
-        """Ask for the likeliest tokens behind the prompt and the way walked so far.
-
-        Gives each one's text and natural log-probability.
-        """
+        """Ask for the likeliest tokens behind the prompt and the way: text → natural log."""
         top, chat = self._http.top_logprobs, self._http.api == "chat"
         wish = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
         found: Any = self._ask(prompt, way, max_tokens=1, **wish).get("logprobs")
@@ -187,7 +179,7 @@ class HttpReader:
 
 
 def _client(http: HttpConfig) -> httpx.Client:
-    key = os.environ.get(http.api_key_env, "") if http.api_key_env else ""
+    key = os.environ.get(http.api_key_env or "", "")
     if http.api_key_env and not key:
         raise ConfigError(f"no key for the judge's server: set {http.api_key_env}")
     host = httpx.URL(http.base_url).host

@@ -29,7 +29,7 @@ TAIL = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenPrompt:
     """A prompt, the tree of verdicts behind it, and the answer that the tree is read in."""
 
     prompt: list[int]
@@ -70,24 +70,24 @@ class TokenReader:
         asked = [self._fit(example, ids) for example, ids in zip(examples, tokens, strict=True)]
         if self._full:
             asked = self._write(asked)
-        walks = iter(self._walk([one for one in asked if isinstance(one, Asked)]))
+        walks = iter(self._walk([one for one in asked if isinstance(one, TokenPrompt)]))
         return [one if isinstance(one, str) else self._reading(one, next(walks)) for one in asked]
 
-    def _fit(self, example: Example, ids: list[int]) -> Asked | str:
+    def _fit(self, example: Example, ids: list[int]) -> TokenPrompt | str:
         note = None
         if len(ids) > self._room and self._judge.overlong == "cut":
             ids, note = self._cut(example) or (ids, None)
         if len(ids) > self._room:
             return f"the prompt has {len(ids)} tokens, the model's context takes {self._room}"
-        return Asked(ids, note, self._tree_behind(self._tail))
+        return TokenPrompt(ids, note, self._tree_behind(self._tail))
 
-    def _write(self, asked: Sequence[Asked | str]) -> list[Asked | str]:
-        prompts = [one.prompt for one in asked if isinstance(one, Asked)]
+    def _write(self, asked: Sequence[TokenPrompt | str]) -> list[TokenPrompt | str]:
+        prompts = [one.prompt for one in asked if isinstance(one, TokenPrompt)]
         wish: dict[str, Any] = {"stop": self._format.stop, "entropy": self._entropy}
         answers = iter(self._model.write(prompts, most=self._budget, **wish))
         return [one if isinstance(one, str) else self._locate(one, next(answers)) for one in asked]
 
-    def _locate(self, one: Asked, answer: WrittenAnswer) -> Asked | str:
+    def _locate(self, one: TokenPrompt, answer: WrittenAnswer) -> TokenPrompt | str:
         """Find the answer's tokens in front of its verdict, and the tree that begins there."""
         parsed = self._format.parse(answer.text)
         if parsed.verdict is None:
@@ -99,7 +99,7 @@ class TokenReader:
         tree = self._tree_behind(before, answer.text[length : parsed.start])
         return replace(one, tree=tree, before=answer.ids[:count], answer=answer)
 
-    def _reading(self, one: Asked, walk: Walk) -> Reading:
+    def _reading(self, one: TokenPrompt, walk: Walk) -> Reading:
         said = one.answer or walk.likeliest()
         return Reading(
             walk.logprobs(list(self._format.spellings)),
@@ -108,7 +108,7 @@ class TokenReader:
             one.note,
         )
 
-    def _walk(self, asked: Sequence[Asked]) -> list[Walk]:
+    def _walk(self, asked: Sequence[TokenPrompt]) -> list[Walk]:
         """Read many trees together: every level of all of them is one batch."""
         walks = [Walk(one.tree) for one in asked]
         while asks := [

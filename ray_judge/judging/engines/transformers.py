@@ -67,9 +67,8 @@ class TransformersModel:
         cache, step, ended = None, prompt, False
         with self._lock, torch.inference_mode():
             while len(ids) < most and not ended:
-                given = torch.tensor([step], device=self._device)
                 kept = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-                out = self._model(input_ids=given, **kept)
+                out = self._model(input_ids=torch.tensor([step], device=self._device), **kept)
                 logprobs = out.logits[0, -1].float().log_softmax(-1)
                 cache = out.past_key_values
                 entropies.append(float(_entropy(logprobs)))

@@ -63,9 +63,8 @@ def build_tree(
 ) -> Node:
     """Lay all spellings into one tree, as they are tokenised behind `tail`.
 
-    `tail` is the constant end of the text in front of the verdict. A spelling whose first letter
-    melts into the tail's last token is not what a model would say there, and is left out. Raises
-    ConfigError when an alternative has no spelling, or two share one.
+    `tail` is the end of the text in front of the verdict. A spelling whose first letter melts into
+    its last token is not what a model would say there, and is left out. Raises ConfigError.
     """
     root, before = Node(), encode(tail)
     size = len(before)
@@ -78,9 +77,8 @@ def build_tree(
             for token in path:
                 node = node.children.setdefault(token, Node())
             if node.ends not in (None, name):
-                raise ConfigError(
-                    f"{node.ends!r} and {name!r} are the same tokens in this model's tokenizer"
-                )
+                both = f"{node.ends!r} and {name!r}"
+                raise ConfigError(f"{both} are the same tokens in this model's tokenizer")
             node.ends = name
     return root
 
@@ -117,5 +115,4 @@ class Walk:
         return {name: values or [-math.inf] for name, values in found.items()}
 
     def likeliest(self) -> Place:
-        """Find the most probable spelling: what greedy decoding among them would write."""
         return max(self.spellings, key=lambda place: place.logprob)

@@ -70,10 +70,10 @@ class VllmModel:
         wish: dict[str, Any] = {"max_tokens": most, "stop": list(stop), "detokenize": True}
         waiting = [self._submit(ids, entropy, **wish) for ids in prompts]
         found = []
-        for output, entropies in (future.result() for future in waiting):
-            text = decode_answer(self.tokenizer, output.token_ids, stop)
-            ended = output.finish_reason == "stop"
-            found.append(WrittenAnswer(tuple(output.token_ids), text, entropies, ended))
+        for out, entropies in (future.result() for future in waiting):
+            text = decode_answer(self.tokenizer, out.token_ids, stop)
+            ids, ended = tuple(out.token_ids), out.finish_reason == "stop"
+            found.append(WrittenAnswer(ids, text, entropies, ended))
         return found
 
     def entropies(self, scored: Sequence[Scored]) -> list[list[float]]:
@@ -95,7 +95,7 @@ class VllmModel:
 
 
 class EngineLoop:
-    """The one thread that touches the engine: takes prompts in, steps, hands results out."""
+    """The one thread that touches the engine."""
 
     def __init__(self, llm: Any, lora: dict[str, Any], *, entropies: bool) -> None:
         self._llm, self._engine, self._lora = llm, llm.llm_engine, lora

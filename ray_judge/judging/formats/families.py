@@ -1,9 +1,8 @@
 """Which judges there are: the fine-tuned families, and the way to a format from a configuration.
 
-JudgeLM (Zhu et al., arXiv 2310.17631) gives two scores in its first line, PandaLM (Wang et al.,
-arXiv 2306.05087) `1`, `2` or `Tie`, and both explain behind it. Auto-J (Li et al., arXiv
-2310.05470) ends its critique with a decision or a rating, Prometheus (Kim et al., arXiv
-2310.08491) and Prometheus 2 (arXiv 2405.01535) with `[RESULT]` and a verdict by the user's rubric.
+JudgeLM (arXiv 2310.17631) gives two scores in its first line, PandaLM (2306.05087) `1`, `2` or
+`Tie`, and both explain behind it. Auto-J (2310.05470) ends its critique with a decision or a
+rating, Prometheus (2310.08491) and Prometheus 2 (2405.01535) with `[RESULT]` and a verdict.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ Score 4: it does nearly all of it, with small faults.
 Score 5: it does all of it, without a fault."""
 """What Prometheus was trained to find behind a criterion, where it gives scores."""
 
-# What follows Auto-J's decision may weigh both responses, but not decide again: not name the
-# other one as the better, nor take the decision back.
+# What follows Auto-J's decision may weigh both responses, but not decide again.
 ANOTHER_DECISION = r"(?:\A|[.!?\n])\s*(response\s+\w+|tied?)\s*(?=[.!?\n]|\Z)"
 ANOTHER_IS_BETTER = (
     r"\b(response\s+[12])\s+(?:is|was)\s+(?:\w+\s+){0,2}(?:better|preferred|superior|best)"
@@ -135,24 +133,19 @@ def format_for(judge: JudgeConfig, task: Task) -> Format:
         key = "by_scores" if task == "pairwise" else "task: pointwise"
         raise ConfigError(f"judge.format {judge.format} gives no scores here: {key} needs them")
     mode: Task = task if task in modes and not judge.by_scores else "pointwise"
+    made = demo.FORMAT
     if judge.custom is not None:
         made = custom.make(judge, judge.custom)
-    elif judge.format == "demo":
-        made = demo.FORMAT
-    elif judge.format == "generic":
-        made = generic.make(judge, mode)
-    else:
-        made = _tuned(judge, mode)
+    elif judge.format != "demo":
+        made = (generic.make if judge.format == "generic" else _tuned)(judge, mode)
     return replace(made, opening="") if judge.decode == "full" else made
 
 
 def _tuned(judge: JudgeConfig, mode: Task) -> Format:
     family = FAMILIES[judge.format]
     if judge.chat and not family.by_chat:
-        raise ConfigError(
-            f"judge.format {judge.format} is asked with the whole prompt that it was tuned on: "
-            "judge.chat cannot be true"
-        )
+        asked = f"judge.format {judge.format} is asked with the whole prompt that it was tuned on"
+        raise ConfigError(f"{asked}: judge.chat cannot be true")
     pin = pin_for(judge.format, mode)
     answers = family.answers(mode)
     lead = "" if family.by_chat else " "  # what stands between the prompt and a forced marker
@@ -173,7 +166,7 @@ def _tuned(judge: JudgeConfig, mode: Task) -> Format:
 def base_model_of(judge: JudgeConfig) -> str | None:
     """Name the model that a judge was tuned from: as configured, else as its authors say.
 
-    An adapter was tuned on the very model that it is put on. Null: nobody says.
+    An adapter was tuned on the model that it is put on. Null: nobody says.
     """
     if judge.base_model or judge.adapter:
         return judge.base_model or judge.model

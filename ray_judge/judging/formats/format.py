@@ -18,14 +18,11 @@ DEFAULT_RUBRIC = (
     "Does the response do what the instruction asks, correctly, completely and clearly?"
 )
 """For prompts with a place for criteria, where neither the row nor the configuration has any."""
-MEANINGS: Mapping[str, str] = {
-    "question_body": "instruction",
-    "answer1_body": "response_a",
-    "response_A": "response_a",
-    "answer2_body": "response_b",
-    "response_B": "response_b",
-    "answer_body": "response",
-}
+MEANINGS = {
+    "question_body": "instruction", "answer_body": "response",
+    "answer1_body": "response_a", "response_A": "response_a",
+    "answer2_body": "response_b", "response_B": "response_b",
+}  # fmt: skip
 """Placeholder of an upstream template → ours; the others have our names already."""
 
 
@@ -42,8 +39,7 @@ class Prompt:
     opening: str = ""
 
     def plain(self) -> str:
-        head = f"{self.system}\n\n" if self.system else ""
-        return f"{head}{self.user}{self.opening}"
+        return (f"{self.system}\n\n" if self.system else "") + self.user + self.opening
 
     def messages(self) -> list[dict[str, str]]:
         """Give the messages in front of the answer, so without the opening."""
@@ -71,7 +67,7 @@ class Layout(Protocol):
 
 
 class AnswerForm(Protocol):
-    """How a judge says its verdict."""
+    """How a judge says its verdict. `parse` is strict: what is not plainly a verdict is none."""
 
     @property
     def spellings(self) -> Mapping[str, tuple[str, ...]]:
@@ -82,9 +78,7 @@ class AnswerForm(Protocol):
         """
         ...
 
-    def parse(self, answer: str) -> Parsed:
-        """Read a whole answer (decode: full), strictly: what is not plainly a verdict is none."""
-        ...
+    def parse(self, answer: str) -> Parsed: ...
 
 
 @dataclass(frozen=True)

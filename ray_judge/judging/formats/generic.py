@@ -46,9 +46,8 @@ class Headings:
 
 
 def make(judge: JudgeConfig, task: Task) -> Format:
-    """Make the format for a task.
+    """Make the format for a task: a letter for a pair, `C` meaning a tie, a number for a response.
 
-    The verdict is one letter for a pair, `C` meaning a tie, and a number for a response.
     `decode: verdict` asks for it alone; `full` for an explanation and, in the last line, the
     verdict, where emphasis as in `**Verdict: A**` does not count.
     """

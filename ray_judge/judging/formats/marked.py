@@ -32,23 +32,23 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Marked(Spelled):
-    """Answers that end with a conclusion: `verdicts` are the texts behind the marker."""
+    """Answers that end with a conclusion: `verdicts` are the texts behind the marker.
+
+    `like`, `goes_on`, `before` and `takes_back` are regular expressions.
+    """
 
     marker: str
     """Exactly what stands in front of the verdict."""
     like: str
-    """A regular expression, blind to case, for whatever resembles the marker: a second
-    conclusion in other words must not go unseen."""
+    """Whatever resembles the marker: a second conclusion in other words must not go unseen."""
     closing: str = ""
     """What closes the verdict, such as `]]`."""
     goes_on: str = r"\.?\s*\Z"
-    """A regular expression for all that may follow."""
+    """All that may follow."""
     before: str = r"\Z"
-    """A regular expression for how the text in front of the marker ends; otherwise the words are
-    somebody's that the judge reports."""
+    """How the text in front of the marker ends; else the judge reports somebody's words."""
     takes_back: tuple[str, ...] = ()
-    """Regular expressions for what may not be in the text that follows. Where one has a group, it
-    is an alternative's text, and the verdict's own may be."""
+    """What may not follow. A group is an alternative's text, and the verdict's own may."""
     skip: str = BLANK
     """Characters that may stand between marker and verdict, and do not count."""
 
@@ -99,9 +99,8 @@ class Marked(Spelled):
 def is_quoted(answer: str, place: int) -> bool:
     """Say whether the text at `place` is somebody else's: in quotes, a quote block, code.
 
-    Only the paragraph counts, since quotation marks do not reach beyond one; a quotation that
-    was opened and not closed before `place` counts, whether or not it is closed later (an answer
-    may be cut off). An inch sign makes a verdict look quoted: that costs a row, not a verdict.
+    Only its paragraph counts. A quotation that was opened before `place` counts, whether or not
+    it is closed. An inch sign makes a verdict look quoted: that costs a row, not a verdict.
     """
     before = answer[:place]
     if before.count("```") % 2:

@@ -7,17 +7,18 @@ on every reading: a text that differs in one byte is not what the judge was tune
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ray_judge.errors import ConfigError, StorageError
-from ray_judge.judging.formats.literals import MAX_BYTES, SUFFIXES, NotReadable, texts_of
 from ray_judge.records import Task
 
 MIRROR_ENV = "RAY_JUDGE_TEMPLATES_URL"
@@ -25,6 +26,9 @@ MIRROR_ENV = "RAY_JUDGE_TEMPLATES_URL"
 GITHUB = "https://raw.githubusercontent.com"
 SILENCE_S = 15.0
 """How long the server may say nothing."""
+MAX_BYTES = 8 << 20
+"""A larger file is no source that holds a prompt."""
+SUFFIXES = (".py", ".json", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +120,9 @@ def template(pin: Pin, source: str | None = None) -> str:
 
 
 def pull(names: Sequence[str], source: Path | None) -> list[str]:
-    """Put templates into the cache: of the named judges, or all. Raises ConfigError.
+    """Put templates into the cache, of the named judges or all; a line for each.
 
-    From a file or folder without names: whatever is there, and a line for what is not.
+    From a file or folder without names: whatever is there. Raises ConfigError.
     """
     pins = pins_of(names)
     found = fetch(pins) if source is None else find(pins, source, all_of_them=bool(names))
@@ -131,6 +135,34 @@ def check(names: Sequence[str]) -> tuple[list[str], bool]:
     states = {pin: state(pin) for pin in pins_of(names)}
     lines = [f"{pin.name}: {found} ({cache_path(pin)})" for pin, found in states.items()]
     return lines, all(found == "cached" for found in states.values())
+
+
+class NotReadable(Exception):
+    """This file has no texts to offer; the message says why. Never leaves the package."""
+
+
+def texts_of(name: str, content: bytes) -> list[str]:
+    """Give all texts of a file: literals of Python (nothing runs), strings of JSON, else itself."""
+    if len(content) > MAX_BYTES:
+        raise NotReadable(f"it has more than {MAX_BYTES >> 20} MiB")
+    try:
+        text = content.decode("utf-8")
+        if name.endswith(".json"):
+            return list(_strings(json.loads(text)))
+        if name.endswith(".py"):
+            values = (getattr(node, "value", None) for node in ast.walk(ast.parse(text)))
+            return [value for value in values if isinstance(value, str)]
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise NotReadable(f"{type(error).__name__}: {error}") from None
+    return [text]
+
+
+def _strings(item: Any) -> Iterator[str]:
+    if isinstance(item, str):
+        yield item
+    elif isinstance(item, list | dict):
+        for value in item if isinstance(item, list) else item.values():
+            yield from _strings(value)
 
 
 def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict[Pin, str]:
@@ -202,7 +234,6 @@ def fetch(pins: Sequence[Pin]) -> dict[Pin, str]:
 
 
 def download(location: str) -> bytes:
-    """Fetch a file of a public repository. Raises ConfigError that names the URL and says why."""
     import httpx
 
     url = f"{os.environ.get(MIRROR_ENV) or GITHUB}/{location}"
@@ -237,10 +268,7 @@ def keep(pin: Pin, text: str) -> Path:
 
 
 def read_cache(pin: Pin) -> str | None:
-    """Read a template from the cache; null when it is not there.
-
-    Raises ConfigError when what is there is not the template.
-    """
+    """Read a template from the cache; null when it is not there. Raises ConfigError."""
     path = cache_path(pin)
     try:
         content = path.read_bytes()
