@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from ray_judge.errors import LedgerFenced, PausedError
-from ray_judge.storage.lock import locked
 from tests.provider import RunningServer
 
 from .batch_night import CrashAt, Night, end
@@ -133,20 +132,6 @@ def test_the_books_are_free_while_batches_are_pending(
     assert said and answered(first) == answered(second) == 12
     asked = [sum(record.requests for record in night.records()) for night in (first, second)]
     assert min(asked) > 0
-    check_bills(server, 12)
-
-
-def test_books_that_another_run_holds_are_waited_for(
-    tmp_path: Path, server: RunningServer, books: str
-) -> None:
-    night = Night(tmp_path / "a", server, books=books, give_up_after_s=60)
-    with (
-        locked(books, "asking.lock", "set of books", "runs/another"),
-        pytest.raises(PausedError, match=r"runs/another.*give_up_after_s"),
-    ):
-        night.run()
-    assert not server.batches() and night.clock.slept >= 60
-    night.run()
     check_bills(server, 12)
 
 

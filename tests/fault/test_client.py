@@ -196,3 +196,43 @@ def test_an_answer_that_comes_twice_is_not_the_next_questions(samples: int) -> N
 
 def test_a_server_that_gives_every_answer_the_same_id_is_believed() -> None:
     assert None not in stuttered(lambda n: "chatcmpl-0", [f"{n}" for n in range(10)])[0]
+
+
+# --- service tiers ---
+
+
+def test_flex_is_asked_for_and_what_was_served_is_billed(server: RunningServer) -> None:
+    flex = send(server, mode="flex")
+    server.configure(permit_flex=False)
+    plain = send(server, mode="flex")
+    served = [reply.usage.tier for reply in (flex, plain) if reply.usage]
+    assert served == [bill["tier"] for bill in server.bills()] == ["flex", "default"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"faults": [{"kind": "flex_unavailable", "probability": 1}]}, Kind.RATE_LIMIT),
+        ({"refuse_parameters": ["service_tier"]}, Kind.RUN),  # no question would fare better
+    ],
+)
+def test_no_flex(server: RunningServer, settings: dict[str, Any], kind: Kind) -> None:
+    server.configure(**settings)
+    with pytest.raises(RequestFailed) as caught:
+        send(server, mode="flex")
+    assert caught.value.kind is kind
+    assert send(server).usage is not None, "a request that names no tier"
+
+
+@pytest.mark.parametrize(
+    ("mode", "base_url", "tier"),
+    [
+        ("online", None, "default"),  # a project may be set to a dearer one
+        ("online", "https://eu.api.openai.com/v1", "default"),
+        ("online", "https://api.openai.com.example/v1", None),
+        ("online", "http://127.0.0.1:1/v1", None),
+        ("flex", "http://127.0.0.1:1/v1", "flex"),
+    ],
+)
+def test_openai_is_told_which_tier(mode: Any, base_url: Any, tier: str | None) -> None:
+    assert StrongClient(strong(base_url, mode=mode), "k")._tier == tier
