@@ -98,4 +98,7 @@ def _line(report: Report) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # A spawned process finds functions of this module by this name, and not as `__main__`'s.
+    from tests.simulator.__main__ import main as named
+
+    sys.exit(named())
