@@ -68,8 +68,9 @@ class StrongConfig(Tree):
     """A verdict with a smaller share of the samples is left to a person (review.parquet)."""
     reasks: int = Field(default=1, ge=0, le=5)
     """How often an answer that cannot be used is asked again, each time paid for."""
-    timeout_s: float = Field(default=120, gt=0)
-    """For one request; with mode: flex, 900 unless given (OpenAI's advice)."""
+    timeout_s: float = Field(default=120, gt=0, le=3_500)
+    """For one request; with mode: flex, 900 unless given (OpenAI's advice). Under an hour: what was
+    in flight so long ago counts as over, for the month's cap and for who may ask again."""
     give_up_after_s: float = Field(default=1800, gt=0)
     """How long the provider may be down, or another run hold the books, before the run pauses."""
 

@@ -17,7 +17,7 @@ from ray_judge.errors import EscalationError, PausedError, RayJudgeError
 def identity() -> str:
     """Name this process so that no other one, on any machine, is ever named alike.
 
-    `<boot>.<pid namespace>.<pid>.<start>`: the kernel's boot id (its first 8 digits), the inode of
+    `<boot>.<pid namespace>.<pid>.<start>`: the kernel's boot id, the inode of
     the namespace in which the pid counts, and the clock tick at which the process started.
     """
     return f"{_here()}.{os.getpid()}.{_started(os.getpid())}"
@@ -34,25 +34,32 @@ def is_dead(name: str) -> bool:
     pid, _, start = rest.partition(".")
     if here or not (pid.isdigit() and start.isdigit()):
         return False
-    return _started(int(pid)) != int(start)
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # another user's, alive: it may be hidden from /proc
+    started = _started(int(pid))
+    return started is not None and started != int(start)
 
 
 def _here() -> str:
     """This kernel, since its boot, and the namespace of this process's pids."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().partition("-")[0]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:  # not Linux: no process is known to have ended
         return "unknown"
 
 
 def _started(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process; None when it is gone, or a zombie."""
+    """Clock ticks from boot to the start of a process; 0 for a zombie; None: it cannot be seen."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return 0 if fields[0] in "ZX" else int(fields[19])
 
 
 class ProcessDied(EscalationError):
