@@ -150,8 +150,8 @@ class JudgeConfig(Tree):
     """Null: as many as the engine needs when the cluster has GPUs, else none."""
     cpus_per_replica: float | None = Field(default=None, gt=0)
     """Null: one with a GPU, else a fraction that leaves the machine room to read and write."""
-    share_gpu: bool = False
-    """calibrated_entropy: judge and base model on one GPU."""
+    share_gpu: bool | None = None
+    """calibrated_entropy: judge and base model on one GPU; null: when their weights fit."""
     confidence: Literal["probability", "margin", "entropy", "calibrated_entropy"] = "probability"
     min_mass: float = Field(default=0.5, ge=0, le=1)
     """Below this share of probability on all alternatives a row counts as unconfident."""

@@ -7,6 +7,7 @@ What comes out of the stream is a receipt per chunk; the verdicts are already on
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,9 +27,11 @@ from ray_judge.errors import EngineError, RayJudgeError
 from ray_judge.judging.engines.engine import (
     Engine,
     LanguageModel,
+    base_of,
     check_engine,
     make_engine,
     make_model,
+    weight_bytes,
 )
 from ray_judge.records import Chunk, Judgment, Scored, judged_schema
 from ray_judge.run.columns import Columns
@@ -37,6 +40,8 @@ from ray_judge.run.plan import read_examples, read_rows, row_keys
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard that are judged."""
+WEIGHTS_SHARE = 0.6
+"""Of a GPU's memory that the weights of two models may take together; the rest is for caches."""
 CHUNKS_PER_ACTOR = 3
 """In flight at once: one being judged, one being read and tokenised, one being committed."""
 STUCK_AFTER_S = 1800
@@ -214,6 +219,7 @@ def judge_chunks(
     """
     if not chunks:
         return
+    task = replace(task, config=settle_sharing(task.config))
     format_ = check_engine(task.config)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = STUCK_AFTER_S
@@ -261,6 +267,34 @@ class Pool:
     replicas: int
     gpus: float
     cpus: float
+
+
+def settle_sharing(config: RunConfig) -> RunConfig:
+    """Decide whether judge and base model share a GPU: as configured, else when they fit.
+
+    Only local checkpoints are measured: what a hub would send is not known before it is loaded.
+    """
+    judge = config.judge
+    if judge.confidence != "calibrated_entropy" or judge.share_gpu is not None:
+        return config
+    sizes = [weight_bytes(str(judge.model)), weight_bytes(base_of(config))]
+    fits = False
+    if ray.cluster_resources().get("GPU") and all(sizes):
+        there = ray.get(gpu_bytes.remote())
+        fits = sum(size or 0 for size in sizes) <= there * WEIGHTS_SHARE
+    return config.model_copy(update={"judges": (judge.model_copy(update={"share_gpu": fits}),)})
+
+
+@ray.remote(num_gpus=0.01, num_cpus=0.01)
+def gpu_bytes() -> int:
+    """Memory of the GPU that Ray gives to a worker; 0 where nobody says."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return 0
+    sizes = [int(line) for line in found.split() if line.isdigit()]
+    return min(sizes, default=0) << 20
 
 
 def pool_sizes(judge: JudgeConfig, cluster: Mapping[str, float], chunks: int) -> tuple[Pool, ...]:

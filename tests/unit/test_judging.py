@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from ray_judge.config import JudgeConfig
+from ray_judge.config import JudgeConfig, parse
+from ray_judge.judging import stage
 from ray_judge.judging.stage import (
     Pool,
     calibrate_rows,
@@ -49,6 +52,48 @@ def test_pools(wish: dict[str, Any], cluster: dict[str, float], pools: list[Pool
     assert list(found) == pools
     if "GPU" not in cluster:
         assert sum(pool.replicas * pool.cpus for pool in found) <= cluster["CPU"] / 2
+
+
+@pytest.mark.parametrize(
+    ("wish", "gpus", "memory", "shared"),
+    [
+        (None, 1, 60, True),
+        (None, 1, 40, False),  # weights of 30 would leave too little for the caches
+        (None, 0, 60, False),
+        (True, 1, 40, True),
+        (False, 1, 60, False),
+    ],
+)
+def test_two_models_share_a_gpu_when_their_weights_fit(
+    wish: bool | None,
+    gpus: int,
+    memory: int,
+    shared: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, size in (("judge", 10), ("base", 20)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
+    config = parse(
+        {
+            "input": "in",
+            "output": "out",
+            "judge": {
+                "format": "generic",
+                "model": str(tmp_path / "judge"),
+                "base_model": str(tmp_path / "base"),
+                "confidence": "calibrated_entropy",
+                "share_gpu": wish,
+            },
+            "route": {"policy": "fraction", "fraction": 0.5},
+            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
+        }
+    )
+    monkeypatch.setattr(stage.ray, "cluster_resources", lambda: {"GPU": gpus} if gpus else {})
+    monkeypatch.setattr(stage.ray, "get", lambda value: value)
+    monkeypatch.setattr(stage, "gpu_bytes", SimpleNamespace(remote=lambda: memory))
+    assert bool(stage.settle_sharing(config).judge.share_gpu) == shared
 
 
 class Base:

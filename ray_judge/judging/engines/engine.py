@@ -187,3 +187,12 @@ def decode_answer(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> st
     for word in stop:
         text = text.partition(word)[0]
     return text
+
+
+def weight_bytes(model: str) -> int | None:
+    """Bytes of a local checkpoint's weights; None for a model on a hub."""
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        return None
+    files = [*path.glob("*.safetensors")] or [*path.glob("*.bin")]
+    return sum(file.stat().st_size for file in files) or None
