@@ -24,9 +24,8 @@ from ray_judge.escalation.online.actors import RayProcesses
 from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import WallClock
 from ray_judge.escalation.online.permits import quiet_s
-from ray_judge.escalation.pricing import price_of
 from ray_judge.escalation.processes import is_dead
-from ray_judge.escalation.questions import QuestionMaker
+from ray_judge.escalation.questions import QuestionMaker, price_of_strong
 from ray_judge.escalation.session import Courier, Report, Session
 from ray_judge.escalation.source import RoutedQuestions
 from ray_judge.records import Answer
@@ -62,10 +61,9 @@ class Answers:
 
 def check_strong(config: RunConfig) -> None:
     """Refuse what can be known to fail before anything is sent: price and key. ConfigError."""
-    strong = config.strong
-    price_of(strong.model, strong.price.model_dump(exclude_none=True) if strong.price else None)
-    if strong.max_cost_usd > 0:
-        api_key(strong)
+    price_of_strong(config.strong)
+    if config.strong.max_cost_usd > 0:
+        api_key(config.strong)
 
 
 def check_books(config: RunConfig) -> None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ray_judge.config import RunConfig, parse
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.batch.provider import METADATA
-from ray_judge.escalation.batch.records import BatchRecord, load
+from ray_judge.escalation.books.batches import BatchRecord, load
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.books.journal import Journal
 from ray_judge.escalation.client import BatchClient

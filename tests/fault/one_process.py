@@ -14,6 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.books import Books
@@ -21,7 +23,7 @@ from ray_judge.escalation.books.journal import Journal, JournalWriter
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import WallClock
-from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
+from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.escalation.session import Session
 from ray_judge.records import Example, Outcome
@@ -103,7 +105,7 @@ class NearProcesses:
     """See `courier.Processes`."""
 
     def __init__(self, config: RunConfig, books: Books, key: str) -> None:
-        self._config, self._books, self._key = config, books, Secret(key)
+        self._config, self._books, self._key = config, books, SecretStr(key)
 
     async def governor(self) -> Any:
         return Ours(NearGovernor(self._config, self._books))

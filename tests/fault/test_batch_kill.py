@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ray_judge.errors import PausedError
-from ray_judge.escalation.batch.records import Stage
+from ray_judge.escalation.books.batches import Stage
 from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.failures import RequestFailed
 from tests.provider import RunningServer

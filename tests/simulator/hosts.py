@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
+
 from ray_judge.errors import RayJudgeError, RunLockedError
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.books.books import Books, Claim
@@ -20,7 +22,7 @@ from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.online.limiter import Feedback, Limiter
 from ray_judge.escalation.online.permits import Need, Permit, Permits, Slot
-from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
+from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.processes import ProcessDied
 
 from .loop import Process
@@ -166,7 +168,7 @@ class SimAsker(AskerServer):
     ) -> None:
         self._night, self._process = night, process
         books = night.books(process, run)
-        super().__init__(night.config(run), books, governor, Secret("none"), in_flight)
+        super().__init__(night.config(run), books, governor, SecretStr("none"), in_flight)
 
     def make_name(self) -> str:
         return f"{self._night.name()}@{self._process.name}"

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import ray_judge.escalation.books.books
 from ray_judge.errors import LedgerFenced
 from ray_judge.escalation.batch.courier import BatchCourier
-from ray_judge.escalation.batch.records import BatchRecord, Stage
 from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
+from ray_judge.escalation.books.batches import BatchRecord, Stage
 from ray_judge.escalation.books.books import Claim
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger, claim_path

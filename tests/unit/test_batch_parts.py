@@ -20,8 +20,8 @@ from ray_judge.escalation.batch.provider import (
     lost_batch_error,
 )
 from ray_judge.escalation.batch.queue import LONGEST_HOLD_S, BatchQueue
-from ray_judge.escalation.batch.records import BatchRecord, Stage, load, save
 from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_results
+from ray_judge.escalation.books.batches import BatchRecord, Stage, load, save
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import HeldSlot
 from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed

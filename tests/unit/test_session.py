@@ -23,7 +23,7 @@ from ray_judge.errors import (
     StorageError,
 )
 from ray_judge.escalation.answers import failed_answer
-from ray_judge.escalation.batch.records import BatchRecord, Stage, save
+from ray_judge.escalation.books.batches import BatchRecord, Stage, save
 from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.escalation.failures import Kind

@@ -29,8 +29,8 @@ from ray_judge.config import RunConfig
 from ray_judge.errors import EscalationError, PausedError
 from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import BatchQueue, Request
-from ray_judge.escalation.batch.records import BatchRecord, Stage, load, path_of, save
 from ray_judge.escalation.batch.results import Result, ResultReader, read_results
+from ray_judge.escalation.books.batches import BatchRecord, Stage, load, path_of, save
 from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger

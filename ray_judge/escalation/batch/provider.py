@@ -22,7 +22,7 @@ import tenacity
 
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, RayJudgeError
-from ray_judge.escalation.batch.records import BatchRecord
+from ray_judge.escalation.books.batches import BatchRecord
 from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.failures import Fault, Kind, RequestFailed, run_error
 from ray_judge.escalation.online.governor import Clock

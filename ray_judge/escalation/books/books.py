@@ -2,7 +2,7 @@
 
     <place>/ledger/       every dollar that was promised, and for which question (`ledger.py`)
     <place>/journal/      every answer, and what it cost (`journal.py`)
-    <place>/batches/      a record of each batch (`batch/records.py`)
+    <place>/batches/      a record of each batch (`batches.py`)
     <place>/asking.lock   held by the one run that asks, where several share the books
 
 The books have one owner at a time. Whoever claims them learns of every question that earlier
@@ -11,27 +11,23 @@ owners' processes, or pending batches, may still be asking.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import CorruptedError, PausedError
+from ray_judge.errors import PausedError
 from ray_judge.escalation.books.accounts import Accounts, to_nanos, to_usd
+from ray_judge.escalation.books.batches import ACTOR, BatchRecord, load_record, path_of
 from ray_judge.escalation.books.journal import Journal, JournalWriter, compact, load_journal
 from ray_judge.escalation.books.ledger import Ledger, create_claim, forget_older, recover
 from ray_judge.storage.local import Missing, Storage, open_storage
 from ray_judge.storage.lock import locked
 
-BATCH = "batch:"
-"""What the name of a batch's actor begins with; its id follows."""
-OVER = ("read", "abandoned")
-"""Stages of a batch's record in which its lease needs to live no longer."""
 STORE_LINGER_S = 0.1
 """Answers wait so long for company on an object store: every sync is a request to pay for."""
 
@@ -127,23 +123,16 @@ class Books:
     def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
         """Actor → id of each batch with a lease whose record is there and not over."""
         actors = {lease.actor for lease in accounts.leases.values()}
-        batches = {name: name.removeprefix(BATCH) for name in actors if name.startswith(BATCH)}
-        records = {name: self._batch_record(batch) for name, batch in batches.items()}
-        return {
-            name: batches[name] for name, found in records.items() if found["stage"] not in OVER
-        }
+        batches = {name: name.removeprefix(ACTOR) for name in actors if name.startswith(ACTOR)}
+        records = {name: self._record_of(batch) for name, batch in batches.items()}
+        return {name: found.id for name, found in records.items() if found and not found.over}
 
-    def _batch_record(self, batch: str) -> dict[str, Any]:
-        """The record of a batch; one that was deleted is over."""
-        path = f"batches/{batch}.json"
+    def _record_of(self, batch: str) -> BatchRecord | None:
+        """None where it was deleted: then the batch's lease counts as spent."""
         try:
-            record = json.loads(self.storage.read(path))
-            return {"stage": record["stage"], "run": record["run"]}
+            return load_record(self.storage, path_of(batch))
         except Missing:
-            return {"stage": OVER[0], "run": "nobody"}
-        except (ValueError, LookupError, TypeError):
-            file = f"{self.storage.uri}/{path}"
-            raise CorruptedError("a batch's record is damaged", file=file) from None
+            return None
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of shared books, or raise RunLockedError naming who does."""
@@ -186,12 +175,13 @@ class Books:
     def asked_elsewhere(self, batched: Mapping[str, str]) -> PausedError:
         """Only questions are left that pending batches ask: key → id of the batch."""
         batches = sorted(set(batched.values()))[:3]
-        runs = sorted({self._batch_record(batch)["run"] for batch in batches})
+        records = [self._record_of(batch) for batch in batches]
+        runs = sorted({record.run for record in records if record} or {"nobody"})
         return PausedError(
             f"{len(batched)} questions are asked by pending batches of {', '.join(runs)}, which "
             "shares these books: everything else is done and kept. Run again when they are read; "
             "where that run is gone for good, delete its batch's record, and they are asked here",
-            file=", ".join(f"{self.storage.uri}/batches/{batch}.json" for batch in batches),
+            file=", ".join(f"{self.storage.uri}/{path_of(batch)}" for batch in batches),
         )
 
 

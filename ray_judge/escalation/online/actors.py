@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 import ray
+from pydantic import SecretStr
 from ray.exceptions import RayActorError, RayTaskError
 
 from ray_judge.cluster import answer_promptly, our_error
 from ray_judge.config import RunConfig
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.books import Books
-from ray_judge.escalation.online.servers import AskerServer, GovernorServer, Secret
+from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.processes import ProcessDied
 
 
@@ -35,7 +36,7 @@ class AskerActor(AskerServer):
     """See `AskerServer`."""
 
     def __init__(
-        self, config: RunConfig, books: Books, governor: Any, key: Secret, in_flight: int
+        self, config: RunConfig, books: Books, governor: Any, key: SecretStr, in_flight: int
     ) -> None:
         port: Any = Remote("governor", governor)
         super().__init__(config, books, port, key, in_flight)
@@ -46,7 +47,7 @@ class RayProcesses:
     """Starts phase B's processes in the cluster; see `courier.Processes`."""
 
     def __init__(self, config: RunConfig, books: Books, key: str) -> None:
-        self._config, self._books, self._key = config, books, Secret(key)
+        self._config, self._books, self._key = config, books, SecretStr(key)
 
     async def governor(self) -> Any:
         actor: Any = GovernorActor

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.books.books import Claim
-from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.processes import ProcessDied
 from ray_judge.escalation.questions import Question
@@ -28,28 +26,11 @@ AT_ASKER = 2
 """Units that each asker holds: the next one starts while the last one's tail ends."""
 
 
-class GovernorProcess(Protocol):
-    """A governor's process as the courier sees it. Every call raises ProcessDied."""
-
-    async def open(self) -> Claim: ...
-    async def pause(self, reason: str) -> None: ...
-    async def state(self) -> dict[str, Any]: ...
-    async def close(self) -> None: ...
-    def kill(self) -> None: ...
-
-
-class AskerProcess(Protocol):
-    """An asker's process as the courier sees it. Every call raises ProcessDied."""
-
-    async def ask(
-        self, questions: Sequence[Question], in_vain: Mapping[str, InVain]
-    ) -> dict[str, Outcome]: ...
-    async def close(self) -> None: ...
-    def kill(self) -> None: ...
-
-
 class Processes(Protocol):
-    """What starts processes, here or elsewhere in the cluster."""
+    """What starts processes, here or elsewhere in the cluster.
+
+    Each is used as the server that runs in it, and has `kill`; every call raises ProcessDied.
+    """
 
     async def governor(self) -> Any:
         """Start a `GovernorServer`."""
@@ -78,8 +59,8 @@ class OnlineCourier:
         self._processes, self._clock, self._report = processes, clock, report
         self._concurrency, self._shared, self._per_unit = concurrency, shared, per_unit
         self._count = askers or max(1, min(MOST_ASKERS, -(-concurrency // PER_ASKER)))
-        self._governor: GovernorProcess | None = None
-        self._askers: list[AskerProcess] = []
+        self._governor: Any = None
+        self._askers: list[Any] = []
         self._running: dict[asyncio.Task[dict[str, Outcome]], tuple[int, list[Question]]] = {}
         self._failure: RayJudgeError | None = None
 
@@ -121,14 +102,13 @@ class OnlineCourier:
         """Make sure that nobody of this session can send any more."""
         for process in self._all():
             process.kill()
-        self._askers, self._governor = [], None
+        self._askers, self._governor, self._failure = [], None, None
         for task in self._running:
             task.cancel()
         self._running.clear()
 
-    def _all(self) -> list[AskerProcess | GovernorProcess]:
-        governor = [self._governor] if self._governor is not None else []
-        return [*self._askers, *governor]
+    def _all(self) -> list[Any]:
+        return [*self._askers, self._governor] if self._governor is not None else []
 
     async def carry(self, session: Session) -> None:
         """Ask until nothing is left.
@@ -136,19 +116,14 @@ class OnlineCourier:
         After a failure nothing new is handed out, but what is in flight is waited for: an answer
         that was paid for is in the journal before anybody is sent home.
         """
-        self._failure = None
         idle_since = self._clock.now()
         while await self._step(session):
             if session.waiting or self._running:
                 idle_since = self._clock.now()
             elif self._shared and self._clock.now() - idle_since > IDLE_S:
                 await session.release()
-        failure = self._failed()
-        if failure is not None:
-            raise failure
-
-    def _failed(self) -> RayJudgeError | None:
-        return self._failure
+        if self._failure is not None:
+            raise self._failure
 
     async def _step(self, session: Session) -> bool:
         """Take, submit, collect; False when nothing is left to do."""

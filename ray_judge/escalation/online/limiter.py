@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
-from ray_judge.errors import ConfigError
-
 PACE = 0.99
 """Share of the allowed rate that is used. The rest refills the provider's bucket after requests
 were late: what it could not save up then is missing when they come together."""
@@ -115,18 +113,7 @@ class Limiter:
         concurrency: int,
         failures_to_open: int = 10,
     ) -> None:
-        """Raises ConfigError for rates that are not positive.
-
-        `failures_to_open`: this many `UNAVAILABLE` in a row open the circuit.
-        """
-        rates = {
-            "requests_per_minute": requests_per_minute,
-            "tokens_per_minute": tokens_per_minute,
-            "concurrency": concurrency,
-        }
-        for name, value in rates.items():
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"strong.{name} must be more than zero", got=value)
+        """`failures_to_open`: this many `UNAVAILABLE` in a row open the circuit."""
         self._requests = _Pace(requests_per_minute, requests_per_minute)
         self._tokens = _Pace(tokens_per_minute, tokens_per_minute)
         self._most = concurrency

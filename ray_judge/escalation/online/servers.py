@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from pydantic import SecretStr
+
 from ray_judge.config import RunConfig
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.books import Books, Claim
@@ -24,16 +26,6 @@ from ray_judge.escalation.online.permits import GovernorPort, Need, Permit, Perm
 from ray_judge.escalation.processes import gravity, unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import Outcome
-
-
-class Secret:
-    """An API key on its way to an actor: never shown, whoever prints what holds it."""
-
-    def __init__(self, value: str) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "<secret>"
 
 
 class GovernorServer:
@@ -101,7 +93,7 @@ class AskerServer:
         config: RunConfig,
         books: Books,
         governor: GovernorPort,
-        key: Secret,
+        key: SecretStr,
         in_flight: int,
     ) -> None:
         self._config, self._books, self._key = config, books, key
@@ -128,7 +120,7 @@ class AskerServer:
         return self._books.writer(self._name)
 
     def make_client(self) -> Any:
-        return StrongClient(self._config.strong, self._key.value)
+        return StrongClient(self._config.strong, self._key.get_secret_value())
 
     def make_permits(self) -> Permits:
         return Permits(self._name, self._governor)

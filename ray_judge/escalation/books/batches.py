@@ -17,6 +17,8 @@ from ray_judge.errors import CorruptedError
 from ray_judge.storage.local import Storage
 
 FOLDER = "batches"
+ACTOR = "batch:"
+"""What the name of a batch's actor in the ledger begins with; its id follows."""
 VERSION = 1
 
 
@@ -60,7 +62,7 @@ class BatchRecord:
     @property
     def actor(self) -> str:
         """Under which name the ledger holds its lease: no other batch ever has it."""
-        return f"batch:{self.id}"
+        return f"{ACTOR}{self.id}"
 
 
 def path_of(batch: str) -> str:
@@ -76,19 +78,18 @@ def save(storage: Storage, record: BatchRecord) -> None:
 
 def load(storage: Storage, run: str) -> list[BatchRecord]:
     """Every batch of a run, oldest first. Raises CorruptedError."""
-    records = []
-    for path in storage.list(FOLDER):
-        try:
-            document = json.loads(storage.read(path))
-            version = document.pop("version")
-            record = BatchRecord(**{**document, "stage": Stage(document["stage"])})
-        except (ValueError, LookupError, AttributeError, TypeError):
-            version, record = None, None
-        if version != VERSION or record is None:
-            raise CorruptedError(
-                "a batch's record is damaged, or from a newer version",
-                file=f"{storage.uri}/{path}",
-            )
-        if record.run == run:
-            records.append(record)
-    return sorted(records, key=lambda record: (record.at, record.id))
+    records = [load_record(storage, path) for path in storage.list(FOLDER)]
+    ours = [record for record in records if record.run == run]
+    return sorted(ours, key=lambda record: (record.at, record.id))
+
+
+def load_record(storage: Storage, path: str) -> BatchRecord:
+    """One batch. Raises CorruptedError, Missing."""
+    try:
+        document = json.loads(storage.read(path))
+        if document.pop("version") == VERSION:
+            return BatchRecord(**{**document, "stage": Stage(document["stage"])})
+    except (ValueError, LookupError, AttributeError, TypeError):
+        pass
+    file = f"{storage.uri}/{path}"
+    raise CorruptedError("a batch's record is damaged, or from a newer version", file=file)
