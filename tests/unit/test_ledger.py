@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import decimal
-import json
 import pickle
 from decimal import Decimal as D
 from pathlib import Path
@@ -18,6 +17,7 @@ from ray_judge.errors import (
     LedgerFenced,
     RunLockedError,
 )  # fmt: skip
+from ray_judge.escalation.books.batches import BatchRecord, Stage, save
 from ray_judge.escalation.books.books import Books, InFlight
 from ray_judge.escalation.books.ledger import HeldSlot, Lease, Ledger
 from ray_judge.escalation.books.lines import decode_log, encode
@@ -166,8 +166,9 @@ def test_an_owner_that_died_before_its_snapshot_is_stepped_over() -> None:
 def test_a_batch_keeps_its_lease_as_long_as_its_record_lives(
     stage: str | None, pending: bool
 ) -> None:
-    record = {"batches/b1.json": json.dumps({"stage": stage, "run": "r"}).encode()} if stage else {}
-    storage = MemoryStorage(record)
+    storage = MemoryStorage({})
+    if stage is not None:
+        save(storage, BatchRecord("b1", "r", requests=1, tokens=1, at=0, stage=Stage(stage)))
     grant(opened(storage), "0.2", actor="batch:b1")
     for at in (1, 2):  # also through another owner's snapshot
         ledger, claim = books(storage, now=NOVEMBER + at).claim("later")
