@@ -27,6 +27,9 @@ from ray_judge.storage.local import LocalStorage, Storage
 from .memory import MemoryStorage
 
 NOVEMBER, DECEMBER = 1_795_000_000.0, 1_797_000_000.0
+END = 1_796_083_200.0
+"""2026-12-01 00:00 UTC."""
+DAY = 86_400.0
 
 
 def books(storage: Storage, cap: str = "1", **more: Any) -> Books:
@@ -144,6 +147,8 @@ def test_a_stale_owner_grants_nothing_more(tmp_path: Path) -> None:
     old.close()  # what it writes late is nobody's: the next owner does not even read it
     third = opened(storage)
     assert third.open_usd == D(1) and third.settle(kept.id, 0, D("0.1"))
+    new.close()
+    third.close()
 
 
 def test_an_owner_that_died_before_its_snapshot_is_stepped_over() -> None:
@@ -204,6 +209,9 @@ def test_a_claim_names_every_question_that_may_be_in_flight() -> None:
     claim = books(storage, now=NOVEMBER + 90).claim("third")[1]
     assert claim.in_flight == {"key2": early, "key3": InFlight("asker2", NOVEMBER + 90)}
     assert pickle.loads(pickle.dumps(claim)) == claim
+    prove(storage, lease.id, 2, D("0.01"))  # of a lease that was lost at an earlier claim
+    fourth, claim = books(storage, now=NOVEMBER + 90).claim("fourth")
+    assert (fourth.spent_usd, [*claim.in_flight]) == (D("0.06"), ["key3"])
 
 
 def test_shared_books_have_one_lock_and_travel(tmp_path: Path) -> None:
@@ -239,6 +247,43 @@ def test_runs_and_months_share_one_ledger() -> None:
     assert grant(third, "4").slots == 1
     third.close()
     assert opened(storage, "50", run="three", monthly="6", now=DECEMBER).month_usd() == D(5)
+
+
+def test_a_lease_that_is_open_across_the_end_of_a_month_counts_in_both() -> None:
+    now = END - 5.0
+    ledger = opened(MemoryStorage(), "10", monthly="1", now=lambda: now)
+    lease = grant(ledger, "0.6", "0.4")
+    ledger.settle(lease.id, 1, D("0.4"))
+    now = END
+    assert grant(ledger, "0.6").slots == 0
+    ledger.settle(lease.id, 0, D("0.5"))
+    assert ledger.month_usd() == D("0.5")
+    assert grant(ledger, "0.5").slots == 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "looked", "proven", "december"),
+    [
+        *((END - 4, looked, None, "0.3") for looked in (END + 1, END + 20 * DAY)),
+        (END - 4, END + 1, "0.2", "0.2"),  # sent in November, answered in December
+        (END - 4000, END + 1, None, "0"),
+    ],
+)
+def test_a_lost_lease_may_be_billed_within_the_hour(
+    lost: float, looked: float, proven: str | None, december: str
+) -> None:
+    """When that is looked at does not matter, nor whether an owner saw the month begin."""
+    storage, now = MemoryStorage(), lost
+    lease = grant(opened(storage, "10", monthly="1", now=now), "0.3")
+    heir = opened(storage, "10", monthly="1", now=lambda: now)
+    if proven:
+        prove(storage, lease.id, 0, D(proven))
+    now = looked
+    later = opened(storage, "10", monthly="1", now=now)
+    assert later.month_usd() == D(december)
+    assert proven or heir.month_usd() == D(december)
+    assert grant(later, D("1.01") - D(december)).slots == 0
+    assert opened(storage, "10", monthly="1", now=END + 40 * DAY).month_usd() == 0
 
 
 # --- damage -----------------------------------------------------------------------------------
@@ -280,7 +325,7 @@ def test_a_log_that_is_cut_or_has_a_flipped_byte_is_never_misread() -> None:
         kept.append((len(storage.files[LOG]), total(ledger)))
         ledger.settle(lease.id, 0, D("0.01"))
     data = storage.files[LOG]
-    for cut in range(0, len(data) + 1, 7):
+    for cut in range(len(data) + 1):
         again = opened(MemoryStorage({"ledger/claim-00000001": b"{}", LOG: data[:cut]}))
         least = max((money for end, money in kept if end <= cut), default=D(0))
         assert least - D("0.09") <= total(again) <= 1 and total(again) >= again.spent_usd

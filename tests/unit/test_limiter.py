@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ray_judge.errors import ConfigError
-from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal, duration_s
+from ray_judge.escalation.online.limiter import Circuit, Feedback, Limiter, Signal, duration_s
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -106,16 +106,18 @@ def test_the_allowed_request_rate_is_used_and_not_exceeded(
     assert not headers or limiter.state(START + 120)["requests_per_minute"] == limit
 
 
-@pytest.mark.parametrize("share", [0.8, 0.97, 1.0, 1.04])
-def test_the_allowed_token_rate_is_used_and_not_exceeded(share: float) -> None:
+@pytest.mark.parametrize(
+    ("share", "burst_s"), [(1.0, 0.5), (0.8, 1.0), (0.97, 1.0), (1.0, 1.0), (1.04, 1.0)]
+)
+def test_the_allowed_token_rate_is_used_and_not_exceeded(share: float, burst_s: float) -> None:
     """The provider's count puts an estimate right that is off by a share."""
-    provider = Provider(100_000, 1_000_000, 1.0)
+    provider = Provider(100_000, 1_000_000, burst_s)
 
     def answer(reserved: int, now: float) -> Feedback:
         size = round(reserved * share)
         return replace(provider.answer(size, now), spare_tokens=reserved - size)
 
-    drive(limits(100_000, tokens=1_000_000), answer, 120, lambda rng: rng.randint(50, 700))
+    drive(limits(100_000, tokens=1_000_000), answer, 120, lambda rng: rng.randint(50, 900))
     assert provider.taken_tokens >= 0.98 * 2_000_000
     assert provider.refused <= 0.001 * provider.taken
 
@@ -191,6 +193,26 @@ def test_a_provider_that_is_down_gets_probes_not_a_storm() -> None:
     assert len(in_outage) <= 8
     assert sum(at > START + 130 for at in asked) > 1000
     assert limiter.down_s(START + 180) == 0
+
+
+def test_the_circuit() -> None:
+    """Failures in a row open it, and each pause, twice as long as the last, ends with one probe."""
+    circuit = Circuit(failures_to_open=2)
+    for at in (0, 1):
+        circuit.succeeded()
+        circuit.failed(at)
+        assert circuit.admits(at)
+    now = 2.0
+    for pause_s in (1, 2, 4):
+        circuit.failed(now)
+        assert not circuit.admits(now + pause_s - 0.1) and circuit.admits(now := now + pause_s)
+        circuit.sent()
+        assert not circuit.admits(now)
+        circuit.unsent()
+        assert circuit.admits(now)
+        circuit.sent()
+    circuit.succeeded()
+    assert circuit.admits(now) and circuit.down_since is None
 
 
 @pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])
