@@ -14,17 +14,15 @@ JUDGED = judged_schema("pairwise", PAIRWISE_ALTERNATIVES)
 
 
 def config(**changes: Any) -> RunConfig:
-    """A small configuration with other values for some keys of the top."""
-    return parse(
-        {
-            "input": "in",
-            "output": "out",
-            "judge": {"model": "m"},
-            "route": {"fraction": 0.5},
-            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-            **changes,
-        }
-    )
+    """A small configuration; `...` takes a key of the top away."""
+    tree: dict[str, Any] = {
+        "input": "in",
+        "output": "out",
+        "judge": {"model": "m"},
+        "route": {"fraction": 0.5},
+        "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
+    }
+    return parse({key: value for key, value in (tree | changes).items() if value is not ...})
 
 
 def judged(*rows: dict[str, Any]) -> pa.Table:

@@ -14,41 +14,51 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_judge.config import RunConfig, parse
+from ray_judge.config import RunConfig
 from ray_judge.errors import InputChangedError
 from ray_judge.escalation.pricing import input_token_bound, max_cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable, canonical_key, in_words
 from ray_judge.records import Chunk, Example
 from ray_judge.run.columns import Columns
 
+from . import builders
+
 pytestmark = pytest.mark.timeout(60)
 
 PAIR = Example("Say hi.", ("hi", "hello"))
 ROLES = ("instruction", "response_a", "response_b")
-RUN = {"input": "i", "output": "o", "route": {"fraction": 0.5}}
+STRONG = {"model": "gpt-4.1", "max_cost_usd": 1}
 
 
 def config(task: str = "pairwise", **strong: Any) -> RunConfig:
     judge = {"model": "m", "rubric": strong.pop("judge_rubric", None)}
-    strong = {"model": "gpt-4.1", "max_cost_usd": 1, **strong}
-    return parse({**RUN, "task": task, "judge": judge, "strong": strong})
+    return builders.config(task=task, judge=judge, strong={**STRONG, **strong})
 
 
 def maker(task: str = "pairwise", **strong: Any) -> QuestionMaker:
     return QuestionMaker(config(task, **strong), Columns({role: role for role in ROLES}))
 
 
-def body(task: str = "pairwise", example: Example = PAIR, **strong: Any) -> Any:
-    return maker(task, **strong).of_example(example)[0].body
-
-
 def key(example: Example = PAIR, **strong: Any) -> str:
     return maker(**strong).of_example(example)[0].key
 
 
-def test_a_key_on_file() -> None:
-    """Journals hold it, and other processes read them on other days."""
-    assert key() == "742614d8f85e880f66f9a3af21dd8821896ad3a47c94806bc80f8b6285b60544"
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"max_cost_usd": 7, "concurrency": 1, "base_url": "http://127.0.0.1:1/v1", "mode": "batch"},
+        {"max_output_tokens": 10, "max_tokens_field": "max_tokens"},
+        {"samples": 3, "abstain_below": 0.7},
+    ],
+)
+def test_a_key_on_file(change: dict[str, Any]) -> None:
+    """Journals hold it, and other processes read them on other days.
+
+    A limit that was too low is raised, and no answer on file is asked for again.
+    """
+    asked = key(**change)
+    assert asked == "742614d8f85e880f66f9a3af21dd8821896ad3a47c94806bc80f8b6285b60544"
 
 
 def test_what_the_key_depends_on() -> None:
@@ -67,21 +77,9 @@ def test_what_the_key_depends_on() -> None:
     assert len(set(keys.values())) == len(keys)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"max_cost_usd": 7, "concurrency": 1, "base_url": "http://127.0.0.1:1/v1", "mode": "batch"},
-        {"max_output_tokens": 10, "max_tokens_field": "max_tokens"},
-        {"samples": 3, "abstain_below": 0.7},
-    ],
-)
-def test_what_the_key_does_not_depend_on(change: dict[str, Any]) -> None:
-    """A limit that was too low is raised, and no answer on file is asked for again."""
-    assert key(**change) == key()
-
-
 def test_a_key_is_that_of_the_body_whatever_its_order_and_text() -> None:
-    asked = body()
+    asked = maker().of_example(PAIR)[0].body
+    assert asked is not None
     assert canonical_key(dict(reversed(asked.items()))) == canonical_key(asked) == key()
     assert canonical_key({"a": "\ud800"}) != canonical_key({"a": "\ud801"})
     assert key(judge_rubric="Be kind.") == key(rubric="Be kind.")  # it stands in for a missing one
@@ -115,7 +113,8 @@ def test_a_question_knows_its_tokens_and_its_cost(mode: str, tier: str) -> None:
     ],
 )
 def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values: Any) -> None:
-    asked = body(task, PAIR if task == "pairwise" else PAIR.single("hi"))
+    example = PAIR if task == "pairwise" else PAIR.single("hi")
+    asked: Any = maker(task).of_example(example)[0].body
     schema = {
         "type": "object", "properties": {field: values}, "required": [field],
         "additionalProperties": False,
@@ -241,6 +240,6 @@ def test_several_local_judges_share_one_question() -> None:
         {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
         {"model": "b", "rubric": "Be brief."},
     ]
-    both = parse({**RUN, "judges": judges, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}})
+    both = builders.config(judge=..., judges=judges)
     keys = {QuestionMaker(one).of_example(PAIR)[0].key for one in (both, *both.tiers())}
     assert keys == {key(rubric="Be brief.")}
