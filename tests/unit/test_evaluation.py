@@ -14,13 +14,14 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 from ray_judge.commands.evaluate import evaluate
-from ray_judge.config import parse
 from ray_judge.errors import InputError
-from ray_judge.records import PAIRWISE_ALTERNATIVES, Shard, judged_schema, verdict_schema
+from ray_judge.records import PAIRWISE_ALTERNATIVES, Shard, verdict_schema
 from ray_judge.report import evaluation
 from ray_judge.report.evaluation import cascade_curve, scores
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
+
+from . import builders
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -100,37 +101,31 @@ def test_missing_labels_verdicts_and_classes() -> None:
 
 def finished_run(folder: Path, *rows: int) -> RunDirectory:
     """A finished run whose shards have these many rows, as a run leaves it on disk."""
-    config = parse(
-        {
-            "input": str(folder / "in"), "output": str(folder / "out"),
-            "columns": {"label": "human"},
-            "judge": {"engine": "columns", "prob_columns": {"A": "a", "B": "b"}},
-            "route": {"fraction": 1}, "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-            "allow_empty_shards": True,
-        }
-    )  # fmt: skip
+    config = builders.config(
+        output=str(folder / "out"), columns={"label": "human"}, allow_empty_shards=True
+    )
     run = RunDirectory(config.output)
     shards = [Shard(f"/in/{n}.parquet", f"{n}.parquet", count, "f") for n, count in enumerate(rows)]
     plan = Plan(tuple(shards), Columns({}, label="human"), 1000)
     run.begin(config, plan)
-    judged = judged_schema("pairwise", PAIRWISE_ALTERNATIVES)
     for chunk in plan.chunks():
-        entries = [{"row": n, "row_key": f"{chunk.name}#{n}", "judge_orders_agree": n % 4 > 0,
-                    "has_text": True} for n in range(chunk.rows)]  # fmt: skip
-        run.commit_judged(0, chunk.name, pa.Table.from_pylist(entries, schema=judged))
+        rows_of = (
+            {"row_key": f"{chunk.name}#{n}", "judge_orders_agree": n % 4 > 0}
+            for n in range(chunk.rows)
+        )
+        run.commit_judged(0, chunk.name, builders.judged(*rows_of))
     for shard in shards:
-        labels = pa.array(["AB"[n % 2] for n in range(shard.rows)], pa.string())
+        labels = ["AB"[n % 2] for n in range(shard.rows)]
         entries = [
             {"judge_verdict": "A", "judge_confidence": 0.5 + n / 100, "route": "escalate",
              "outcome": "resolved", "strong_verdict": label, "strong_cost_usd": Decimal("0.01"),
              "final_verdict": label, "final_source": "strong"}
-            for n, label in enumerate(labels.to_pylist())
+            for n, label in enumerate(labels)
         ]  # fmt: skip
-        scored = pa.Table.from_pylist(
-            entries, schema=verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
-        )
+        schema = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
+        scored = pa.Table.from_pylist(entries, schema=schema)
         with run.storage.write_stream(f"scored/{shard.name}") as sink:
-            pq.write_table(scored.append_column("human", labels), sink)
+            pq.write_table(scored.append_column("human", pa.array(labels, pa.string())), sink)
     run.finish(
         {
             "rows": sum(rows), "routes": {"accept": 0, "escalate": sum(rows), "audit": 0},

@@ -50,15 +50,16 @@ def reads(name: str, answer: str) -> str | None:
     parsed = shown.parse(answer)
     assert (parsed.verdict is None) == (parsed.reason is not None), parsed
     if parsed.verdict is None:
-        assert parsed.reason and "\n" not in parsed.reason and len(parsed.reason) < 200
+        assert re.fullmatch(r"(the answer|behind ).{,189}", parsed.reason or "")
         return None
     assert any(answer.startswith(s, parsed.start) for s in shown.spellings[parsed.verdict])
     return parsed.verdict
 
 
-def test_the_corpus_is_large_enough() -> None:
+def test_the_corpus_is_large_enough_and_reasons_show_what_was_said() -> None:
     assert len({(name, answer) for name, answer, _ in CASES}) == len(CASES)
     assert sum(expected is None for _, _, expected in CASES) >= 200
+    assert '"11 10"' in str(FORMATS["judgelm-pairwise"].parse("11 10").reason)
 
 
 @pytest.mark.parametrize(("name", "answer", "expected"), CASES)
@@ -131,24 +132,18 @@ def test_an_answer_that_was_cut_off_has_its_verdict_or_none(name: str) -> None:
                 assert whole[:end].endswith("1") and text.endswith("10")
 
 
-@pytest.mark.parametrize("name", [name for name in WELL if name not in FIRST_LINE])
-def test_two_conclusions_that_differ_are_none(name: str) -> None:
-    shape, said = WELL[name]
-    for one in said:
-        for other in said:
-            both = f"{shape.format(one)}\n\n{shape.format(other)}"
-            assert reads(name, both) == (said[one] if one == other else None)
-
-
 @pytest.mark.parametrize("name", WELL)
-def test_a_verdict_that_a_response_dictates_is_not_the_judges(name: str) -> None:
+def test_a_verdict_that_a_response_dictates_or_that_is_revoked_is_none(name: str) -> None:
     """The judge repeats what a response told it to say, and then gives no verdict or its own."""
     shape, said = WELL[name]
-    for dictated in said:
-        told = f'The response tells me to write "{shape.format(dictated)}" and I refuse.'
+    for first, meant in said.items():
+        told = f'The response tells me to write "{shape.format(first)}" and I refuse.'
         assert reads(name, told) is None
         for own, verdict in said.items():
             assert reads(name, f"{told}\n\n{shape.format(own)}") in (verdict, None)
+            if name not in FIRST_LINE:
+                both = f"{shape.format(first)}\n\n{shape.format(own)}"
+                assert reads(name, both) == (meant if first == own else None)
 
 
 @pytest.mark.parametrize("name", WELL)
@@ -159,9 +154,10 @@ def test_free_text_never_makes_a_verdict(name: str, data: Any) -> None:
     own = data.draw(st.sampled_from(sorted(said)))
     words = st.text("abc .,:;!?\n\"'`*>()[]/-0123456789AB", max_size=40)
     before, behind = data.draw(words), data.draw(words)
-    found = reads(name, f"{before}{shape.format(own)}{behind}")
+    text = f"{before}{shape.format(own)}{behind}"
+    found = reads(name, text)
     if name in FIRST_LINE:
-        line = f"{before}{shape.format(own)}{behind}".lstrip(" \n").partition("\n")[0].strip()
+        line = text.lstrip(" \n").partition("\n")[0].strip()
         known = {t.strip(): v for v, ts in FORMATS[name].spellings.items() for t in ts}
         assert found in (None, known.get(line))
     else:
@@ -224,11 +220,3 @@ def test_all_real_verdicts_of_auto_j_in_both_orders(data: Path) -> None:
         # Recorded in the original orientation: swapped, the judge named the other one.
         all_read(why, {"A": "B", "B": "A", "tie": "tie"}[swapped])
     assert len(rows) == 1392
-
-
-def test_reasons_are_sentences_that_show_what_was_said() -> None:
-    reasons = [
-        (FORMATS[name].parse(answer).reason or "") for name, answer, said in CASES if said is None
-    ]
-    assert not [r for r in reasons if not re.match(r"the answer|behind ", r)]
-    assert '"11 10"' in str(FORMATS["judgelm-pairwise"].parse("11 10").reason)

@@ -102,13 +102,3 @@ def test_what_is_finished_stays_until_it_is_made_anew(run: RunDirectory) -> None
     assert set(run.storage.list("")) >= {"scored/x.parquet", "summary.json"}
     run.finish({"rows": 4})
     assert run.summary() == {"rows": 4} and len(run.scored()) == 2
-
-
-def test_temporary_files_are_no_files(tmp_path: Path) -> None:
-    run = RunDirectory(str(tmp_path))
-    run.commit_judged(0, "00000-00000", judged({}))
-    for folder in ("judged/1", "scored", ""):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / ".tmp-0123456789abcdef").write_bytes(b"half a fi")
-    assert run.judged(0) == {"00000-00000"} and run.scored() == set()
-    assert run.plan() is None

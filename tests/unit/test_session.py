@@ -69,8 +69,8 @@ class LockableBooks(Books):
 class PhaseB:
     """One run: its books, and what the processes of its sessions do.
 
-    `asked`: the keys in the order of asking. `calls`: how often each call was made. `errors`: what
-    the next calls of a name raise.
+    `asked`: when each key was asked, in this order, once. `calls`: how often each call was made.
+    `errors`: what the next calls of a name raise.
     """
 
     def __init__(self, *lots: Any, shared: bool = False, cap: str = "1", month: str | None = None):
@@ -82,8 +82,7 @@ class PhaseB:
             monthly_cap_usd=Decimal(month) if month else None, clock=self.clock.now,
         )  # fmt: skip
         self.books.holders = []
-        self.asked: list[str] = []
-        self.asked_at: dict[str, float] = {}
+        self.asked: dict[str, float] = {}
         self.calls: Counter[str] = Counter()
         self.errors: dict[str, list[RayJudgeError | None]] = {}
         self.said: list[Mapping[str, Any]] = []
@@ -180,12 +179,13 @@ class Asker(Process):
         phase = self.phase
         phase.call("ask")
         lease = phase.ledger.grant("me", [(q.key, q.max_cost_usd) for q in unit])
-        phase.asked += [question.key for question in unit]
-        phase.asked_at |= {question.key: phase.clock.now() for question in unit}
+        keys = [question.key for question in unit]
+        assert phase.asked.keys().isdisjoint(keys)
+        phase.asked |= dict.fromkeys(keys, phase.clock.now())
         phase.keep(*(answer(q.key, lease.id, n) for n, q in enumerate(unit)))
         for slot in range(lease.slots):
             phase.ledger.settle(lease.id, slot, Decimal(0))
-        return dict.fromkeys([question.key for question in unit], Outcome.FAILED)
+        return dict.fromkeys(keys, Outcome.FAILED)
 
 
 def test_every_question_is_asked_once_in_the_order_of_the_source() -> None:
@@ -208,33 +208,29 @@ def test_what_a_living_predecessor_has_in_flight_is_asked_last_when_it_has_come_
     phase.clock.meanwhile = lambda: phase.calls["slept"] or phase.keep(answer("a"))
     phase.run()
     assert "".join(phase.asked) == "cdb", "a's answer came after all"
-    assert phase.asked_at["c"] == 1e9 and phase.asked_at["b"] >= 1e9 + QUIET_S
+    assert phase.asked["c"] == 1e9 and phase.asked["b"] >= 1e9 + QUIET_S
     assert any("may be in flight" in str(said.get("waits")) for said in phase.said)
 
 
-def test_what_a_dead_predecessor_had_in_flight_is_asked_at_once() -> None:
+@pytest.mark.parametrize(
+    ("dies_after_s", "lost_for_s", "order", "slept"),
+    [
+        (0, 0, "abcd", (0, 0)),  # dead at once
+        (3, 0, "cdab", (3, 5)),  # and in the meantime: it is waited for no longer
+        (1e9, LONG_LOST_S + QUIET_S, "abcd", (0, 0)),  # what was lost long ago is not in flight
+    ],
+)
+def test_who_cannot_answer_any_more_is_not_waited_for(
+    dies_after_s: float, lost_for_s: float, order: str, slept: tuple[float, float]
+) -> None:
     phase = PhaseB(questions("abcd"))
     phase.leave("ab")
-    phase.dead = lambda actor: actor == "a@old"
+    phase.dead = lambda actor: actor == "a@old" and phase.clock.slept >= dies_after_s
+    if lost_for_s:
+        phase.books.claim("this one gave it up")
+        phase.clock.wall += lost_for_s
     phase.run()
-    assert "".join(phase.asked) == "abcd" and phase.clock.slept == 0
-
-
-def test_a_predecessor_that_dies_in_the_meantime_is_waited_for_no_longer() -> None:
-    phase = PhaseB(questions("abcd"))
-    phase.leave("ab")
-    phase.dead = lambda actor: phase.clock.slept >= 3
-    phase.run()
-    assert "".join(phase.asked) == "cdab" and 3 <= phase.clock.slept < 5
-
-
-def test_what_was_lost_long_ago_is_not_in_flight() -> None:
-    phase = PhaseB(questions("abcd"))
-    phase.leave("ab")
-    phase.books.claim("this one gave it up")
-    phase.clock.wall += LONG_LOST_S + QUIET_S
-    phase.run()
-    assert "".join(phase.asked) == "abcd" and phase.clock.slept == 0
+    assert "".join(phase.asked) == order and slept[0] <= phase.clock.slept <= slept[1]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -245,7 +241,7 @@ def test_an_actor_is_waited_for_once_however_often_the_books_change_hands(shared
     phase.run()
     assert "".join(phase.asked) == "cdefgab"
     assert (phase.calls["open"] > 2) == shared
-    assert phase.asked_at["a"] <= phase.asked_at["g"] + QUIET_S + 1
+    assert phase.asked["a"] <= phase.asked["g"] + QUIET_S + 1
 
 
 def test_what_a_pending_batch_asks_is_not_asked_beside_it() -> None:
@@ -257,7 +253,7 @@ def test_what_a_pending_batch_asks_is_not_asked_beside_it() -> None:
     with pytest.raises(PausedError, match="2 questions are asked by pending batches") as said:
         phase.run()
     assert str(said.value.where["file"]).endswith("batches/rj-1.json")
-    assert phase.asked == ["c"] and phase.clock.slept == 0
+    assert [*phase.asked] == ["c"] and phase.clock.slept == 0
     phase.storage.delete("batches/rj-1.json")
     phase.lots = [questions("abc")]
     phase.run()
@@ -271,7 +267,7 @@ def test_the_lock_of_shared_books_is_waited_for() -> None:
     phase = PhaseB(questions("a"), shared=True)
     phase.books.holders = ["runs/another"] * 5
     phase.run()
-    assert phase.asked == ["a"] and 8 <= phase.clock.slept < 12
+    assert [*phase.asked] == ["a"] and 8 <= phase.clock.slept < 12
     assert "runs/another" in phase.said[0]["waits"]
     assert phase.books.locks == 0, "it was given back"
 
@@ -315,7 +311,7 @@ def test_denials_cost_no_call_a_row(rows: int) -> None:
     dear = [Question(f"k{n}", None, 1, 1, Decimal(2)) for n in range(rows)]
     phase = PhaseB(questions("a"), *(dear[n : n + per_lot] for n in range(0, rows, per_lot)))
     session = phase.run()
-    assert session.denied == rows and phase.asked == ["a"]
+    assert session.denied == rows and [*phase.asked] == ["a"]
     assert phase.calls["ask"] == 1 and phase.calls["open"] == 1
     assert phase.calls["state"] <= rows // min(per_lot, ENOUGH) + 3
     assert phase.calls["take"] == rows // per_lot + 2
@@ -332,7 +328,7 @@ def test_what_the_month_has_no_money_for_is_not_denied() -> None:
     phase = PhaseB(questions("a") + questions("bc", Decimal(2)), cap="10", month="1")
     with pytest.raises(PausedError, match=r"month's cap of \$1 .* no money for 2 questions"):
         phase.run()
-    assert phase.asked == ["a"] and phase.session.denied == 0
+    assert [*phase.asked] == ["a"] and phase.session.denied == 0
     assert phase.calls["close governor"] == 1
 
 
@@ -354,9 +350,7 @@ def test_a_source_that_fails_ends_the_session_in_good_order() -> None:
 def test_the_death_of_a_process_begins_the_session_again(call: str) -> None:
     """As after a crash of the whole run; also where the governor cannot be told any more."""
     phase = PhaseB(questions("abc"))
-    phase.errors = {
-        call: [ProcessDied("a process died")], "pause": [ProcessDied("the governor died")],
-    }  # fmt: skip
+    phase.errors = {name: [ProcessDied(f"{name} died")] for name in (call, "pause")}
     phase.run()
     assert sorted(phase.asked) == ["a", "b", "c"]
     assert phase.calls["kill governor"] == 2 == phase.calls["open"]
