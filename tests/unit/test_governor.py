@@ -17,13 +17,11 @@ from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit
 
 from .memory import MemoryStorage
-from .test_limiter import Provider
+from .test_ledger import END, books
+from .test_limiter import START, Provider
 from .virtual_time import virtual
 
 pytestmark = pytest.mark.timeout(60)
-
-START = 1_795_000_000.0
-DECEMBER = 1_796_083_200.0
 
 
 @pytest.fixture
@@ -43,12 +41,6 @@ async def inline(work: Callable[[], None]) -> None:
     """A commit that takes 5 ms."""
     await asyncio.sleep(0.005)
     work()
-
-
-def books(storage: MemoryStorage, cap: str = "1", month: str | None = None, **more: Any) -> Books:
-    caps: Any = {"cap_usd": D(cap), "monthly_cap_usd": month and D(month)}
-    options = {"shared": False, "run": "run", "clock": lambda: START, **caps, **more}
-    return Books(storage, **options)
 
 
 def governor(of: Books, **more: Any) -> Governor:
@@ -96,7 +88,7 @@ async def test_short_money_waits_for_open_leases_and_then_decides(storage: Memor
 
 @virtual
 async def test_what_can_never_be_had_is_denied_in_one_answer(storage: MemoryStorage) -> None:
-    gov = governor(books(storage, "1", month="0.5"))
+    gov = governor(books(storage, "1", monthly="0.5"))
     first = await gov.acquire("a", needs("0.3", "0.6", "0.7", "2", "0.1"))
     assert (first.slots, first.denied, first.cap) == (1, 2, "month")
     second = await gov.acquire("a", needs(*["2"] * 40))
@@ -116,9 +108,9 @@ async def test_a_month_that_begins_between_two_looks_leaks_nothing(
     storage: MemoryStorage, spent_in: str, costs: list[str], look: str
 ) -> None:
     """`spent_in`: the month that has only 0.05 left (the new one, if a clock was fast)."""
-    now = START if spent_in == "old" else DECEMBER
+    now = START if spent_in == "old" else END
 
-    of = books(storage, "100", month="1", clock=lambda: now)
+    of = books(storage, "100", monthly="1", now=lambda: now)
     ledger, _ = of.claim("test")
     ledger.settle(ledger.grant("a", [("q", D("0.95"))]).id, 0, D("0.95"))
     ledger.close()
@@ -131,7 +123,7 @@ async def test_a_month_that_begins_between_two_looks_leaks_nothing(
         nonlocal now, calls
         result, calls = real(*args), calls + 1
         if calls > (look == "fitting"):  # `acquire` itself looks whether they are amounts
-            now = DECEMBER
+            now = END
         return result
 
     setattr(owner, look, looked)

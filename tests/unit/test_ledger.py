@@ -17,7 +17,7 @@ from ray_judge.errors import (
     EscalationError,
     LedgerFenced,
     RunLockedError,
-)  # fmt: skip
+)
 from ray_judge.escalation.books.books import Books, InFlight
 from ray_judge.escalation.books.ledger import HeldSlot, Lease, Ledger
 from ray_judge.escalation.books.lines import decode_log, encode
@@ -32,17 +32,13 @@ END = 1_796_083_200.0
 DAY = 86_400.0
 
 
-def books(storage: Storage, cap: str = "1", **more: Any) -> Books:
+def books(
+    storage: Storage, cap: str = "1", run: str = "run", monthly: str | None = None, now: Any = None
+) -> Books:
     """`now`: Unix seconds, or what tells them; `monthly`: the cap of a month."""
-    now, monthly = more.get("now", NOVEMBER), more.get("monthly")
-    return Books(
-        storage,
-        shared=False,
-        run=more.get("run", "run"),
-        cap_usd=D(cap),
-        monthly_cap_usd=monthly and D(monthly),
-        clock=now if callable(now) else lambda: now,
-    )
+    clock = now if callable(now) else lambda: now or NOVEMBER
+    caps: Any = {"cap_usd": D(cap), "monthly_cap_usd": monthly and D(monthly)}
+    return Books(storage, shared=False, run=run, clock=clock, **caps)
 
 
 def opened(storage: Storage, cap: str = "1", **more: Any) -> Ledger:
@@ -289,8 +285,6 @@ def test_a_lost_lease_may_be_billed_within_the_hour(
 # --- damage -----------------------------------------------------------------------------------
 
 LOG = "ledger/00000001.log"
-
-
 FIRST, SECOND, THIRD = (encode(number, number - 1, {"n": number}) for number in (1, 2, 3))
 UNSYNCED = [encode(number, 1, {"n": number}) for number in (3, 4)]
 

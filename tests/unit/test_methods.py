@@ -23,6 +23,12 @@ def test_figures_are_those_of_scikit_learn() -> None:
     assert found.auroc.value == pytest.approx(roc_auc_score(right, confidence), abs=1e-12)
     assert found.auroc.low < found.auroc.value < found.auroc.high
     assert found.brier and found.brier.value == pytest.approx(brier_score_loss(right, confidence))
+    coverage, risk, low, high = found.curve[-1]
+    assert coverage == 1.0 and low < risk < high
+    assert found.curve[2][1] < risk == pytest.approx(1 - right.mean())
+    found, _ = measure("entropy", confidence - 3, right, 0)  # no probability
+    assert found.ece is None and found.brier is None
+    assert found.mapped_brier.value < 0.25
 
 
 def test_aurc_is_the_mean_over_orders_drawn_by_lot() -> None:
@@ -37,16 +43,6 @@ def test_aurc_is_the_mean_over_orders_drawn_by_lot() -> None:
     assert found.aurc.value == pytest.approx(total / orders, abs=0.005)
 
 
-def test_risk_at_full_coverage_is_the_error() -> None:
-    confidence, right = rows()
-    found, _ = measure("probability", confidence, right, 0)
-    coverage, risk, low, high = found.curve[-1]
-    assert coverage == 1.0 and risk == pytest.approx(1 - right.mean())
-    assert low < risk < high
-    risks = [risk for _, risk, _, _ in found.curve]
-    assert risks[2] < risks[-1]
-
-
 def test_ece_and_brier_of_a_calibrated_and_an_over_confident_judge() -> None:
     rng = np.random.default_rng(3)
     truth = rng.random(2000)
@@ -59,19 +55,11 @@ def test_ece_and_brier_of_a_calibrated_and_an_over_confident_judge() -> None:
     assert boasting.auroc.value == pytest.approx(honest.auroc.value)
 
 
-def test_a_confidence_that_is_no_probability_has_no_ece_of_its_own() -> None:
-    confidence, right = rows()
-    found, _ = measure("entropy", confidence - 3, right, 0)
-    assert found.ece is None and found.brier is None
-    assert found.mapped_brier.value < 0.25
-
-
 def test_the_better_method_is_advised_only_where_the_rows_show_it() -> None:
     rng = np.random.default_rng(4)
     hidden = rng.random(1500)
     right = rng.random(1500) < 0.3 + 0.7 * hidden
-    good = hidden
-    poor = np.clip(hidden + rng.normal(0, 1, 1500), 0, 1)
+    good, poor = hidden, np.clip(hidden + rng.normal(0, 1, 1500), 0, 1)
     found = compare({"probability": poor, "calibrated_entropy": good - 1}, right)
     assert found.use == "calibrated_entropy" and "ranks the rows better" in found.advice
     found = compare({"probability": good, "margin": 2 * good - 1}, right)  # the same order
