@@ -13,8 +13,6 @@ import ray_judge
 from ray_judge import errors
 from ray_judge.errors import RayJudgeError
 
-pytestmark = pytest.mark.timeout(60)
-
 PACKAGE = Path(ray_judge.__file__).parent
 
 

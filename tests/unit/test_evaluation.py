@@ -23,8 +23,6 @@ from ray_judge.run.directory import Plan, RunDirectory
 
 from . import builders
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture(scope="module")
 def arena(data: Path) -> pl.DataFrame:

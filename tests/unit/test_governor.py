@@ -21,8 +21,6 @@ from .test_ledger import END, books
 from .test_limiter import START, Provider
 from .virtual_time import virtual
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture
 def storage() -> MemoryStorage:

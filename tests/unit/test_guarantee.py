@@ -19,8 +19,6 @@ from ray_judge.calibration.selection import in_parts, last_passed, select_in_tur
 
 from .test_calibration import replay
 
-pytestmark = pytest.mark.timeout(120)
-
 DRAWS = 3000
 ROWS = 400
 ALPHA, DELTA = 0.15, 0.1
@@ -132,9 +130,6 @@ def test_random_splits_of_arena(data: Path, alpha: float, again: bool) -> None:
     assert np.mean(coverage) > 0.3
 
 
-# -- several judges: whose labels test whom (docs/decisions/0045) ----------------------------------
-
-
 def population(first: Judge, second: Judge, rows: int = 20_000) -> list[np.ndarray]:
     """Two judges of the same rows (confidence and wrong of each); the second one errs on hard rows.
 
@@ -156,7 +151,10 @@ def population(first: Judge, second: Judge, rows: int = 20_000) -> list[np.ndarr
     ],
 )  # fmt: skip
 def test_two_judges_keep_one_promise(first: str, second: str) -> None:
-    """Each draw is 800 labels of a population in which the accepted rows' true error is counted."""
+    """Each draw is 800 labels of a population in which the accepted rows' true error is counted.
+
+    Whose labels test whom: docs/decisions/0045.
+    """
     one, one_wrong, two, two_wrong = population(JUDGES[first], JUDGES[second])
     rng = np.random.default_rng(15)
     errors, accepted = [], []

@@ -26,8 +26,6 @@ from ray_judge.run.plan import (
 
 from . import builders
 
-pytestmark = pytest.mark.timeout(60)
-
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 ROLES = {name: name for name in ("instruction", "response_a", "response_b")}
 
@@ -55,9 +53,6 @@ def refusal(path: Path | str, extra: tuple[str, ...] = (), **changes: Any) -> In
         plan_input(config(path, **changes), extra)
     assert caught.value.exit_code == 3
     return caught.value
-
-
-# -- finding ---------------------------------------------------------------------------------------
 
 
 def test_a_file_a_folder_and_a_glob_whatever_their_names(tmp_path: Path) -> None:
@@ -88,8 +83,6 @@ def test_nothing_there(tmp_path: Path) -> None:
         error = refusal(place)
         assert "no Parquet shards" in str(error) and str(place) in str(error)
 
-
-# -- refusing --------------------------------------------------------------------------------------
 
 STRONG = {"model": "gpt-4.1", "max_cost_usd": 1, "samples": 2, "abstain_below": 0.5}
 NO_ROWS = pairs().slice(0, 0)
@@ -169,9 +162,6 @@ def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
     assert error.where["file"] == str(path) and "not a readable Parquet file" in str(error)
 
 
-# -- ids -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "ids",
     [
@@ -214,9 +204,6 @@ def test_row_keys_sort_as_their_rows_or_ids_do() -> None:
         assert keys == sorted(keys) and len(set(keys)) == len(table)
 
 
-# -- slices ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("rows", "group", "starts", "sizes"),
     [
@@ -243,9 +230,6 @@ def test_a_shard_in_slices(tmp_path: Path, sizes: list[int]) -> None:
     assert [len(one) for one in slices] == sizes
     assert pa.concat_tables(slices).equals(table)
     assert [len(one) for one in read_slices(path, [15, 15, 15])] == [15, 5, 0]
-
-
-# -- examples --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,9 +276,6 @@ def test_optional_text_that_is_missing_is_left_out() -> None:
     assert isinstance(first, Example) and isinstance(second, Example)
     assert (first.reference, first.rubric, first.input) == ("r", None, None)
     assert (second.reference, second.rubric, second.input) == (None, "strict", "x")
-
-
-# -- fingerprints ----------------------------------------------------------------------------------
 
 
 def test_an_input_that_changed_or_went_is_named(tmp_path: Path) -> None:

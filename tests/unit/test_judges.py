@@ -21,8 +21,6 @@ from ray_judge.judging.formats import Format, Template, base_model_of, format_fo
 from ray_judge.judging.formats.generic import GENERIC_RUBRIC
 from ray_judge.records import Example, Task
 
-pytestmark = pytest.mark.timeout(30)
-
 PAIR = Example("do", ("one", "two"))
 SINGLE = Example("do", ("one",))
 
@@ -87,9 +85,6 @@ def test_the_rubric_of_the_row_wins_over_the_configurations_over_ours() -> None:
     here, there = own.render(example).user, own.render(example.swapped()).user
     assert "[Criteria]\nrow's" in here != there  # swapping exchanges only the responses
     assert here.replace("uno", "*").replace("due", "uno").replace("*", "due") == there
-
-
-# --- the judges that have a prompt of their own ---
 
 
 @pytest.fixture
@@ -206,9 +201,6 @@ def test_paths_that_lead_to_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     check_model("judge.model", str(tmp_path))
     check_model("judge.model", "org/model")  # the hub's to say
-
-
-# --- where a verdict sits in what a model wrote ---
 
 
 def decode_letters(ids: Any) -> str:

@@ -17,9 +17,6 @@ from ray_judge.records import Scored
 
 from . import builders
 
-pytestmark = pytest.mark.timeout(30)
-
-
 CALIBRATED = {"confidence": "calibrated_entropy"}
 
 

@@ -61,9 +61,6 @@ def total(ledger: Ledger) -> D:
     return ledger.spent_usd + ledger.open_usd
 
 
-# --- granting and settling --------------------------------------------------------------------
-
-
 def test_the_longest_prefix_that_fits() -> None:
     ledger = opened(MemoryStorage())
     lease = grant(ledger, "0.4", "0.4", "0.4", "0.1")
@@ -115,9 +112,6 @@ def test_sums_are_exact_whatever_the_decimal_context() -> None:
         assert grant(ledger, "0.000000001").slots == 0
 
 
-# --- owners -----------------------------------------------------------------------------------
-
-
 def test_a_clean_close_keeps_every_settlement_and_the_cap_may_change() -> None:
     storage = MemoryStorage()
     ledger = opened(storage)
@@ -155,9 +149,6 @@ def test_an_owner_that_died_before_its_snapshot_is_stepped_over() -> None:
     again = opened(storage)
     assert (again.epoch, again.open_usd) == (3, D("0.3"))
     assert again.settle(lease.id, 0, D(0))
-
-
-# --- what a claim tells -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,9 +215,6 @@ def test_shared_books_have_one_lock_and_travel(tmp_path: Path) -> None:
         pass
 
 
-# --- months -----------------------------------------------------------------------------------
-
-
 def test_runs_and_months_share_one_ledger() -> None:
     storage = MemoryStorage()
     first = opened(storage, "5", run="one", monthly="6")
@@ -281,8 +269,6 @@ def test_a_lost_lease_may_be_billed_within_the_hour(
     assert grant(later, D("1.01") - D(december)).slots == 0
     assert opened(storage, "10", monthly="1", now=END + 40 * DAY).month_usd() == 0
 
-
-# --- damage -----------------------------------------------------------------------------------
 
 LOG = "ledger/00000001.log"
 FIRST, SECOND, THIRD = (encode(number, number - 1, {"n": number}) for number in (1, 2, 3))

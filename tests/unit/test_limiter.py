@@ -14,8 +14,6 @@ import pytest
 from ray_judge.errors import ConfigError
 from ray_judge.escalation.online.limiter import Circuit, Feedback, Limiter, Signal, duration_s
 
-pytestmark = pytest.mark.timeout(60)
-
 START = 1_795_000_000.0
 
 

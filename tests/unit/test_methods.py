@@ -8,8 +8,6 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from ray_judge.calibration.methods import compare, measure
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def rows(n: int = 400, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)

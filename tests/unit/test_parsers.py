@@ -19,8 +19,6 @@ from ray_judge.records import Task
 
 from . import malformed_answers as table
 
-pytestmark = pytest.mark.timeout(60)
-
 TABLES: dict[str, table.Table] = {
     "judgelm-pairwise": table.JUDGELM_PAIRS, "judgelm-pointwise": table.JUDGELM_SCORES,
     "pandalm-pairwise": table.PANDALM_PAIRS, "pandalm-pointwise": table.PANDALM_SCORES,
@@ -67,26 +65,25 @@ def test_malformed_answers(name: str, answer: str, expected: str | None) -> None
     assert reads(name, answer) == expected
 
 
-# --- every answer of these judges, in a shape that it may get on its way ---
-
 WELL: dict[str, tuple[str, dict[str, str]]] = {
-    "judgelm-pairwise": ("{}\nThe first is clearer.", {"8 7": "A", "2 9": "B", "6 6": "tie"}),
-    "judgelm-pointwise": ("{}\nIt is helpful.", {"1": "1", "8": "8", "10": "10"}),
+    "judgelm-pairwise": ("{}\nWHY", {"8 7": "A", "2 9": "B", "6 6": "tie"}),
+    "judgelm-pointwise": ("{}\nWHY", {"1": "1", "8": "8", "10": "10"}),
     "pandalm-pairwise": (
-        "{}\n\n### Reason: it is short.\n\n### Reference: yes", {"1": "A", "2": "B", "Tie": "tie"},
+        "{}\n\n### Reason: WHY\n\n### Reference: yes", {"1": "A", "2": "B", "Tie": "tie"},
     ),
-    "pandalm-pointwise": ("{}\n\n### Reason: it is concise.", {"1": "1", "5": "5"}),
+    "pandalm-pointwise": ("{}\n\n### Reason: WHY", {"1": "1", "5": "5"}),
     "auto-j-pairwise": (
-        "1. Both are polite.\n\nSo, the final decision is {}.",
+        "1. WHY\n\nSo, the final decision is {}.",
         {"Response 1": "A", "Response 2": "B", "Tie": "tie"},
     ),
-    "auto-j-pointwise": ("It lacks an example.\n\nRating: [[{}]]", {"1": "1", "10": "10"}),
-    "prometheus-pointwise": ("Feedback: it is clear. [RESULT] {}", {"1": "1", "5": "5"}),
-    "prometheus-2-pairwise": ("Feedback: A is clear. [RESULT] {}", {"A": "A", "B": "B"}),
-    "prometheus-2-pointwise": ("It is clear. [RESULT] {}", {"1": "1", "5": "5"}),
-    "generic-pairwise": ("Both are clear.\nVerdict: {}", {"A": "A", "B": "B", "C": "tie"}),
-    "generic-pointwise": ("It is clear.\nVerdict: {}", {"1": "1", "5": "5"}),
+    "auto-j-pointwise": ("WHY\n\nRating: [[{}]]", {"1": "1", "10": "10"}),
+    "prometheus-pointwise": ("Feedback: WHY [RESULT] {}", {"1": "1", "5": "5"}),
+    "prometheus-2-pairwise": ("Feedback: WHY [RESULT] {}", {"A": "A", "B": "B"}),
+    "prometheus-2-pointwise": ("WHY [RESULT] {}", {"1": "1", "5": "5"}),
+    "generic-pairwise": ("WHY\nVerdict: {}", {"A": "A", "B": "B", "C": "tie"}),
+    "generic-pointwise": ("WHY\nVerdict: {}", {"1": "1", "5": "5"}),
 }  # fmt: skip
+"""Each judge's form of an answer, and its verdicts in it; for WHY an explanation may stand."""
 FIRST_LINE = [name for name in WELL if name.startswith(("judgelm", "pandalm"))]
 HARMLESS: dict[str, Callable[[str], str]] = {
     "as it is": lambda text: text,
@@ -175,28 +172,12 @@ def test_two_scores_decide_as_they_compare(a: int, b: int) -> None:
         assert found is None
 
 
-# --- real verdicts, in the form of the judge that gave them and in the others' ---
-
-PANDALM = {"A": "1", "B": "2", "tie": "Tie"}
-AUTO_J = {"A": "Response 1", "B": "Response 2", "tie": "Tie"}
-SCORES = {"A": "8 6", "B": "5 9", "tie": "10 10"}
-
-
 def all_read(why: str, verdict: str) -> None:
     """In every family's form the verdict is read behind (or before) this explanation."""
-    first = SCORES[verdict].partition(" ")[0]
-    assert reads("judgelm-pairwise", f"{SCORES[verdict]}\n{why}") == verdict
-    assert reads("judgelm-pairwise", f"\n{SCORES[verdict]}\n{why}\n") == verdict
-    assert reads("judgelm-pointwise", f"{first}\n{why}") == first
-    decided = f"{why}\n\nSo, the final decision is {AUTO_J[verdict]}."
-    behind = f" Although both answer it, {AUTO_J[verdict]} stands."
-    assert reads("auto-j-pairwise", decided) == verdict
-    assert reads("auto-j-pairwise", decided + behind) == verdict
-    assert reads("auto-j-pointwise", f"{why}\n\nRating: [[{first}]]") == first
-    assert reads("generic-pairwise", f"{why}\n\nVerdict: {verdict.replace('tie', 'C')}") == verdict
-    assert reads("prometheus-pointwise", f"Feedback: {why} [RESULT] 5") == "5"
-    if verdict != "tie":
-        assert reads("prometheus-2-pairwise", f"Feedback: {why} [RESULT] {verdict}") == verdict
+    for name, (shape, said) in WELL.items():
+        for text, meant in said.items():
+            if meant == verdict or name.endswith("pointwise"):
+                assert reads(name, shape.format(text).replace("WHY", why)) == meant
 
 
 def test_all_real_verdicts_of_pandalm(data: Path) -> None:
@@ -204,17 +185,17 @@ def test_all_real_verdicts_of_pandalm(data: Path) -> None:
     rows = pl.read_parquet(data / "pandalm_test.parquet").select(columns).rows()
     for verdict, reason, reference in rows:
         behind = f"\n\n### Reason: {reason}\n\n### Reference: {reference}"
-        assert reads("pandalm-pairwise", PANDALM[verdict] + behind) == verdict
-        for score in ("1", "5"):
-            assert reads("pandalm-pointwise", score + behind) == score
+        text = {"A": "1", "B": "2", "tie": "Tie"}[verdict]
+        assert reads("pandalm-pairwise", text + behind) == verdict
+        assert reads("pandalm-pointwise", "5" + behind) == "5"
         all_read(reason, verdict)
     assert len(rows) == 999
 
 
 def test_all_real_verdicts_of_auto_j_in_both_orders(data: Path) -> None:
     columns = ("scenario", "autoj_13b_verdict", "autoj_13b_verdict_when_swapped")
-    rows = pl.read_parquet(data / "autoj_test.parquet").select(columns).rows()
-    for scenario, straight, swapped in rows:
+    rows = pl.read_parquet(data / "autoj_test.parquet").select(columns)
+    for scenario, straight, swapped in rows.unique().rows():
         why = f"1. The key factors for {scenario.replace('_', ' ')}:\n- clarity: equal."
         all_read(why, straight)
         # Recorded in the original orientation: swapped, the judge named the other one.

@@ -23,8 +23,6 @@ from ray_judge.escalation.pricing import (
 )
 from ray_judge.records import Usage
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def test_the_table_is_dated_and_every_line_is_a_price() -> None:
     head = json.loads(resources.files("ray_judge.escalation").joinpath("prices.json").read_text())

@@ -23,8 +23,6 @@ from ray_judge.run.columns import Columns
 
 from . import builders
 
-pytestmark = pytest.mark.timeout(60)
-
 PAIR = Example("Say hi.", ("hi", "hello"))
 ROLES = ("instruction", "response_a", "response_b")
 STRONG = {"model": "gpt-4.1", "max_cost_usd": 1}
@@ -126,9 +124,6 @@ def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values:
     assert not any("logprobs" in name for name in asked)
 
 
-# -- rows ------------------------------------------------------------------------------------------
-
-
 def shard(folder: Path, *instructions: str | None) -> Chunk:
     """Rows 10 and following of a shard ask these."""
     texts = [*["before"] * 10, *instructions]
@@ -167,9 +162,6 @@ def test_a_row_that_asks_something_else_now_is_not_asked(
     with pytest.raises(InputChangedError, match=r"a\.parquet"):
         asked.bodies([*questions[10], *questions[11]], {chunk.name: chunk})
     assert asked.bodies(questions[10], {chunk.name: chunk}) == questions[10]
-
-
-# -- reading ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -230,9 +222,6 @@ def test_damage_never_turns_a_verdict_into_another(noise: str, cut: int, drop: i
         except Unparseable:
             continue
         assert json.loads(text.strip().strip("`").removeprefix("json"))["verdict"] == verdict
-
-
-# -- several judges --------------------------------------------------------------------------------
 
 
 def test_several_local_judges_share_one_question() -> None:

@@ -24,8 +24,6 @@ from ray_judge.errors import ConfigError
 from ray_judge.escalation.source import in_asking_order
 from ray_judge.routing.policies import expected_gain, fraction_count, needs_every_row, route
 
-pytestmark = pytest.mark.timeout(120)
-
 Row = tuple[float | None, bool]
 """(confidence, has_text)"""
 ROW = st.tuples(
@@ -154,18 +152,12 @@ def test_asking_order() -> None:
     assert in_asking_order(routed)["row"].to_list() == [2, 1, 3]
 
 
-# -- guarantee -------------------------------------------------------------------------------------
-
-
 def test_guarantee_accepts_from_its_threshold_on() -> None:
     judged = frame([0.8, 0.8 - 1e-12, None])
     assert escalated(route(judged, GUARANTEE, tier(0.8))) == [1, 2]
     assert escalated(route(judged, GUARANTEE, tier(float("inf")))) == [0, 1, 2]
     with pytest.raises(ConfigError, match="needs the calibration"):
         route(judged, GUARANTEE)
-
-
-# -- budget ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,9 +212,6 @@ def test_budget_is_never_exceeded_and_blind_to_order(
     rng.shuffle(order)
     again = route(whole[order] if rows else whole, policy, seed="s")
     assert again.sort("row")["route"].to_list() == routed["route"].to_list()
-
-
-# -- audit -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from ray_judge.run.directory import Plan, RunDirectory
 
 from .builders import config, judged
 
-pytestmark = pytest.mark.timeout(120)
-
 COLUMNS = Columns({"instruction": "q", "response_a": "a", "response_b": "b"}, "id", None, ("p",))
 PLAN = Plan((Shard("/in/x.parquet", "x.parquet", 25, "f1"),
              Shard("/in/y.parquet", "y.parquet", 0, "f2"),

@@ -36,7 +36,6 @@ from tests.fault.batch_night import NightClock
 
 from .memory import MemoryStorage
 
-pytestmark = pytest.mark.timeout(60)
 QUIET_S, CENT = 155.0, Decimal("0.01")
 
 
@@ -199,9 +198,6 @@ def test_every_question_is_asked_once_in_the_order_of_the_source() -> None:
     assert len(phase.asked) == 3 and phase.calls["open"] == 1, "nothing to ask needs no books"
 
 
-# --- what earlier owners left ---
-
-
 def test_what_a_living_predecessor_has_in_flight_is_asked_last_when_it_has_come_back() -> None:
     phase = PhaseB(questions("abcd"))
     phase.leave("ab")
@@ -260,9 +256,6 @@ def test_what_a_pending_batch_asks_is_not_asked_beside_it() -> None:
     assert "".join(phase.asked) == "cab" and phase.clock.slept >= QUIET_S
 
 
-# --- books that other runs use too ---
-
-
 def test_the_lock_of_shared_books_is_waited_for() -> None:
     phase = PhaseB(questions("a"), shared=True)
     phase.books.holders = ["runs/another"] * 5
@@ -299,9 +292,6 @@ def test_shared_books_are_let_go_while_there_is_nothing_to_ask(shared: bool) -> 
     assert 0.25 * busy >= (IDLE_S if shared else 12), "not at once, and never where nobody waits"
 
 
-# --- money ---
-
-
 @pytest.mark.parametrize(
     "rows", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
 )
@@ -330,9 +320,6 @@ def test_what_the_month_has_no_money_for_is_not_denied() -> None:
         phase.run()
     assert [*phase.asked] == ["a"] and phase.session.denied == 0
     assert phase.calls["close governor"] == 1
-
-
-# --- what goes wrong ---
 
 
 def test_a_source_that_fails_ends_the_session_in_good_order() -> None:

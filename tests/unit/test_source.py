@@ -24,8 +24,6 @@ from ray_judge.run.directory import Plan, RunDirectory
 from . import builders
 from .test_questions import ROLES, maker
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def frame(chunk: str, rows: dict[int, float | None], route: str = "escalate") -> pl.DataFrame:
     """Routed rows of one chunk: row → confidence."""

@@ -26,8 +26,6 @@ from ray_judge.judging.formats.templates import (
 )
 from ray_judge.records import Example
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
