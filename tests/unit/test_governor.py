@@ -12,7 +12,7 @@ import pytest
 
 from ray_judge.errors import ConfigError, LedgerFenced, StorageError
 from ray_judge.escalation.books.books import Books
-from ray_judge.escalation.online.governor import Governor
+from ray_judge.escalation.online.governor import Governor, WallClock
 from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit
 
@@ -27,12 +27,9 @@ def storage() -> MemoryStorage:
     return MemoryStorage()
 
 
-class LoopClock:
+class LoopClock(WallClock):
     def now(self) -> float:
         return START + asyncio.get_running_loop().time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 async def inline(work: Callable[[], None]) -> None:

