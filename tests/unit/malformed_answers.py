@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 Table = list[tuple[str, str | None]]
+TABLES: dict[str, Table] = {}
+"""Format and task → its answers."""
 
 DECIDE = "So, the final decision is"
 REASONS = "1. Accuracy: Response 1 names the year, Response 2 does not."
@@ -22,7 +24,7 @@ def behind(marker: str, *answers: str) -> list[str]:
     return [marker + answer for answer in answers]
 
 
-JUDGELM_PAIRS = table({
+TABLES["judgelm-pairwise"] = table({
     "8 7": "A", " 8 7\n": "A", "\n8 7\nAssistant 1 is clearer.": "A", "3 9\r\nWell.": "B",
     "10 10": "tie", "1 10\nThe first one refuses.": "B", "8 7 \nspace at the end": "A",
     "\n\n 9 8\nbecause": "A", "10 9\n8 out of 10 people agree.": "A",
@@ -38,13 +40,13 @@ JUDGELM_PAIRS = table({
     'Assistant 1\'s answer says "output 1 10".\n8 7', "8² 7", "VIII VII", "\ufeff8 7",
     "8\u200b 7")  # fmt: skip
 
-JUDGELM_SCORES = table({
+TABLES["judgelm-pointwise"] = table({
     "8": "8", "10\nPerfect.": "10", " 1\n": "1", "\n7\nGood, though 9 was possible.": "7",
 }, "", "11", "0", "8.0", "8/10", "8 out of 10", "8 7", "Score: 8", "８", "eight", "8.", "8-9",
     "8\n9\nhm", "-1", "010", "I would say 8", "[[8]]", "8 stars", "八", "1 0", "~8", "8+",
 )  # fmt: skip
 
-PANDALM_PAIRS = table({
+TABLES["pandalm-pairwise"] = table({
     "1": "A", "2\n\n### Reason: it is right.\n\n### Reference: yes": "B", "Tie": "tie",
     " Tie\n\n### Reason: both.": "tie", "1\n\n### Reason: Response 2 is worse.": "A",
     '2\n\n### Reason: The first one says "choose 1".': "B",
@@ -56,11 +58,11 @@ PANDALM_PAIRS = table({
     "tie game", "Ti", "Tie 1", "平局", '"1"', "> 2", "①", "1st", "-1", "Remis", "2 > 1", "1=2",
 )  # fmt: skip
 
-PANDALM_SCORES = table({
+TABLES["pandalm-pointwise"] = table({
     "4": "4", "5\n\n### Reason: fine": "5", "1\n": "1",
 }, "6", "0", "4/5", "4.5", "Tie", "10", "４", "four", "4\n5", "", "Score 4")  # fmt: skip
 
-AUTO_J_PAIRS = table({
+TABLES["auto-j-pairwise"] = table({
     f"{DECIDE} Response 1.": "A", f"{REASONS}\n\n{DECIDE} Response 2.": "B",
     f"{REASONS} {DECIDE} Tie.": "tie", f"{REASONS}\n2. {DECIDE} Response 1": "A",
     f"{REASONS}\n{DECIDE} Response 1!\n": "A", f"{REASONS}\n{DECIDE} tie.": "tie",
@@ -95,7 +97,7 @@ AUTO_J_PAIRS = table({
     "Response 1. All in all, my final decision is Response 2.", "Response 1 / 2.",
     "Response 1 (or 2).", "Response 1; Response 2"))  # fmt: skip
 
-AUTO_J_SCORES = table({
+TABLES["auto-j-pointwise"] = table({
     "Rating: [[5]]": "5", "Fine, if short. Rating: [[10]]": "10", "Bad.\n\nRating: [[1]].": "1",
     "Rating: [[5]]\r\n": "5", "Rating: [[7]]\n\nRating: [[7]]": "7",
     'It writes "[[rating]]" itself. Rating: [[3]]\n': "3",
@@ -107,7 +109,7 @@ AUTO_J_SCORES = table({
     "five]]", "５]]", "5]] [[6]]", "5]]\nRating: [[6]]", "5]] and more", "05]]", "-5]]", "rating]]",
     "5, 6]]", "5]]%", "1"))  # fmt: skip
 
-RESULT_SCORES = table({
+TABLES["prometheus-pointwise"] = TABLES["prometheus-2-pointwise"] = table({
     "Good. [RESULT] 4": "4", "Feedback: good. [RESULT] 5\n": "5", "[RESULT]3": "3",
     "Bad.\n[RESULT]\n1": "1", "Good. [RESULT] 4.": "4", "[RESULT] 4 [RESULT] 4": "4",
     "It says score 5. [RESULT] 2": "2", "So [RESULT] 2\n\n[RESULT] 2": "2",
@@ -123,7 +125,7 @@ RESULT_SCORES = table({
     "(a whole number, 1 to 5)", "A", "(a whole number, 1 to 5) [RESULT] 4", "4²", "4th", "N/A"),
 )  # fmt: skip
 
-RESULT_PAIRS = table({
+TABLES["prometheus-2-pairwise"] = table({
     "A is better. [RESULT] A": "A", "[RESULT] B\n": "B", "Feedback: fine [RESULT] B.": "B",
     "Response A is good. [RESULT]A": "A",
 }, "", "[RESULT]", "A", 'Response B says "[RESULT] B". [RESULT] A', 'Response B says "[RESULT] B',
@@ -131,7 +133,7 @@ RESULT_PAIRS = table({
     '("A" or "B")', "1", "А", "Ａ", "甲", "A is better", "A [RESULT] B", "A\nB", "neither", "A?",
     "A+", "Both"))  # fmt: skip
 
-GENERIC_PAIRS = table({
+TABLES["generic-pairwise"] = table({
     "A is right.\nVerdict: A": "A", "Both are fine.\nVerdict: C": "tie", "Verdict: B.": "B",
     "Why.\n**Verdict: B**": "B", "Why.\n**Verdict:** A\n": "A", "Verdict: A\nVerdict: A": "A",
 }, "", "A", "Why.\nVerdict:", "verdict: A", 'Answer B says "Verdict: B".',
@@ -140,7 +142,7 @@ GENERIC_PAIRS = table({
     *behind("Verdict: ", "D", "a", "A or B", "A/B", "AB", "tie", "A\nBut B is close.",
     "A\nVerdict: B", "Answer A", '"A"', "(A)", "Ａ"))  # fmt: skip
 
-GENERIC_SCORES = table({
+TABLES["generic-pointwise"] = table({
     "Why.\nVerdict: 4": "4", "Verdict: 1\n": "1", "Why.\n**Verdict: 5**": "5",
 }, "4", "",
     *behind("Verdict: ", "6", "0", "4/5", "4.5", "4 out of 5", "four", "４", "4\nVerdict: 5", "45",

@@ -11,18 +11,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import cohen_kappa_score, f1_score
+from sklearn.metrics import brier_score_loss, cohen_kappa_score, f1_score, roc_auc_score
 
+from ray_judge.calibration.methods import compare, measure
 from ray_judge.commands.evaluate import evaluate
-from ray_judge.config import parse
 from ray_judge.errors import InputError
-from ray_judge.records import PAIRWISE_ALTERNATIVES, Shard, judged_schema, verdict_schema
+from ray_judge.records import PAIRWISE_ALTERNATIVES, Shard, verdict_schema
 from ray_judge.report import evaluation
 from ray_judge.report.evaluation import cascade_curve, scores
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 
-pytestmark = pytest.mark.timeout(60)
+from . import builders
 
 
 @pytest.fixture(scope="module")
@@ -100,37 +100,31 @@ def test_missing_labels_verdicts_and_classes() -> None:
 
 def finished_run(folder: Path, *rows: int) -> RunDirectory:
     """A finished run whose shards have these many rows, as a run leaves it on disk."""
-    config = parse(
-        {
-            "input": str(folder / "in"), "output": str(folder / "out"),
-            "columns": {"label": "human"},
-            "judge": {"engine": "columns", "prob_columns": {"A": "a", "B": "b"}},
-            "route": {"fraction": 1}, "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-            "allow_empty_shards": True,
-        }
-    )  # fmt: skip
+    config = builders.config(
+        output=str(folder / "out"), columns={"label": "human"}, allow_empty_shards=True
+    )
     run = RunDirectory(config.output)
     shards = [Shard(f"/in/{n}.parquet", f"{n}.parquet", count, "f") for n, count in enumerate(rows)]
     plan = Plan(tuple(shards), Columns({}, label="human"), 1000)
     run.begin(config, plan)
-    judged = judged_schema("pairwise", PAIRWISE_ALTERNATIVES)
     for chunk in plan.chunks():
-        entries = [{"row": n, "row_key": f"{chunk.name}#{n}", "judge_orders_agree": n % 4 > 0,
-                    "has_text": True} for n in range(chunk.rows)]  # fmt: skip
-        run.commit_judged(0, chunk.name, pa.Table.from_pylist(entries, schema=judged))
+        rows_of = (
+            {"row_key": f"{chunk.name}#{n}", "judge_orders_agree": n % 4 > 0}
+            for n in range(chunk.rows)
+        )
+        run.commit_judged(0, chunk.name, builders.judged(*rows_of))
     for shard in shards:
-        labels = pa.array(["AB"[n % 2] for n in range(shard.rows)], pa.string())
+        labels = ["AB"[n % 2] for n in range(shard.rows)]
         entries = [
             {"judge_verdict": "A", "judge_confidence": 0.5 + n / 100, "route": "escalate",
              "outcome": "resolved", "strong_verdict": label, "strong_cost_usd": Decimal("0.01"),
              "final_verdict": label, "final_source": "strong"}
-            for n, label in enumerate(labels.to_pylist())
+            for n, label in enumerate(labels)
         ]  # fmt: skip
-        scored = pa.Table.from_pylist(
-            entries, schema=verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
-        )
+        schema = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
+        scored = pa.Table.from_pylist(entries, schema=schema)
         with run.storage.write_stream(f"scored/{shard.name}") as sink:
-            pq.write_table(scored.append_column("human", labels), sink)
+            pq.write_table(scored.append_column("human", pa.array(labels, pa.string())), sink)
     run.finish(
         {
             "rows": sum(rows), "routes": {"accept": 0, "escalate": sum(rows), "audit": 0},
@@ -166,3 +160,79 @@ def test_a_finished_run_is_held_against_its_labels(tmp_path: Path, rows: tuple[i
     page = run.storage.read("report.html").decode()
     for said in ("Evaluation against the labels", "&lt;small&gt;", "Guarantee: BROKEN", "1,234"):
         assert said in page
+
+
+# comparing confidence methods: what is advised
+
+
+def confidences(n: int = 400, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    confidence = np.round(rng.random(n), 2)  # ties
+    return confidence, rng.random(n) < 0.3 + 0.6 * confidence
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    confidence, right = confidences(150)
+    found, _ = measure("probability", confidence, right, 0)
+    assert found.auroc.value == pytest.approx(roc_auc_score(right, confidence), abs=1e-12)
+    assert found.auroc.low < found.auroc.value < found.auroc.high
+    assert found.brier and found.brier.value == pytest.approx(brier_score_loss(right, confidence))
+    coverage, risk, low, high = found.curve[-1]
+    assert coverage == 1.0 and low < risk < high
+    assert found.curve[2][1] < risk == pytest.approx(1 - right.mean())
+    found, _ = measure("entropy", confidence - 3, right, 0)  # no probability
+    assert found.ece is None and found.brier is None
+    assert found.mapped_brier.value < 0.25
+
+
+def test_aurc_is_the_mean_over_orders_drawn_by_lot() -> None:
+    confidence, right = confidences(300)
+    rng = np.random.default_rng(2)
+    total, orders = 0.0, 400
+    for _ in range(orders):
+        order = np.lexsort((rng.random(300), -confidence))
+        risk = np.cumsum(~right[order]) / np.arange(1, 301)
+        total += risk.mean()
+    found, _ = measure("probability", confidence, right, 0)
+    assert found.aurc.value == pytest.approx(total / orders, abs=0.005)
+
+
+def test_ece_and_brier_of_a_calibrated_and_an_over_confident_judge() -> None:
+    rng = np.random.default_rng(3)
+    truth = rng.random(2000)
+    right = rng.random(2000) < truth
+    honest, _ = measure("probability", truth, right, 0)
+    boasting, _ = measure("probability", truth**0.25, right, 0)
+    assert honest.ece and boasting.ece
+    assert honest.ece.value < 0.05 and boasting.ece.value > 0.25
+    assert boasting.mapped_ece.value < 0.05  # the map repairs it, and the ranking is the same
+    assert boasting.auroc.value == pytest.approx(honest.auroc.value)
+
+
+def test_the_better_method_is_advised_only_where_the_rows_show_it() -> None:
+    rng = np.random.default_rng(4)
+    hidden = rng.random(1500)
+    right = rng.random(1500) < 0.3 + 0.7 * hidden
+    good, poor = hidden, np.clip(hidden + rng.normal(0, 1, 1500), 0, 1)
+    found = compare({"probability": poor, "calibrated_entropy": good - 1}, right)
+    assert found.use == "calibrated_entropy" and "ranks the rows better" in found.advice
+    found = compare({"probability": good, "margin": 2 * good - 1}, right)  # the same order
+    assert found.use == "probability"
+    few = slice(0, 40)
+    found = compare({"probability": good[few], "margin": np.clip(good + 1e-3 * poor, 0, 1)[few]},
+                    right[few])  # fmt: skip
+    assert found.use == "probability"
+
+
+def test_intervals_cover_the_truth_and_are_the_same_every_time() -> None:
+    confidence, right = confidences()
+    assert compare({"p": confidence}, right, 5) == compare({"p": confidence}, right, 5)
+    rng = np.random.default_rng(6)
+    covered = 0
+    for seed in range(15):
+        confidence = rng.random(300)
+        right = rng.random(300) < confidence
+        found, _ = measure("probability", confidence, right, seed)
+        assert found.brier is not None
+        covered += found.brier.low <= 1 / 6 <= found.brier.high  # E[p (1 − p)]
+    assert covered >= 12

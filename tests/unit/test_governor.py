@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from decimal import Decimal as D
 from typing import Any
 
 import pytest
 
+from ray_judge.errors import ConfigError, LedgerFenced, StorageError
 from ray_judge.escalation.books.books import Books
-from ray_judge.escalation.online.governor import Governor
+from ray_judge.escalation.online.governor import Governor, WallClock
 from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit
 
 from .memory import MemoryStorage
+from .test_ledger import END, books
+from .test_limiter import START, Provider
 from .virtual_time import virtual
-
-pytestmark = pytest.mark.timeout(60)
-
-START = 1_795_000_000.0
-DECEMBER = 1_796_083_200.0
 
 
 @pytest.fixture
@@ -28,24 +27,15 @@ def storage() -> MemoryStorage:
     return MemoryStorage()
 
 
-class LoopClock:
+class LoopClock(WallClock):
     def now(self) -> float:
         return START + asyncio.get_running_loop().time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 async def inline(work: Callable[[], None]) -> None:
     """A commit that takes 5 ms."""
     await asyncio.sleep(0.005)
     work()
-
-
-def books(storage: MemoryStorage, cap: str = "1", month: str | None = None, **more: Any) -> Books:
-    caps: Any = {"cap_usd": D(cap), "monthly_cap_usd": month and D(month)}
-    options = {"shared": False, "run": "run", "clock": lambda: START, **caps, **more}
-    return Books(storage, **options)
 
 
 def governor(of: Books, **more: Any) -> Governor:
@@ -66,7 +56,10 @@ async def test_permits_carry_money_and_times(storage: MemoryStorage) -> None:
     permit = await gov.acquire("a", needs("0.1", "0.1", "0.1"))
     assert 1 <= permit.slots == len(permit.send_after_s) <= 3
     assert list(permit.send_after_s) == sorted(permit.send_after_s)
-    await gov.settle("a", [(permit.lease_id, 0, D("0.02"))])
+    assert permit.lease_id.encode() in storage.files["ledger/00000001.log"], "durable before"
+    for _ in range(2):
+        await gov.settle("a", [(permit.lease_id, 0, D("0.02"))])
+        assert gov.state()["in_flight"] == permit.slots - 1
     assert gov.state()["spent_usd"] == D("0.02")
     assert gov.state()["open_usd"] == D("0.1") * (permit.slots - 1)
 
@@ -90,7 +83,7 @@ async def test_short_money_waits_for_open_leases_and_then_decides(storage: Memor
 
 @virtual
 async def test_what_can_never_be_had_is_denied_in_one_answer(storage: MemoryStorage) -> None:
-    gov = governor(books(storage, "1", month="0.5"))
+    gov = governor(books(storage, "1", monthly="0.5"))
     first = await gov.acquire("a", needs("0.3", "0.6", "0.7", "2", "0.1"))
     assert (first.slots, first.denied, first.cap) == (1, 2, "month")
     second = await gov.acquire("a", needs(*["2"] * 40))
@@ -110,9 +103,9 @@ async def test_a_month_that_begins_between_two_looks_leaks_nothing(
     storage: MemoryStorage, spent_in: str, costs: list[str], look: str
 ) -> None:
     """`spent_in`: the month that has only 0.05 left (the new one, if a clock was fast)."""
-    now = START if spent_in == "old" else DECEMBER
+    now = START if spent_in == "old" else END
 
-    of = books(storage, "100", month="1", clock=lambda: now)
+    of = books(storage, "100", monthly="1", now=lambda: now)
     ledger, _ = of.claim("test")
     ledger.settle(ledger.grant("a", [("q", D("0.95"))]).id, 0, D("0.95"))
     ledger.close()
@@ -125,7 +118,7 @@ async def test_a_month_that_begins_between_two_looks_leaks_nothing(
         nonlocal now, calls
         result, calls = real(*args), calls + 1
         if calls > (look == "fitting"):  # `acquire` itself looks whether they are amounts
-            now = DECEMBER
+            now = END
         return result
 
     setattr(owner, look, looked)
@@ -144,7 +137,11 @@ async def test_a_month_that_begins_between_two_looks_leaks_nothing(
 async def test_actors_use_the_allowed_rate_and_are_served_in_turn(
     storage: MemoryStorage, commit_s: float
 ) -> None:
-    """5,000 requests/min over a minute, whoever of them asks as often as twenty others."""
+    """5,000 requests/min over two minutes, whoever of them asks as often as twenty others.
+
+    At least 98 % of it, and at most 0.1 % answered 429, though requests are late by up to 50 ms.
+    """
+    rng, sent = random.Random(1), list[float]()
 
     async def slow(work: Callable[[], None]) -> None:
         await asyncio.sleep(commit_s)
@@ -155,17 +152,23 @@ async def test_actors_use_the_allowed_rate_and_are_served_in_turn(
     served = {"greedy": 0, "modest": 0}
 
     async def actor(name: str) -> None:
-        while asyncio.get_running_loop().time() < 60:
+        while asyncio.get_running_loop().time() < 120:
             permit = await gov.acquire(name, needs(*["0.1"] * 16))
             now = asyncio.get_running_loop().time()
-            served[name] += sum(now + after_s <= 60 for after_s in permit.send_after_s)
+            served[name] += permit.slots
+            sent.extend(now + after_s + rng.uniform(0, 0.05) for after_s in permit.send_after_s)
             await asyncio.sleep(max(permit.send_after_s) + 0.5)
             items = [(permit.lease_id, slot, D("0.1")) for slot in range(permit.slots)]
             await gov.settle(name, items)
 
     await asyncio.gather(*(actor(name) for name in ["greedy"] * 20 + ["modest"] * 8))
-    assert 0.97 * 5000 <= sum(served.values()) <= 5000
+    provider = Provider(5000, 1e9, 1.0)
+    for at in sorted(at for at in sent if at <= 120):
+        provider.answer(0, START + at)
+    assert provider.taken >= 0.98 * 10_000
+    assert provider.refused <= 0.001 * provider.taken
     assert served["modest"] >= 0.3 * served["greedy"]
+    assert (gov.state()["open_usd"], gov.state()["in_flight"]) == (0, 0)
 
 
 @virtual
@@ -211,8 +214,34 @@ async def test_a_cancelled_acquire_gives_its_lease_back(storage: MemoryStorage) 
     assert (gov.state()["open_usd"], gov.state()["in_flight"]) == (0, 0)
     first = await gov.acquire("a", needs("0.9"))
     blocked = asyncio.ensure_future(gov.acquire("b", needs("0.9")))
+    waiting = asyncio.ensure_future(gov.acquire("c", needs("0.9")))
     await asyncio.sleep(1)
     blocked.cancel()
     await asyncio.sleep(0)
     await gov.settle("a", [], released=[(first.lease_id, 0)])
-    assert (await gov.acquire("c", needs("0.9"))).slots == 1
+    assert (await waiting).slots == 1, "what is released is granted at once"
+
+
+@pytest.mark.parametrize("error", [LedgerFenced, StorageError])
+@virtual
+async def test_a_lost_ledger_is_heard_by_everyone(
+    storage: MemoryStorage, error: type[Exception]
+) -> None:
+    async def commit(work: Callable[[], None]) -> None:
+        if error is StorageError and gov.state()["open_usd"] > 1:
+            raise StorageError("disk full")
+        work()
+
+    gov = governor(books(storage, "9"), off_loop=commit)
+    with pytest.raises(ConfigError, match="money"):  # its caller's error alone
+        await gov.acquire("a", [Need("q", D("NaN"), 1)])
+    first = await gov.acquire("a", needs("0.9"))
+    if error is LedgerFenced:
+        books(storage).claim("another")
+    asking = [gov.acquire(actor, needs("0.9")) for actor in "ab"]
+    assert [type(told) for told in await asyncio.gather(*asking, return_exceptions=True)] == [
+        error, error,
+    ]  # fmt: skip
+    for late in (gov.acquire("a", needs("0.9")), gov.settle("a", [(first.lease_id, 0, D(0))])):
+        with pytest.raises(error):
+            await late

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.config import RunConfig, parse
+from ray_judge.config import RunConfig
 from ray_judge.errors import ConfigError, InputChangedError, InputError
 from ray_judge.records import VERDICT_COLUMNS, Example
 from ray_judge.run.columns import Columns
@@ -23,30 +24,20 @@ from ray_judge.run.plan import (
     row_keys,
 )
 
-pytestmark = pytest.mark.timeout(60)
+from . import builders
+
+DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+ROLES = {name: name for name in ("instruction", "response_a", "response_b")}
 
 
 def config(path: Path | str = "in", **changes: Any) -> RunConfig:
-    return parse(
-        {
-            "input": str(path),
-            "output": "out",
-            "judge": {"format": "demo", "model": "m"},
-            "route": {"fraction": 0.5},
-            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-            **changes,
-        }
-    )
+    return builders.config(input=str(path), **changes)
 
 
 def pairs(rows: int = 3, **columns: Any) -> pa.Table:
     """Pairs, with columns added, replaced, or (None) taken away."""
-    data: dict[str, Any] = {
-        "instruction": [f"instruction {n}" for n in range(rows)],
-        "response_a": [f"a {n}" for n in range(rows)],
-        "response_b": [f"b {n}" for n in range(rows)],
-        **columns,
-    }
+    data: dict[str, Any] = {name: [f"{name} {n}" for n in range(rows)] for name in ROLES}
+    data |= columns
     return pa.table({name: values for name, values in data.items() if values is not None})
 
 
@@ -64,10 +55,7 @@ def refusal(path: Path | str, extra: tuple[str, ...] = (), **changes: Any) -> In
     return caught.value
 
 
-# -- finding ---------------------------------------------------------------------------------------
-
-
-def test_a_file_a_folder_and_a_glob(tmp_path: Path) -> None:
+def test_a_file_a_folder_and_a_glob_whatever_their_names(tmp_path: Path) -> None:
     for name in ("b.parquet", "a.parquet", "sub/c.parquet", "_tmp.parquet", ".d.parquet", "e.txt"):
         shard(tmp_path, name, pairs())
     for pattern, names in (
@@ -81,10 +69,9 @@ def test_a_file_a_folder_and_a_glob(tmp_path: Path) -> None:
     ):
         assert find_shards(f"{tmp_path}{pattern}") == [(str(tmp_path), name) for name in names]
 
-
-def test_a_file_is_found_whatever_its_name(tmp_path: Path) -> None:
-    shard(tmp_path, "folder.parquet/0.parquet", pairs())
-    assert find_shards(str(tmp_path)) == [(str(tmp_path), "folder.parquet/0.parquet")]
+    folder = tmp_path / "other"
+    shard(folder, "folder.parquet/0.parquet", pairs())
+    assert find_shards(str(folder)) == [(str(folder), "folder.parquet/0.parquet")]
     for name in ("_hidden.parquet", "odd [1].parquet", "a b*.parquet"):
         shard(tmp_path, name, pairs())
         assert find_shards(str(tmp_path / name)) == [(str(tmp_path), name)]
@@ -92,13 +79,10 @@ def test_a_file_is_found_whatever_its_name(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     assert "no such file" in str(refusal(tmp_path / "none"))
-    (tmp_path / "empty").mkdir()
-    error = refusal(tmp_path / "empty")
-    assert "no Parquet shards" in str(error) and str(tmp_path / "empty") in str(error)
-    assert "no Parquet shards" in str(refusal(f"{tmp_path}/*.parquet"))
+    for place in (tmp_path, f"{tmp_path}/*.parquet"):
+        error = refusal(place)
+        assert "no Parquet shards" in str(error) and str(place) in str(error)
 
-
-# -- refusing --------------------------------------------------------------------------------------
 
 STRONG = {"model": "gpt-4.1", "max_cost_usd": 1, "samples": 2, "abstain_below": 0.5}
 NO_ROWS = pairs().slice(0, 0)
@@ -113,6 +97,7 @@ TWICE = pairs().append_column("response_a", pairs()["response_b"])
         ([pairs()], {"columns": {"label": "humann"}}, "humann", "for label"),
         ([pairs(label=[0, 1, 0])], {}, "label", "label must be A, B or tie"),
         ([pairs(strong_prob=[1, 2, 3])], {"strong": STRONG}, "strong_prob", "rename it"),
+        *(([pairs(**{name: [1, 2, 3]})], {}, name, "rename it") for name in VERDICT_COLUMNS),
         ([TWICE], {}, "response_a", "two columns have the same name"),
         ([pairs(score=[1] * 3), pairs(score=["1"] * 3)], {}, "score", "string here, int64 in"),
         ([pairs(score=[1] * 3), pairs()], {}, "score", "missing here"),
@@ -134,12 +119,6 @@ def test_what_cannot_be_judged_names_file_and_column(
     error = refusal(tmp_path, **changes)
     assert said in str(error) and error.where.get("column") == column
     assert error.where.get("file") == (str(paths[-1]) if said != "nothing to judge" else None)
-
-
-@pytest.mark.parametrize("column", VERDICT_COLUMNS)
-def test_a_column_that_collides_with_the_output(tmp_path: Path, column: str) -> None:
-    path = shard(tmp_path, "a.parquet", pairs(**{column: [1, 2, 3]}))
-    assert refusal(tmp_path).where == {"file": str(path), "column": column}
 
 
 def test_probability_columns_must_be_numbers_that_are_there(tmp_path: Path) -> None:
@@ -178,19 +157,13 @@ def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
     assert error.where["file"] == str(path) and "not a readable Parquet file" in str(error)
 
 
-# -- ids -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "ids",
     [
-        pa.array(["x", "y", "x"]),
-        pa.array([7, 8, 7]),
-        pa.array([b"\xff", b"y", b"\xff"]),
-        pa.array(["x", "y", "x"]).dictionary_encode(),
-        pa.array(["x", "y", "x"], pa.large_string()),
+        *(pa.array(ids) for ids in ("xyx", [7, 8, 7], [b"\xff", b"y", b"\xff"])),
+        *(pa.array("xyx").cast(kind) for kind in (pa.large_string(), DICTIONARY)),
     ],
-    ids=["string", "int", "binary", "dictionary", "large"],
+    ids=lambda ids: str(ids.type),
 )
 def test_duplicate_ids_name_both_rows(tmp_path: Path, ids: pa.Array) -> None:
     path = shard(tmp_path, "a.parquet", pairs(id=ids))
@@ -226,26 +199,22 @@ def test_row_keys_sort_as_their_rows_or_ids_do() -> None:
         assert keys == sorted(keys) and len(set(keys)) == len(table)
 
 
-# -- slices ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("group", [1, 3, 7, 100])
-def test_every_slice_over_any_row_groups(tmp_path: Path, group: int) -> None:
-    table = pairs(20)
+@pytest.mark.parametrize(
+    ("rows", "group", "starts", "sizes"),
+    [
+        *((20, group, range(21), (1, 2, 5, 20)) for group in (1, 3, 7, 100)),
+        (10_000, None, (4000, 4096, 9000), (5000,)),  # beyond one batch
+    ],
+)
+def test_every_slice_over_any_row_groups(
+    tmp_path: Path, rows: int, group: int | None, starts: Iterable[int], sizes: Iterable[int]
+) -> None:
+    table = pairs(rows)
     path = str(shard(tmp_path, "a.parquet", table, row_group_size=group))
-    for start in range(20):
-        for rows in (1, 2, 5, 20 - start):
-            got = read_rows(path, start, min(rows, 20 - start))
-            assert got.equals(table.slice(start, min(rows, 20 - start)))
-    assert read_rows(path, 20, 5).num_rows == 0
+    for start in starts:
+        for size in sizes:
+            assert read_rows(path, start, size).equals(table.slice(start, size))
     assert read_rows(path, 3, 4, ["response_a"]).column_names == ["response_a"]
-
-
-@pytest.mark.parametrize("start", [4000, 4096, 9000])
-def test_a_slice_beyond_one_batch(tmp_path: Path, start: int) -> None:
-    table = pairs(10_000)
-    path = str(shard(tmp_path, "a.parquet", table))
-    assert read_rows(path, start, 5000).equals(table.slice(start, 5000))
 
 
 @pytest.mark.parametrize("sizes", [[20], [7, 7, 6], [1] * 20, [19, 1], [5, 0, 15]])
@@ -258,16 +227,11 @@ def test_a_shard_in_slices(tmp_path: Path, sizes: list[int]) -> None:
     assert [len(one) for one in read_slices(path, [15, 15, 15])] == [15, 5, 0]
 
 
-# -- examples --------------------------------------------------------------------------------------
-
-ROLES = {"instruction": "instruction", "response_a": "response_a", "response_b": "response_b"}
-
-
 @pytest.mark.parametrize(
     "kind",
     [
         *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()),
-        pa.dictionary(pa.int32(), pa.string()),
+        DICTIONARY,
     ],
 )
 def test_text_of_every_type(kind: pa.DataType) -> None:
@@ -307,9 +271,6 @@ def test_optional_text_that_is_missing_is_left_out() -> None:
     assert isinstance(first, Example) and isinstance(second, Example)
     assert (first.reference, first.rubric, first.input) == ("r", None, None)
     assert (second.reference, second.rubric, second.input) == (None, "strict", "x")
-
-
-# -- fingerprints ----------------------------------------------------------------------------------
 
 
 def test_an_input_that_changed_or_went_is_named(tmp_path: Path) -> None:

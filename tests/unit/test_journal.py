@@ -20,8 +20,6 @@ from ray_judge.storage.local import Storage
 
 from .memory import MemoryStorage
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def answer(number: int = 0, **changes: Any) -> Answer:
     cost_usd, usage = D("0.001234567") + number, Usage(120, 7, 64, tier="flex")
@@ -52,9 +50,6 @@ everybody: Callable[[str], bool] = lambda writer_id: True
 
 def rows(storage: Storage) -> list[Answer]:
     return load_journal(storage).rows
-
-
-# --- reading ----------------------------------------------------------------------------------
 
 
 def test_everything_comes_back_as_it_was() -> None:
@@ -114,9 +109,6 @@ def test_questions_asked_in_vain_are_counted(
     assert load_journal(storage).in_vain() == ({"k": counted} if counted else {})
 
 
-# --- damage -----------------------------------------------------------------------------------
-
-
 def test_damage_in_the_middle_names_the_line() -> None:
     storage = MemoryStorage()
     write(storage, "w", *answers(4))
@@ -148,9 +140,6 @@ def test_a_damaged_compacted_file_is_named(damage: Callable[[bytes], bytes]) -> 
     storage.files[name] = damage(storage.files[name])
     with pytest.raises(CorruptedError, match=f"journal.*{name}"):
         load_journal(storage)
-
-
-# --- compaction -------------------------------------------------------------------------------
 
 
 def test_compaction_folds_what_was_ended_and_is_readable_by_polars() -> None:
@@ -232,9 +221,6 @@ def test_a_crash_at_any_step_of_compaction_loses_and_doubles_nothing(step: int) 
         assert rows(storage) == answers(4)
         assert compact(storage, everybody) == 4
         assert len(storage.files) == 1
-
-
-# --- group commit -----------------------------------------------------------------------------
 
 
 def test_put_returns_when_durable_and_shares_syncs() -> None:

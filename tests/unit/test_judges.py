@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -18,8 +20,6 @@ from ray_judge.judging.engines.tokens import find_boundary
 from ray_judge.judging.formats import Format, Template, base_model_of, format_for
 from ray_judge.judging.formats.generic import GENERIC_RUBRIC
 from ray_judge.records import Example, Task
-
-pytestmark = pytest.mark.timeout(30)
 
 PAIR = Example("do", ("one", "two"))
 SINGLE = Example("do", ("one",))
@@ -62,7 +62,7 @@ def test_the_input_goes_behind_the_instruction_unless_it_has_its_own_place() -> 
     [(True, ["A", "B", "tie"], "A, B or C"), (False, ["A", "B"], "A or B")],
 )
 @pytest.mark.parametrize("decode", ["verdict", "full"])
-def test_generic_pairs(ties: bool, names: list[str], words: str, decode: str) -> None:
+def test_generic(ties: bool, names: list[str], words: str, decode: str) -> None:
     shown = format_for(judge(ties=ties, decode=decode), "pairwise")
     assert list(shown.spellings) == names
     assert shown.spellings["A"] == ("A", " A")
@@ -71,10 +71,7 @@ def test_generic_pairs(ties: bool, names: list[str], words: str, decode: str) ->
     assert question.plain().endswith("Verdict:" if decode == "verdict" else ")\n")
     assert question.plain().startswith(str(question.system))
     assert ("explain" in question.user) == (decode == "full")
-
-
-def test_generic_scores() -> None:
-    shown = format_for(judge(scores=(0, 12)), "pointwise")
+    shown = format_for(judge(scores=(0, 12), decode=decode), "pointwise")
     assert list(shown.spellings) == [str(n) for n in range(13)]
     text = shown.render(SINGLE).user
     assert "from 0 (worst) to 12 (best)" in text and "[Answer]\none" in text
@@ -90,16 +87,12 @@ def test_the_rubric_of_the_row_wins_over_the_configurations_over_ours() -> None:
     assert here.replace("uno", "*").replace("due", "uno").replace("*", "due") == there
 
 
-# --- the judges that have a prompt of their own ---
-
-
 @pytest.fixture
-def upstream(data: Path) -> Any:
-    def make(name: str, task: Task, **changes: Any) -> Format:
-        templates = str(data / "judge_templates.json")
-        return format_for(judge(format=name, templates=templates, **changes), task)
-
-    return make
+def upstream(data: Path) -> Callable[..., Format]:
+    templates = str(data / "judge_templates.json")
+    return lambda name, task, **changes: format_for(
+        judge(format=name, templates=templates, **changes), task
+    )
 
 
 TASKS: tuple[Task, ...] = ("pairwise", "pointwise")
@@ -174,12 +167,13 @@ def test_prometheus_has_criteria_of_its_own_form(upstream: Any) -> None:
 
 
 def test_what_a_format_cannot_do() -> None:
-    with pytest.raises(ConfigError, match="demo gives no scores"):
-        format_for(judge(format="demo"), "pointwise")
-    with pytest.raises(ConfigError, match="by_scores needs them"):
-        format_for(judge(format="demo", by_scores=True), "pairwise")
-    with pytest.raises(ConfigError, match="chat cannot be true"):
-        format_for(judge(format="judgelm", chat=True), "pairwise")
+    for changes, task, said in (
+        ({"format": "demo"}, "pointwise", "demo gives no scores"),
+        ({"format": "demo", "by_scores": True}, "pairwise", "by_scores needs them"),
+        ({"format": "judgelm", "chat": True}, "pairwise", "chat cannot be true"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            format_for(judge(**changes), task)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +203,6 @@ def test_paths_that_lead_to_no_model(tmp_path: Path) -> None:
     check_model("judge.model", "org/model")  # the hub's to say
 
 
-# --- where a verdict sits in what a model wrote ---
-
-
 def decode_letters(ids: Any) -> str:
     """As byte-level tokenizers do: a letter of several bytes is whole, or a mark in its place."""
     return bytes(ids).decode(errors="replace")
@@ -226,12 +217,7 @@ def test_the_boundary_in_front_of_a_verdict(text: str, start: int) -> None:
 
 
 def test_a_long_answer_is_not_decoded_from_each_of_its_tokens() -> None:
-    decoded: list[int] = []
-
-    def decode(ids: Any) -> str:
-        decoded.append(len(ids))
-        return decode_letters(ids)
-
+    decode = Mock(side_effect=decode_letters)
     text = "word " * 2000 + "[RESULT] 4"
     assert find_boundary(text, len(text) - 2, [*text.encode()], decode) == (len(text) - 2,) * 2
-    assert len(decoded) <= 20
+    assert decode.call_count <= 20

@@ -8,21 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from ray_judge.config import JudgeConfig, parse
+from ray_judge.config import JudgeConfig
 from ray_judge.judging import stage
-from ray_judge.judging.stage import (
-    Pool,
-    calibrate_rows,
-    for_the_base,
-    pool_sizes,
-    without_nan,
-)
-from ray_judge.records import Scored, judged_schema
+from ray_judge.judging.stage import Pool, calibrate_rows, for_the_base, pool_sizes, without_nan
+from ray_judge.records import Scored
 
-pytestmark = pytest.mark.timeout(30)
+from . import builders
+
+CALIBRATED = {"confidence": "calibrated_entropy"}
 
 
 def judge(**changes: Any) -> JudgeConfig:
@@ -37,13 +32,9 @@ def judge(**changes: Any) -> JudgeConfig:
         ({"replicas": 64}, {"CPU": 4}, [Pool(10, 0, 0.2)]),  # never more than there are chunks
         ({"engine_options": {"tensor_parallel_size": 2}}, {"GPU": 8, "CPU": 64}, [Pool(4, 2, 1)]),
         ({"gpus_per_replica": 0.25}, {"GPU": 1, "CPU": 8}, [Pool(4, 0.25, 1)]),
-        ({"confidence": "calibrated_entropy"}, {"GPU": 8, "CPU": 64}, [Pool(4, 1, 1)] * 2),
-        (
-            {"confidence": "calibrated_entropy", "share_gpu": True},
-            {"GPU": 4, "CPU": 64},
-            [Pool(4, 0.5, 1)] * 2,
-        ),
-        ({"confidence": "calibrated_entropy"}, {"CPU": 4}, [Pool(4, 0, 0.25)] * 2),
+        (CALIBRATED, {"GPU": 8, "CPU": 64}, [Pool(4, 1, 1)] * 2),
+        ({**CALIBRATED, "share_gpu": True}, {"GPU": 4, "CPU": 64}, [Pool(4, 0.5, 1)] * 2),
+        (CALIBRATED, {"CPU": 4}, [Pool(4, 0, 0.25)] * 2),
     ],
 )
 def test_pools(wish: dict[str, Any], cluster: dict[str, float], pools: list[Pool]) -> None:
@@ -65,31 +56,13 @@ def test_pools(wish: dict[str, Any], cluster: dict[str, float], pools: list[Pool
     ],
 )
 def test_two_models_share_a_gpu_when_their_weights_fit(
-    wish: bool | None,
-    gpus: int,
-    memory: int,
-    shared: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    wish: Any, gpus: int, memory: int, shared: bool, tmp_path: Path, monkeypatch: Any
 ) -> None:
     for name, size in (("judge", 10), ("base", 20)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
-    config = parse(
-        {
-            "input": "in",
-            "output": "out",
-            "judge": {
-                "format": "generic",
-                "model": str(tmp_path / "judge"),
-                "base_model": str(tmp_path / "base"),
-                "confidence": "calibrated_entropy",
-                "share_gpu": wish,
-            },
-            "route": {"policy": "fraction", "fraction": 0.5},
-            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-        }
-    )
+    models = {"model": str(tmp_path / "judge"), "base_model": str(tmp_path / "base")}
+    config = builders.config(judge={**models, **CALIBRATED, "share_gpu": wish})
     monkeypatch.setattr(stage.ray, "cluster_resources", lambda: {"GPU": gpus} if gpus else {})
     monkeypatch.setattr(stage.ray, "get", lambda value: value)
     monkeypatch.setattr(stage, "gpu_bytes", SimpleNamespace(remote=lambda: memory))
@@ -105,42 +78,24 @@ class Base:
 
 def test_the_base_models_entropies_are_subtracted() -> None:
     """Per prompt the mean over its tokens, then the mean over prompts; null stays null."""
-    schema = judged_schema("pairwise", ("A", "B", "tie"))
-    own = [-1.0, -2.0, None]
-    rows = [
-        dict.fromkeys(schema.names)
-        | {"row": n, "row_key": str(n), "has_text": True}
-        | {"judge_confidence": value}
-        for n, value in enumerate(own)
-    ]
+    rows = builders.judged(*({"judge_confidence": value} for value in (-1.0, -2.0, None)))
     scored = [
         [Scored((9,), (1, 3)), Scored((9,), (4,))],
         [Scored((9, 9), (5,)), Scored((9,), (7, 7))],
         [Scored((9,), (100,)), Scored((9,), (100,))],
     ]
-    block = for_the_base(pa.Table.from_pylist(rows, schema=schema), scored, "c")
+    block = for_the_base(rows, scored, "c")
     assert block["__chunk"].to_pylist() == ["c"] * 3
     found = calibrate_rows(block, Base())  # type: ignore[arg-type]
     assert found["judge_confidence"].to_pylist() == [-1 - -(2 + 4) / 2, -2 - -(5 + 7) / 2, None]
-    assert (
-        found.select(schema.names)
-        .drop_columns("judge_confidence")
-        .equals(pa.Table.from_pylist(rows, schema=schema).drop_columns("judge_confidence"))
-    )
+    others = [name for name in rows.column_names if name != "judge_confidence"]
+    assert found.select(others).equals(rows.select(others))
 
 
 def test_a_confidence_that_is_no_number_is_null_and_says_so() -> None:
-    schema = judged_schema("pairwise", ("A", "B", "tie"))
-    given: list[tuple[float | None, str | None]] = [
-        (0.5, None), (math.nan, None), (None, "e"), (math.nan, "e"),
-    ]  # fmt: skip
-    rows = [
-        {"row": 0, "row_key": "0", "has_text": True, "judge_confidence": c, "error": e}
-        for c, e in given
-    ]
-    found = without_nan(pa.Table.from_pylist(rows, schema=schema))
-    assert found.schema.equals(schema)
+    given = [(0.5, None), (math.nan, None), (None, "e"), (math.nan, "e")]
+    found = without_nan(builders.judged(*({"judge_confidence": c, "error": e} for c, e in given)))
+    assert found.schema.equals(builders.JUDGED)
     assert found["judge_confidence"].to_pylist() == [0.5, None, None, None]
-    assert found["error"].to_pylist() == [
-        None, "judge: its confidence is not a number", "e", "e",
-    ]  # fmt: skip
+    said = "judge: its confidence is not a number"
+    assert found["error"].to_pylist() == [None, said, "e", "e"]

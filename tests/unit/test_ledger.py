@@ -16,7 +16,7 @@ from ray_judge.errors import (
     EscalationError,
     LedgerFenced,
     RunLockedError,
-)  # fmt: skip
+)
 from ray_judge.escalation.books.batches import BatchRecord, Stage, save
 from ray_judge.escalation.books.books import Books, InFlight
 from ray_judge.escalation.books.ledger import HeldSlot, Lease, Ledger
@@ -27,19 +27,18 @@ from ray_judge.storage.local import LocalStorage, Storage
 from .memory import MemoryStorage
 
 NOVEMBER, DECEMBER = 1_795_000_000.0, 1_797_000_000.0
+END = 1_796_083_200.0
+"""2026-12-01 00:00 UTC."""
+DAY = 86_400.0
 
 
-def books(storage: Storage, cap: str = "1", **more: Any) -> Books:
+def books(
+    storage: Storage, cap: str = "1", run: str = "run", monthly: str | None = None, now: Any = None
+) -> Books:
     """`now`: Unix seconds, or what tells them; `monthly`: the cap of a month."""
-    now, monthly = more.get("now", NOVEMBER), more.get("monthly")
-    return Books(
-        storage,
-        shared=False,
-        run=more.get("run", "run"),
-        cap_usd=D(cap),
-        monthly_cap_usd=monthly and D(monthly),
-        clock=now if callable(now) else lambda: now,
-    )
+    clock = now if callable(now) else lambda: now or NOVEMBER
+    caps: Any = {"cap_usd": D(cap), "monthly_cap_usd": monthly and D(monthly)}
+    return Books(storage, shared=False, run=run, clock=clock, **caps)
 
 
 def opened(storage: Storage, cap: str = "1", **more: Any) -> Ledger:
@@ -60,9 +59,6 @@ def prove(storage: Storage, lease: str, slot: int, cost: D) -> None:
 
 def total(ledger: Ledger) -> D:
     return ledger.spent_usd + ledger.open_usd
-
-
-# --- granting and settling --------------------------------------------------------------------
 
 
 def test_the_longest_prefix_that_fits() -> None:
@@ -116,9 +112,6 @@ def test_sums_are_exact_whatever_the_decimal_context() -> None:
         assert grant(ledger, "0.000000001").slots == 0
 
 
-# --- owners -----------------------------------------------------------------------------------
-
-
 def test_a_clean_close_keeps_every_settlement_and_the_cap_may_change() -> None:
     storage = MemoryStorage()
     ledger = opened(storage)
@@ -144,6 +137,8 @@ def test_a_stale_owner_grants_nothing_more(tmp_path: Path) -> None:
     old.close()  # what it writes late is nobody's: the next owner does not even read it
     third = opened(storage)
     assert third.open_usd == D(1) and third.settle(kept.id, 0, D("0.1"))
+    new.close()
+    third.close()
 
 
 def test_an_owner_that_died_before_its_snapshot_is_stepped_over() -> None:
@@ -154,9 +149,6 @@ def test_an_owner_that_died_before_its_snapshot_is_stepped_over() -> None:
     again = opened(storage)
     assert (again.epoch, again.open_usd) == (3, D("0.3"))
     assert again.settle(lease.id, 0, D(0))
-
-
-# --- what a claim tells -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,6 +197,9 @@ def test_a_claim_names_every_question_that_may_be_in_flight() -> None:
     claim = books(storage, now=NOVEMBER + 90).claim("third")[1]
     assert claim.in_flight == {"key2": early, "key3": InFlight("asker2", NOVEMBER + 90)}
     assert pickle.loads(pickle.dumps(claim)) == claim
+    prove(storage, lease.id, 2, D("0.01"))  # of a lease that was lost at an earlier claim
+    fourth, claim = books(storage, now=NOVEMBER + 90).claim("fourth")
+    assert (fourth.spent_usd, [*claim.in_flight]) == (D("0.06"), ["key3"])
 
 
 def test_shared_books_have_one_lock_and_travel(tmp_path: Path) -> None:
@@ -219,9 +214,6 @@ def test_shared_books_have_one_lock_and_travel(tmp_path: Path) -> None:
             pass
     with pickle.loads(pickle.dumps(theirs)).locked():
         pass
-
-
-# --- months -----------------------------------------------------------------------------------
 
 
 def test_runs_and_months_share_one_ledger() -> None:
@@ -242,11 +234,44 @@ def test_runs_and_months_share_one_ledger() -> None:
     assert opened(storage, "50", run="three", monthly="6", now=DECEMBER).month_usd() == D(5)
 
 
-# --- damage -----------------------------------------------------------------------------------
+def test_a_lease_that_is_open_across_the_end_of_a_month_counts_in_both() -> None:
+    now = END - 5.0
+    ledger = opened(MemoryStorage(), "10", monthly="1", now=lambda: now)
+    lease = grant(ledger, "0.6", "0.4")
+    ledger.settle(lease.id, 1, D("0.4"))
+    now = END
+    assert grant(ledger, "0.6").slots == 0
+    ledger.settle(lease.id, 0, D("0.5"))
+    assert ledger.month_usd() == D("0.5")
+    assert grant(ledger, "0.5").slots == 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "looked", "proven", "december"),
+    [
+        *((END - 4, looked, None, "0.3") for looked in (END + 1, END + 20 * DAY)),
+        (END - 4, END + 1, "0.2", "0.2"),  # sent in November, answered in December
+        (END - 4000, END + 1, None, "0"),
+    ],
+)
+def test_a_lost_lease_may_be_billed_within_the_hour(
+    lost: float, looked: float, proven: str | None, december: str
+) -> None:
+    """When that is looked at does not matter, nor whether an owner saw the month begin."""
+    storage, now = MemoryStorage(), lost
+    lease = grant(opened(storage, "10", monthly="1", now=now), "0.3")
+    heir = opened(storage, "10", monthly="1", now=lambda: now)
+    if proven:
+        prove(storage, lease.id, 0, D(proven))
+    now = looked
+    later = opened(storage, "10", monthly="1", now=now)
+    assert later.month_usd() == D(december)
+    assert proven or heir.month_usd() == D(december)
+    assert grant(later, D("1.01") - D(december)).slots == 0
+    assert opened(storage, "10", monthly="1", now=END + 40 * DAY).month_usd() == 0
+
 
 LOG = "ledger/00000001.log"
-
-
 FIRST, SECOND, THIRD = (encode(number, number - 1, {"n": number}) for number in (1, 2, 3))
 UNSYNCED = [encode(number, 1, {"n": number}) for number in (3, 4)]
 
@@ -281,7 +306,7 @@ def test_a_log_that_is_cut_or_has_a_flipped_byte_is_never_misread() -> None:
         kept.append((len(storage.files[LOG]), total(ledger)))
         ledger.settle(lease.id, 0, D("0.01"))
     data = storage.files[LOG]
-    for cut in range(0, len(data) + 1, 7):
+    for cut in range(len(data) + 1):
         again = opened(MemoryStorage({"ledger/claim-00000001": b"{}", LOG: data[:cut]}))
         least = max((money for end, money in kept if end <= cut), default=D(0))
         assert least - D("0.09") <= total(again) <= 1 and total(again) >= again.spent_usd

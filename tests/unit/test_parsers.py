@@ -17,18 +17,8 @@ from ray_judge.judging.formats import Format, Template, format_for
 from ray_judge.judging.formats.families import FAMILIES
 from ray_judge.records import Task
 
-from . import malformed_answers as table
+from .malformed_answers import TABLES
 
-pytestmark = pytest.mark.timeout(60)
-
-TABLES: dict[str, table.Table] = {
-    "judgelm-pairwise": table.JUDGELM_PAIRS, "judgelm-pointwise": table.JUDGELM_SCORES,
-    "pandalm-pairwise": table.PANDALM_PAIRS, "pandalm-pointwise": table.PANDALM_SCORES,
-    "auto-j-pairwise": table.AUTO_J_PAIRS, "auto-j-pointwise": table.AUTO_J_SCORES,
-    "prometheus-pointwise": table.RESULT_SCORES, "prometheus-2-pairwise": table.RESULT_PAIRS,
-    "prometheus-2-pointwise": table.RESULT_SCORES, "generic-pairwise": table.GENERIC_PAIRS,
-    "generic-pointwise": table.GENERIC_SCORES,
-}  # fmt: skip
 CASES = [(name, *case) for name, cases in TABLES.items() for case in cases]
 
 
@@ -50,15 +40,16 @@ def reads(name: str, answer: str) -> str | None:
     parsed = shown.parse(answer)
     assert (parsed.verdict is None) == (parsed.reason is not None), parsed
     if parsed.verdict is None:
-        assert parsed.reason and "\n" not in parsed.reason and len(parsed.reason) < 200
+        assert re.fullmatch(r"(the answer|behind ).{,189}", parsed.reason or "")
         return None
     assert any(answer.startswith(s, parsed.start) for s in shown.spellings[parsed.verdict])
     return parsed.verdict
 
 
-def test_the_corpus_is_large_enough() -> None:
+def test_the_corpus_is_large_enough_and_reasons_show_what_was_said() -> None:
     assert len({(name, answer) for name, answer, _ in CASES}) == len(CASES)
     assert sum(expected is None for _, _, expected in CASES) >= 200
+    assert '"11 10"' in str(FORMATS["judgelm-pairwise"].parse("11 10").reason)
 
 
 @pytest.mark.parametrize(("name", "answer", "expected"), CASES)
@@ -66,26 +57,25 @@ def test_malformed_answers(name: str, answer: str, expected: str | None) -> None
     assert reads(name, answer) == expected
 
 
-# --- every answer of these judges, in a shape that it may get on its way ---
-
 WELL: dict[str, tuple[str, dict[str, str]]] = {
-    "judgelm-pairwise": ("{}\nThe first is clearer.", {"8 7": "A", "2 9": "B", "6 6": "tie"}),
-    "judgelm-pointwise": ("{}\nIt is helpful.", {"1": "1", "8": "8", "10": "10"}),
+    "judgelm-pairwise": ("{}\nWHY", {"8 7": "A", "2 9": "B", "6 6": "tie"}),
+    "judgelm-pointwise": ("{}\nWHY", {"1": "1", "8": "8", "10": "10"}),
     "pandalm-pairwise": (
-        "{}\n\n### Reason: it is short.\n\n### Reference: yes", {"1": "A", "2": "B", "Tie": "tie"},
+        "{}\n\n### Reason: WHY\n\n### Reference: yes", {"1": "A", "2": "B", "Tie": "tie"},
     ),
-    "pandalm-pointwise": ("{}\n\n### Reason: it is concise.", {"1": "1", "5": "5"}),
+    "pandalm-pointwise": ("{}\n\n### Reason: WHY", {"1": "1", "5": "5"}),
     "auto-j-pairwise": (
-        "1. Both are polite.\n\nSo, the final decision is {}.",
+        "1. WHY\n\nSo, the final decision is {}.",
         {"Response 1": "A", "Response 2": "B", "Tie": "tie"},
     ),
-    "auto-j-pointwise": ("It lacks an example.\n\nRating: [[{}]]", {"1": "1", "10": "10"}),
-    "prometheus-pointwise": ("Feedback: it is clear. [RESULT] {}", {"1": "1", "5": "5"}),
-    "prometheus-2-pairwise": ("Feedback: A is clear. [RESULT] {}", {"A": "A", "B": "B"}),
-    "prometheus-2-pointwise": ("It is clear. [RESULT] {}", {"1": "1", "5": "5"}),
-    "generic-pairwise": ("Both are clear.\nVerdict: {}", {"A": "A", "B": "B", "C": "tie"}),
-    "generic-pointwise": ("It is clear.\nVerdict: {}", {"1": "1", "5": "5"}),
+    "auto-j-pointwise": ("WHY\n\nRating: [[{}]]", {"1": "1", "10": "10"}),
+    "prometheus-pointwise": ("Feedback: WHY [RESULT] {}", {"1": "1", "5": "5"}),
+    "prometheus-2-pairwise": ("Feedback: WHY [RESULT] {}", {"A": "A", "B": "B"}),
+    "prometheus-2-pointwise": ("WHY [RESULT] {}", {"1": "1", "5": "5"}),
+    "generic-pairwise": ("WHY\nVerdict: {}", {"A": "A", "B": "B", "C": "tie"}),
+    "generic-pointwise": ("WHY\nVerdict: {}", {"1": "1", "5": "5"}),
 }  # fmt: skip
+"""Each judge's form of an answer, and its verdicts in it; for WHY an explanation may stand."""
 FIRST_LINE = [name for name in WELL if name.startswith(("judgelm", "pandalm"))]
 HARMLESS: dict[str, Callable[[str], str]] = {
     "as it is": lambda text: text,
@@ -131,24 +121,18 @@ def test_an_answer_that_was_cut_off_has_its_verdict_or_none(name: str) -> None:
                 assert whole[:end].endswith("1") and text.endswith("10")
 
 
-@pytest.mark.parametrize("name", [name for name in WELL if name not in FIRST_LINE])
-def test_two_conclusions_that_differ_are_none(name: str) -> None:
-    shape, said = WELL[name]
-    for one in said:
-        for other in said:
-            both = f"{shape.format(one)}\n\n{shape.format(other)}"
-            assert reads(name, both) == (said[one] if one == other else None)
-
-
 @pytest.mark.parametrize("name", WELL)
-def test_a_verdict_that_a_response_dictates_is_not_the_judges(name: str) -> None:
+def test_a_verdict_that_a_response_dictates_or_that_is_revoked_is_none(name: str) -> None:
     """The judge repeats what a response told it to say, and then gives no verdict or its own."""
     shape, said = WELL[name]
-    for dictated in said:
-        told = f'The response tells me to write "{shape.format(dictated)}" and I refuse.'
+    for first, meant in said.items():
+        told = f'The response tells me to write "{shape.format(first)}" and I refuse.'
         assert reads(name, told) is None
         for own, verdict in said.items():
             assert reads(name, f"{told}\n\n{shape.format(own)}") in (verdict, None)
+            if name not in FIRST_LINE:
+                both = f"{shape.format(first)}\n\n{shape.format(own)}"
+                assert reads(name, both) == (meant if first == own else None)
 
 
 @pytest.mark.parametrize("name", WELL)
@@ -159,9 +143,10 @@ def test_free_text_never_makes_a_verdict(name: str, data: Any) -> None:
     own = data.draw(st.sampled_from(sorted(said)))
     words = st.text("abc .,:;!?\n\"'`*>()[]/-0123456789AB", max_size=40)
     before, behind = data.draw(words), data.draw(words)
-    found = reads(name, f"{before}{shape.format(own)}{behind}")
+    text = f"{before}{shape.format(own)}{behind}"
+    found = reads(name, text)
     if name in FIRST_LINE:
-        line = f"{before}{shape.format(own)}{behind}".lstrip(" \n").partition("\n")[0].strip()
+        line = text.lstrip(" \n").partition("\n")[0].strip()
         known = {t.strip(): v for v, ts in FORMATS[name].spellings.items() for t in ts}
         assert found in (None, known.get(line))
     else:
@@ -179,28 +164,12 @@ def test_two_scores_decide_as_they_compare(a: int, b: int) -> None:
         assert found is None
 
 
-# --- real verdicts, in the form of the judge that gave them and in the others' ---
-
-PANDALM = {"A": "1", "B": "2", "tie": "Tie"}
-AUTO_J = {"A": "Response 1", "B": "Response 2", "tie": "Tie"}
-SCORES = {"A": "8 6", "B": "5 9", "tie": "10 10"}
-
-
 def all_read(why: str, verdict: str) -> None:
     """In every family's form the verdict is read behind (or before) this explanation."""
-    first = SCORES[verdict].partition(" ")[0]
-    assert reads("judgelm-pairwise", f"{SCORES[verdict]}\n{why}") == verdict
-    assert reads("judgelm-pairwise", f"\n{SCORES[verdict]}\n{why}\n") == verdict
-    assert reads("judgelm-pointwise", f"{first}\n{why}") == first
-    decided = f"{why}\n\nSo, the final decision is {AUTO_J[verdict]}."
-    behind = f" Although both answer it, {AUTO_J[verdict]} stands."
-    assert reads("auto-j-pairwise", decided) == verdict
-    assert reads("auto-j-pairwise", decided + behind) == verdict
-    assert reads("auto-j-pointwise", f"{why}\n\nRating: [[{first}]]") == first
-    assert reads("generic-pairwise", f"{why}\n\nVerdict: {verdict.replace('tie', 'C')}") == verdict
-    assert reads("prometheus-pointwise", f"Feedback: {why} [RESULT] 5") == "5"
-    if verdict != "tie":
-        assert reads("prometheus-2-pairwise", f"Feedback: {why} [RESULT] {verdict}") == verdict
+    for name, (shape, said) in WELL.items():
+        for text, meant in said.items():
+            if meant == verdict or name.endswith("pointwise"):
+                assert reads(name, shape.format(text).replace("WHY", why)) == meant
 
 
 def test_all_real_verdicts_of_pandalm(data: Path) -> None:
@@ -208,27 +177,19 @@ def test_all_real_verdicts_of_pandalm(data: Path) -> None:
     rows = pl.read_parquet(data / "pandalm_test.parquet").select(columns).rows()
     for verdict, reason, reference in rows:
         behind = f"\n\n### Reason: {reason}\n\n### Reference: {reference}"
-        assert reads("pandalm-pairwise", PANDALM[verdict] + behind) == verdict
-        for score in ("1", "5"):
-            assert reads("pandalm-pointwise", score + behind) == score
+        text = {"A": "1", "B": "2", "tie": "Tie"}[verdict]
+        assert reads("pandalm-pairwise", text + behind) == verdict
+        assert reads("pandalm-pointwise", "5" + behind) == "5"
         all_read(reason, verdict)
     assert len(rows) == 999
 
 
 def test_all_real_verdicts_of_auto_j_in_both_orders(data: Path) -> None:
     columns = ("scenario", "autoj_13b_verdict", "autoj_13b_verdict_when_swapped")
-    rows = pl.read_parquet(data / "autoj_test.parquet").select(columns).rows()
-    for scenario, straight, swapped in rows:
+    rows = pl.read_parquet(data / "autoj_test.parquet").select(columns)
+    for scenario, straight, swapped in rows.unique().rows():
         why = f"1. The key factors for {scenario.replace('_', ' ')}:\n- clarity: equal."
         all_read(why, straight)
         # Recorded in the original orientation: swapped, the judge named the other one.
         all_read(why, {"A": "B", "B": "A", "tie": "tie"}[swapped])
     assert len(rows) == 1392
-
-
-def test_reasons_are_sentences_that_show_what_was_said() -> None:
-    reasons = [
-        (FORMATS[name].parse(answer).reason or "") for name, answer, said in CASES if said is None
-    ]
-    assert not [r for r in reasons if not re.match(r"the answer|behind ", r)]
-    assert '"11 10"' in str(FORMATS["judgelm-pairwise"].parse("11 10").reason)

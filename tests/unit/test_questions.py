@@ -1,10 +1,13 @@
-"""The strong judge's questions: one canonical form, made again alike, and no guessed verdict."""
+"""The strong judge's questions: one canonical form, made again alike, what they cost, and no
+guessed verdict.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from decimal import Decimal
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +16,59 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from ray_judge.config import RunConfig, parse
-from ray_judge.errors import InputChangedError
-from ray_judge.escalation.pricing import input_token_bound, max_cost
+from ray_judge.config import RunConfig
+from ray_judge.config.strong import PriceConfig
+from ray_judge.errors import ConfigError, InputChangedError
+from ray_judge.escalation.pricing import (
+    cost,
+    input_token_bound,
+    input_token_estimate,
+    max_cost,
+    price_of,
+    price_table,
+)
 from ray_judge.escalation.questions import QuestionMaker, Unparseable, canonical_key, in_words
-from ray_judge.records import Chunk, Example
+from ray_judge.records import Chunk, Example, Usage
 from ray_judge.run.columns import Columns
 
-pytestmark = pytest.mark.timeout(60)
+from . import builders
 
 PAIR = Example("Say hi.", ("hi", "hello"))
 ROLES = ("instruction", "response_a", "response_b")
-RUN = {"input": "i", "output": "o", "route": {"fraction": 0.5}}
+STRONG = {"model": "gpt-4.1", "max_cost_usd": 1}
 
 
 def config(task: str = "pairwise", **strong: Any) -> RunConfig:
     judge = {"model": "m", "rubric": strong.pop("judge_rubric", None)}
-    strong = {"model": "gpt-4.1", "max_cost_usd": 1, **strong}
-    return parse({**RUN, "task": task, "judge": judge, "strong": strong})
+    return builders.config(task=task, judge=judge, strong={**STRONG, **strong})
 
 
 def maker(task: str = "pairwise", **strong: Any) -> QuestionMaker:
     return QuestionMaker(config(task, **strong), Columns({role: role for role in ROLES}))
 
 
-def body(task: str = "pairwise", example: Example = PAIR, **strong: Any) -> Any:
-    return maker(task, **strong).of_example(example)[0].body
-
-
 def key(example: Example = PAIR, **strong: Any) -> str:
     return maker(**strong).of_example(example)[0].key
 
 
-def test_a_key_on_file() -> None:
-    """Journals hold it, and other processes read them on other days."""
-    assert key() == "742614d8f85e880f66f9a3af21dd8821896ad3a47c94806bc80f8b6285b60544"
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"max_cost_usd": 7, "concurrency": 1, "base_url": "http://127.0.0.1:1/v1", "mode": "batch"},
+        {"max_output_tokens": 10, "max_tokens_field": "max_tokens"},
+        {"samples": 3, "abstain_below": 0.7},
+    ],
+)
+def test_a_key_on_file(change: dict[str, Any]) -> None:
+    """Journals hold it, and other processes read them on other days.
+
+    A limit that was too low is raised, and no answer on file is asked for again.
+    """
+    asked = key(**change)
+    assert asked == "742614d8f85e880f66f9a3af21dd8821896ad3a47c94806bc80f8b6285b60544"
 
 
 def test_what_the_key_depends_on() -> None:
@@ -67,21 +87,9 @@ def test_what_the_key_depends_on() -> None:
     assert len(set(keys.values())) == len(keys)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"max_cost_usd": 7, "concurrency": 1, "base_url": "http://127.0.0.1:1/v1", "mode": "batch"},
-        {"max_output_tokens": 10, "max_tokens_field": "max_tokens"},
-        {"samples": 3, "abstain_below": 0.7},
-    ],
-)
-def test_what_the_key_does_not_depend_on(change: dict[str, Any]) -> None:
-    """A limit that was too low is raised, and no answer on file is asked for again."""
-    assert key(**change) == key()
-
-
 def test_a_key_is_that_of_the_body_whatever_its_order_and_text() -> None:
-    asked = body()
+    asked = maker().of_example(PAIR)[0].body
+    assert asked is not None
     assert canonical_key(dict(reversed(asked.items()))) == canonical_key(asked) == key()
     assert canonical_key({"a": "\ud800"}) != canonical_key({"a": "\ud801"})
     assert key(judge_rubric="Be kind.") == key(rubric="Be kind.")  # it stands in for a missing one
@@ -103,8 +111,8 @@ def test_a_question_knows_its_tokens_and_its_cost(mode: str, tier: str) -> None:
     assert question.body is not None
     bound = input_token_bound(question.body["messages"], question.body["response_format"])
     assert question.input_bound == bound > question.tokens > 0
-    cost = max_cost(asked.price, input_tokens=bound, output_tokens=50, tier=tier)
-    assert question.max_cost_usd == cost > Decimal(0)
+    most = max_cost(asked.price, input_tokens=bound, output_tokens=50, tier=tier)
+    assert question.max_cost_usd == most > Decimal(0)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +123,8 @@ def test_a_question_knows_its_tokens_and_its_cost(mode: str, tier: str) -> None:
     ],
 )
 def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values: Any) -> None:
-    asked = body(task, PAIR if task == "pairwise" else PAIR.single("hi"))
+    example = PAIR if task == "pairwise" else PAIR.single("hi")
+    asked: Any = maker(task).of_example(example)[0].body
     schema = {
         "type": "object", "properties": {field: values}, "required": [field],
         "additionalProperties": False,
@@ -125,9 +134,6 @@ def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values:
     assert f'"{field}"' in asked["messages"][1]["content"]  # words alone say what is wanted
     assert in_words(asked) == {k: v for k, v in asked.items() if k != "response_format"}
     assert not any("logprobs" in name for name in asked)
-
-
-# -- rows ------------------------------------------------------------------------------------------
 
 
 def shard(folder: Path, *instructions: str | None) -> Chunk:
@@ -168,9 +174,6 @@ def test_a_row_that_asks_something_else_now_is_not_asked(
     with pytest.raises(InputChangedError, match=r"a\.parquet"):
         asked.bodies([*questions[10], *questions[11]], {chunk.name: chunk})
     assert asked.bodies(questions[10], {chunk.name: chunk}) == questions[10]
-
-
-# -- reading ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,14 +236,148 @@ def test_damage_never_turns_a_verdict_into_another(noise: str, cut: int, drop: i
         assert json.loads(text.strip().strip("`").removeprefix("json"))["verdict"] == verdict
 
 
-# -- several judges --------------------------------------------------------------------------------
-
-
 def test_several_local_judges_share_one_question() -> None:
     judges = [
         {"model": "a", "route": {"policy": "threshold", "threshold": 0.9}},
         {"model": "b", "rubric": "Be brief."},
     ]
-    both = parse({**RUN, "judges": judges, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}})
+    both = builders.config(judge=..., judges=judges)
     keys = {QuestionMaker(one).of_example(PAIR)[0].key for one in (both, *both.tiers())}
     assert keys == {key(rubric="Be brief.")}
+
+
+# prices: exact, never below the bill
+
+
+def test_the_table_is_dated_and_every_line_is_a_price() -> None:
+    head = json.loads(resources.files("ray_judge.escalation").joinpath("prices.json").read_text())
+    assert head["source"].startswith("genai-prices ")
+    assert head["as_of"] >= "2026-11-28"
+    assert len(price_table()) > 2500
+    for name in price_table():
+        price = price_of(name)
+        assert price.output >= 0
+        assert 0 <= (price.batch_factor or 0) <= 1
+        assert price.long_context is None or price.long_context.input_factor >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("GPT-4.1-2025-04-14", "gpt-4.1"), ("gpt-4-1106-preview", "gpt-4-turbo"),
+        ("anthropic/claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+        ("models/gemini-2.5-flash", "gemini-2.5-flash"),
+        ("azure/gpt-4.1-mini-2025-04-14", "gpt-4.1-mini"),
+        ("some-proxy/ft:gpt-4.1-mini-2025-04-14:acme::abc", "ft:gpt-4.1-mini"),
+        ("ft:gpt-4o-2024-08-06:acme:judge:abc", "ft:gpt-4o"),
+    ],
+)  # fmt: skip
+def test_a_model_has_many_names(name: str, listed: str) -> None:
+    assert price_of(name) == price_of(listed)
+
+
+@pytest.mark.parametrize(
+    ("model", "rates"),
+    [
+        ("gpt-4.1", "2 0.5 8"),
+        ("gpt-4o-2024-05-13", "5 5 15"),  # its family became cheaper
+        ("ft:gpt-4.1:acme::abc", "3 0.75 12"),  # dearer than what it was tuned from
+        ("deepseek-chat", "0.27 0.07 1.1"),  # by day; less at night
+        ("command-r", "0.15 0.15 0.6"),
+        ("cohere/command-r", "0.5 0.5 1.5"),  # a gateway's name, and that one is dearer
+        ("groq/openai/gpt-oss-120b", "0.15 0.075 0.6"),
+        ("gpt-oss-120b", "0.35 0.35 0.75"),  # the dearest of many sellers
+    ],
+)
+def test_rates(model: str, rates: str) -> None:
+    price = price_of(model)
+    assert [price.input, price.cached_input, price.output] == [
+        Decimal(rate) for rate in rates.split()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "nearest"),
+    [("my-llama", ""), ("gpt-4.1-turbo", "gpt-4-turbo"), ("gpt-99", "gpt-5"), ("", ""),
+     ("gpt-4.1-2025", "gpt-4.1"), ("ft:gpt-5:acme::abc", ""),
+     ("sonar", "")],
+)  # fmt: skip
+def test_an_unknown_model_names_the_way_out(model: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=rf"strong\.price.*{nearest}"):
+        price_of(model)
+
+
+def test_an_override_and_what_is_none() -> None:
+    given = {
+        "input_usd_per_mtok": 0.1,
+        "output_usd_per_mtok": "0.3",
+        "batch_factor": Decimal("0.5"),
+    }
+    price = price_of("my-llama", given)
+    assert (price.input, price.cached_input, price.output) == (
+        Decimal("0.1"),
+        Decimal("0.1"),
+        Decimal("0.3"),
+    )
+    assert price.batch_factor == Decimal("0.5")
+    for bad in (-1, float("nan"), float("inf"), "cheap", None):
+        with pytest.raises(ValidationError):
+            PriceConfig.model_validate({"input_usd_per_mtok": bad, "output_usd_per_mtok": 1})
+
+
+@pytest.mark.parametrize(
+    ("model", "usage", "usd"),
+    [
+        ("gpt-4.1", Usage(1_000_000, 0), "2"),
+        ("gpt-4.1", Usage(1000, 100, cached_input_tokens=400), "0.0022"),
+        ("gpt-4.1", Usage(1000, 100, reasoning_tokens=90), "0.0028"),
+        ("gpt-4.1", Usage(1000, 100, tier="priority"), "0.0049"),
+        ("gpt-4.1", Usage(1000, 100, tier="batch"), "0.0014"),
+        ("gpt-5", Usage(1000, 100, tier="flex"), "0.001125"),
+        # The batch table of this family lists no price for cached input.
+        ("gpt-4.1", Usage(1000, 0, 1000, tier="batch"), "0.001"),
+        ("gpt-5", Usage(1000, 0, 1000, tier="batch"), "0.0000625"),
+        ("gpt-6-sol", Usage(1000, 0, cache_write_tokens=1000), "0.0025"),
+        ("gpt-6-sol", Usage(272_000, 1000), "0.554"),
+        ("gpt-6-sol", Usage(272_001, 1000), "1.103004"),  # a long context
+        ("tiny", Usage(1, 0), "0.000000001"),  # rounded up to a nano-dollar
+        ("tiny", Usage(0, 0), "0"),
+    ],
+)
+def test_costs_by_hand(model: str, usage: Usage, usd: str) -> None:
+    tiny = {"input_usd_per_mtok": "0.0001", "output_usd_per_mtok": 0}
+    assert cost(price_of(model, tiny if model == "tiny" else None), usage) == Decimal(usd)
+
+
+def test_flex_may_be_served_at_the_standard_price_but_a_batch_never() -> None:
+    sizes = {"input_tokens": 1000, "output_tokens": 100}
+    tiers = ("flex", "default", "batch")
+    flex, full, batch = (max_cost(price_of("gpt-5"), **sizes, tier=tier) for tier in tiers)
+    assert flex == full == batch * 2
+    sizes = {"input_tokens": 272_001, "output_tokens": 1000}
+    assert max_cost(price_of("gpt-6-sol"), **sizes, tier="default") == Decimal("1.375005")
+
+
+MODELS = ["gpt-4.1", "gpt-5", "gpt-6-sol", "o3", "gpt-4", "claude-sonnet-4-5", "qwen/qwen3-max"]
+TOKENS = st.integers(0, 400_000)
+
+
+@given(st.sampled_from(MODELS), TOKENS, TOKENS, TOKENS, TOKENS, st.integers(0, 1000))
+def test_the_lease_covers_every_bill(
+    model: str, tokens: int, cached: int, written: int, output: int, slack: int
+) -> None:
+    price = price_of(model)
+    bounds = {"input_tokens": tokens + slack, "output_tokens": output + slack}
+    for pair in ("default default", "flex flex", "flex default", "batch batch"):
+        asked, served = pair.split()
+        usage = Usage(tokens, output, min(cached, tokens), min(written, tokens), 0, tier=served)
+        assert cost(price, usage) <= max_cost(price, **bounds, tier=asked)
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5))
+def test_the_bound_is_at_least_the_bytes(texts: list[str]) -> None:
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    messages = [{"role": "user", "content": text} for text in texts]
+    assert input_token_bound(messages) > size + 4 * len(texts)
+    assert input_token_bound(messages, {"type": "json_schema"}) > input_token_bound(messages)
+    assert input_token_estimate(messages) <= input_token_bound(messages)

@@ -7,17 +7,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from ray_judge.errors import CorruptedError, RunChangedError, RunLockedError
-from ray_judge.records import Shard, judged_schema
+from ray_judge.records import Shard
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 
-from .test_inputs import config
-
-pytestmark = pytest.mark.timeout(120)
+from .builders import config, judged
 
 COLUMNS = Columns({"instruction": "q", "response_a": "a", "response_b": "b"}, "id", None, ("p",))
 PLAN = Plan((Shard("/in/x.parquet", "x.parquet", 25, "f1"),
@@ -28,11 +25,6 @@ PLAN = Plan((Shard("/in/x.parquet", "x.parquet", 25, "f1"),
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(str(tmp_path / "out"))
-
-
-def judged(rows: int = 3) -> pa.Table:
-    values = [{"row": n, "row_key": f"k{n}", "has_text": True} for n in range(rows)]
-    return pa.Table.from_pylist(values, schema=judged_schema("pairwise", ("A", "B", "tie")))
 
 
 def test_chunks_cover_every_row_once() -> None:
@@ -72,17 +64,19 @@ def test_another_configuration_is_refused_key_by_key(run: RunDirectory) -> None:
 
 def test_judged_chunks_are_what_is_committed(run: RunDirectory) -> None:
     assert run.judged(0) == set()
-    run.commit_judged(0, "00000-00001", judged())
-    run.commit_judged(0, "00000-00000", judged(1))
-    run.commit_judged(0, "00000-00000", judged(2))  # a retried task commits again: the last stands
-    run.commit_judged(1, "00000-00001", judged(1))
+    run.commit_judged(0, "00000-00001", judged({}))
+    run.commit_judged(0, "00000-00000", judged({}))
+    run.commit_judged(
+        0, "00000-00000", judged({}, {})
+    )  # a retried task commits again: the last stands
+    run.commit_judged(1, "00000-00001", judged({}))
     assert (run.judged(0), run.judged(1)) == ({"00000-00000", "00000-00001"}, {"00000-00001"})
-    assert run.read_judged(0, "00000-00000").equals(judged(2))
+    assert run.read_judged(0, "00000-00000").equals(judged({}, {}))
     assert run.has_judged(1, "00000-00001") and not run.has_judged(1, "00000-00000")
 
 
 def test_a_damaged_file_is_named(run: RunDirectory) -> None:
-    run.commit_judged(0, "00000-00000", judged())
+    run.commit_judged(0, "00000-00000", judged({}))
     whole = run.storage.read("judged/1/00000-00000.parquet")
     run.storage.write("judged/1/00000-00000.parquet", whole[:-20])
     with pytest.raises(CorruptedError, match=r"judged/1/00000-00000\.parquet"):
@@ -106,13 +100,3 @@ def test_what_is_finished_stays_until_it_is_made_anew(run: RunDirectory) -> None
     assert set(run.storage.list("")) >= {"scored/x.parquet", "summary.json"}
     run.finish({"rows": 4})
     assert run.summary() == {"rows": 4} and len(run.scored()) == 2
-
-
-def test_temporary_files_are_no_files(tmp_path: Path) -> None:
-    run = RunDirectory(str(tmp_path))
-    run.commit_judged(0, "00000-00000", judged())
-    for folder in ("judged/1", "scored", ""):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / ".tmp-0123456789abcdef").write_bytes(b"half a fi")
-    assert run.judged(0) == {"00000-00000"} and run.scored() == set()
-    assert run.plan() is None

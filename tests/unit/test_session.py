@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from typing import Any
 
@@ -36,7 +36,6 @@ from tests.fault.batch_night import NightClock
 
 from .memory import MemoryStorage
 
-pytestmark = pytest.mark.timeout(60)
 QUIET_S, CENT = 155.0, Decimal("0.01")
 
 
@@ -69,8 +68,8 @@ class LockableBooks(Books):
 class PhaseB:
     """One run: its books, and what the processes of its sessions do.
 
-    `asked`: the keys in the order of asking. `calls`: how often each call was made. `errors`: what
-    the next calls of a name raise.
+    `asked`: when each key was asked, in this order, once. `calls`: how often each call was made.
+    `errors`: what the next calls of a name raise.
     """
 
     def __init__(self, *lots: Any, shared: bool = False, cap: str = "1", month: str | None = None):
@@ -82,8 +81,7 @@ class PhaseB:
             monthly_cap_usd=Decimal(month) if month else None, clock=self.clock.now,
         )  # fmt: skip
         self.books.holders = []
-        self.asked: list[str] = []
-        self.asked_at: dict[str, float] = {}
+        self.asked: dict[str, float] = {}
         self.calls: Counter[str] = Counter()
         self.errors: dict[str, list[RayJudgeError | None]] = {}
         self.said: list[Mapping[str, Any]] = []
@@ -139,25 +137,19 @@ class PhaseB:
     # --- as what starts processes ---
 
     async def governor(self) -> Any:
-        return Governor(self)
+        return Process(self, "governor")
 
     async def asker(self, governor: Any, in_flight: int) -> Any:
         self.call("asker")
-        return Asker(self)
+        return Process(self, "asker")
 
 
 class Process:
-    def __init__(self, phase: PhaseB) -> None:
-        self.phase, self.name = phase, type(self).__name__.lower()
+    """A governor or an asker."""
 
-    async def close(self) -> None:
-        self.phase.call(f"close {self.name}")
+    def __init__(self, phase: PhaseB, name: str) -> None:
+        self.phase, self.name = phase, name
 
-    def kill(self) -> None:
-        self.phase.calls[f"kill {self.name}"] += 1
-
-
-class Governor(Process):
     async def open(self) -> Claim:
         self.phase.call("open")
         self.phase.ledger, claim = self.phase.books.claim("me")
@@ -170,22 +162,24 @@ class Governor(Process):
     async def pause(self, reason: str) -> None:
         self.phase.call("pause")
 
-    async def close(self) -> None:
-        await super().close()
-        self.phase.ledger.close()
-
-
-class Asker(Process):
     async def ask(self, unit: Sequence[Question], in_vain: Any) -> dict[str, Outcome]:
-        phase = self.phase
+        phase, keys = self.phase, [question.key for question in unit]
         phase.call("ask")
         lease = phase.ledger.grant("me", [(q.key, q.max_cost_usd) for q in unit])
-        phase.asked += [question.key for question in unit]
-        phase.asked_at |= {question.key: phase.clock.now() for question in unit}
-        phase.keep(*(answer(q.key, lease.id, n) for n, q in enumerate(unit)))
+        assert phase.asked.keys().isdisjoint(keys)
+        phase.asked |= dict.fromkeys(keys, phase.clock.now())
+        phase.keep(*(answer(key, lease.id, n) for n, key in enumerate(keys)))
         for slot in range(lease.slots):
             phase.ledger.settle(lease.id, slot, Decimal(0))
-        return dict.fromkeys([question.key for question in unit], Outcome.FAILED)
+        return dict.fromkeys(keys, Outcome.FAILED)
+
+    async def close(self) -> None:
+        self.phase.call(f"close {self.name}")
+        if self.name == "governor":
+            self.phase.ledger.close()
+
+    def kill(self) -> None:
+        self.phase.calls[f"kill {self.name}"] += 1
 
 
 def test_every_question_is_asked_once_in_the_order_of_the_source() -> None:
@@ -199,42 +193,35 @@ def test_every_question_is_asked_once_in_the_order_of_the_source() -> None:
     assert len(phase.asked) == 3 and phase.calls["open"] == 1, "nothing to ask needs no books"
 
 
-# --- what earlier owners left ---
-
-
 def test_what_a_living_predecessor_has_in_flight_is_asked_last_when_it_has_come_back() -> None:
     phase = PhaseB(questions("abcd"))
     phase.leave("ab")
     phase.clock.meanwhile = lambda: phase.calls["slept"] or phase.keep(answer("a"))
     phase.run()
     assert "".join(phase.asked) == "cdb", "a's answer came after all"
-    assert phase.asked_at["c"] == 1e9 and phase.asked_at["b"] >= 1e9 + QUIET_S
+    assert phase.asked["c"] == 1e9 and phase.asked["b"] >= 1e9 + QUIET_S
     assert any("may be in flight" in str(said.get("waits")) for said in phase.said)
 
 
-def test_what_a_dead_predecessor_had_in_flight_is_asked_at_once() -> None:
+@pytest.mark.parametrize(
+    ("dies_after_s", "lost_for_s", "order", "slept"),
+    [
+        (0, 0, "abcd", (0, 0)),  # dead at once
+        (3, 0, "cdab", (3, 5)),  # and in the meantime: it is waited for no longer
+        (1e9, LONG_LOST_S + QUIET_S, "abcd", (0, 0)),  # what was lost long ago is not in flight
+    ],
+)
+def test_who_cannot_answer_any_more_is_not_waited_for(
+    dies_after_s: float, lost_for_s: float, order: str, slept: tuple[float, float]
+) -> None:
     phase = PhaseB(questions("abcd"))
     phase.leave("ab")
-    phase.dead = lambda actor: actor == "a@old"
+    phase.dead = lambda actor: actor == "a@old" and phase.clock.slept >= dies_after_s
+    if lost_for_s:
+        phase.books.claim("this one gave it up")
+        phase.clock.wall += lost_for_s
     phase.run()
-    assert "".join(phase.asked) == "abcd" and phase.clock.slept == 0
-
-
-def test_a_predecessor_that_dies_in_the_meantime_is_waited_for_no_longer() -> None:
-    phase = PhaseB(questions("abcd"))
-    phase.leave("ab")
-    phase.dead = lambda actor: phase.clock.slept >= 3
-    phase.run()
-    assert "".join(phase.asked) == "cdab" and 3 <= phase.clock.slept < 5
-
-
-def test_what_was_lost_long_ago_is_not_in_flight() -> None:
-    phase = PhaseB(questions("abcd"))
-    phase.leave("ab")
-    phase.books.claim("this one gave it up")
-    phase.clock.wall += LONG_LOST_S + QUIET_S
-    phase.run()
-    assert "".join(phase.asked) == "abcd" and phase.clock.slept == 0
+    assert "".join(phase.asked) == order and slept[0] <= phase.clock.slept <= slept[1]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -245,7 +232,7 @@ def test_an_actor_is_waited_for_once_however_often_the_books_change_hands(shared
     phase.run()
     assert "".join(phase.asked) == "cdefgab"
     assert (phase.calls["open"] > 2) == shared
-    assert phase.asked_at["a"] <= phase.asked_at["g"] + QUIET_S + 1
+    assert phase.asked["a"] <= phase.asked["g"] + QUIET_S + 1
 
 
 def test_what_a_pending_batch_asks_is_not_asked_beside_it() -> None:
@@ -257,38 +244,35 @@ def test_what_a_pending_batch_asks_is_not_asked_beside_it() -> None:
     with pytest.raises(PausedError, match="2 questions are asked by pending batches") as said:
         phase.run()
     assert str(said.value.where["file"]).endswith("batches/rj-1.json")
-    assert phase.asked == ["c"] and phase.clock.slept == 0
+    assert [*phase.asked] == ["c"] and phase.clock.slept == 0
     phase.storage.delete("batches/rj-1.json")
     phase.lots = [questions("abc")]
     phase.run()
     assert "".join(phase.asked) == "cab" and phase.clock.slept >= QUIET_S
 
 
-# --- books that other runs use too ---
-
-
-def test_the_lock_of_shared_books_is_waited_for() -> None:
+@pytest.mark.parametrize(
+    ("holders", "error", "words", "slept"),
+    [
+        (5, None, "", 10),
+        (1000, PausedError, r"runs/another.*give_up_after_s", 600),
+        (1000, InputError, "damaged", 4),
+    ],
+)
+def test_the_lock_of_shared_books_is_waited_for(
+    holders: int, error: Any, words: str, slept: float
+) -> None:
+    """Until it is free, with the run's patience, or until the local judge fails meanwhile."""
     phase = PhaseB(questions("a"), shared=True)
-    phase.books.holders = ["runs/another"] * 5
-    phase.run()
-    assert phase.asked == ["a"] and 8 <= phase.clock.slept < 12
-    assert "runs/another" in phase.said[0]["waits"]
-    assert phase.books.locks == 0, "it was given back"
-
-
-@pytest.mark.parametrize("judge_dies", [False, True])
-def test_waiting_for_the_lock_ends(judge_dies: bool) -> None:
-    """With the run's patience, or at once where the local judge fails meanwhile."""
-    phase = PhaseB(questions("a"), shared=True)
-    phase.books.holders = ["runs/another"] * 1000
-    error, words = PausedError, r"runs/another.*give_up_after_s"
-    if judge_dies:
-        error, words = InputError, "damaged"  # type: ignore[assignment]
+    phase.books.holders = ["runs/another"] * holders
+    if error is InputError:
         phase.errors["check"] = [None, InputError("the shard is damaged")]
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) if error else nullcontext():
         phase.run()
-    assert phase.clock.slept == (4 if judge_dies else 600)
-    assert not phase.storage.files, "nothing was touched without the lock"
+    assert phase.clock.slept == slept and "runs/another" in phase.said[0]["waits"]
+    assert len(phase.asked) == (not error), "nothing was touched without the lock"
+    assert bool(phase.storage.files) == (not error)
+    assert phase.books.locks == 0, "it was given back"
     assert phase.calls["stop"] == 1
 
 
@@ -303,9 +287,6 @@ def test_shared_books_are_let_go_while_there_is_nothing_to_ask(shared: bool) -> 
     assert 0.25 * busy >= (IDLE_S if shared else 12), "not at once, and never where nobody waits"
 
 
-# --- money ---
-
-
 @pytest.mark.parametrize(
     "rows", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
 )
@@ -315,7 +296,7 @@ def test_denials_cost_no_call_a_row(rows: int) -> None:
     dear = [Question(f"k{n}", None, 1, 1, Decimal(2)) for n in range(rows)]
     phase = PhaseB(questions("a"), *(dear[n : n + per_lot] for n in range(0, rows, per_lot)))
     session = phase.run()
-    assert session.denied == rows and phase.asked == ["a"]
+    assert session.denied == rows and [*phase.asked] == ["a"]
     assert phase.calls["ask"] == 1 and phase.calls["open"] == 1
     assert phase.calls["state"] <= rows // min(per_lot, ENOUGH) + 3
     assert phase.calls["take"] == rows // per_lot + 2
@@ -332,11 +313,8 @@ def test_what_the_month_has_no_money_for_is_not_denied() -> None:
     phase = PhaseB(questions("a") + questions("bc", Decimal(2)), cap="10", month="1")
     with pytest.raises(PausedError, match=r"month's cap of \$1 .* no money for 2 questions"):
         phase.run()
-    assert phase.asked == ["a"] and phase.session.denied == 0
+    assert [*phase.asked] == ["a"] and phase.session.denied == 0
     assert phase.calls["close governor"] == 1
-
-
-# --- what goes wrong ---
 
 
 def test_a_source_that_fails_ends_the_session_in_good_order() -> None:
@@ -354,9 +332,7 @@ def test_a_source_that_fails_ends_the_session_in_good_order() -> None:
 def test_the_death_of_a_process_begins_the_session_again(call: str) -> None:
     """As after a crash of the whole run; also where the governor cannot be told any more."""
     phase = PhaseB(questions("abc"))
-    phase.errors = {
-        call: [ProcessDied("a process died")], "pause": [ProcessDied("the governor died")],
-    }  # fmt: skip
+    phase.errors = {name: [ProcessDied(f"{name} died")] for name in (call, "pause")}
     phase.run()
     assert sorted(phase.asked) == ["a", "b", "c"]
     assert phase.calls["kill governor"] == 2 == phase.calls["open"]

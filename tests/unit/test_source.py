@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import polars as pl
@@ -12,18 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.config import parse
 from ray_judge.errors import InputError, RayJudgeError
 from ray_judge.escalation.questions import Question
 from ray_judge.escalation.source import PER_TAKE, RoutedQuestions
-from ray_judge.records import Chunk, judged_schema
+from ray_judge.records import Chunk
 from ray_judge.routing.stream import Routed
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 
+from . import builders
 from .test_questions import ROLES, maker
-
-pytestmark = pytest.mark.timeout(60)
 
 
 def frame(chunk: str, rows: dict[int, float | None], route: str = "escalate") -> pl.DataFrame:
@@ -43,11 +42,8 @@ def frame(chunk: str, rows: dict[int, float | None], route: str = "escalate") ->
 @pytest.fixture
 def chunks(tmp_path: Path) -> dict[str, Chunk]:
     path, rows = str(tmp_path / "in.parquet"), 2000
-    texts: dict[str, list[str]] = {role: [f"{role} {n}" for n in range(rows)] for role in ROLES}
-    texts["instruction"][8] = texts["instruction"][9] = "the same"
-    texts["response_a"][9] = texts["response_a"][8]
-    texts["response_b"][9] = texts["response_b"][8]
-    pq.write_table(pa.table(texts), path)
+    numbers = [8 if n == 9 else n for n in range(rows)]  # two rows are equal
+    pq.write_table(pa.table({role: [f"{role} {n}" for n in numbers] for role in ROLES}), path)
     return {f"c{n}": Chunk(f"c{n}", path, "in", 1000 * n, 1000) for n in range(2)}
 
 
@@ -90,22 +86,16 @@ def test_the_least_sure_first_and_audited_before_all(chunks: dict[str, Chunk]) -
     assert keys == {question.row[1]: [question.key] for question in whole if question.row}
 
 
-def test_orders_and_samples_are_questions_of_their_own(chunks: dict[str, Chunk]) -> None:
-    (lot,) = taken(source([frame("c0", {1: 0.5})], chunks, swap=True, samples=2, temperature=1))
-    assert places(lot) == [("c0", 1, n) for n in range(4)]
-    assert len({question.key for question in lot}) == 4
+def test_equal_rows_ask_the_same_in_each_order_and_sample(chunks: dict[str, Chunk]) -> None:
+    made = source([frame("c0", {8: 0.2, 9: 0.3})], chunks, swap=True, samples=2)
+    (lot,) = taken(made)
+    keys = [question.key for question in lot]
+    assert places(lot) == [("c0", row, n) for row in (8, 9) for n in range(4)]
+    assert keys[:4] == keys[4:] and len(set(keys)) == 4
+    assert made.asked()["question_keys"].to_list() == [keys[:4]] * 2
 
 
-def test_equal_rows_ask_the_same(chunks: dict[str, Chunk]) -> None:
-    made = source([frame("c0", {8: 0.2, 9: 0.3})], chunks)
-    ((one, other),) = taken(made)
-    assert one.key == other.key and (one.row, other.row) == (("c0", 8, 0), ("c0", 9, 0))
-    assert made.asked()["question_keys"].to_list() == [[one.key], [one.key]]
-
-
-def test_questions_are_made_when_they_are_taken(
-    chunks: dict[str, Chunk], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_are_made_when_they_are_taken(chunks: dict[str, Chunk]) -> None:
     """A cap that binds early costs no rendering of what is never asked."""
     rows = dict.fromkeys(range(2 * PER_TAKE + 9), 0.5)
     made = source([frame("c0", rows)], chunks)
@@ -115,8 +105,6 @@ def test_questions_are_made_when_they_are_taken(
 
 
 def test_nothing_now_is_not_the_end(chunks: dict[str, Chunk]) -> None:
-    from threading import Event
-
     more = Event()
 
     def frames() -> Iterator[pl.DataFrame]:
@@ -158,26 +146,15 @@ def test_a_source_that_is_stopped_closes_its_maker(chunks: dict[str, Chunk]) -> 
 
 
 def test_routing_that_is_left_stops_the_judging(tmp_path: Path) -> None:
-    config = parse(
-        {
-            "input": "i",
-            "output": str(tmp_path),
-            "judge": {"model": "m"},
-            "route": {"policy": "threshold", "threshold": 0.5},
-            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-        }
-    )
+    route = {"policy": "threshold", "threshold": 0.5}
+    config = builders.config(output=str(tmp_path), route=route)
     run = RunDirectory(str(tmp_path))
-    rows = pa.Table.from_pylist(
-        [{"row": 0, "row_key": "r", "judge_confidence": 0.6, "has_text": True}],
-        schema=judged_schema("pairwise", ("A", "B", "tie")),
-    )
     made: list[Any] = []
 
     def judged() -> Generator[str, None, None]:
         try:
             for number in count():
-                run.commit_judged(0, f"c{number}", rows)
+                run.commit_judged(0, f"c{number}", builders.judged({"judge_confidence": 0.6}))
                 made.append(number)
                 yield f"c{number}"
         finally:

@@ -16,8 +16,6 @@ from ray_judge.storage.object_store import ObjectStorage
 
 from .storage_promises import StoragePromises
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class TestStorage(StoragePromises):
     @pytest.fixture(params=["local", "memory"])
@@ -84,9 +82,6 @@ def test_a_segment_whose_confirmation_was_lost_is_not_an_error() -> None:
     log.append(b"ours")
     with pytest.raises(AlreadyExists):
         log.sync()
-
-
-# -- locks -----------------------------------------------------------------------------------------
 
 
 def test_a_local_lock_is_held_by_one_and_given_back(tmp_path: Path) -> None:
