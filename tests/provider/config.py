@@ -21,11 +21,11 @@ class Settings(BaseModel):
 
 
 class Prices(Settings):
-    """Dollars per million tokens, as decimal strings; never floats, so totals are exact."""
+    """Dollars per million tokens, as decimal strings; the shipped prices of gpt-4.1 by default."""
 
-    input: Money = Decimal("2.50")
-    cached_input: Money = Decimal("1.25")
-    output: Money = Decimal("10.00")
+    input: Money = Decimal("2.00")
+    cached_input: Money = Decimal("0.50")
+    output: Money = Decimal("8.00")
     """Per million completion tokens, reasoning tokens included."""
 
     @field_validator("*", mode="before")
