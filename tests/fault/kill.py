@@ -38,7 +38,7 @@ import yaml
 from ray_judge.config import load
 from ray_judge.escalation.books.books import Books
 from tests.conftest import start_ray, temporary_folder
-from tests.provider import RunningServer, ServerConfig, running_server
+from tests.provider import RunningServer, running_server
 
 from .runs import by_bill, by_question, document, pairs
 
@@ -346,7 +346,7 @@ def main() -> int:
     options = parser.parse_args()
     import ray
 
-    with temporary_folder() as folder, running_server(ServerConfig(latency=LATENCY)) as server:
+    with temporary_folder() as folder, running_server(latency=LATENCY) as server:
         start_ray(folder / "ray")
         try:
             nights = Nights.of(folder, server, options.rows)

@@ -16,7 +16,6 @@ from pathlib import Path
 from tests.provider import RunningServer, running_server
 
 from .kill import LATENCY, Scored, write_pairs
-from .one_process import clean
 
 WITHIN_S = 5.0
 ROWS = 2000
@@ -24,7 +23,7 @@ ROWS = 2000
 
 def exhausted(folder: Path, server: RunningServer) -> float:
     """Score until the account is empty, check that all is kept, fill it, finish; seconds."""
-    clean(server, latency=LATENCY, quota_usd=f"{ROWS * 0.00015:.6f}")  # about half of the rows'
+    server.clean(latency=LATENCY, quota_usd=f"{ROWS * 0.00015:.6f}")  # about half of the rows'
     write_pairs(folder / "in", ROWS)
     run = Scored(folder / "run", server, address=None)
     assert "insufficient_quota" in run.score(4)

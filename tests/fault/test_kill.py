@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.provider import ServerConfig, running_server
+from tests.provider import running_server
 
 from .kill import LATENCY, VICTIMS, Nights, draw
 
@@ -23,7 +23,7 @@ KILLS = {
 
 @pytest.fixture(scope="module")
 def nights(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]:
-    with running_server(ServerConfig(latency=LATENCY)) as server:
+    with running_server(latency=LATENCY) as server:
         yield Nights.of(tmp_path_factory.mktemp("kill"), server, 200)
 
 

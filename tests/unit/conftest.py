@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.provider import RunningServer, ServerConfig, running_server
+from tests.provider import RunningServer, running_server
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,5 @@ def process() -> Iterator[RunningServer]:
 @pytest.fixture
 def server(process: RunningServer) -> RunningServer:
     """The module's provider with default settings and empty books."""
-    defaults = ServerConfig().public()
-    del defaults["api_key"]
-    process.configure(**defaults)
-    process.reset()
+    process.clean()
     return process
