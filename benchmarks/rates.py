@@ -18,28 +18,19 @@ import sys
 import tempfile
 from bisect import bisect_left
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from tests.provider import (
-    Latency,
-    Limits,
-    Prices,
-    RunningServer,
-    ServerConfig,
-    running_server,
-)
+from tests.provider import RunningServer, running_server
 
 RPM, TPM = 5000, 1_000_000
 ASKERS, IN_FLIGHT = 8, 512
 WARM_UP_S = 10.0
 """From the first bill on; Ray starts the askers' processes one after the other."""
-LATENCY = Latency(min_ms=300, max_ms=1500)
-GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
+LATENCY = {"min_ms": 300, "max_ms": 1500}
 
 
 @dataclass(frozen=True)
@@ -70,11 +61,11 @@ def main() -> int:
 
 def measure(case: Case, seconds: float) -> bool:
     """One run of its own, with a server and a Ray of its own."""
-    limits = Limits(rpm=RPM, tpm=TPM)
+    limits = {"rpm": RPM, "tpm": TPM}
     rows = int(case.per_minute / 60 * (WARM_UP_S + seconds) * 1.1) + 500
     with (
         tempfile.TemporaryDirectory(prefix="rj-", ignore_cleanup_errors=True) as folder,
-        running_server(ServerConfig(prices=GPT_41, latency=LATENCY, limits=limits)) as server,
+        running_server(latency=LATENCY, limits=limits) as server,
     ):
         score(case, rows, Path(folder), server)
         requests, tokens = admitted(case, seconds, server)

@@ -79,12 +79,12 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     with temporary_folder() as folder:
-        _start_ray(folder)
+        start_ray(folder)
         yield
         ray.shutdown()
 
 
-def _start_ray(folder: Path, tries: int = 4) -> None:
+def start_ray(folder: Path, tries: int = 4) -> None:
     """Start Ray. It gives its own processes 30 s, which a busy machine may not have for them."""
     import ray
 

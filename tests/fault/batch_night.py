@@ -7,17 +7,15 @@ The provider is the simulated one, behind HTTP (`RunningServer`) or in this proc
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.config import RunConfig, parse
@@ -33,15 +31,13 @@ from ray_judge.escalation.session import Session
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.run.directory import Plan
 from ray_judge.run.plan import plan_input
-from tests.provider import Prices, RunningServer, ServerConfig
-from tests.provider.batches import BatchStore
-from tests.provider.faults import INSUFFICIENT_QUOTA
-from tests.provider.files import FileStore, scripted
+from tests.provider import RunningServer
+from tests.provider.config import ServerConfig
+from tests.provider.faults import AnswerLost, ApiFailure
 from tests.provider.state import Provider
-from tests.provider.wire import ApiFailure
 
-GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
-"""The shipped prices of gpt-4.1: the provider's bill and the run's books are in the same money."""
+from .runs import document, pairs
+
 ENDED = ("completed", "failed", "expired", "cancelled")
 QUIET_S = 200.0
 Before = Callable[[str], object]
@@ -85,110 +81,49 @@ class Watched:
         return Watched(made, self._before, "sync", "close") if name == "log" else made
 
 
-class NearProvider:
+class NearProvider(Provider):
     """The simulated provider without HTTP: as `RunningServer`, and as a `BatchClient`."""
 
     base_url, api_key = "http://127.0.0.1:9/v1", "sim-key"
 
     def __init__(self) -> None:
-        self._provider, self._files = Provider(ServerConfig()), FileStore()
-        self._store = BatchStore(self._provider, self._files)
-
-    def stats(self) -> dict[str, Any]:
-        counts = {"uploads": self._files.uploads, "batch_creations": self._store.creations}
-        return {**self._provider.stats(), **counts}
-
-    def bills(self) -> list[dict[str, Any]]:
-        return [asdict(bill) for bill in self._provider.bills.rows]
-
-    def configure(self, **settings: Any) -> None:
-        self._provider.reconfigure(json.loads(json.dumps(settings)))
-
-    def reset(self) -> None:
-        for part in (self._store, self._files, self._provider):
-            part.reset()
-
-    def batches(self) -> list[dict[str, Any]]:
-        return [batch.body() for batch in self._store.batches.values()]
-
-    def advance_batch(self, batch: str) -> None:
-        _finish(self._store.step(self._store.get(batch)))
-
-    def cancel_batch(self, batch: str) -> None:
-        self._store.cancel(self._store.get(batch))
+        super().__init__(ServerConfig())
 
     async def close(self) -> None:
         """Nothing is open."""
 
     async def upload(self, name: str, content: bytes) -> str:
-        self._files.uploads += 1
-        faults = self._provider.config.batches.upload_faults
-        store = partial(self._files.add, content, name, "batch")
-        file: str = self._do(store, scripted(faults, self._files.uploads)).id
-        return file
+        return self._do(self.store.upload, content)
 
     async def create(self, file_id: str, metadata: Mapping[str, str]) -> Any:
-        def create() -> Any:
-            if self._provider.quota_used_up():
-                raise ApiFailure(INSUFFICIENT_QUOTA)
-            return _finish(self._store.create(file_id, dict(metadata))).body()
-
-        self._store.creations += 1
-        faults = self._provider.config.batches.create_faults
-        return self._do(create, scripted(faults, self._store.creations))
+        return self._do(self.store.create, file_id, dict(metadata))
 
     async def retrieve(self, batch_id: str) -> Any:
-        return self._do(lambda: self._store.get(batch_id).body())
+        return self._do(self.store.get, batch_id).body()
 
     async def page(self, after: str | None) -> tuple[list[dict[str, Any]], bool]:
-        newest = self.batches()[::-1]
-        begin = [one["id"] for one in newest].index(after) + 1 if after else 0
-        return newest[begin : begin + 100], len(newest) > begin + 100
+        return self._do(self.store.page, after, 100)
 
-    async def download(self, file_id: str) -> Any:
-        return self._do(lambda: self._files.get(file_id).content)
+    async def download(self, file_id: str) -> bytes:
+        return self._do(self.store.content, file_id)
 
     async def delete(self, file_id: str) -> None:
-        self._do(lambda: self._files.files.pop(self._files.get(file_id).id))
+        self._do(self.store.delete, file_id)
 
-    def _do(self, effect: Callable[[], Any], fault: str | None = None) -> Any:
-        self._provider.requests += 1
-        if fault == "rate_limit":
-            raise RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429)
-        broken = Kind.AMBIGUOUS if str(fault).startswith("reset") else Kind.BROKEN
-        if str(fault).endswith("before"):
-            raise RequestFailed(broken, "scripted")
+    def _do(self, call: Callable[..., Any], *args: Any) -> Any:
+        self.requests += 1
         try:
-            made = effect()
+            return call(*args)
+        except AnswerLost:
+            raise RequestFailed(Kind.AMBIGUOUS, "scripted") from None
         except ApiFailure as failure:
             told = failure.error
             kind = classify(told.status, told.code, told.type, told.param)
             reason = f"HTTP {told.status} {told.code}"
             raise RequestFailed(kind, reason, status=told.status, code=told.code) from None
-        if fault:
-            raise RequestFailed(broken, "scripted")
-        return made
-
-
-def _finish(work: Coroutine[Any, Any, Any]) -> Any:
-    """Do work that waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as ended:
-        return ended.value
-    raise AssertionError("it waits")
 
 
 AnyProvider = NearProvider | RunningServer
-
-
-def clean(server: AnyProvider, **batches: Any) -> None:
-    """Empty books and default settings, but for some of the batches'. No batch moves by itself."""
-    settings = ServerConfig(prices=GPT_41).public()
-    del settings["api_key"]
-    settings["batches"] |= {"manual": True, **batches}
-    server.configure(**settings)
-    server.reset()
 
 
 def end(server: AnyProvider) -> None:
@@ -237,27 +172,11 @@ class Night:
     def __init__(self, folder: Path, server: AnyProvider, rows: int = 12, **strong: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.server = server
-        numbers = range(rows)
-        table = {
-            "instruction": [f"Write down the number {n}. €" for n in numbers],
-            "response_a": [f"{n}" for n in numbers],
-            "response_b": [f"perhaps {n + 1}" for n in numbers],
-            "p_a": [0.5] * rows,
-            "p_b": [0.5] * rows,
-        }
-        pq.write_table(pa.table(table), folder / "in.parquet")
+        pq.write_table(pairs(range(rows)), folder / "in.parquet")
         batch = {"poll_s": 30, "wait_s": 86_400, "max_requests": 6, **strong.pop("batch", {})}
-        self.document: dict[str, Any] = {
-            "input": str(folder / "in.parquet"),
-            "output": str(folder / "out"),
-            "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
-            "route": {"policy": "fraction", "fraction": 1},
-            "chunk_rows": 5,
-            "strong": {
-                "model": "gpt-4.1", "mode": "batch", "max_cost_usd": 1,
-                "base_url": server.base_url, "batch": batch, **strong,
-            },
-        }  # fmt: skip
+        told = {"mode": "batch", "max_cost_usd": 1, "batch": batch, **strong}
+        self.document = document(folder / "in.parquet", folder / "out", server, **told)
+        self.document["chunk_rows"] = 5
         self.clock = NightClock(lambda: end(server), time.time())
         self.said: list[Mapping[str, Any]] = []
 

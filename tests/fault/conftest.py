@@ -8,8 +8,6 @@ import pytest
 
 from tests.provider import RunningServer, running_server
 
-from .batch_night import clean
-
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[RunningServer]:
@@ -18,6 +16,7 @@ def process() -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def server(process: RunningServer) -> RunningServer:
-    clean(process)
-    return process
+def server(process: RunningServer) -> Iterator[RunningServer]:
+    process.clean()
+    yield process
+    assert "crashed" not in process.stats()["by_status"], "the provider has a defect of its own"

@@ -21,7 +21,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -33,15 +32,15 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from ray_judge.config import load
 from ray_judge.escalation.books.books import Books
-from tests.provider import Latency, RunningServer, ServerConfig, running_server
+from tests.conftest import start_ray, temporary_folder
+from tests.provider import RunningServer, running_server
 
-from .batch_night import GPT_41
+from .runs import by_bill, by_question, document, pairs
 
 # Read by Ray's processes when they start: a raylet on a busy machine is slow, not dead, and its
 # workers run at our own priority, where Ray would leave them what the machine does not need.
@@ -49,57 +48,32 @@ os.environ.setdefault("RAY_health_check_failure_threshold", "30")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 ROOT = Path(__file__).resolve().parents[2]
-IN_FLIGHT = 16
 WINDOW_S = 0.25
 SLACK_S = 0.05
 """Between the signal and the last instruction of its target, and between two readings."""
-LATENCY_MS = (20.0, 50.0)
+LATENCY = {"min_ms": 20.0, "max_ms": 50.0}
+"""Of a provider that answers like a quick real one."""
 ACTORS = {"asker": b"ray::AskerActor", "governor": b"ray::GovernorActor"}
 VICTIMS = ("driver", *ACTORS)
 
 
-def server_config() -> ServerConfig:
-    """A provider that answers like a quick real one."""
-    low, high = LATENCY_MS
-    return ServerConfig(prices=GPT_41, latency=Latency(min_ms=low, max_ms=high))
-
-
 @dataclass
 class Scored:
-    """One run directory, scored by a process of its own as often as it takes."""
+    """One run directory over `in` beside it, scored by as many processes as it takes."""
 
     folder: Path
     server: RunningServer
     address: str | None
     """Of a running Ray; None: the command starts one of its own."""
-    max_cost_usd: str = "5"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "out"
+    cap: str = "5"
 
     def write(self) -> Path:
         """Write the configuration."""
-        document = {
-            "input": str(self.folder.parent / "in"),
-            "output": str(self.output),
-            "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
-            "route": {"policy": "fraction", "fraction": 1},
-            "strong": {
-                "model": "gpt-4.1",
-                "max_cost_usd": self.max_cost_usd,
-                "base_url": self.server.base_url,
-                "requests_per_minute": 600_000,
-                "tokens_per_minute": 600_000_000,
-                "concurrency": IN_FLIGHT,
-                **self.settings,
-            },
-            "chunk_rows": 100,
-        }
+        source, output = self.folder.parent / "in", self.folder / "out"
+        told = document(source, output, self.server, max_cost_usd=self.cap)
         self.folder.mkdir(exist_ok=True)
         path = self.folder / "run.yaml"
-        path.write_text(yaml.safe_dump(document))
+        path.write_text(yaml.safe_dump({**told, "chunk_rows": 100}))
         return path
 
     def start(self) -> subprocess.Popen[str]:
@@ -121,9 +95,16 @@ class Scored:
             start_new_session=True,
         )
 
+    def score(self, code: int = 0) -> str:
+        """Run the command to its end, and to this exit code; gives what it said."""
+        process = self.start()
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == code, said
+        return said
+
     def rows(self) -> pl.DataFrame:
         """All scored rows, less what a crash may change: what their attempts cost."""
-        paths = sorted((self.output / "scored").rglob("*.parquet"))
+        paths = sorted((self.folder / "out" / "scored").rglob("*.parquet"))
         return pl.concat([pl.read_parquet(path) for path in paths]).drop("strong_cost_usd")
 
 
@@ -131,15 +112,7 @@ def write_pairs(folder: Path, rows: int) -> None:
     """Two shards of pairs with the probabilities of a judge that has run."""
     folder.mkdir()
     for number, numbers in enumerate((range(rows // 2), range(rows // 2, rows))):
-        p_a = [0.5 + (n % 97) / 200 for n in numbers]
-        table = {
-            "instruction": [f"Write down the number {n}." for n in numbers],
-            "response_a": [f"{n}" for n in numbers],
-            "response_b": [f"perhaps {n + 1}" for n in numbers],
-            "p_a": p_a,
-            "p_b": [1 - p for p in p_a],
-        }
-        pq.write_table(pa.table(table), folder / f"part-{number}.parquet")
+        pq.write_table(pairs(numbers), folder / f"part-{number}.parquet")
 
 
 # --- killing ---
@@ -277,17 +250,15 @@ def claims(books: Books) -> list[float]:
 def _count(night: Night, run: Scored, bills: list[dict[str, Any]]) -> None:
     """Which second bills a death explains: in flight then, or answered in the 250 ms before."""
     books = Books.of(load(run.write()))
-    kept = {a.response_id.rpartition("-")[2]: a.at for a in books.journal().rows if a.response_id}
-    read = {int(number): at for number, at in kept.items()}
+    read, claimed = by_bill(books.journal()), claims(books)
     for bill in bills:
         if bill["number"] in read and bill["answered_wall"]:
-            night.late_s = max(night.late_s, read[bill["number"]] - bill["answered_wall"])
-    claimed, by_question = claims(books), defaultdict(list)
+            late_s = read[bill["number"]].at - bill["answered_wall"]
+            night.late_s = max(night.late_s, late_s)
     for bill in bills:
-        by_question[bill["canonical"]].append(bill)
         night.usd += Decimal(bill["usd"])
         night.allowed += _explained(night, bill, claimed)
-    for times in by_question.values():
+    for times in by_question(bills).values():
         night.twice += len(times) - 1
         for bill, again in pairwise(times):
             if _explained(night, bill, claimed) and bill["number"] not in read:
@@ -320,28 +291,50 @@ def _explained(night: Night, bill: Mapping[str, Any], claimed: Sequence[float]) 
 # --- many ---
 
 
-def check(night: Night, run: Scored, wanted: pl.DataFrame) -> None:
-    """The promises, by the provider's own books."""
-    got = run.rows()
-    cap = Decimal(run.max_cost_usd)
-    assert night.usd <= cap, f"billed {night.usd}, the cap is {cap}"
-    assert not night.unexplained, f"billed twice, and no kill explains it: {night}"
-    assert night.twice <= night.allowed, night
-    assert got.height == wanted.height
-    denied = got["outcome"] == "denied_budget"
-    assert got.filter(~denied).equals(wanted.filter(~denied)), "another output than undisturbed"
+@dataclass
+class Nights:
+    """Many runs over the same rows, and what each must come to."""
 
+    folder: Path
+    server: RunningServer
+    address: str
+    rows: int
+    wanted: pl.DataFrame
+    usd: str
 
-def undisturbed(folder: Path, server: RunningServer, address: str, rows: int) -> Scored:
-    """The same rows without a kill: nothing is billed twice."""
-    write_pairs(folder / "in", rows)
-    run = Scored(folder / "whole", server, address)
-    process = run.start()
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    stats = server.stats()
-    assert (stats["billed"], stats["billed_twice"]) == (rows, 0)
-    return run
+    @classmethod
+    def of(cls, folder: Path, server: RunningServer, rows: int) -> Nights:
+        """Score the rows without a kill on the Ray of this process: nothing is billed twice."""
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        write_pairs(folder / "in", rows)
+        whole = Scored(folder / "whole", server, address)
+        whole.score()
+        stats = server.stats()
+        assert (stats["billed"], stats["billed_twice"]) == (rows, 0)
+        return cls(folder, server, address, rows, whole.rows(), stats["total_usd"])
+
+    def kill(self, seed: int, kills: Sequence[tuple[str, int]] | None = None) -> Night:
+        """Make one run, and check the promises by the provider's own books."""
+        self.server.reset()
+        cap = "5" if seed % 2 else self.usd  # every other run has not one cent to spare
+        run = Scored(self.folder / f"run-{seed}", self.server, self.address, cap)
+        night = run_killed(run, seed, self.rows, kills)
+        got = run.rows()
+        assert night.usd <= Decimal(cap), f"billed {night.usd}, the cap is {cap}"
+        assert not night.unexplained, f"billed twice, and no kill explains it: {night}"
+        assert night.twice <= night.allowed, night
+        assert got.height == self.wanted.height
+        paid = got["outcome"] != "denied_budget"
+        assert got.filter(paid).equals(self.wanted.filter(paid)), "another output than undisturbed"
+        print(
+            f"seed {seed}: {', '.join(night.victims)}; {night.starts} starts, {night.twice} billed "
+            f"twice of {night.allowed} explained, ${night.usd} of ${cap}, processes up to "
+            f"{night.late_s * 1000:.0f} ms late, {night.seconds:.1f} s",
+            flush=True,
+        )
+        return night
 
 
 def main() -> int:
@@ -353,41 +346,16 @@ def main() -> int:
     options = parser.parse_args()
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="rj-", ignore_cleanup_errors=True) as name:
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            _temp_dir=f"{name}/ray",
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        address = ray.get_runtime_context().gcs_address
+    with temporary_folder() as folder, running_server(latency=LATENCY) as server:
+        start_ray(folder / "ray")
         try:
-            with running_server(server_config()) as server:
-                return _many(Path(name), server, address, options)
+            nights = Nights.of(folder, server, options.rows)
+            seeds = range(options.first, options.first + options.runs)
+            done = [nights.kill(seed) for seed in seeds]
         finally:
             ray.shutdown()
-
-
-def _many(folder: Path, server: RunningServer, address: str, options: argparse.Namespace) -> int:
-    whole = undisturbed(folder, server, address, options.rows)
-    wanted, usd = whole.rows(), Decimal(server.stats()["total_usd"])
-    kills = twice = allowed = 0
-    for seed in range(options.first, options.first + options.runs):
-        server.reset()
-        cap = "5" if seed % 2 else str(usd)  # every other run has not one cent to spare
-        run = Scored(folder / f"run-{seed}", server, address, cap)
-        night = run_killed(run, seed, options.rows)
-        check(night, run, wanted)
-        kills, twice = kills + len(night.victims), twice + night.twice
-        allowed += night.allowed
-        print(
-            f"seed {seed}: {', '.join(night.victims)}; {night.starts} starts, {night.twice} billed "
-            f"twice of {night.allowed} explained, ${night.usd} of ${cap}, processes up to "
-            f"{night.late_s * 1000:.0f} ms late, {night.seconds:.1f} s",
-            flush=True,
-        )
+    kills, twice = (sum(map(len, (n.victims for n in done))), sum(n.twice for n in done))
+    allowed = sum(night.allowed for night in done)
     print(f"{options.runs} runs, {kills} kills, {twice} billed twice of {allowed} explained")
     return 0
 

@@ -27,39 +27,15 @@ from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.escalation.session import Session
 from ray_judge.records import Example, Outcome
-from tests.provider import RunningServer, ServerConfig
+from tests.provider import RunningServer
 
-from .batch_night import GPT_41, Questions
-
-
-def clean(server: RunningServer, **settings: Any) -> RunningServer:
-    """Empty books, and default settings but for some."""
-    defaults = ServerConfig(prices=GPT_41).public()
-    del defaults["api_key"]
-    server.configure(**{**defaults, **settings})
-    server.reset()
-    return server
+from .batch_night import Questions
+from .runs import document
 
 
 def configuration(folder: Path, server: RunningServer, cap: Decimal | str, **strong: Any) -> Any:
     """Read a run against this server, under this cap."""
-    return parse(
-        {
-            "input": "i",
-            "output": str(folder),
-            "judge": {"model": "m"},
-            "route": {"fraction": 1},
-            "strong": {
-                "model": "gpt-4.1",
-                "max_cost_usd": cap,
-                "base_url": server.base_url,
-                "requests_per_minute": 600_000,
-                "tokens_per_minute": 600_000_000,
-                "concurrency": 16,
-                **strong,
-            },
-        }
-    )
+    return parse(document(folder / "in", folder, server, max_cost_usd=cap, **strong))
 
 
 class NearGovernor(GovernorServer):

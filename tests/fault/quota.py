@@ -15,8 +15,7 @@ from pathlib import Path
 
 from tests.provider import RunningServer, running_server
 
-from .kill import Scored, server_config, write_pairs
-from .one_process import clean
+from .kill import LATENCY, Scored, write_pairs
 
 WITHIN_S = 5.0
 ROWS = 2000
@@ -24,22 +23,17 @@ ROWS = 2000
 
 def exhausted(folder: Path, server: RunningServer) -> float:
     """Score until the account is empty, check that all is kept, fill it, finish; seconds."""
-    latency = server_config().latency.model_dump()
-    clean(server, latency=latency, quota_usd=f"{ROWS * 0.00015:.6f}")  # about half of the rows'
+    server.clean(latency=LATENCY, quota_usd=f"{ROWS * 0.00015:.6f}")  # about half of the rows'
     write_pairs(folder / "in", ROWS)
     run = Scored(folder / "run", server, address=None)
-    process = run.start()
-    _, said = process.communicate(timeout=300)
+    assert "insufficient_quota" in run.score(4)
     ended = time.monotonic()  # the system's, as the provider's
-    assert process.returncode == 4 and "insufficient_quota" in said, said
     seconds: float = ended - server.stats()["quota_told_monotonic"]
     assert 0 < server.stats()["billed"] < ROWS
-    assert not (run.output / "summary.json").exists()
+    assert not (folder / "run" / "out" / "summary.json").exists()
 
     server.configure(quota_usd=None)
-    process = run.start()
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    run.score()
     stats = server.stats()
     assert (stats["billed"], stats["billed_twice"]) == (ROWS, 0)
     assert run.rows()["outcome"].to_list() == ["resolved"] * ROWS

@@ -26,7 +26,8 @@ from ray_judge.escalation.books.journal import Journal
 from tests.provider import RunningServer, running_server
 from tests.provider.faults import ALL_KINDS
 
-from .one_process import ask, clean, configuration
+from .one_process import ask, configuration
+from .runs import by_bill, by_question
 
 SHARE = 0.05
 TIMEOUT_S = 0.5
@@ -64,15 +65,6 @@ class Storm:
     bills: list[dict[str, Any]]
     stats: dict[str, Any]
 
-    @classmethod
-    def of(
-        cls, outcomes: Counter[str], books: Books, server: RunningServer,
-        rows: int, cap: str, starts: int,
-    ) -> Storm:  # fmt: skip
-        booked = sum(books.recorded(), Decimal(0))
-        journal, bills, stats = books.journal(), server.bills(), server.stats()
-        return cls(rows, Decimal(cap), outcomes, journal, booked, starts, bills, stats)
-
     def check(self) -> None:
         """The promises, by the provider's own books."""
         kinds = {rule["kind"] for rule in faults()}
@@ -83,7 +75,7 @@ class Storm:
         total = Decimal(self.stats["total_usd"])
         assert total <= self.booked <= self.cap, f"billed {total}, booked {self.booked}"
         rows = self.journal.rows
-        read = {int(row.response_id.rpartition("-")[2]): row for row in rows if row.response_id}
+        read, bills_of = by_bill(self.journal), by_question(self.bills)
         keys: dict[str, str] = {}
         for bill in self.bills:
             if bill["number"] in read:
@@ -91,7 +83,7 @@ class Storm:
                 assert read[bill["number"]].key == key, "another question's answer"
         assert len(set(keys.values())) == len(keys), "one answer for two questions"
         given_up = Counter(row.key for row in rows if row.usage is None and row.cost_usd)
-        for question, bills in self._by_question().items():
+        for question, bills in bills_of.items():
             # Whatever did not come through, the asker waited for it in vain, and wrote so down.
             lost = sum(bill["number"] not in read for bill in bills)
             if question in keys:  # else it has no answer at all: the sums below hold it
@@ -101,15 +93,9 @@ class Storm:
         lost = sum(bill["number"] not in read for bill in self.bills)
         assert lost <= sum(given_up.values())
 
-    def _by_question(self) -> dict[str, list[dict[str, Any]]]:
-        found: dict[str, list[dict[str, Any]]] = {}
-        for bill in self.bills:
-            found.setdefault(bill["canonical"], []).append(bill)
-        return found
-
     def __str__(self) -> str:
         """One line."""
-        twice = len(self.bills) - len(self._by_question())
+        twice = len(self.bills) - len(by_question(self.bills))
         return (
             f"{self.rows} questions, {self.stats['chat_requests']} requests, "
             f"{sum(self.stats['faults_injected'].values())} faults of "
@@ -122,7 +108,7 @@ class Storm:
 
 def run_storm(folder: Path, server: RunningServer, rows: int, cap: str, seed: int = 0) -> Storm:
     """Ask by two askers in this process, as often as it takes."""
-    clean(server, faults=faults(), fault_seed=seed)
+    server.clean(faults=faults(), fault_seed=seed)
     settings = {"timeout_s": TIMEOUT_S, "reasks": REASKS, "concurrency": 64}
     config = configuration(folder, server, cap, **settings)
     texts = [f"Write down the number {n}." for n in range(rows)]
@@ -133,7 +119,11 @@ def run_storm(folder: Path, server: RunningServer, rows: int, cap: str, seed: in
         if phase.error is None:
             break
         assert isinstance(phase.error, PausedError), phase.error
-    return Storm.of(phase.outcomes, Books.of(config), server, rows, cap, starts)
+    booked = sum(Books.of(config).recorded(), Decimal(0))
+    return Storm(
+        rows, Decimal(cap), phase.outcomes, phase.journal, booked, starts,
+        server.bills(), server.stats(),
+    )  # fmt: skip
 
 
 def main() -> int:

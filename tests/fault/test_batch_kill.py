@@ -41,8 +41,9 @@ def test_killed_at_every_step(tmp_path: Path, server: RunningServer) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_again_and_again(tmp_path: Path, server: RunningServer, seed: int) -> None:
     """Each process gets a few steps further, or not; lines are lost and refused on the way."""
-    faults = [{"kind": "malformed_json", "scope": "batch", "probability": 0.3}]
-    server.configure(faults=faults, fault_seed=seed, batches={"fail_lines": [2]})
+    refused = {"kind": "server_error", "requests": [2], "scope": "batch"}
+    lost = {"kind": "malformed_json", "probability": 0.3, "scope": "batch"}
+    server.configure(faults=[refused, lost], fault_seed=seed)
     night, chance = Night(tmp_path, server, 20, reasks=2), random.Random(seed)
     for _ in range(100):
         if not night.crashes(CrashAt(chance.randrange(25))):

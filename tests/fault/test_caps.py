@@ -11,7 +11,7 @@ from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.records import Example
 from tests.provider import RunningServer
 
-from .one_process import ask, clean, configuration
+from .one_process import ask, configuration
 
 pytestmark = pytest.mark.timeout(120)
 STEPS = 20
@@ -23,7 +23,8 @@ TEXTS = [f"Write down the number {n}. " + "Why? " * (n % 9) for n in range(QUEST
 @pytest.fixture(scope="module")
 def price_of_all(process: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Decimal:
     """What all questions cost when nobody counts."""
-    server, folder = clean(process), tmp_path_factory.mktemp("all")
+    server, folder = process, tmp_path_factory.mktemp("all")
+    server.clean()
     phase = ask(configuration(folder, server, "5"), server, TEXTS)
     assert phase.outcomes == {"resolved": QUESTIONS}
     return Decimal(server.stats()["total_usd"])
@@ -35,10 +36,9 @@ def long_unless_sampled(step: int) -> object:
 
 @pytest.mark.parametrize("step", [*map(long_unless_sampled, range(STEPS))])
 def test_the_cap_at_every_value(
-    tmp_path: Path, process: RunningServer, price_of_all: Decimal, step: int
+    tmp_path: Path, server: RunningServer, price_of_all: Decimal, step: int
 ) -> None:
     """From nothing to more than enough; the provider's own total is the judge."""
-    server = clean(process)
     cap = (price_of_all * step / (STEPS - 3)).quantize(Decimal("1e-9"))
     config = configuration(tmp_path, server, cap)
     phase = ask(config, server, TEXTS, askers=4)

@@ -17,7 +17,7 @@ from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.failures import Kind, RequestFailed
 from ray_judge.records import Usage
 from tests.provider import RunningServer
-from tests.provider.faults import ALL_KINDS
+from tests.provider.faults import ALL_KINDS, BILLED_TRANSPORT, HTTP_ERRORS, MODEL_FAULTS
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -68,31 +68,43 @@ FAULTS = {
     Kind.ROW: ["context_length_exceeded", "invalid_request"],
     Kind.REFUSED: ["content_filter_400"],
     Kind.AMBIGUOUS: ["hang", "hang_billed", "reset_before", "reset_after", "truncated_body",
-                     "broken_body"],
+                     "broken_body", "late"],
 }  # fmt: skip
 KINDS = {fault: kind for kind, faults in FAULTS.items() for fault in faults}
-ANSWERS = {"late", "duplicate", "refusal", "content_filter", "cut", "malformed_json",
-           "wrong_verdict", "fenced_json", "empty_content", "missing_usage",
-           "other_verdict"}  # fmt: skip
+ANSWERS = MODEL_FAULTS | {"duplicate"}
+WAITS = {"hang", "hang_billed", "late"}
+STATUSES = {"truncated_body": "200", "bad_gateway_html": "502", "server_error_billed": "500"}
 
 
 @pytest.mark.parametrize("fault", KINDS)
 def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
-    assert set(KINDS) == set(ALL_KINDS) - ANSWERS - {"flex_unavailable"}
-    server.configure(faults=[{"kind": fault, "retry_after_s": 7, "max_times": 9}])
+    assert set(KINDS) == ALL_KINDS - ANSWERS - {"flex_unavailable"}
+    rule = {"kind": fault, "retry_after_s": 7, "extra_ms": 3000, "max_times": 9}
+    server.configure(faults=[rule])
     with pytest.raises(RequestFailed) as caught:
-        send(server, timeout_s=2 if fault.startswith("hang") else 30)
-    assert caught.value.kind is KINDS[fault]
-    assert server.api_key not in caught.value.reason
-    assert server.stats()["requests"] == 1  # the SDK did not try again by itself
-    if fault == "rate_limit":
-        assert caught.value.headers["retry-after"] == "7" and caught.value.status == 429
+        send(server, timeout_s=2 if fault in WAITS else 30)
+    failure, status = caught.value, "dropped"
+    assert failure.kind is KINDS[fault]
+    assert server.api_key not in failure.reason
+    if fault in HTTP_ERRORS:
+        error = HTTP_ERRORS[fault]
+        status = str(error.status)
+        assert (failure.status, failure.code) == (error.status, error.code)
+        told = "7" if fault in {"rate_limit", "unavailable"} else None
+        assert failure.headers.get("retry-after") == told
+    while (stats := server.stats())["in_flight"]:
+        pass  # until the provider has seen that the client left
+    assert stats["requests"] == 1, "the SDK did not try again by itself"
+    assert stats["by_status"] == {STATUSES.get(fault, status): 1}
+    assert stats["faults_injected"] == {fault: 1}
+    lost = [(bill["fault"], bill["answered_wall"]) for bill in server.bills()]
+    assert lost == [(fault, None)] * (fault in BILLED_TRANSPORT)
 
 
 def test_a_server_without_response_format_is_asked_in_words_from_then_on(
     server: RunningServer,
 ) -> None:
-    server.configure(refuse_response_format=True)
+    server.configure(refuse_parameters=["response_format"])
     with pytest.raises(RequestFailed) as caught:
         send(server)
     assert caught.value.kind is Kind.NO_SCHEMA

@@ -20,11 +20,9 @@ import pytest
 import yaml
 
 from ray_judge.cli import main
-from tests.provider import Prices, RunningServer, ServerConfig, running_server
+from tests.provider import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
-GPT_41 = Prices(input=Decimal("2.00"), cached_input=Decimal("0.50"), output=Decimal("8.00"))
-"""The shipped prices of gpt-4.1: the server's bill and the run's books are in the same money."""
 
 
 @pytest.fixture(scope="session")
@@ -39,17 +37,14 @@ def ray_session(ray_cluster: None) -> str:
 @pytest.fixture(scope="session")
 def provider() -> Iterator[RunningServer]:
     """The simulated provider's process."""
-    with running_server(ServerConfig(prices=GPT_41)) as server:
+    with running_server() as server:
         yield server
 
 
 @pytest.fixture
 def server(provider: RunningServer, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
     """The provider with clean books and default settings, and its key in the environment."""
-    defaults = ServerConfig(prices=GPT_41).public()
-    del defaults["api_key"]
-    provider.configure(**defaults)
-    provider.reset()
+    provider.clean()
     monkeypatch.setenv("OPENAI_API_KEY", provider.api_key)
     return provider
 

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.timeout(120)
 def test_a_batch_over_two_nights(
     runs: Runs, server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.configure(batches={"manual": True})
     batch = {"max_requests": 30, "poll_s": 0.05}
     run = runs(pairs(60), pairs(60, first=60), strong__mode="batch", strong__batch=batch)
     run.document["route"]["fraction"] = 0.5

@@ -91,7 +91,7 @@ def test_a_bad_night(runs: Runs, server: RunningServer) -> None:
 
 
 def test_a_server_that_knows_no_response_format(runs: Runs, server: RunningServer) -> None:
-    server.configure(refuse_response_format=True)
+    server.configure(refuse_parameters=["response_format"])
     run = runs(pairs(40), route__fraction=1)
     assert run.score() == 0
     assert run.outcomes() == {"resolved": 40}

@@ -45,7 +45,6 @@ def test_what_a_pending_batch_asks_is_not_asked_beside_it(
     runs: Runs, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Half of an online run's rows are in another run's batch: it asks the others, and pauses."""
-    server.configure(batches={"manual": True})
     money = str(tmp_path / "money")
     shared = {"strong__books": money, "route__fraction": 1}
     batch = runs(pairs(20), **shared, strong__mode="batch", strong__batch={"wait_s": 0})

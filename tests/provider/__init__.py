@@ -7,15 +7,6 @@ here: answers come from a file of true verdicts, or from a hash of the request.
 
 from __future__ import annotations
 
-from tests.provider.config import Latency, Limits, Prices, ServerConfig
-from tests.provider.process import RunningServer, running_server, start_server
+from tests.provider.process import RunningServer, running_server
 
-__all__ = [
-    "Latency",
-    "Limits",
-    "Prices",
-    "RunningServer",
-    "ServerConfig",
-    "running_server",
-    "start_server",
-]
+__all__ = ["RunningServer", "running_server"]

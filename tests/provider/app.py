@@ -3,54 +3,52 @@
 from __future__ import annotations
 
 import hmac
-import json
-from dataclasses import asdict
+from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from tests.provider.batches import BatchRoutes, BatchStore
-from tests.provider.chat import DROPPED, ChatRoutes
+from tests.provider.batches import ENDPOINT
+from tests.provider.chat import ChatRoute
 from tests.provider.config import ServerConfig
-from tests.provider.faults import INVALID_API_KEY, HttpError
-from tests.provider.files import FileRoutes, FileStore
+from tests.provider.faults import HTTP_ERRORS, AnswerLost, ApiFailure, HttpError, bad_request
 from tests.provider.state import Provider
-from tests.provider.wire import ApiFailure, error_answer, json_answer
-
-_MAX_BODY = 1 << 30
+from tests.provider.wire import DROPPED, error_answer, json_answer, reset_connection
 
 
 def _authorised(request: web.Request, config: ServerConfig) -> bool:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    key = config.api_key.get_secret_value()
     return scheme.lower() == "bearer" and hmac.compare_digest(
-        token.strip().encode("utf-8", "surrogateescape"), key.encode()
+        token.strip().encode("utf-8", "surrogateescape"), config.api_key.encode()
     )
 
 
 def _gate(provider: Provider) -> Middleware:
     """Middleware of the paid API: check the key, turn failures into API errors, count."""
 
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not _authorised(request, provider.config):
+            return error_answer(HTTP_ERRORS["invalid_api_key"])
+        try:
+            return await handler(request)
+        except AnswerLost:
+            return reset_connection(request)
+        except ApiFailure as failure:
+            return error_answer(failure.error, failure.headers)
+        except web.HTTPException as failure:
+            message = f"Invalid URL ({request.method} {request.path})"
+            return error_answer(HttpError(failure.status, None, "invalid_request_error", message))
+        except Exception:  # a defect of the provider itself: tests look that there is none
+            provider.by_status["crashed"] += 1
+            raise
+
     @web.middleware
     async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not request.path.startswith("/v1/"):
             return await handler(request)
         provider.requests += 1
-        response: web.StreamResponse
-        try:
-            if _authorised(request, provider.config):
-                response = await handler(request)
-            else:
-                response = error_answer(INVALID_API_KEY)
-        except ApiFailure as failure:
-            response = error_answer(failure.error, failure.headers)
-        except web.HTTPException as failure:
-            message = f"Invalid URL ({request.method} {request.path})"
-            error = HttpError(failure.status, None, "invalid_request_error", message)
-            response = error_answer(error)
-        except Exception:  # a defect of the provider itself: tests look that there is none
-            provider.by_status["crashed"] += 1
-            raise
+        response = await answer(request, handler)
         dropped = response.status == DROPPED
         provider.by_status["dropped" if dropped else str(response.status)] += 1
         return response
@@ -58,49 +56,75 @@ def _gate(provider: Provider) -> Middleware:
     return gate
 
 
-def make_app(config: ServerConfig) -> web.Application:
-    """The application of one simulated provider; /control/ needs no key."""
-    provider, files = Provider(config), FileStore()
-    store = BatchStore(provider, files)
-    chat, file = ChatRoutes(provider), FileRoutes(provider, files)
-    batch = BatchRoutes(provider, files, store)
+class FileRoutes:
+    """/v1/files and /v1/batches."""
 
-    async def stats(_request: web.Request) -> web.Response:
-        counts = {"uploads": files.uploads, "batch_creations": store.creations}
-        return json_answer({**provider.stats(), **counts})
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
 
-    async def bills(_request: web.Request) -> web.Response:
-        return json_answer({"bills": [asdict(bill) for bill in provider.bills.rows]})
+    async def upload(self, request: web.Request) -> web.Response:
+        """POST /v1/files (multipart: purpose, file)."""
+        form = await request.post()
+        file = form.get("file")
+        if not isinstance(file, web.FileField) or form.get("purpose") != "batch":
+            raise bad_request("A 'file' with purpose 'batch' is required.", "file")
+        file_id = self._provider.store.upload(file.file.read())
+        return json_answer({"id": file_id, "object": "file", "purpose": "batch"})
 
-    async def reset(_request: web.Request) -> web.Response:
-        for part in (store, files, provider):
-            part.reset()
-        return json_answer({"ok": True})
+    async def content(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._provider.store.content(request.match_info["id"]))
 
-    async def configure(request: web.Request) -> web.Response:
+    async def delete(self, request: web.Request) -> web.Response:
+        file_id = request.match_info["id"]
+        self._provider.store.delete(file_id)
+        return json_answer({"id": file_id, "object": "file", "deleted": True})
+
+    async def create(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        for name, wanted in (("endpoint", ENDPOINT), ("completion_window", "24h")):
+            if body.get(name) != wanted:
+                raise bad_request(f"{name} must be {wanted}.", name)
+        store = self._provider.store
+        return json_answer(store.create(str(body.get("input_file_id")), body.get("metadata")))
+
+    async def retrieve(self, request: web.Request) -> web.Response:
+        return json_answer(self._provider.store.get(request.match_info["id"]).body())
+
+    async def list(self, request: web.Request) -> web.Response:
+        """GET /v1/batches, newest first; `after`, `limit`."""
+        after, limit = request.query.get("after"), int(request.query.get("limit", "20"))
+        data, more = self._provider.store.page(after, limit)
+        return json_answer({"object": "list", "data": data, "has_more": more})
+
+
+def _control(change: Callable[..., Any]) -> Handler:
+    """A handler that calls this method with the request's body, and answers what it gives."""
+
+    async def handle(request: web.Request) -> web.Response:
         try:
-            provider.reconfigure(json.loads(await request.read()))
+            return json_answer(change(**(await request.json() if request.can_read_body else {})))
         except (ValueError, OSError) as error:  # pydantic's are ValueErrors too
             return json_answer({"error": {"message": str(error)}}, status=400)
-        return json_answer(provider.config.public())
 
-    app = web.Application(middlewares=[_gate(provider)], client_max_size=_MAX_BODY)
+    return handle
+
+
+def make_app(config: ServerConfig) -> web.Application:
+    """The application of one simulated provider; /control/ needs no key."""
+    provider = Provider(config)
+    chat, file = ChatRoute(provider), FileRoutes(provider)
+    app = web.Application(middlewares=[_gate(provider)], client_max_size=1 << 30)
     app.add_routes(
         [
             web.post("/v1/chat/completions", chat.complete),
             web.post("/v1/files", file.upload),
             web.get("/v1/files/{id}/content", file.content),
             web.delete("/v1/files/{id}", file.delete),
-            web.post("/v1/batches", batch.create),
-            web.get("/v1/batches", batch.list),
-            web.get("/v1/batches/{id}", batch.retrieve),
-            web.post("/v1/batches/{id}/cancel", batch.cancel),
-            web.get("/control/stats", stats),
-            web.get("/control/bills", bills),
-            web.post("/control/reset", reset),
-            web.patch("/control/config", configure),
-            web.get("/control/batches", batch.all),
-            web.post("/control/batches/{id}/advance", batch.advance),
+            web.post("/v1/batches", file.create),
+            web.get("/v1/batches", file.list),
+            web.get("/v1/batches/{id}", file.retrieve),
         ]
     )
+    for name in ("stats", "bills", "reset", "clean", "configure", "batches", "advance_batch"):
+        app.add_routes([web.post(f"/control/{name}", _control(getattr(provider, name)))])
     return app

@@ -1,253 +1,292 @@
-"""/v1/batches, and their life: validating, in_progress, finalizing and the four ends."""
+"""Uploaded files and batches, in memory. A batch moves one status on when it is told to."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import math
 import random
 import time
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
+from tests.provider.config import CallFault
+from tests.provider.faults import HTTP_ERRORS, AnswerLost, ApiFailure, HttpError, not_found
+from tests.provider.requests import ChatRequest, prompt_tokens
 
-from tests.provider import batch_record
-from tests.provider.batch_record import ENDPOINT, WAITING, Batch, problem
-from tests.provider.faults import HTTP_ERRORS, INSUFFICIENT_QUOTA, HttpError
-from tests.provider.files import FileStore, fail_if, scripted
-from tests.provider.requests import ChatRequest
-from tests.provider.state import Provider
-from tests.provider.wire import ApiFailure, bad_request, encode, json_answer, not_found
+if TYPE_CHECKING:
+    from tests.provider.state import Provider
 
-_TICK_S = 0.01
-_CHUNK = 100
-"""Lines answered between two chances for other requests to be served."""
+ENDPOINT = "/v1/chat/completions"
+_WAITING = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
+"""Statuses of a batch that has not ended; its prompt tokens count as enqueued."""
+_STATUSES = "in_progress finalizing completed failed expired cancelling cancelled".split()
+_TOLD = "id model input_file_id status output_file_id error_file_id created_at metadata".split()
+_NUMBERS = itertools.count(1)
+"""Of files and batches: none is used twice in one process."""
 _EXPIRED = {
     "code": "batch_expired",
     "message": "This request could not be executed before the completion window expired.",
 }
 
 
-class BatchStore:
-    """All batches and the tasks that move them on."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    custom_id: str
+    body: Any
+    tokens: int
 
-    def __init__(self, provider: Provider, files: FileStore) -> None:
-        self._provider, self._files = provider, files
-        self._numbers = itertools.count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.batches: dict[str, Batch] = {}
-        self.creations = 0
 
-    def reset(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        self.batches.clear()
-        self.creations = 0
+@dataclass(slots=True)
+class Batch:
+    """One batch; `times` maps status to the second (epoch) it was reached."""
+
+    id: str
+    number: int
+    input_file_id: str
+    metadata: dict[str, str] | None
+    lines: list[Line]
+    problems: list[dict[str, Any]]
+    status: str = "validating"
+    created_at: int = field(default_factory=lambda: int(time.time()))
+    times: dict[str, int] = field(default_factory=dict)
+    failed: int = 0
+    completed: int = 0
+    output: list[bytes] = field(default_factory=list)
+    errors: list[bytes] = field(default_factory=list)
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+
+    @property
+    def model(self) -> str | None:
+        return str(self.lines[0].body.get("model")) if self.lines else None
+
+    def enter(self, status: str) -> None:
+        self.status = status
+        self.times[status] = int(time.time())
+
+    def body(self) -> dict[str, Any]:
+        failed = self.status == "failed"
+        return {
+            **{name: getattr(self, name) for name in _TOLD},
+            "object": "batch",
+            "endpoint": ENDPOINT,
+            "errors": {"object": "list", "data": self.problems} if failed else None,
+            "completion_window": "24h",
+            "expires_at": self.created_at + 86_400,
+            "request_counts": {
+                "total": len(self.lines) if self.status != "validating" else 0,
+                "completed": self.completed,
+                "failed": self.failed,
+            },
+            **{f"{status}_at": self.times.get(status) for status in _STATUSES},
+        }
+
+    def result(self, index: int, response: tuple[int, object] | None, error: object) -> bytes:
+        """One line of the output or error file."""
+        request_id = f"batch_req_{self.id}_{index + 1}"
+        told = None
+        if response is not None:
+            told = {"status_code": response[0], "request_id": request_id, "body": response[1]}
+        line = {"id": request_id, "custom_id": self.lines[index].custom_id, "response": told}
+        return json.dumps({**line, "error": error}).encode() + b"\n"
+
+
+class Batches:
+    """All files and batches of one provider."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self.files: dict[str, bytes] = {}
+        self.all: dict[str, Batch] = {}
+        self.uploads = self.creations = 0
+
+    def upload(self, content: bytes) -> str:
+        """Store an input file; gives its id."""
+        settings = self._provider.config.batches
+        self.uploads += 1
+        with _scripted(settings.upload_faults, self.uploads):
+            if len(content) > settings.max_bytes:
+                message = f"File exceeds the maximum size of {settings.max_bytes} bytes."
+                error = HttpError(413, "file_too_large", "invalid_request_error", message, "file")
+                raise ApiFailure(error)
+            return self._store(content)
+
+    def content(self, file_id: str) -> bytes:
+        if file_id not in self.files:
+            raise not_found(f"File object: {file_id}")
+        return self.files[file_id]
+
+    def delete(self, file_id: str) -> None:
+        self.content(file_id)
+        del self.files[file_id]
+
+    def create(self, file_id: str, metadata: dict[str, str] | None) -> dict[str, Any]:
+        """Take a new batch in, unless it does not fit the queue."""
+        settings = self._provider.config.batches
+        self.creations += 1
+        with _scripted(settings.create_faults, self.creations):
+            lines, problems = _read(self.content(file_id))
+            self._provider.check_quota()
+            batch_id = f"batch_sim{next(_NUMBERS):08d}"
+            batch = Batch(batch_id, len(self.all) + 1, file_id, metadata, lines, problems)
+            if settings.enqueued_rejection == "429" and (full := self._is_too_much(batch)):
+                raise ApiFailure(HttpError(429, "token_limit_exceeded", "tokens", full))
+            self.all[batch_id] = batch
+            return batch.body()
 
     def get(self, batch_id: str) -> Batch:
-        if batch_id not in self.batches:
+        if batch_id not in self.all:
             raise not_found(f"batch: {batch_id}")
-        return self.batches[batch_id]
+        return self.all[batch_id]
 
-    async def create(self, input_file_id: str, metadata: dict[str, str] | None) -> Batch:
-        """Take a new batch in and start its life, unless it does not fit the queue."""
-        lines, problems = await batch_record.read_lines(self._files.get(input_file_id).content)
-        batch_id = f"batch_sim{next(self._numbers):08d}"
-        batch = Batch(batch_id, len(self.batches) + 1, input_file_id, metadata, lines, problems)
-        settings = self._provider.config.batches
-        limit = settings.enqueued_token_limit
-        if settings.enqueued_rejection == "429" and self._is_too_much(batch, limit):
-            message = batch_record.token_limit_message(batch.model, limit or 0)
-            raise ApiFailure(HttpError(429, "token_limit_exceeded", "tokens", message))
-        self.batches[batch_id] = batch
-        if not settings.manual:
-            self._start(self._live(batch))
-        return batch
+    def page(self, after: str | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+        """Batches behind `after`, newest first, and whether there are more."""
+        newest = [*self.all][::-1]
+        begin = newest.index(after) + 1 if after else 0
+        told = [self.all[name].body() for name in newest[begin : begin + limit]]
+        return told, len(newest) > begin + limit
 
-    def cancel(self, batch: Batch) -> None:
-        """Begin to cancel; a batch that has ended stays as it is."""
-        if batch.status not in WAITING or batch.status == "cancelling":
-            return
-        batch.enter("cancelling")
-        settings = self._provider.config.batches
-        if not settings.manual:
-            self._start(self._step_after(batch, settings.finalizing_s))
-
-    async def step(self, batch: Batch) -> None:
+    def advance(self, batch_id: str) -> dict[str, Any]:
         """Move the batch one status on, doing all the work of the status it leaves."""
+        batch = self.get(batch_id)
         if batch.status == "validating":
             self._validate(batch)
         elif batch.status == "in_progress":
-            await self._answer_until(batch, self._target(batch))
-            if batch.status == "in_progress":  # not cancelled meanwhile
-                self._leave_progress(batch)
-        elif batch.status in ("finalizing", "cancelling"):
+            self._answer(batch)
+        elif batch.status == "finalizing":
             self._write_files(batch)
-            batch.enter("completed" if batch.status == "finalizing" else "cancelled")
+            batch.enter("completed")
+        elif batch.status == "cancelling":
+            batch.enter("cancelled")
+        return batch.body()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _store(self, content: bytes) -> str:
+        file_id = f"file-sim{next(_NUMBERS):08d}"
+        self.files[file_id] = content
+        return file_id
 
-    async def _step_after(self, batch: Batch, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        await self.step(batch)
-
-    async def _live(self, batch: Batch) -> None:
-        """The timed life of one batch; ends early when the batch is cancelled."""
-        settings = self._provider.config.batches
-        await asyncio.sleep(settings.validating_s)
-        if batch.status == "validating":
-            await self.step(batch)
-        started, target = time.monotonic(), self._target(batch)
-        while batch.status == "in_progress":
-            passed = time.monotonic() - started
-            if passed >= settings.in_progress_s:
-                await self.step(batch)
-                break
-            await self._answer_until(batch, int(target * passed / settings.in_progress_s))
-            await asyncio.sleep(_TICK_S)
-        if batch.status == "finalizing":
-            await self._step_after(batch, settings.finalizing_s)
-
-    def _is_too_much(self, batch: Batch, limit: int | None) -> bool:
-        """Whether this and the earlier waiting batches of its model pass the limit of tokens."""
-        earlier = [one for one in self.batches.values() if one.number < batch.number]
-        same = [one for one in earlier if one.model == batch.model and one.status in WAITING]
-        return limit is not None and sum(one.tokens for one in (*same, batch)) > limit
+    def _is_too_much(self, batch: Batch) -> str | None:
+        """What is said where this and the earlier waiting batches of its model are too much."""
+        limit = self._provider.config.batches.enqueued_token_limit
+        earlier = [one for one in self.all.values() if one.number < batch.number]
+        same = [one for one in earlier if one.model == batch.model and one.status in _WAITING]
+        tokens = sum(line.tokens for one in (*same, batch) for line in one.lines)
+        if limit is None or tokens <= limit:
+            return None
+        return (
+            f"Enqueued token limit reached for {batch.model}. Limit: {limit:,} enqueued tokens. "
+            "Please try again once some in_progress batches have been completed."
+        )
 
     def _validate(self, batch: Batch) -> None:
         settings = self._provider.config.batches
-        limit = settings.enqueued_token_limit
         if batch.number in settings.fail_batches:
-            batch.problems.append(problem("internal_error", "Scripted."))
-        if len(batch.lines) > settings.max_requests:
-            message = f"{len(batch.lines)} requests; at most {settings.max_requests} are allowed."
-            batch.problems.append(problem("too_many_tasks", message))
-        if settings.enqueued_rejection == "failed" and self._is_too_much(batch, limit):
-            message = batch_record.token_limit_message(batch.model, limit or 0)
-            batch.problems.append(problem("token_limit_exceeded", message))
+            batch.problems.append(_problem("internal_error", "Scripted."))
+        if settings.enqueued_rejection == "failed" and (full := self._is_too_much(batch)):
+            batch.problems.append(_problem("token_limit_exceeded", full))
         batch.enter("failed" if batch.problems else "in_progress")
 
-    def _target(self, batch: Batch) -> int:
-        """How many lines will be answered before the batch ends or expires."""
+    def _answer(self, batch: Batch) -> None:
+        """Answer all lines, or those that are answered before the batch expires."""
         share = self._provider.config.batches.expire_after_share
-        return len(batch.lines) if share is None else math.floor(share * len(batch.lines))
-
-    def _leave_progress(self, batch: Batch) -> None:
-        if self._provider.config.batches.expire_after_share is None:
-            batch.enter("finalizing")
-            return
-        for index in range(batch.done, len(batch.lines)):
+        done = len(batch.lines) if share is None else math.floor(share * len(batch.lines))
+        for index in range(done):
+            self._answer_line(batch, index)
+        for index in range(done, len(batch.lines)):
             batch.failed += 1
-            batch.errors.append(_result(batch, index, None, _EXPIRED))
-        self._write_files(batch)
-        batch.enter("expired")
-
-    async def _answer_until(self, batch: Batch, target: int) -> None:
-        while batch.done < target and batch.status == "in_progress":
-            batch.done += 1
-            self._answer_line(batch, batch.done - 1)
-            if batch.done % _CHUNK == 0:
-                await asyncio.sleep(0)
+            batch.errors.append(batch.result(index, None, _EXPIRED))
+        if share is None:
+            batch.enter("finalizing")
+        else:
+            self._write_files(batch)
+            batch.enter("expired")
 
     def _answer_line(self, batch: Batch, index: int) -> None:
         """Answer one line into the output file, or its failure into the error file."""
-        settings = self._provider.config.batches
+        provider = self._provider
         try:
-            if index + 1 in settings.fail_lines:
-                raise ApiFailure(HTTP_ERRORS["server_error"])
-            body, copies = self._answer_body(batch, index)
+            provider.check_quota()
+            request = ChatRequest.parse(batch.lines[index].body, provider.config)
+            attempt = provider.next_attempt(request.key)
+            rule = provider.pick_fault(request, attempt, index + 1, "batch")
+            fault = rule.kind if rule is not None else None
+            if fault in HTTP_ERRORS:
+                raise ApiFailure(HTTP_ERRORS[fault])
         except ApiFailure as failure:
             batch.failed += 1
             error = failure.error
-            batch.errors.append(_result(batch, index, (error.status, error.body()), None))
+            batch.errors.append(batch.result(index, (error.status, error.body()), None))
             return
-        batch.completed += 1
-        if index + 1 not in settings.drop_lines:
-            batch.output.extend([_result(batch, index, (200, body), None)] * copies)
-
-    def _answer_body(self, batch: Batch, index: int) -> tuple[dict[str, Any], int]:
-        """The completion of one line and how many times it is to be written."""
-        provider = self._provider
-        if provider.quota_used_up():
-            raise ApiFailure(INSUFFICIENT_QUOTA)
-        request = ChatRequest.parse(batch.lines[index].body, provider.config)
-        attempt = provider.next_attempt(request.key)
-        rule = provider.pick_fault(request, attempt, index + 1, "batch")
-        fault = rule.kind if rule is not None else None
-        if fault in HTTP_ERRORS:
-            raise ApiFailure(HTTP_ERRORS[fault])
         body, bill = provider.answer(request, attempt=attempt, fault=fault, in_batch=True)
         bill.answered()
-        return body, 2 if fault == "duplicate" else 1
+        batch.completed += 1
+        if index + 1 not in provider.config.batches.drop_lines:
+            copies = 2 if fault == "duplicate" else 1
+            batch.output.extend([batch.result(index, (200, body), None)] * copies)
 
     def _write_files(self, batch: Batch) -> None:
         """Write both files, in a shuffled order; an empty one does not come into being."""
         random.Random(batch.number).shuffle(batch.output)
-        for kind, lines in (("output", batch.output), ("error", batch.errors)):
-            if lines:
-                name = f"{batch.id}_{kind}.jsonl"
-                made = self._files.add(b"".join(lines), name, "batch_output")
-                setattr(batch, f"{kind}_file_id", made.id)
+        if batch.output:
+            batch.output_file_id = self._store(b"".join(batch.output))
+        if batch.errors:
+            batch.error_file_id = self._store(b"".join(batch.errors))
 
 
-def _result(batch: Batch, index: int, response: tuple[int, object] | None, error: object) -> bytes:
-    """One line of an output or error file."""
-    request_id = f"batch_req_{batch.id}_{index + 1}"
-    told = None
-    if response is not None:
-        told = {"status_code": response[0], "request_id": request_id, "body": response[1]}
-    line = {"id": request_id, "custom_id": batch.lines[index].custom_id, "response": told}
-    return encode({**line, "error": error}) + b"\n"
+@contextmanager
+def _scripted(faults: tuple[CallFault, ...], call: int) -> Iterator[None]:
+    """Do something, with the fault of this 1-based call if one is scripted."""
+    kind = next((fault.kind for fault in faults if call in fault.calls), "")
+    lost = kind.startswith("reset")
+    failure = AnswerLost() if lost else ApiFailure(HTTP_ERRORS["server_error"])
+    if kind == "rate_limit":
+        raise ApiFailure(HTTP_ERRORS["rate_limit"], {"retry-after": "1"})
+    if kind.endswith("before"):
+        raise failure
+    yield
+    if kind.endswith("after"):
+        raise failure
 
 
-class BatchRoutes:
-    def __init__(self, provider: Provider, files: FileStore, store: BatchStore) -> None:
-        self._provider, self._files, self._store = provider, files, store
+def _problem(code: str, message: str, line: int | None = None) -> dict[str, Any]:
+    return {"code": code, "message": message, "line": line, "param": None}
 
-    async def create(self, request: web.Request) -> web.Response:
-        self._store.creations += 1
-        fault = scripted(self._provider.config.batches.create_faults, self._store.creations)
-        if (dropped := fail_if(request, fault, "before")) is not None:
-            return dropped
-        body = json.loads(await request.read())
-        if body.get("endpoint") != ENDPOINT:
-            raise bad_request(f"endpoint must be {ENDPOINT}.", param="endpoint")
-        if body.get("completion_window") != "24h":
-            raise bad_request("completion_window must be 24h.", param="completion_window")
-        stored = self._files.get(str(body.get("input_file_id")))
-        if stored.purpose != "batch":
-            raise bad_request("The input file must have purpose batch.", param="input_file_id")
-        if self._provider.quota_used_up():
-            raise ApiFailure(INSUFFICIENT_QUOTA)
-        batch = await self._store.create(stored.id, body.get("metadata"))
-        return fail_if(request, fault, "after") or json_answer(batch.body())
 
-    async def retrieve(self, request: web.Request) -> web.Response:
-        return json_answer(self._store.get(request.match_info["id"]).body())
+def _read(content: bytes) -> tuple[list[Line], list[dict[str, Any]]]:
+    """The requests of an input file, and what is wrong with them (line numbers from 1)."""
+    lines: dict[str, Line] = {}
+    problems: list[dict[str, Any]] = []
+    for number, raw in enumerate(content.splitlines(), 1):
+        code, message = _read_line(raw, lines)
+        if code:
+            problems.append(_problem(code, message, number))
+    if not lines and not problems:
+        problems.append(_problem("empty_file", "The input file is empty."))
+    return list(lines.values()), problems
 
-    async def list(self, request: web.Request) -> web.Response:
-        """GET /v1/batches, newest first; `after`, `limit`."""
-        found = [batch.body() for batch in reversed(self._store.batches.values())]
-        limit, after = int(request.query.get("limit", "20")), request.query.get("after")
-        begin = [one["id"] for one in found].index(after) + 1 if after else 0
-        shown = found[begin : begin + limit]
-        more = len(found) > begin + limit
-        return json_answer({"object": "list", "data": shown, "has_more": more})
 
-    async def cancel(self, request: web.Request) -> web.Response:
-        batch = self._store.get(request.match_info["id"])
-        self._store.cancel(batch)
-        return json_answer(batch.body())
-
-    async def advance(self, request: web.Request) -> web.Response:
-        batch = self._store.get(request.match_info["id"])
-        await self._store.step(batch)
-        return json_answer(batch.body())
-
-    async def all(self, _request: web.Request) -> web.Response:
-        return json_answer({"data": [batch.body() for batch in self._store.batches.values()]})
+def _read_line(raw: bytes, lines: dict[str, Line]) -> tuple[str | None, str]:
+    """Add the request of one line, or return the code and message of its defect."""
+    try:
+        value = json.loads(raw)
+        custom_id, body = value.get("custom_id"), value.get("body")
+    except (ValueError, AttributeError):
+        return "invalid_json_line", "This line is not a JSON object."
+    if not isinstance(custom_id, str) or not isinstance(body, dict):
+        return "missing_required_parameter", "custom_id and body are required."
+    if custom_id in lines:
+        return "duplicate_custom_id", f"The custom_id '{custom_id}' is used twice."
+    if value.get("method") != "POST" or value.get("url") != ENDPOINT:
+        return "invalid_url", f"Every line must be a POST to {ENDPOINT}."
+    if {one.body.get("model") for one in islice(lines.values(), 1)} - {body.get("model")}:
+        return "mismatched_model", "All lines of a batch must name the same model."
+    try:
+        tokens = prompt_tokens(body)
+    except (KeyError, TypeError, AttributeError):
+        tokens = 0  # a malformed request: its line ends in the error file
+    lines[custom_id] = Line(custom_id, body, tokens)
+    return None, ""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass
-from decimal import Context, Decimal, localcontext
+from decimal import Decimal
 from typing import Any
 
 from tests.provider.config import Prices
-from tests.provider.requests import ChatRequest
 
-_EXACT = Context(prec=80)
-"""Enough digits that no product or sum of prices and token counts is ever rounded."""
 _FACTOR = {"default": Decimal(1), "flex": Decimal("0.5"), "batch": Decimal("0.5")}
 
 
@@ -36,9 +32,8 @@ class TokenCount:
 
     def price(self, prices: Prices, tier: str) -> Decimal:
         """Exact dollars."""
-        with localcontext(_EXACT):
-            total = (self.prompt - self.cached) * prices.input + self.cached * prices.cached_input
-            return (total + self.completion * prices.output) * _FACTOR[tier] / 1_000_000
+        total = (self.prompt - self.cached) * prices.input + self.cached * prices.cached_input
+        return (total + self.completion * prices.output) * _FACTOR[tier] / 1_000_000
 
 
 @dataclass(slots=True)
@@ -56,44 +51,12 @@ class Bill:
     usd: str
     tier: str
     prompt_tokens: int
-    cached_tokens: int
     completion_tokens: int
     billed_monotonic: float
-    fault: str | None = None
+    fault: str | None
     answered_monotonic: float | None = None
     answered_wall: float | None = None
 
     def answered(self) -> None:
         """Note that the answer left the server."""
-        self.answered_monotonic = time.monotonic()
-        self.answered_wall = time.time()
-
-
-class Bills:
-    """All bills since the start or the last reset."""
-
-    def __init__(self) -> None:
-        self.rows: list[Bill] = []
-        self.total = Decimal(0)
-        self._times_billed: Counter[str] = Counter()
-
-    def charge(
-        self, request: ChatRequest, tokens: TokenCount, prices: Prices, tier: str,
-        *, attempt: int, fault: str | None,
-    ) -> Bill:  # fmt: skip
-        """Bill one computed answer."""
-        usd = tokens.price(prices, tier)
-        self.total = _EXACT.add(self.total, usd)
-        self._times_billed[request.key] += 1
-        number, counts = len(self.rows) + 1, (tokens.prompt, tokens.cached, tokens.completion)
-        what = (number, request.key, attempt, format(usd, "f"), tier, *counts)
-        bill = Bill(*what, time.monotonic(), fault)
-        self.rows.append(bill)
-        return bill
-
-    def totals(self) -> dict[str, Any]:
-        return {
-            "billed": len(self.rows),
-            "billed_twice": sum(times > 1 for times in self._times_billed.values()),
-            "total_usd": format(self.total, "f"),
-        }
+        self.answered_monotonic, self.answered_wall = time.monotonic(), time.time()

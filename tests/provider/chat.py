@@ -9,16 +9,12 @@ import time
 from aiohttp import web
 
 from tests.provider import faults, wire
-from tests.provider.faults import HTTP_ERRORS, INSUFFICIENT_QUOTA, HttpError
+from tests.provider.faults import HTTP_ERRORS, AnswerLost, ApiFailure, HttpError, bad_request
 from tests.provider.requests import ChatRequest
 from tests.provider.state import Provider
-from tests.provider.wire import JSON_TYPE, ApiFailure, error_answer
-
-DROPPED = 499
-"""Status of answers that were never sent."""
 
 
-class ChatRoutes:
+class ChatRoute:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
@@ -30,9 +26,7 @@ class ChatRoutes:
         try:
             return await self._complete(request)
         except ApiFailure as failure:
-            if failure.error is INSUFFICIENT_QUOTA and provider.quota_told is None:
-                provider.quota_told = time.monotonic()
-            return error_answer(failure.error, {**self._headers(), **failure.headers})
+            raise ApiFailure(failure.error, {**self._headers(), **failure.headers}) from None
         finally:
             provider.in_flight -= 1
 
@@ -45,7 +39,7 @@ class ChatRoutes:
         try:
             raw = json.loads(await http.read())
         except ValueError:
-            raise wire.bad_request("The body is not valid JSON.") from None
+            raise bad_request("The body is not valid JSON.") from None
         request = ChatRequest.parse(raw, provider.config)
         self._admit(request)
         attempt = provider.next_attempt(request.key)
@@ -63,8 +57,7 @@ class ChatRoutes:
     def _admit(self, request: ChatRequest) -> None:
         """Pass the quota and the rate limits, or raise the 429."""
         provider = self._provider
-        if provider.quota_used_up():
-            raise ApiFailure(INSUFFICIENT_QUOTA)
+        provider.check_quota()
         if refused := provider.limiter.admit(request.prompt_tokens + (request.allowance or 0)):
             which, wait_s = refused
             message = f"Rate limit reached on {which} per min. Try again in {wait_s:.3f}s."
@@ -82,14 +75,14 @@ class ChatRoutes:
         body, headers = wire.encode(answer), self._headers()
         if fault in faults.BILLED_TRANSPORT - {"late", "duplicate"}:
             return await _fail_billed(http, str(fault), body)
-        response = web.Response(body=body, headers=headers, content_type=JSON_TYPE)
+        response = web.Response(body=body, headers=headers, content_type=wire.JSON_TYPE)
         try:
             await response.prepare(http)
             await response.write_eof()
         except ConnectionError:
-            return web.Response(status=DROPPED)
+            return web.Response(status=wire.DROPPED)
         if wire.client_left(http):
-            return web.Response(status=DROPPED)
+            return web.Response(status=wire.DROPPED)
         bill.answered()
         if fault == "duplicate":
             wire.send_and_close(http, body, body)
@@ -97,25 +90,22 @@ class ChatRoutes:
 
 
 async def _fail_unbilled(http: web.Request, fault: str) -> web.Response:
-    if fault == faults.HTML_GATEWAY:
+    if fault == "bad_gateway_html":
         page = "<html><h1>502 Bad Gateway</h1></html>"
         return web.Response(status=502, text=page, content_type="text/html")
     if fault == "hang":
-        await wire.hang(http)
-    else:
-        wire.reset_connection(http)
-    return web.Response(status=DROPPED)
+        return await wire.hang(http)
+    raise AnswerLost
 
 
 async def _fail_billed(http: web.Request, fault: str, body: bytes) -> web.Response:
+    half = body[: len(body) // 2]
     if fault == "server_error_billed":
-        return error_answer(HTTP_ERRORS["server_error"])
+        return wire.error_answer(HTTP_ERRORS["server_error"])
     if fault == "truncated_body":
-        return web.Response(body=body[: len(body) // 2], content_type=JSON_TYPE)
+        return web.Response(body=half, content_type=wire.JSON_TYPE)
     if fault == "broken_body":
-        wire.send_and_close(http, body, body[: len(body) // 2])
-    elif fault == "hang_billed":
-        await wire.hang(http)
-    else:
-        wire.reset_connection(http)
-    return web.Response(status=DROPPED)
+        return wire.send_and_close(http, body, half)
+    if fault == "hang_billed":
+        return await wire.hang(http)
+    raise AnswerLost

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tests.provider.faults import ALL_KINDS
 
@@ -21,19 +21,12 @@ class Settings(BaseModel):
 
 
 class Prices(Settings):
-    """Dollars per million tokens, as decimal strings; never floats, so totals are exact."""
+    """Dollars per million tokens; by default the shipped prices of gpt-4.1."""
 
-    input: Money = Decimal("2.50")
-    cached_input: Money = Decimal("1.25")
-    output: Money = Decimal("10.00")
+    input: Money = Decimal("2.00")
+    cached_input: Money = Decimal("0.50")
+    output: Money = Decimal("8.00")
     """Per million completion tokens, reasoning tokens included."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_floats(cls, value: object) -> object:
-        if isinstance(value, float):  # pydantic turns a ValueError into a message, no TypeError
-            raise ValueError('prices are decimal strings such as "2.50", not floats')  # noqa: TRY004
-        return value
 
 
 class Latency(Settings):
@@ -78,12 +71,12 @@ class FaultRule(Settings):
     contains: str = ""
     """Strike only requests whose messages contain this text."""
     max_times: int | None = Field(default=None, ge=0)
-    scope: Literal["chat", "batch", "all"] = "chat"
+    scope: Literal["chat", "batch"] = "chat"
     """`batch`: lines of a batch, where `requests` are line numbers, HTTP errors become lines of
-    the error file, and the faults of a connection (all but `duplicate`) do not apply."""
+    the error file, and the faults of a connection (all but `duplicate`) have no effect."""
     retry_after_s: float = Field(default=1.0, ge=0)
     """Seconds told by a `rate_limit` or `unavailable` fault."""
-    retry_after_style: Literal["seconds", "date", "ms", "none"] = "seconds"
+    retry_after_style: Literal["seconds", "date", "ms"] = "seconds"
     """Header form: `Retry-After: 2`, `Retry-After: <HTTP date>` or `retry-after-ms: 1500`."""
     extra_ms: float = Field(default=2000.0, ge=0)
     """How much later a `late` answer comes."""
@@ -106,24 +99,14 @@ class CallFault(Settings):
 
 
 class BatchSettings(Settings):
-    """Life cycle, limits and scripted faults of batches."""
+    """Limits and scripted faults of batches."""
 
-    validating_s: float = Field(default=0.05, ge=0)
-    in_progress_s: float = Field(default=0.2, ge=0)
-    """Seconds in status in_progress, over which the lines are answered evenly."""
-    finalizing_s: float = Field(default=0.05, ge=0)
-    """Seconds in status finalizing, and in cancelling."""
-    manual: bool = False
-    """True: time moves nothing; each POST /control/batches/{id}/advance moves one status on."""
     expire_after_share: float | None = Field(default=None, ge=0, le=1)
     """Expire when this share of the lines is answered; null: run to the end."""
-    fail_lines: tuple[int, ...] = ()
-    """1-based lines that end with HTTP 500 in the error file, not billed."""
     drop_lines: tuple[int, ...] = ()
     """1-based lines that are billed and then stand in neither file."""
     fail_batches: tuple[int, ...] = ()
     """1-based numbers of batches that fail as a whole in validation."""
-    max_requests: int = Field(default=50_000, gt=0)
     max_bytes: int = Field(default=200 * 1024 * 1024, gt=0)
     enqueued_token_limit: int | None = Field(default=None, gt=0)
     """Prompt tokens per model in batches that have not ended; null: no limit."""
@@ -136,7 +119,7 @@ class BatchSettings(Settings):
 class ServerConfig(Settings):
     """Everything the provider does; every field has a working default."""
 
-    api_key: SecretStr = SecretStr("sim-key")
+    api_key: str = Field(default="sim-key", exclude=True, repr=False)
     """The one key that is accepted as `Authorization: Bearer ...`; never logged."""
     truth: Path | None = None
     """JSON list of rows with `instruction`, `response_a`, `response_b` and `verdict` ("A", "B" or
@@ -146,10 +129,8 @@ class ServerConfig(Settings):
     limits: Limits = Limits()
     faults: tuple[FaultRule, ...] = ()
     fault_seed: int = 0
-    refuse_response_format: bool = False
-    """Answer 400 unsupported_parameter to `response_format`, as small servers do."""
     refuse_parameters: tuple[str, ...] = ()
-    """Other body parameters that are answered with 400 unsupported_parameter."""
+    """Body parameters that are answered with 400 unsupported_parameter."""
     reasoning_tokens: int = Field(default=0, ge=0)
     """Hidden reasoning tokens of every answer, counted (and billed) as completion tokens."""
     cached_tokens: int = Field(default=0, ge=0)
@@ -158,28 +139,15 @@ class ServerConfig(Settings):
     """False: service_tier "flex" is answered, and billed, as "default"."""
     quota_usd: Money | None = None
     """Once this much is billed every request answers insufficient_quota; null: no quota."""
-    quota_exhausted: bool = False
     batches: BatchSettings = BatchSettings()
-
-    def public(self) -> dict[str, Any]:
-        """The settings as JSON values, with the key masked."""
-        return self.model_dump(mode="json")
-
-    def with_secret_json(self) -> str:
-        """One line of JSON from which the settings can be read whole; it holds the key."""
-        return json.dumps({**self.public(), "api_key": self.api_key.get_secret_value()})
 
     def patched(self, patch: dict[str, Any]) -> ServerConfig:
         """This configuration with some settings replaced: objects merge, lists are replaced."""
-        merged = _merge(json.loads(self.with_secret_json()), patch)
+        merged = {**self.model_dump(mode="json"), "api_key": self.api_key}
+        for name, value in patch.items():
+            before = merged.get(name)
+            if isinstance(value, dict) and isinstance(before, dict):
+                merged[name] = before | value
+            else:
+                merged[name] = value
         return type(self).model_validate_json(json.dumps(merged))
-
-
-def _merge(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(old)
-    for key, value in patch.items():
-        before = merged.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            value = _merge(before, value)  # noqa: PLW2901
-        merged[key] = value
-    return merged

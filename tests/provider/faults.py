@@ -29,51 +29,47 @@ class HttpError:
         return {"error": {**fields, "param": self.param, "code": self.code}}
 
 
+class ApiFailure(Exception):
+    """A request is answered with an error."""
+
+    def __init__(self, error: HttpError, headers: dict[str, str] | None = None) -> None:
+        super().__init__(error.message)
+        self.error, self.headers = error, headers or {}
+
+
+class AnswerLost(Exception):
+    """A request is answered with a TCP reset."""
+
+
 _QUOTA = "insufficient_quota"
 _INVALID = "invalid_request_error"
-INSUFFICIENT_QUOTA: Final = HttpError(429, _QUOTA, _QUOTA, "You exceeded your current quota.")
-INVALID_API_KEY: Final = HttpError(401, "invalid_api_key", _INVALID, "Incorrect API key provided.")
-RATE_LIMIT: Final = HttpError(
-    429, "rate_limit_exceeded", "requests", "Rate limit reached. Please try again later."
-)
+_ABROAD = "unsupported_country_region_territory"
+_FULL = "resource_unavailable"
+_BUSY = "service_unavailable"
+_LENGTH = "context_length_exceeded"
+RATE_LIMIT: Final = HttpError(429, "rate_limit_exceeded", "requests", "Rate limit reached.")
 HTTP_ERRORS: Final[dict[str, HttpError]] = {
     "rate_limit": RATE_LIMIT,
     "rate_limit_no_header": RATE_LIMIT,
-    _QUOTA: INSUFFICIENT_QUOTA,
-    "billing_hard_limit": HttpError(
-        400, "billing_hard_limit_reached", _INVALID, "Billing hard limit has been reached."
-    ),
-    "flex_unavailable": HttpError(
-        429, "resource_unavailable", "resource_unavailable", "No flex capacity at the moment."
-    ),
+    _QUOTA: HttpError(429, _QUOTA, _QUOTA, "You exceeded your current quota."),
+    "billing_hard_limit": HttpError(400, "billing_hard_limit_reached", _INVALID, "Hard limit."),
+    "flex_unavailable": HttpError(429, _FULL, _FULL, "No flex capacity at the moment."),
     "server_error": HttpError(500, None, "server_error", "The server had an error."),
-    "unavailable": HttpError(
-        503, "service_unavailable", "service_unavailable_error", "The engine is overloaded."
-    ),
+    "unavailable": HttpError(503, _BUSY, f"{_BUSY}_error", "The engine is overloaded."),
     "request_timeout": HttpError(408, None, "server_error", "Request timed out."),
-    "invalid_api_key": INVALID_API_KEY,
-    "permission_denied": HttpError(
-        403, "unsupported_country_region_territory", "request_forbidden", "Not permitted."
-    ),
-    "model_not_found": HttpError(
-        404, "model_not_found", _INVALID, "The model does not exist.", "model"
-    ),
-    "context_length_exceeded": HttpError(
-        400, "context_length_exceeded", _INVALID, "The context length was exceeded.", "messages"
-    ),
-    "content_filter_400": HttpError(
-        400, "content_filter", _INVALID, "The prompt triggered the content policy.", "prompt"
-    ),
+    "invalid_api_key": HttpError(401, "invalid_api_key", _INVALID, "Incorrect API key provided."),
+    "permission_denied": HttpError(403, _ABROAD, "request_forbidden", "Not permitted."),
+    "model_not_found": HttpError(404, "model_not_found", _INVALID, "No such model.", "model"),
+    _LENGTH: HttpError(400, _LENGTH, _INVALID, "The context length was exceeded.", "messages"),
+    "content_filter_400": HttpError(400, "content_filter", _INVALID, "Not permitted.", "prompt"),
     "invalid_request": HttpError(400, None, _INVALID, "Invalid value.", "messages"),
 }
 """Errors answered at once. `rate_limit` carries Retry-After, `rate_limit_no_header` does not.
 `flex_unavailable` only strikes requests that ask for the flex tier."""
 
-HTML_GATEWAY: Final = "bad_gateway_html"
-"""HTTP 502 with an HTML body, as a proxy between client and provider writes it; not billed."""
-
-UNBILLED_TRANSPORT: Final = frozenset({"hang", "reset_before", HTML_GATEWAY})
-"""`hang` never answers until the client leaves; `reset_before` sends a TCP reset."""
+UNBILLED_TRANSPORT: Final = frozenset({"hang", "reset_before", "bad_gateway_html"})
+"""`hang` never answers until the client leaves; `reset_before` sends a TCP reset;
+`bad_gateway_html` is HTTP 502 with an HTML body, as a proxy on the way writes it."""
 
 BILLED_TRANSPORT: Final = frozenset(
     "hang_billed reset_after truncated_body broken_body server_error_billed late duplicate".split()
@@ -93,3 +89,11 @@ fence with words around it; `missing_usage` is a right answer without its usage 
 `other_verdict` says B for A and A for B, as a model that changes its mind."""
 
 ALL_KINDS: Final = frozenset(HTTP_ERRORS) | UNBILLED_TRANSPORT | BILLED_TRANSPORT | MODEL_FAULTS
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiFailure:
+    return ApiFailure(HttpError(400, code, _INVALID, message, param))
+
+
+def not_found(what: str) -> ApiFailure:
+    return ApiFailure(HttpError(404, None, _INVALID, f"No such {what}.", "id"))

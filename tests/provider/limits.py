@@ -68,7 +68,6 @@ class RateLimiter:
         now = time.monotonic()
         set_ = {"requests": limits.rpm, "tokens": limits.tpm}
         self._buckets = {name: Bucket(most, now) for name, most in set_.items() if most}
-        self.refused = {"requests": 0, "tokens": 0}
 
     def admit(self, tokens: int) -> tuple[str, float] | None:
         """Take one request and its tokens, or nothing: which limit refuses, and seconds to wait."""
@@ -76,7 +75,6 @@ class RateLimiter:
         waits = {name: one.wait_s(wanted[name], now) for name, one in self._buckets.items()}
         which = max(waits, key=lambda name: waits[name], default=None)
         if which is not None and waits[which] > 0:
-            self.refused[which] += 1
             return which, waits[which]
         for name, bucket in self._buckets.items():
             bucket.take(wanted[name], now)

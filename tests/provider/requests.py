@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.provider.config import ServerConfig
-from tests.provider.wire import bad_request
+from tests.provider.faults import bad_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +79,19 @@ def _checked(body: object, config: ServerConfig) -> dict[str, Any]:
         raise bad_request("The body is not a JSON object.")
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise bad_request("Missing required parameter: 'messages'.", param="messages")
+        raise bad_request("Missing required parameter: 'messages'.", "messages")
     if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
-        raise bad_request("Every message needs a role.", param="messages")
+        raise bad_request("Every message needs a role.", "messages")
     if not isinstance(body.get("model"), str):
-        raise bad_request("Missing required parameter: 'model'.", param="model")
-    refused = [*config.refuse_parameters, "stream"]
-    if config.refuse_response_format:
-        refused.append("response_format")
-    for name in refused:
+        raise bad_request("Missing required parameter: 'model'.", "model")
+    for name in (*config.refuse_parameters, "stream"):
         if body.get(name):
             message = f"Unsupported parameter: '{name}' is not supported with this model."
-            raise bad_request(message, param=name, code="unsupported_parameter")
-    if body.get("n", 1) != 1:
-        raise bad_request("This provider answers n=1 only.", param="n")
+            raise bad_request(message, name, "unsupported_parameter")
     defect = format_defect(body.get("response_format"))
     if defect is not None:
         message = f"Invalid schema for response_format: {defect}"
-        raise bad_request(message, param="response_format")
+        raise bad_request(message, "response_format")
     return body
 
 

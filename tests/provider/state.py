@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import asdict
+from decimal import Decimal
 from typing import Any
 
 from tests.provider.answers import Judge
-from tests.provider.bills import Bill, Bills, TokenCount
+from tests.provider.batches import Batches
+from tests.provider.bills import Bill, TokenCount
 from tests.provider.config import FaultRule, ServerConfig
-from tests.provider.faults import BILLED_TRANSPORT, UNBILLED_TRANSPORT
+from tests.provider.faults import HTTP_ERRORS, ApiFailure
 from tests.provider.limits import RateLimiter
 from tests.provider.requests import ChatRequest, draw, text_tokens
-
-_CONNECTION_FAULTS = (UNBILLED_TRANSPORT | BILLED_TRANSPORT) - {"duplicate"}
-
 
 _COUNTS = ("requests", "chat_requests", "in_flight", "max_in_flight")
 
 
 class Provider:
-    """Configuration, bills and counters of one simulated provider."""
+    """Settings, bills, batches and counters of one simulated provider."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self.config = config
-        self.judge = Judge(config.truth)
-        self.in_flight = 0
+        self._first, self.in_flight = config, 0
+        self.clean()
+
+    def clean(self, **settings: Any) -> None:
+        """Forget all requests, bills and counts, and all settings of the start but for these."""
+        self.config = self._first.patched(settings)
+        self.judge = Judge(self.config.truth)
         self.reset()
 
     def reset(self) -> None:
-        """Forget all requests, bills and counts; the configuration stays."""
-        self.bills = Bills()
+        """Forget all requests, bills and counts; the settings stay."""
+        self._bills: list[Bill] = []
+        self._total = Decimal(0)
+        self.store = Batches(self)
         self.limiter = RateLimiter(self.config.limits)
         self.by_status: Counter[str] = Counter()
-        self.faults_injected: Counter[str] = Counter()
+        self._faults_injected: Counter[str] = Counter()
         self._struck: Counter[int] = Counter()
         self._attempts: Counter[str] = Counter()
         self.requests = self.chat_requests = self.admitted = 0
@@ -41,9 +47,9 @@ class Provider:
         self.judge.unknown = 0
         self.quota_told: float | None = None
 
-    def reconfigure(self, patch: dict[str, Any]) -> None:
+    def configure(self, **settings: Any) -> None:
         """Change settings in mid-run; counts, bills and attempt numbers are kept."""
-        old, new = self.config, self.config.patched(patch)
+        old, new = self.config, self.config.patched(settings)
         if new.truth != old.truth:
             self.judge = Judge(new.truth)
         if new.limits != old.limits:
@@ -52,9 +58,11 @@ class Provider:
             self._struck = Counter()
         self.config = new
 
-    def quota_used_up(self) -> bool:
+    def check_quota(self) -> None:
         quota = self.config.quota_usd
-        return self.config.quota_exhausted or (quota is not None and self.bills.total >= quota)
+        if quota is not None and self._total >= quota:
+            self.quota_told = self.quota_told or time.monotonic()
+            raise ApiFailure(HTTP_ERRORS["insufficient_quota"])
 
     def next_attempt(self, key: str) -> int:
         self._attempts[key] += 1
@@ -65,15 +73,11 @@ class Provider:
     ) -> FaultRule | None:
         """The first rule that strikes this request, counted as injected."""
         for index, rule in enumerate(self.config.faults):
-            if rule.scope not in (scope, "all"):
+            if rule.kind == "flex_unavailable" and not request.wants_flex:
                 continue
-            if rule.kind == "flex_unavailable" and not (scope == "chat" and request.wants_flex):
-                continue
-            if scope == "batch" and rule.kind in _CONNECTION_FAULTS:
-                continue
-            if self._fires(index, rule, request, attempt, number):
+            if rule.scope == scope and self._fires(index, rule, request, attempt, number):
                 self._struck[index] += 1
-                self.faults_injected[rule.kind] += 1
+                self._faults_injected[rule.kind] += 1
                 return rule
         return None
 
@@ -103,8 +107,13 @@ class Provider:
         content, refusal, finish = _with_fault(self.judge.content(request), fault)
         content, finish, tokens = self._measured(request, content, refusal, finish)
         tier = "flex" if request.wants_flex and self.config.permit_flex else "default"
-        prices, billed_as = self.config.prices, "batch" if in_batch else tier
-        bill = self.bills.charge(request, tokens, prices, billed_as, attempt=attempt, fault=fault)
+        billed_as = "batch" if in_batch else tier
+        usd = tokens.price(self.config.prices, billed_as)
+        self._total += usd
+        number, counts = len(self._bills) + 1, (tokens.prompt, tokens.completion)
+        what = (number, request.key, attempt, format(usd, "f"), billed_as, *counts)
+        bill = Bill(*what, time.monotonic(), fault)
+        self._bills.append(bill)
         message = {"role": "assistant", "content": content, "refusal": refusal}
         body: dict[str, Any] = {
             "id": f"chatcmpl-sim-{request.key[:24]}-{bill.number}",
@@ -136,15 +145,29 @@ class Provider:
         return content, finish, count
 
     def stats(self) -> dict[str, Any]:
+        times_billed = Counter(bill.canonical for bill in self._bills)
         return {
             **{name: getattr(self, name) for name in _COUNTS},
-            **self.bills.totals(),
+            "billed": len(self._bills),
+            "billed_twice": sum(times > 1 for times in times_billed.values()),
+            "total_usd": format(self._total, "f"),
             "by_status": dict(self.by_status),
-            "faults_injected": dict(self.faults_injected),
-            "rate_limited": dict(self.limiter.refused),
+            "faults_injected": dict(self._faults_injected),
             "unknown_questions": self.judge.unknown,
             "quota_told_monotonic": self.quota_told,
+            "uploads": self.store.uploads,
+            "batch_creations": self.store.creations,
         }
+
+    def bills(self) -> list[dict[str, Any]]:
+        """Every bill, oldest first (see `bills.Bill`)."""
+        return [asdict(bill) for bill in self._bills]
+
+    def batches(self) -> list[dict[str, Any]]:
+        return [batch.body() for batch in self.store.all.values()]
+
+    def advance_batch(self, batch_id: str) -> dict[str, Any]:
+        return self.store.advance(batch_id)
 
 
 def _with_fault(content: str, fault: str | None) -> tuple[str | None, str | None, str]:

@@ -17,23 +17,8 @@ from tests.provider.config import FaultRule
 from tests.provider.faults import HttpError
 
 JSON_TYPE = "application/json"
-
-
-class ApiFailure(Exception):
-    """Raised by a handler to answer with an API error."""
-
-    def __init__(self, error: HttpError, headers: dict[str, str] | None = None) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.headers = headers or {}
-
-
-def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiFailure:
-    return ApiFailure(HttpError(400, code, "invalid_request_error", message, param))
-
-
-def not_found(what: str) -> ApiFailure:
-    return ApiFailure(HttpError(404, None, "invalid_request_error", f"No such {what}.", "id"))
+DROPPED = 499
+"""Status of answers that were never sent."""
 
 
 def encode(value: object) -> bytes:
@@ -44,9 +29,7 @@ def encode(value: object) -> bytes:
 def json_answer(
     value: object, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> web.Response:
-    return web.Response(
-        body=encode(value), status=status, headers=headers, content_type=JSON_TYPE, charset="utf-8"
-    )
+    return web.Response(body=encode(value), status=status, headers=headers, content_type=JSON_TYPE)
 
 
 def error_answer(error: HttpError, headers: dict[str, str] | None = None) -> web.Response:
@@ -60,9 +43,7 @@ def retry_headers(rule: FaultRule) -> dict[str, str]:
         return {"retry-after": str(math.ceil(seconds))}
     if rule.retry_after_style == "date":
         return {"retry-after": formatdate(math.ceil(time.time() + seconds), usegmt=True)}
-    if rule.retry_after_style == "ms":
-        return {"retry-after-ms": str(math.ceil(seconds * 1000))}
-    return {}
+    return {"retry-after-ms": str(math.ceil(seconds * 1000))}
 
 
 def wait_headers(seconds: float) -> dict[str, str]:
@@ -74,30 +55,30 @@ def wait_headers(seconds: float) -> dict[str, str]:
 
 
 def client_left(request: web.Request) -> bool:
-    transport = request.transport
-    return transport is None or transport.is_closing()
+    return request.transport is None or request.transport.is_closing()
 
 
-async def hang(request: web.Request) -> None:
+async def hang(request: web.Request) -> web.Response:
     while not client_left(request):
         await asyncio.sleep(0.02)
+    return web.Response(status=DROPPED)
 
 
-def reset_connection(request: web.Request) -> None:
+def reset_connection(request: web.Request) -> web.Response:
     """Close with a TCP reset instead of an orderly end."""
-    transport = request.transport
-    if transport is None:
-        return
-    raw: Any = transport.get_extra_info("socket")
-    if raw is not None:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
+    if (transport := request.transport) is not None:
+        raw: Any = transport.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    return web.Response(status=DROPPED)
 
 
-def send_and_close(request: web.Request, body: bytes, sent: bytes) -> None:
+def send_and_close(request: web.Request, body: bytes, sent: bytes) -> web.Response:
     """Announce a whole body, send this much of it, and close the connection."""
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
     transport = request.transport
     if isinstance(transport, asyncio.Transport):
         transport.write(head.encode() + sent)
         transport.close()
+    return web.Response(status=DROPPED)

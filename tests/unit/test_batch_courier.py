@@ -14,7 +14,7 @@ from ray_judge.escalation.batch.provider import METADATA
 from ray_judge.escalation.failures import LOST_TRIES, TRIES
 from ray_judge.escalation.pricing import cost, price_of
 from ray_judge.records import Usage
-from tests.fault.batch_night import CrashAt, NearProvider, Night, clean, end
+from tests.fault.batch_night import CrashAt, NearProvider, Night, end
 
 pytestmark = pytest.mark.timeout(60)
 IN_ONE = {"batch": {"max_requests": 12}}
@@ -24,9 +24,7 @@ SMALL = {"max_output_tokens": 20}
 
 @pytest.fixture
 def server() -> NearProvider:
-    server = NearProvider()
-    clean(server)
-    return server
+    return NearProvider()
 
 
 def fault(kind: str, **more: Any) -> dict[str, Any]:
@@ -97,7 +95,7 @@ NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dic
         {}, lines("duplicate", requests=[2]), {"resolved": 12}, 2, {"billed": 12},
     ),
     "a server that must be asked in words": (
-        IN_ONE, {"refuse_response_format": True}, {"resolved": 12}, 2, {"billed": 12},
+        IN_ONE, {"refuse_parameters": ["response_format"]}, {"resolved": 12}, 2, {"billed": 12},
     ),
     "each question is asked several times for votes": (
         {"samples": 2, "swap": True, "temperature": 1}, {}, {"resolved": 48}, 8,
@@ -163,7 +161,7 @@ PAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] =
     "the queue stays full": (
         {"batch": {"wait_s": 7200}}, {"batches": {"enqueued_token_limit": 10}},
         PausedError, "12 questions wait"),
-    "the account is empty": ({}, {"quota_exhausted": True}, PausedError, "wants money first"),
+    "the account is empty": ({}, {"quota_usd": 0}, PausedError, "wants money first"),
     "every batch is refused": (
         IN_ONE, {"batches": {"fail_batches": [*range(1, 9)]}}, EscalationError, "internal_error"),
     "the provider is down": (
@@ -182,7 +180,7 @@ def test_what_ends_a_run_and_is_mended(tmp_path: Path, server: NearProvider, nam
         night.run()
     assert night.books.recorded() == (0, 0)
     assert len(server.batches()) < 20, "a full queue is not asked every minute"
-    clean(server)
+    server.clean()
     night.document["strong"]["batch"].pop("max_bytes", None)
     night.run()
     night.check(billed=12)
@@ -235,7 +233,7 @@ def test_a_cancelled_batch_keeps_what_it_finished(tmp_path: Path, server: NearPr
         if not cancelled:
             cancelled.append(server.batches()[0]["id"])
             server.advance_batch(cancelled[0])
-            server.cancel_batch(cancelled[0])
+            server.store.get(cancelled[0]).enter("cancelling")
         end(server)
 
     night.clock.meanwhile = meanwhile
@@ -287,14 +285,11 @@ def test_a_batch_is_found_behind_a_hundred_others(tmp_path: Path, server: NearPr
 
     def crowd(name: str) -> None:
         if name.startswith("page") and not others:
-            file = server._files.add(b"", "other", "batch").id
-            for number in range(130):
-                others.append(server._store.create(file, {"somebody": str(number)}))
-                with pytest.raises(StopIteration):
-                    others[-1].send(None)
+            file = server.store.upload(b"")
+            others.extend(server.store.create(file, {"somebody": str(n)}) for n in range(130))
 
     night.run(crowd)
-    assert len(others) == 130 and server.stats()["batch_creations"] == 1
+    assert len(others) == 130 and server.stats()["batch_creations"] == 131
     assert night.outcomes() == {"resolved": 3}
 
 
