@@ -12,7 +12,7 @@ import pyarrow as pa
 from ray_judge.config import JudgeConfig, RunConfig
 from ray_judge.errors import ConfigError, EngineError
 from ray_judge.judging.engines.verdict_tree import Position
-from ray_judge.judging.formats import Format, base_model_of, format_for
+from ray_judge.judging.formats import Format, base_of, format_for
 from ray_judge.records import Example, Judgment, Scored
 
 
@@ -105,18 +105,8 @@ def check_engine(config: RunConfig) -> Format | None:
     if judge.engine in ("vllm", "transformers"):
         check_model("judge.model", str(judge.model))
         if judge.confidence == "calibrated_entropy":
-            check_model("judge.base_model", base_of(config))
+            check_model("judge.base_model", base_of(judge))
     return format_for(judge, config.task)
-
-
-def base_of(config: RunConfig) -> str:
-    """Name the model that the judge was tuned from. Raises ConfigError where nobody says."""
-    if base := base_model_of(config.judge):
-        return base
-    raise ConfigError(
-        "confidence: calibrated_entropy needs judge.base_model: the model that "
-        f"{config.judge.model} was tuned from"
-    )
 
 
 def make_engine(config: RunConfig, format_: Format | None) -> Engine:
@@ -140,7 +130,7 @@ def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
     """Load the judge, or the base model that it was tuned from. Raises ConfigError, EngineError."""
     judge = config.judge
     if base:
-        of_base = {"model": base_of(config), "revision": judge.base_revision, "adapter": None}
+        of_base = {"model": base_of(judge), "revision": judge.base_revision, "adapter": None}
         judge = judge.model_copy(update=of_base)
     check_model("judge.model", str(judge.model))
     try:

@@ -7,18 +7,27 @@ rating, Prometheus (2310.08491) and Prometheus 2 (2405.01535) with `[RESULT]` an
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ray_judge.config import FORMAT_SCORES, JudgeConfig
+from ray_judge.config import FORMAT_SCORES, CustomFormat, JudgeConfig
 from ray_judge.errors import ConfigError
-from ray_judge.judging.formats import custom, demo, generic
-from ray_judge.judging.formats.first_line import FirstLine
+from ray_judge.judging.formats import generic
+from ray_judge.judging.formats.answers import FirstLine, Marked, Searched
 from ray_judge.judging.formats.format import DEFAULT_RUBRIC, Format, Template
-from ray_judge.judging.formats.marked import Marked
 from ray_judge.judging.formats.templates import PINS, pin_for, state, template
 from ray_judge.records import Task
 
+DEMO_TEMPLATE = "{instruction}\nA: {response_a}\nB: {response_b}\nBest: "
+"""The tiny judge shipped with the package was trained on exactly this text."""
+DEMO = Format(
+    "pairwise",
+    Template.split(DEMO_TEMPLATE, ("instruction", "response_a", "response_b")),
+    FirstLine({"A": "A", "B": "B"}, "A or B", leads=("",)),
+    chat=False,
+    max_output_tokens=1,
+)
 LLAMA_13B = "meta-llama/Llama-2-13b-chat-hf"
 SCORE_LINES = """
 Score 1: it does nothing of it, or is wrong throughout.
@@ -96,7 +105,7 @@ FAMILIES: Mapping[str, Family] = {
     "prometheus": Family(_prometheus, ("[INST]", "###Task Description")),
     "prometheus-2": Family(_prometheus, ("[INST]", "###Task Description"), by_chat=True),
 }
-BASES: Mapping[str, Mapping[str, str]] = {
+BASES: dict[str, dict[str, str]] = {
     "judgelm": {f"BAAI/JudgeLM-{size}B-v1.0": f"lmsys/vicuna-{size}b-v1.3" for size in (7, 13, 33)},
     "pandalm": {"WeOpenML/PandaLM-7B-v1": "huggyllama/llama-7b"},
     "auto-j": {
@@ -133,9 +142,9 @@ def format_for(judge: JudgeConfig, task: Task) -> Format:
         key = "by_scores" if task == "pairwise" else "task: pointwise"
         raise ConfigError(f"judge.format {judge.format} gives no scores here: {key} needs them")
     mode: Task = task if task in modes and not judge.by_scores else "pointwise"
-    made = demo.FORMAT
+    made = DEMO
     if judge.custom is not None:
-        made = custom.make(judge, judge.custom)
+        made = _custom(judge, judge.custom)
     elif judge.format != "demo":
         made = (generic.make if judge.format == "generic" else _tuned)(judge, mode)
     return replace(made, opening="") if judge.decode == "full" else made
@@ -163,15 +172,34 @@ def _tuned(judge: JudgeConfig, mode: Task) -> Format:
     )
 
 
-def base_model_of(judge: JudgeConfig) -> str | None:
+def _custom(judge: JudgeConfig, custom: CustomFormat) -> Format:
+    task = custom.task()
+    meant = {text: name for name, texts in custom.choices.items() for text in texts}
+    return Format(
+        task,
+        Template.split(custom.template, custom.placeholders(task)),
+        Searched(meant, custom.verdict, leads=("",)),
+        system=custom.system,
+        opening=custom.opening,
+        rubric=judge.rubric or DEFAULT_RUBRIC,
+        chat=judge.chat,
+        stop=custom.stop,
+        max_output_tokens=custom.max_output_tokens,
+    )
+
+
+def base_of(judge: JudgeConfig) -> str:
     """Name the model that a judge was tuned from: as configured, else as its authors say.
 
-    An adapter was tuned on the model that it is put on. Null: nobody says.
+    An adapter was tuned on the model that it is put on. Raises ConfigError where nobody says.
     """
-    if judge.base_model or judge.adapter:
-        return judge.base_model or judge.model
-    known = (bases.get(judge.model or "") for bases in BASES.values())
-    return next((base for base in known if base), None)
+    known = ChainMap(*BASES.values()).get(str(judge.model))
+    if base := judge.base_model or (judge.adapter and judge.model) or known:
+        return base
+    raise ConfigError(
+        "confidence: calibrated_entropy needs judge.base_model: the model that "
+        f"{judge.model} was tuned from"
+    )
 
 
 def list_judges() -> list[str]:

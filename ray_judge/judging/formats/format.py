@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+from ray_judge.judging.formats.answers import AnswerForm, Parsed, no_verdict
 from ray_judge.records import Example, Task
 
-BLANK, LEADS = " \t\r\n", ("", " ")
-"""What counts for nothing, and what may stand in front of a verdict (tokenizers differ)."""
 DEFAULT_RUBRIC = (
     "Does the response do what the instruction asks, correctly, completely and clearly?"
 )
@@ -47,38 +46,10 @@ class Prompt:
         return [*system, {"role": "user", "content": self.user}]
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """What a whole answer says: an alternative and where it stands, or why it says none.
-
-    `start`: characters of the answer in front of the verdict's spelling (its leading space
-    belongs to the spelling, so that the tokens before and after `start` are the model's own).
-    """
-
-    verdict: str | None
-    start: int = 0
-    reason: str | None = None
-
-
 class Layout(Protocol):
     """Turns an example into the text that a judge reads. Its own rubric goes before `rubric`."""
 
     def fill(self, example: Example, rubric: str) -> str: ...
-
-
-class AnswerForm(Protocol):
-    """How a judge says its verdict. `parse` is strict: what is not plainly a verdict is none."""
-
-    @property
-    def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        """Alternative (`A`, `B`, `tie`, or a whole number) → the texts that mean it.
-
-        They stand right behind the prompt's `opening` (decode: verdict), or at `Parsed.start`
-        (decode: full), may have several tokens, and one may begin another (`1`, `10`).
-        """
-        ...
-
-    def parse(self, answer: str) -> Parsed: ...
 
 
 @dataclass(frozen=True)
@@ -145,33 +116,3 @@ class Template:
             texts[name] + piece for name, piece in zip(self.names, self.pieces[1:], strict=True)
         )
         return self.pieces[0] + "".join(filled)
-
-
-@dataclass(frozen=True)
-class Spelled:
-    """Answers whose verdict is one of some texts, with one of some leads in front of it."""
-
-    verdicts: Mapping[str, str]
-    """Text → the alternative that it means."""
-    leads: tuple[str, ...] = field(default=LEADS, kw_only=True)
-
-    @property
-    def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {}
-        for text, name in self.verdicts.items():
-            found[name] = (*found.get(name, ()), *(lead + text for lead in self.leads))
-        return found
-
-    def found_at(self, answer: str, begin: int, name: str | None) -> Parsed:
-        """Take the verdict whose first visible character is at `begin`."""
-        has_lead = begin and answer[begin - 1] in self.leads
-        return Parsed(name, begin - 1 if has_lead else begin)
-
-
-def no_verdict(reason: str) -> Parsed:
-    return Parsed(None, reason=reason)
-
-
-def quote(text: str, limit: int = 40) -> str:
-    text = " ".join(text.split())
-    return f'"{text}"' if len(text) <= limit else f'"{text[:limit]}…"'

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judging.formats.format import BLANK, Format
-from ray_judge.judging.formats.marked import Marked
+from ray_judge.judging.formats.answers import BLANK, Marked
+from ray_judge.judging.formats.format import Format
 from ray_judge.records import Example, Task
 
 PAIRWISE_SYSTEM = "You compare two answers to one instruction and decide which of them is better."

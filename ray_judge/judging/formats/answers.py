@@ -1,18 +1,81 @@
-"""Judges that explain first and then conclude: the verdict stands behind a fixed marker."""
+"""How judges say their verdicts, and how an answer is read: strictly, or not at all."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from ray_judge.judging.formats.format import BLANK, Parsed, Spelled, no_verdict, quote
-
+BLANK, LEADS = " \t\r\n", ("", " ")
+"""What counts for nothing, and what may stand in front of a verdict (tokenizers differ)."""
 NEAR = 200
 """Characters in front of a marker that say whose words it is."""
 PAIRED_QUOTES = (("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"), ("『", "』"))
 OPENS_QUOTE = re.compile(r"[\"'`“”„\u2018\u2019«「『]\s*\Z")
 BREAK = re.compile(r"\n[ \t\r]*\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a whole answer says: an alternative and where it stands, or why it says none.
+
+    `start`: characters of the answer in front of the verdict's spelling (its leading space
+    belongs to the spelling, so that the tokens before and after `start` are the model's own).
+    """
+
+    verdict: str | None
+    start: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """Answers whose verdict is one of some texts, with one of some leads in front of it."""
+
+    verdicts: Mapping[str, str]
+    """Text → the alternative that it means: `A`, `B`, `tie`, or a whole number."""
+    leads: tuple[str, ...] = field(default=LEADS, kw_only=True)
+
+    @property
+    def spellings(self) -> Mapping[str, tuple[str, ...]]:
+        """Alternative → the texts that mean it.
+
+        They stand right behind the prompt's `opening` (decode: verdict), or at `Parsed.start`
+        (decode: full), may have several tokens, and one may begin another (`1`, `10`).
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for text, name in self.verdicts.items():
+            found[name] = (*found.get(name, ()), *(lead + text for lead in self.leads))
+        return found
+
+    def parse(self, answer: str) -> Parsed:
+        """Read a whole answer; what is not plainly a verdict is none."""
+        raise NotImplementedError
+
+    def found_at(self, answer: str, begin: int, name: str | None) -> Parsed:
+        """Take the verdict whose first visible character is at `begin`."""
+        has_lead = begin and answer[begin - 1] in self.leads
+        return Parsed(name, begin - 1 if has_lead else begin)
+
+
+@dataclass(frozen=True)
+class FirstLine(AnswerForm):
+    """Judges that answer first and explain then: the first line is a verdict and nothing else."""
+
+    wanted: str
+    """What the line should have been, for people."""
+
+    def parse(self, answer: str) -> Parsed:
+        """Read the first line that is not blank. The line behind it must not be another verdict."""
+        begin = len(answer) - len(answer.lstrip(BLANK))
+        line, _, rest = answer[begin:].partition("\n")
+        said = line.rstrip(BLANK)
+        if said not in self.verdicts:
+            return no_verdict(f"the answer's first line is {quote(said)}, not {self.wanted}")
+        then = rest.lstrip(BLANK).partition("\n")[0].strip(BLANK + ".,;:!*")
+        if then in self.verdicts and then != said:
+            return no_verdict(f'the answer begins with two verdicts, "{said}" and "{then}"')
+        return self.found_at(answer, begin, self.verdicts[said])
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +94,7 @@ class Conclusion:
 
 
 @dataclass(frozen=True)
-class Marked(Spelled):
+class Marked(AnswerForm):
     """Answers that end with a conclusion: `verdicts` are the texts behind the marker.
 
     `like`, `goes_on`, `before` and `takes_back` are regular expressions.
@@ -96,6 +159,33 @@ class Marked(Spelled):
         return False
 
 
+@dataclass(frozen=True)
+class Searched(AnswerForm):
+    """Answers in which the user's own regular expression finds the verdict."""
+
+    pattern: str | None
+    """Finds a verdict as its group `verdict`; `^` and `$` are at every line."""
+
+    def parse(self, answer: str) -> Parsed:
+        """Find the verdict. Several matches must say the same; the last one is where it sits."""
+        if self.pattern is None:
+            return no_verdict("judge.custom.verdict is not given: an answer cannot be read")
+        found: Parsed | None = None
+        for match in re.finditer(self.pattern, answer, re.MULTILINE):
+            said = match["verdict"] or ""
+            texts = [text for text in self.verdicts if text.strip() == said.strip()]
+            if not texts:
+                return no_verdict(f"{quote(said)} is not one of judge.custom.choices")
+            if found is not None and found.verdict != self.verdicts[texts[0]]:
+                return no_verdict("the answer has several verdicts that differ")
+            # White space in front belongs to the spelling: the most of it that is there.
+            begin = match.start("verdict") + len(said) - len(said.lstrip())
+            leads = [text.removesuffix(text.lstrip()) for text in texts]
+            there = (len(lead) for lead in leads if answer.endswith(lead, 0, begin))
+            found = Parsed(self.verdicts[texts[0]], begin - max(there, default=0))
+        return found or no_verdict("judge.custom.verdict finds no verdict in the answer")
+
+
 def is_quoted(answer: str, place: int) -> bool:
     """Say whether the text at `place` is somebody else's: in quotes, a quote block, code.
 
@@ -112,3 +202,12 @@ def is_quoted(answer: str, place: int) -> bool:
         return True
     pairs = (paragraph.rfind(left) > paragraph.rfind(right) for left, right in PAIRED_QUOTES)
     return bool(paragraph.count('"') % 2) or any(pairs)
+
+
+def no_verdict(reason: str) -> Parsed:
+    return Parsed(None, reason=reason)
+
+
+def quote(text: str, limit: int = 40) -> str:
+    text = " ".join(text.split())
+    return f'"{text}"' if len(text) <= limit else f'"{text[:limit]}…"'
