@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ray_judge.config import StrongConfig, parse
-from ray_judge.judging.engines.columns import ColumnsEngine
+from ray_judge.judging.engines.engine import ColumnsEngine
 from ray_judge.judging.stage import judge_rows
 from ray_judge.merge import Asked, Paid, verdict_columns, with_payers
 from ray_judge.records import (

@@ -86,7 +86,6 @@ class HttpReader:
             raise ConfigError("judge.overlong: cut needs the model's tokenizer: engine: vllm")
         self._client = _client(judge.http)
         self._pool = ThreadPoolExecutor(judge.http.concurrency, thread_name_prefix="judge-http")
-        self.name = str(judge.model)
 
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
         return list(self._pool.map(self._read, examples))

@@ -63,7 +63,6 @@ class TokenReader:
                 f"the model's context has {model.context} tokens, and its answer is to have "
                 f"{self._budget}: lower judge.max_output_tokens, or judge.decode: verdict"
             )
-        self.name = model.name
 
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
         tokens = self._tokenise(examples)

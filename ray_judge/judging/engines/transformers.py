@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
-from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate, name_model
+from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.records import Scored
 
@@ -29,7 +29,6 @@ class TransformersModel:
         self._device = self._model.device
         longest = getattr(self._model.config, "max_position_embeddings", 1 << 20)
         self.context: int = judge.max_model_len or longest
-        self.name = name_model(judge)
         self._lock = threading.Lock()
 
     def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import EngineError
-from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate, name_model
+from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.records import Scored
 
@@ -42,7 +42,6 @@ class VllmModel:
         llm = _load(judge, entropies=entropies)
         self.tokenizer = llm.get_tokenizer()
         self.context = int(llm.llm_engine.model_config.max_model_len)
-        self.name = name_model(judge)
         self._names = count()
         lora = {}
         if judge.adapter:
