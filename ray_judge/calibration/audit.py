@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,12 +99,11 @@ def _by_confidence(known: pl.DataFrame) -> tuple[Agreement, ...]:
         return ()
     known = known.sort("judge_confidence")
     confidence = known["judge_confidence"].to_numpy()
-    edges = np.unique(np.quantile(confidence, np.arange(1, 10) / 10, method="lower"))
-    first = np.unique(np.searchsorted(confidence, edges))
-    parts = [(a, b) for a, b in pairwise([0, *first.tolist(), known.height]) if a < b]
+    edges = np.quantile(confidence, np.arange(1, 10) / 10, method="lower")
+    tenth = pl.Series("tenth", np.searchsorted(edges, confidence, side="right"))
     return tuple(
-        count_agreement(known[a:b], f"{confidence[a]:.4g} to {confidence[b - 1]:.4g}")
-        for a, b in parts
+        count_agreement(part, "{:.4g} to {:.4g}".format(*part["judge_confidence"][[0, -1]]))
+        for _, part in known.group_by(tenth, maintain_order=True)
     )
 
 

@@ -16,7 +16,6 @@ from ray_judge.judging.formats import format_for
 from ray_judge.judging.formats.templates import (
     MIRROR_ENV,
     PINS,
-    NotReadable,
     cache_path,
     find,
     keep,
@@ -182,7 +181,7 @@ def test_texts_of_every_kind_of_file() -> None:
     assert set(texts_of("m.py", b"a = 'x' 'y'\nb = {'p': [b'z', f('q')]}\n")) == {"xy", "p", "q"}
     assert texts_of("m.json", b'{"k": ["v", {"w": "x"}], "n": 1}') == ["v", "x"]
     assert texts_of("m.txt", "é".encode()) == ["é"]
-    with pytest.raises(NotReadable, match="MiB"):
+    with pytest.raises(ConfigError, match="MiB"):
         texts_of("m.py", b" " * (9 << 20))
 
 

@@ -38,17 +38,21 @@ class VllmModel:
     """In-process vLLM. One per process."""
 
     def __init__(self, judge: JudgeConfig) -> None:
-        entropies = judge.confidence in ("entropy", "calibrated_entropy")
-        llm = _load(judge, entropies=entropies)
-        self.tokenizer = llm.get_tokenizer()
-        self.context = int(llm.llm_engine.model_config.max_model_len)
+        self._entropies = "entropy" in judge.confidence
+        self._llm = _load(judge, entropies=self._entropies)
+        self._engine = self._llm.llm_engine
+        self.tokenizer = self._llm.get_tokenizer()
+        self.context = int(self._engine.model_config.max_model_len)
         self._names = count()
-        lora = {}
+        self._lora = {}
         if judge.adapter:
             from vllm.lora.request import LoRARequest
 
-            lora = {"lora_request": LoRARequest("judge", 1, locate(judge.adapter))}
-        self._loop = EngineLoop(llm, lora, entropies=entropies)
+            self._lora = {"lora_request": LoRARequest("judge", 1, locate(judge.adapter))}
+        self._incoming: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._running: dict[str, Job] = {}
+        self._broken: EngineError | None = None
+        threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
     def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
         def submit(ids: Sequence[int], tokens: Sequence[int]) -> list[Future[Result]]:
@@ -90,28 +94,14 @@ class VllmModel:
         name = str(next(self._names))
         asked = {"record": name, "write": list(write) or None} if entropy else None
         wish = {"max_tokens": 1, "detokenize": False, "temperature": 0.0, **wish}
-        return self._loop.submit(name, list(ids), SamplingParams(extra_args=asked, **wish))
-
-
-class EngineLoop:
-    """The one thread that touches the engine."""
-
-    def __init__(self, llm: Any, lora: dict[str, Any], *, entropies: bool) -> None:
-        self._llm, self._engine, self._lora = llm, llm.llm_engine, lora
-        self._entropies = entropies
-        self._incoming: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._running: dict[str, Job] = {}
-        self._broken: EngineError | None = None
-        threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
-
-    def submit(self, name: str, ids: list[int], params: Any) -> Future[Result]:
         if self._broken:
             raise self._broken
         future: Future[Result] = Future()
-        self._incoming.put((name, ids, params, future))
+        self._incoming.put((name, list(ids), SamplingParams(extra_args=asked, **wish), future))
         return future
 
     def _run(self) -> None:
+        """Step the engine: this thread alone touches it."""
         try:
             while True:
                 self._admit()

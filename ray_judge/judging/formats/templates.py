@@ -137,14 +137,13 @@ def check(names: Sequence[str]) -> tuple[list[str], bool]:
     return lines, all(found == "cached" for found in states.values())
 
 
-class NotReadable(Exception):
-    """This file has no texts to offer; the message says why. Never leaves the package."""
-
-
 def texts_of(name: str, content: bytes) -> list[str]:
-    """Give all texts of a file: literals of Python (nothing runs), strings of JSON, else itself."""
+    """Give all texts of a file: literals of Python (nothing runs), strings of JSON, else itself.
+
+    Raises ConfigError.
+    """
     if len(content) > MAX_BYTES:
-        raise NotReadable(f"it has more than {MAX_BYTES >> 20} MiB")
+        raise ConfigError(f"it has more than {MAX_BYTES >> 20} MiB")
     try:
         text = content.decode("utf-8")
         if name.endswith(".json"):
@@ -153,7 +152,7 @@ def texts_of(name: str, content: bytes) -> list[str]:
             values = (getattr(node, "value", None) for node in ast.walk(ast.parse(text)))
             return [value for value in values if isinstance(value, str)]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise NotReadable(f"{type(error).__name__}: {error}") from None
+        raise ConfigError(f"{type(error).__name__}: {error}") from None
     return [text]
 
 
@@ -178,7 +177,7 @@ def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict
     for path in sorted(below) if source.is_dir() else [source]:
         try:
             texts |= _by_hash(path.name, path.read_bytes())
-        except (NotReadable, OSError) as error:
+        except (ConfigError, OSError) as error:
             unreadable.append(f"{path.name}: {error}")
     found = {pin: texts[pin.literal_sha256] for pin in pins if pin.literal_sha256 in texts}
     missing = [pin for pin in pins if pin not in found]
@@ -221,7 +220,7 @@ def fetch(pins: Sequence[Pin]) -> dict[Pin, str]:
             if pin.location not in downloaded:
                 texts |= _by_hash(pin.path, download(pin.location))
                 downloaded.add(pin.location)
-        except (ConfigError, NotReadable) as error:
+        except ConfigError as error:
             raise ConfigError(
                 f"the template of {pin.name} cannot be downloaded: {error}; on a machine without "
                 "a network: ray-judge judges pull --from PATH (or judge.templates in the "
