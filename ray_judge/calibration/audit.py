@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ray_judge.calibration.bounds import interval
 from ray_judge.calibration.document import Calibration
+from ray_judge.calibration.selection import interval
 from ray_judge.errors import PromiseBroken
 from ray_judge.records import Outcome, Route
 

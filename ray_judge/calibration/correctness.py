@@ -12,13 +12,11 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
-from ray_judge.calibration.bounds import Floats
+from ray_judge.calibration.selection import Flags, Floats
 
 Kind = Literal["isotonic", "platt"]
-Flags = npt.NDArray[np.bool_]
 FOLDS = 5
 PLATT_POINTS = 129
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ray_judge.calibration.document import Calibration, check, dumps, loads
+from ray_judge.calibration.document import Calibration, dumps, loads
 from ray_judge.config import OPERATIONAL, RunConfig
 from ray_judge.errors import ConfigError, RunChangedError, StorageError
 from ray_judge.judging.formats import format_for
@@ -81,13 +81,27 @@ def _place(uri: str) -> tuple[Storage, str]:
 def calibration_of(config: RunConfig) -> Calibration | None:
     """Read the run's calibration and refuse one that does not fit it; None where none is named.
 
-    Raises ConfigError: another judge, other levels, or a promise about another strong judge.
+    Raises ConfigError: another judge (every key that differs is named), other levels, or a promise
+    about another strong judge.
     """
     route = config.route
     if route.calibration is None:
         return None
     found = read_calibration(route.calibration)
-    check(found, [identity(tier) for tier in config.tiers()], route.calibration)
+    judges, file = [identity(tier) for tier in config.tiers()], route.calibration
+    if len(found.tiers) != len(judges):
+        whom = f"{len(found.tiers)} local judge(s), the run has {len(judges)}"
+        raise ConfigError(f"this calibration is for {whom}: calibrate again", file=file)
+    differ = [
+        f"judge {number}, {key}: {tier.judge.get(key)!r} in the calibration, "
+        f"{judge.get(key)!r} in the run"
+        for number, (tier, judge) in enumerate(zip(found.tiers, judges, strict=True), 1)
+        for key in sorted(tier.judge.keys() | judge.keys())
+        if tier.judge.get(key) != judge.get(key)
+    ]
+    if differ:
+        said = f"this calibration is for another judge: {'; '.join(differ)}. Calibrate again"
+        raise ConfigError(said, file=file)
     strong = config.strong.model if found.label_kind == "strong" else None
     for name, given, known in (
         ("route.alpha", route.alpha, found.alpha),
@@ -95,10 +109,8 @@ def calibration_of(config: RunConfig) -> Calibration | None:
         ("strong.model", strong, found.strong_model),
     ):
         if given not in (None, known):
-            raise ConfigError(
-                f"{name} is {given}, and this calibration was made for {known}: calibrate again",
-                file=route.calibration,
-            )
+            said = f"{name} is {given}, and this calibration was made for {known}"
+            raise ConfigError(f"{said}: calibrate again", file=file)
     return found
 
 

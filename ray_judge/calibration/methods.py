@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_judge.calibration.bounds import Floats
-from ray_judge.calibration.correctness import Flags, fit
+from ray_judge.calibration.correctness import fit
+from ray_judge.calibration.selection import Flags, Floats
 
 DRAWS = 1000
 BINS = 10

@@ -12,18 +12,20 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from ray_judge.calibration.bounds import interval, most_errors, upper_bound
 from ray_judge.calibration.correctness import CorrectnessMap, fit, fit_kind
 from ray_judge.calibration.document import Calibration, Tier, dumps, loads
 from ray_judge.calibration.drift import drift, reference
-from ray_judge.calibration.labels import find_lack, mark_right
+from ray_judge.calibration.fit import find_lack, mark_right
 from ray_judge.calibration.selection import (
     POWER,
     Selection,
+    interval,
     last_passed,
+    most_errors,
     select,
     select_in_turn,
     start_size,
+    upper_bound,
 )
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.records import Task

@@ -31,18 +31,18 @@ class TransformersModel:
         self.context: int = judge.max_model_len or longest
         self._lock = threading.Lock()
 
-    def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
+    def positions(self, asks: Sequence[Ask]) -> list[Position]:
         found: dict[int, Position] = {}
         for batch in self._batches([len(ids) for ids, _ in asks]):
             logprobs = self._last([asks[n][0] for n in batch], 1)[:, 0]
             entropies = _entropy(logprobs).tolist()
             for n, row, value in zip(batch, logprobs, entropies, strict=True):
                 wanted = torch.tensor(list(asks[n][1]), device=self._device)
-                found[n] = Position(row[wanted].tolist(), value if entropy else None)
+                found[n] = Position(row[wanted].tolist(), value)
         return [found[n] for n in range(len(asks))]
 
     def write(
-        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str], entropy: bool
+        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str]
     ) -> list[WrittenAnswer]:
         return [self._write(list(prompt), most, stop) for prompt in prompts]
 

@@ -54,24 +54,24 @@ class VllmModel:
         self._broken: EngineError | None = None
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
-    def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
+    def positions(self, asks: Sequence[Ask]) -> list[Position]:
         def submit(ids: Sequence[int], tokens: Sequence[int]) -> list[Future[Result]]:
             parts = [list(tokens[n : n + MOST_TOKENS]) for n in range(0, len(tokens), MOST_TOKENS)]
-            return [self._submit(ids, entropy, logprob_token_ids=part) for part in parts]
+            return [self._submit(ids, logprob_token_ids=part) for part in parts]
 
         found = []
         for (_, tokens), waiting in [(ask, submit(*ask)) for ask in asks]:
             results = [future.result() for future in waiting]
             seen = {token: value for out, _ in results for token, value in out.logprobs[0].items()}
             logprobs = [seen[token].logprob for token in tokens]
-            found.append(Position(logprobs, results[-1][1][0] if entropy else None))
+            found.append(Position(logprobs, results[-1][1][0] if self._entropies else None))
         return found
 
     def write(
-        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str], entropy: bool
+        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str]
     ) -> list[WrittenAnswer]:
         wish: dict[str, Any] = {"max_tokens": most, "stop": list(stop), "detokenize": True}
-        waiting = [self._submit(ids, entropy, **wish) for ids in prompts]
+        waiting = [self._submit(ids, **wish) for ids in prompts]
         found = []
         for out, entropies in (future.result() for future in waiting):
             text = decode_answer(self.tokenizer, out.token_ids, stop)
@@ -81,18 +81,16 @@ class VllmModel:
 
     def entropies(self, scored: Sequence[Scored]) -> list[list[float]]:
         waiting = [
-            self._submit(one.prompt, True, one.answer, ignore_eos=True, max_tokens=len(one.answer))
+            self._submit(one.prompt, one.answer, ignore_eos=True, max_tokens=len(one.answer))
             for one in scored
         ]
         return [list(future.result()[1]) for future in waiting]
 
-    def _submit(
-        self, ids: Sequence[int], entropy: bool, write: Sequence[int] = (), **wish: Any
-    ) -> Future[Result]:
+    def _submit(self, ids: Sequence[int], write: Sequence[int] = (), **wish: Any) -> Future[Result]:
         from vllm import SamplingParams
 
         name = str(next(self._names))
-        asked = {"record": name, "write": list(write) or None} if entropy else None
+        asked = {"record": name, "write": list(write) or None} if self._entropies else None
         wish = {"max_tokens": 1, "detokenize": False, "temperature": 0.0, **wish}
         if self._broken:
             raise self._broken
