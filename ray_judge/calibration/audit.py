@@ -23,12 +23,10 @@ from ray_judge.records import Outcome, Route
 def draw_rows(row_keys: pl.Series, seed: str, rate: float) -> pl.Series:
     """Say which rows are drawn: each with probability `rate` (2⁻⁶⁴ apart), independently."""
     below = int(rate * 2**64)
-
-    def number(key: str) -> int:
-        text = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-    return pl.Series([number(key) < below for key in row_keys], dtype=pl.Boolean)
+    texts = (f"{seed}\0{key}".encode("utf-8", "surrogatepass") for key in row_keys)
+    numbers = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    drawn = [int.from_bytes(number, "big") < below for number in numbers]
+    return pl.Series(drawn, dtype=pl.Boolean)
 
 
 @dataclass(frozen=True, slots=True)

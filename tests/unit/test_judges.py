@@ -16,7 +16,7 @@ from ray_judge.errors import ConfigError
 from ray_judge.judging.engines.engine import check_model
 from ray_judge.judging.engines.tokens import find_boundary
 from ray_judge.judging.formats import Format, Template, base_of, format_for
-from ray_judge.judging.formats.generic import GENERIC_RUBRIC
+from ray_judge.judging.formats.families import GENERIC_RUBRIC
 from ray_judge.records import Example, Task
 
 pytestmark = pytest.mark.timeout(30)

@@ -155,8 +155,6 @@ class TokenReader:
         return rendered + prompt.opening.lstrip()
 
     def _tokenise(self, examples: Sequence[Example]) -> list[list[int]]:
-        if not examples:
-            return []
         special = {"add_special_tokens": False} if self._chat else {}
         return self._ids([self._text(example) for example in examples], **special)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 BLANK, LEADS = " \t\r\n", ("", " ")
@@ -52,7 +52,7 @@ class AnswerForm:
         """Read a whole answer; what is not plainly a verdict is none."""
         raise NotImplementedError
 
-    def found_at(self, answer: str, begin: int, name: str | None) -> Parsed:
+    def found_at(self, answer: str, begin: int, name: str) -> Parsed:
         """Take the verdict whose first visible character is at `begin`."""
         has_lead = begin and answer[begin - 1] in self.leads
         return Parsed(name, begin - 1 if has_lead else begin)
@@ -76,21 +76,6 @@ class FirstLine(AnswerForm):
         if then in self.verdicts and then != said:
             return no_verdict(f'the answer begins with two verdicts, "{said}" and "{then}"')
         return self.found_at(answer, begin, self.verdicts[said])
-
-
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """One place where an answer seems to conclude.
-
-    `exact`: the marker is written as the judge was trained to write it.
-    `quoted`: the judge reports somebody else's words.
-    """
-
-    exact: bool
-    quoted: bool
-    verdict: str | None
-    begin: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -117,39 +102,36 @@ class Marked(AnswerForm):
 
     def parse(self, answer: str) -> Parsed:
         """Find the one verdict that the answer concludes with; several that differ are none."""
-        found = list(self._conclusions(answer))
-        own = [one for one in found if one.exact and not one.quoted]
-        if not own:
-            where = "only in a quotation" if any(one.exact for one in found) else "nowhere"
-            return no_verdict(f"the answer says {quote(self.marker)} {where}")
-        for one in own:
-            if one.verdict is None:
-                said = quote(answer[one.begin : one.begin + 60])
-                return no_verdict(f"behind {quote(self.marker)} stands {said}, not a verdict")
-        if len({one.verdict for one in found if one.verdict is not None}) > 1:
-            return no_verdict("the answer concludes several times, differently")
-        last = own[-1]
-        rest = answer[last.end :]
-        if not re.match(self.goes_on, rest) or self._takes_back(rest, last.verdict):
-            return no_verdict(f"the answer goes on after its verdict: {quote(rest)}")
-        return self.found_at(answer, last.begin, last.verdict)
-
-    def _conclusions(self, answer: str) -> Iterator[Conclusion]:
         texts = "|".join(re.escape(text) for text in sorted(self.verdicts, key=len, reverse=True))
         # Not a part of something longer: 4.5, 8/10, 4-5, 45, 4th, Response 1 / Response 2.
         whole = rf"(?P<text>{texts}){re.escape(self.closing)}(?!\w|[.,]\d|\s*[/|%]|[–—-])"
+        names, where, last = set(), "nowhere", None
         for found in re.finditer(self.like, answer, re.IGNORECASE):
-            exact = answer.endswith(self.marker, 0, found.end())
-            start = found.end() - len(self.marker) if exact else found.start()
             rest = answer[found.end() :].lstrip(self.skip)
             begin = len(answer) - len(rest)
-            read = re.match(whole, rest)
-            name = self.verdicts[read["text"]] if read else None
+            if read := re.match(whole, rest):
+                names.add(self.verdicts[read["text"]])
+            if not answer.endswith(self.marker, 0, found.end()):
+                continue  # not as the judge was trained to write it
+            start = found.end() - len(self.marker)
             before = answer[max(0, start - NEAR) : start]
-            foreign = is_quoted(answer, start) or not re.search(self.before, before)
-            yield Conclusion(exact, foreign, name, begin, begin + (read.end() if read else 0))
+            if is_quoted(answer, start) or not re.search(self.before, before):
+                where = "only in a quotation"
+            elif read is None:
+                said = f"behind {quote(self.marker)} stands {quote(rest[:60])}, not a verdict"
+                return no_verdict(said)
+            else:
+                last = (begin, rest[read.end() :], self.verdicts[read["text"]])
+        if last is None:
+            return no_verdict(f"the answer says {quote(self.marker)} {where}")
+        if len(names) > 1:
+            return no_verdict("the answer concludes several times, differently")
+        begin, rest, verdict = last
+        if not re.match(self.goes_on, rest) or self._takes_back(rest, verdict):
+            return no_verdict(f"the answer goes on after its verdict: {quote(rest)}")
+        return self.found_at(answer, begin, verdict)
 
-    def _takes_back(self, rest: str, verdict: str | None) -> bool:
+    def _takes_back(self, rest: str, verdict: str) -> bool:
         known = {text.casefold(): name for text, name in self.verdicts.items()}
         for pattern in self.takes_back:
             for found in re.finditer(pattern, rest, re.IGNORECASE):

@@ -213,13 +213,11 @@ def _explain(changed: Sequence[Pin], missing: Sequence[Pin], unreadable: Sequenc
 def fetch(pins: Sequence[Pin]) -> dict[Pin, str]:
     """Download the files that hold the templates. Raises ConfigError."""
     texts: dict[str, str] = {}
-    downloaded = set()
     for pin in pins:
         copy = f"{pin.path} of github.com/{pin.repository} at {pin.commit}"
         try:
-            if pin.location not in downloaded:
+            if pin.literal_sha256 not in texts:  # one file may hold several
                 texts |= _by_hash(pin.path, download(pin.location))
-                downloaded.add(pin.location)
         except ConfigError as error:
             raise ConfigError(
                 f"the template of {pin.name} cannot be downloaded: {error}; on a machine without "
