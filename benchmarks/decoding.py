@@ -29,7 +29,7 @@ from ray_judge.judging.engines.engine import Reading
 from ray_judge.judging.engines.tokens import TokenReader
 from ray_judge.judging.engines.vllm import VllmModel
 from ray_judge.judging.formats import Format, Parsed
-from ray_judge.judging.formats.answers import AnswerForm
+from ray_judge.judging.formats.format import AnswerForm
 from ray_judge.records import Example
 
 TOKENIZER = Path(ray_judge.__file__).parent / "demo" / "model" / "judge"

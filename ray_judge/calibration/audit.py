@@ -1,8 +1,7 @@
 """The audit: a random share of the accepted rows is asked, too, and says how right they were.
 
-Which rows are audited is a pure function of row key and the run's seed: it neither depends on the
-order in which rows come nor on anything that the judge said, so the audited rows are a random
-sample of the accepted ones, and what they show is unbiased.
+Which rows are audited is a pure function of row key and the run's seed, not of what the judge said:
+the audited rows are a random sample of the accepted ones, and what they show is unbiased.
 """
 
 from __future__ import annotations
@@ -70,9 +69,8 @@ def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
     `rows`: `route`, `outcome`, `judge_verdict`, `judge_confidence`, `strong_verdict`, and the
     column `by`. Groups by tenths of the audited confidences, and by the values of `by`.
 
-    What is estimated is agreement with the strong judge's verdict, over all accepted rows. A row
-    that it abstained from has one, and counts: such rows are the hard ones, so that the others
-    alone would agree more often than the accepted rows do.
+    A row that the strong judge abstained from has its verdict, and counts: such rows are the hard
+    ones, so that the others alone would agree more often than the accepted rows do.
     """
     audited = rows.filter(pl.col("route") == Route.AUDIT.value)
     answered = pl.col("outcome").is_in([Outcome.RESOLVED.value, Outcome.ABSTAINED.value])

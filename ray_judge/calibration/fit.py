@@ -39,7 +39,7 @@ def make(
 
     `judged`: per judge, in order, the same rows in the same order: `label`, `judge_verdict`,
     `judge_confidence`, `judge_probs` (struct) and `strong_verdict`; each judge was asked about
-    all of them. `judges`: as `check` compares them. `terms`: the levels, whose labels, which data.
+    all of them. `judges`: as `identity` names them. `terms`: the levels, whose labels, which data.
 
     A judge is tested on those rows of its part of the labels that no judge before it accepts
     (docs/decisions/0045-several-judges-calibrated.md), and described by all rows that reach it.

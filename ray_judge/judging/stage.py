@@ -177,17 +177,14 @@ def judge_rows(block: pa.Table, engine: Engine, config: RunConfig, columns: Colu
         "row": places,
         "row_key": row_keys(block, columns, shard, places),
         "has_text": [n in texts for n in range(len(examples))],
-        "judge_verdict": [judgment.verdict for judgment in judgments],
         "judge_probs": [
             None if probs is None else {name: probs.get(name) for name in names} for probs in shown
         ],
-        "judge_mass": [judgment.mass for judgment in judgments],
-        "judge_unseen": [judgment.unseen for judgment in judgments],
-        "judge_orders_agree": [judgment.orders_agree for judgment in judgments],
-        "judge_confidence": [judgment.confidence for judgment in judgments],
         "judge_model": [engine.model] * len(judgments),
         "error": [judgment.error for judgment in judgments],
     }
+    for name in ("verdict", "mass", "unseen", "orders_agree", "confidence"):
+        values[f"judge_{name}"] = [getattr(judgment, name) for judgment in judgments]
     scored = [
         [{"prompt": one.prompt, "answer": one.answer} for one in judgment.scored]
         for judgment in judgments

@@ -17,7 +17,7 @@ import pytest
 
 from ray_judge.config import JudgeConfig
 from ray_judge.judging.formats import Format, Parsed
-from ray_judge.judging.formats.answers import AnswerForm
+from ray_judge.judging.formats.format import AnswerForm
 from ray_judge.records import Example, Task
 
 NEEDS_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")

@@ -13,8 +13,15 @@ from dataclasses import dataclass, replace
 
 from ray_judge.config import FORMAT_SCORES, CustomFormat, JudgeConfig
 from ray_judge.errors import ConfigError
-from ray_judge.judging.formats.answers import BLANK, FirstLine, Marked, Searched
-from ray_judge.judging.formats.format import DEFAULT_RUBRIC, Format, Template
+from ray_judge.judging.formats.format import (
+    BLANK,
+    DEFAULT_RUBRIC,
+    FirstLine,
+    Format,
+    Marked,
+    Searched,
+    Template,
+)
 from ray_judge.judging.formats.templates import PINS, pin_for, state, template
 from ray_judge.records import Example, Task
 

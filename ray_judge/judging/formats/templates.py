@@ -183,7 +183,16 @@ def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict
     missing = [pin for pin in pins if pin not in found]
     changed = [pin for pin in missing if any(_is_changed(pin, *item) for item in texts.items())]
     if changed or (missing and (all_of_them or not found)):
-        raise ConfigError(_explain(changed, missing, unreadable), path=source)
+        names = ", ".join(
+            f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in changed or missing
+        )
+        why = ": no text has this SHA-256"
+        if changed:
+            why = " as its judge was tuned on it, only a changed copy, which is refused"
+        skipped = f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else ""
+        raise ConfigError(
+            f"the template of {', '.join(wanted)} is not there{why}{skipped}", path=source
+        )
     return found
 
 
@@ -199,15 +208,6 @@ def _is_changed(pin: Pin, sha256: str, text: str) -> bool:
     near = abs(len(text) - pin.characters) <= pin.characters // 20
     known = any(sha256 == other.literal_sha256 for other in PINS)
     return near and 2 * there >= len(pin.placeholders) and not known
-
-
-def _explain(changed: Sequence[Pin], missing: Sequence[Pin], unreadable: Sequence[str]) -> str:
-    names = ", ".join(f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in changed or missing)
-    why = ": no text has this SHA-256"
-    if changed:
-        why = " as its judge was tuned on it, only a changed copy, which is refused"
-    skipped = f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else ""
-    return f"the template of {names} is not there{why}{skipped}"
 
 
 def fetch(pins: Sequence[Pin]) -> dict[Pin, str]:
