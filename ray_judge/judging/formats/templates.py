@@ -183,16 +183,13 @@ def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict
     missing = [pin for pin in pins if pin not in found]
     changed = [pin for pin in missing if any(_is_changed(pin, *item) for item in texts.items())]
     if changed or (missing and (all_of_them or not found)):
-        names = ", ".join(
-            f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in changed or missing
-        )
+        wanted = [f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in changed or missing]
         why = ": no text has this SHA-256"
         if changed:
             why = " as its judge was tuned on it, only a changed copy, which is refused"
         skipped = f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else ""
-        raise ConfigError(
-            f"the template of {', '.join(wanted)} is not there{why}{skipped}", path=source
-        )
+        said = f"the template of {', '.join(wanted)} is not there{why}{skipped}"
+        raise ConfigError(said, path=source)
     return found
 
 
