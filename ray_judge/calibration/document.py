@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ray_judge.calibration.correctness import CorrectnessMap
+from ray_judge.calibration.correctness import Comparison, CorrectnessMap
 from ray_judge.calibration.drift import Reference
-from ray_judge.calibration.methods import Comparison
 from ray_judge.calibration.selection import Floats, Selection
 from ray_judge.errors import ConfigError
 

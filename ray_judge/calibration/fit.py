@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ray_judge.calibration.correctness import CorrectnessMap, fit
+from ray_judge.calibration.correctness import CorrectnessMap, compare, fit
 from ray_judge.calibration.document import Calibration, Tier, judge_name
 from ray_judge.calibration.drift import reference
-from ray_judge.calibration.methods import compare
 from ray_judge.calibration.selection import (
     Flags,
     Floats,

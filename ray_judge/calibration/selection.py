@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator
 
-from ray_judge.errors import ConfigError, InputError
+from ray_judge.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -127,13 +127,7 @@ def last_passed(confidence: Floats, wrong: Flags, alpha: float, delta: float, st
 def select(
     confidence: Floats, right: Flags, *, alpha: float, delta: float, start: int | None = None
 ) -> Selection:
-    """Choose the threshold of one judge from its labelled rows, shapes (n,) and (n,).
-
-    Raises ConfigError for levels outside (0, 1), InputError for a confidence that is no number.
-    """
-    check_levels(alpha, delta)
-    if not np.isfinite(confidence).all():
-        raise InputError("a labelled row has a confidence that is not a number")
+    """Choose the threshold of one judge from its labelled rows, shapes (n,) and (n,)."""
     start = start_size(alpha, delta) if start is None else start
     threshold = float(last_passed(confidence, ~right, alpha, delta, start))
     accepted = confidence >= threshold

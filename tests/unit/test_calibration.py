@@ -183,8 +183,6 @@ def test_a_judge_is_calibrated_on_what_is_left() -> None:
 def test_what_cannot_be_tested(alpha: float, delta: float) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
         select(np.ones(3), np.ones(3, bool), alpha=alpha, delta=delta)
-    with pytest.raises(InputError, match="not a number"):
-        select(np.array([0.5, np.nan]), np.ones(2, bool), alpha=0.1, delta=0.1)
 
 
 # -- the map from confidence to P(correct) ---------------------------------------------------------

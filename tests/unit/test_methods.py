@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from ray_judge.calibration.methods import compare, measure
+from ray_judge.calibration.correctness import compare, measure
 
 pytestmark = pytest.mark.timeout(60)
 
