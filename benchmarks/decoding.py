@@ -29,6 +29,7 @@ from ray_judge.judging.engines.engine import Reading
 from ray_judge.judging.engines.tokens import TokenReader
 from ray_judge.judging.engines.vllm import VllmModel
 from ray_judge.judging.formats import Format, Parsed
+from ray_judge.judging.formats.format import AnswerForm
 from ray_judge.records import Example
 
 TOKENIZER = Path(ray_judge.__file__).parent / "demo" / "model" / "judge"
@@ -51,10 +52,8 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class FirstLetter:
+class FirstLetter(AnswerForm):
     """The answer's first letter is the verdict, whatever follows."""
-
-    spellings: Mapping[str, tuple[str, ...]]
 
     def parse(self, answer: str) -> Parsed:
         """Take the first letter for the verdict."""
@@ -64,7 +63,7 @@ class FirstLetter:
 LETTERS = Format(
     "pairwise",
     Lines(),
-    FirstLetter({"A": ("A",), "B": ("B",)}),
+    FirstLetter({"A": "A", "B": "B"}, leads=("",)),
     chat=False,
     max_output_tokens=256,
 )

@@ -70,8 +70,8 @@ class Example:
 class Scored:
     """An answer's tokens behind their prompt, to be scored by the base model."""
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    prompt: Sequence[int]
+    answer: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,20 @@
 """The audit: a random share of the accepted rows is asked, too, and says how right they were.
 
-Which rows are audited is a pure function of row key and the run's seed: it neither depends on the
-order in which rows come nor on anything that the judge said, so the audited rows are a random
-sample of the accepted ones, and what they show is unbiased.
+Which rows are audited is a pure function of row key and the run's seed, not of what the judge said:
+the audited rows are a random sample of the accepted ones, and what they show is unbiased.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ray_judge.calibration.bounds import interval
 from ray_judge.calibration.document import Calibration
+from ray_judge.calibration.selection import interval
 from ray_judge.errors import PromiseBroken
 from ray_judge.records import Outcome, Route
 
@@ -24,12 +22,10 @@ from ray_judge.records import Outcome, Route
 def draw_rows(row_keys: pl.Series, seed: str, rate: float) -> pl.Series:
     """Say which rows are drawn: each with probability `rate` (2⁻⁶⁴ apart), independently."""
     below = int(rate * 2**64)
-
-    def number(key: str) -> int:
-        text = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-    return pl.Series([number(key) < below for key in row_keys], dtype=pl.Boolean)
+    texts = (f"{seed}\0{key}".encode("utf-8", "surrogatepass") for key in row_keys)
+    numbers = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    drawn = [int.from_bytes(number, "big") < below for number in numbers]
+    return pl.Series(drawn, dtype=pl.Boolean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +69,8 @@ def audit(rows: pl.DataFrame, by: str | None = None) -> Audit:
     `rows`: `route`, `outcome`, `judge_verdict`, `judge_confidence`, `strong_verdict`, and the
     column `by`. Groups by tenths of the audited confidences, and by the values of `by`.
 
-    What is estimated is agreement with the strong judge's verdict, over all accepted rows. A row
-    that it abstained from has one, and counts: such rows are the hard ones, so that the others
-    alone would agree more often than the accepted rows do.
+    A row that the strong judge abstained from has its verdict, and counts: such rows are the hard
+    ones, so that the others alone would agree more often than the accepted rows do.
     """
     audited = rows.filter(pl.col("route") == Route.AUDIT.value)
     answered = pl.col("outcome").is_in([Outcome.RESOLVED.value, Outcome.ABSTAINED.value])
@@ -100,12 +95,11 @@ def _by_confidence(known: pl.DataFrame) -> tuple[Agreement, ...]:
         return ()
     known = known.sort("judge_confidence")
     confidence = known["judge_confidence"].to_numpy()
-    edges = np.unique(np.quantile(confidence, np.arange(1, 10) / 10, method="lower"))
-    first = np.unique(np.searchsorted(confidence, edges))
-    parts = [(a, b) for a, b in pairwise([0, *first.tolist(), known.height]) if a < b]
+    edges = np.quantile(confidence, np.arange(1, 10) / 10, method="lower")
+    tenth = pl.Series("tenth", np.searchsorted(edges, confidence, side="right"))
     return tuple(
-        count_agreement(known[a:b], f"{confidence[a]:.4g} to {confidence[b - 1]:.4g}")
-        for a, b in parts
+        count_agreement(part, "{:.4g} to {:.4g}".format(*part["judge_confidence"][[0, -1]]))
+        for _, part in known.group_by(tenth, maintain_order=True)
     )
 
 

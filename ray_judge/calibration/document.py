@@ -1,25 +1,22 @@
 """calibration.json: what was learnt about one or more judges, and which judges those are.
 
-A calibration holds for exactly the judges that it was made with: `check` refuses it for any other
-and names the keys that differ.
+A calibration holds for exactly the judges that it was made with (see `calibration_of`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ray_judge.calibration.bounds import Floats
-from ray_judge.calibration.correctness import CorrectnessMap
+from ray_judge.calibration.correctness import Comparison, CorrectnessMap
 from ray_judge.calibration.drift import Reference
-from ray_judge.calibration.methods import Comparison
-from ray_judge.calibration.selection import Selection
+from ray_judge.calibration.selection import Floats, Selection
 from ray_judge.errors import ConfigError
 
 LabelKind = Literal["human", "strong"]
@@ -94,29 +91,6 @@ class Calibration:
 def judge_name(judge: Mapping[str, Any], number: int) -> str:
     """Name a judge to people, such as `judge 2 (the-model)`; numbers begin at 0."""
     return f"judge {number + 1} ({judge.get('model') or judge.get('engine') or judge['format']})"
-
-
-def check(
-    calibration: Calibration, judges: Sequence[Mapping[str, Any]], file: str | None = None
-) -> None:
-    """Raise ConfigError, naming every key, unless the calibration is of these judges, in order."""
-    if len(calibration.tiers) != len(judges):
-        raise ConfigError(
-            f"this calibration is for {len(calibration.tiers)} local judge(s), the run has "
-            f"{len(judges)}: calibrate again",
-            file=file,
-        )
-    found = [
-        f"judge {number}, {key}: {tier.judge.get(key)!r} in the calibration, "
-        f"{judge.get(key)!r} in the run"
-        for number, (tier, judge) in enumerate(zip(calibration.tiers, judges, strict=True), 1)
-        for key in sorted(tier.judge.keys() | judge.keys())
-        if tier.judge.get(key) != judge.get(key)
-    ]
-    if found:
-        raise ConfigError(
-            f"this calibration is for another judge: {'; '.join(found)}. Calibrate again", file=file
-        )
 
 
 _DOCUMENT = TypeAdapter(Calibration)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from ray_judge.calibration.bounds import Floats
 from ray_judge.calibration.correctness import Rising
+from ray_judge.calibration.selection import Floats
 
 POINTS = 512
 """The reference keeps at most so many steps of its distribution function."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ray_judge.calibration.document import Calibration, check, dumps, loads
+from ray_judge.calibration.document import Calibration, dumps, loads
 from ray_judge.config import OPERATIONAL, RunConfig
 from ray_judge.errors import ConfigError, RunChangedError, StorageError
 from ray_judge.judging.formats import format_for
 from ray_judge.records import Example
 from ray_judge.run.directory import RunDirectory
 from ray_judge.storage.local import Missing, Storage, open_storage
-
-PROBE = ("instruction", "response 1", "response 2", "input", "reference", "rubric")
-"""Texts that a judge's prompt is rendered around, to tell one template from another."""
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -45,12 +42,12 @@ def template_hash(config: RunConfig) -> str | None:
     """SHA-256 (hex) of the prompt around fixed texts; None for a judge that has already run."""
     if config.judge.engine == "columns":
         return None
-    instruction, first, second, *optional = PROBE
-    responses = (first, second) if config.task == "pairwise" else (first,)
+    responses = ("response 1", "response 2")[: 2 if config.task == "pairwise" else 1]
     judge = format_for(config.judge, config.task)
     # a row's own rubric replaces the configured one: the prompt is looked at with and without
-    examples = (Example(instruction, responses), Example(instruction, responses, *optional))
-    text = json.dumps([asdict(judge.render(example)) for example in examples], sort_keys=True)
+    plain = Example("instruction", responses)
+    full = replace(plain, input="input", reference="reference", rubric="rubric")
+    text = json.dumps([asdict(judge.render(example)) for example in (plain, full)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -79,15 +76,27 @@ def _place(uri: str) -> tuple[Storage, str]:
 
 
 def calibration_of(config: RunConfig) -> Calibration | None:
-    """Read the run's calibration and refuse one that does not fit it; None where none is named.
-
-    Raises ConfigError: another judge, other levels, or a promise about another strong judge.
+    """Read the run's calibration, None where it names none. Raises ConfigError for one that is of
+    another judge (every key that differs is named) or strong judge, or of other levels.
     """
     route = config.route
     if route.calibration is None:
         return None
     found = read_calibration(route.calibration)
-    check(found, [identity(tier) for tier in config.tiers()], route.calibration)
+    judges, file = [identity(tier) for tier in config.tiers()], route.calibration
+    if len(found.tiers) != len(judges):
+        whom = f"{len(found.tiers)} local judge(s), the run has {len(judges)}"
+        raise ConfigError(f"this calibration is for {whom}: calibrate again", file=file)
+    differ = [
+        f"judge {number}, {key}: {tier.judge.get(key)!r} in the calibration, "
+        f"{judge.get(key)!r} in the run"
+        for number, (tier, judge) in enumerate(zip(found.tiers, judges, strict=True), 1)
+        for key in sorted(tier.judge.keys() | judge.keys())
+        if tier.judge.get(key) != judge.get(key)
+    ]
+    if differ:
+        said = f"this calibration is for another judge: {'; '.join(differ)}. Calibrate again"
+        raise ConfigError(said, file=file)
     strong = config.strong.model if found.label_kind == "strong" else None
     for name, given, known in (
         ("route.alpha", route.alpha, found.alpha),
@@ -95,10 +104,8 @@ def calibration_of(config: RunConfig) -> Calibration | None:
         ("strong.model", strong, found.strong_model),
     ):
         if given not in (None, known):
-            raise ConfigError(
-                f"{name} is {given}, and this calibration was made for {known}: calibrate again",
-                file=route.calibration,
-            )
+            said = f"{name} is {given}, and this calibration was made for {known}"
+            raise ConfigError(f"{said}: calibrate again", file=file)
     return found
 
 

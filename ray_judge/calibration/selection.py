@@ -5,7 +5,8 @@ rows downwards, R⁺(λ) is the Clopper–Pearson upper bound, at level δ, on t
 with confidence ≥ λ; λ̂ is the last λ before the first R⁺ > α. Three things differ from the code
 published with it: λ̂ = ∞ where nothing passes (that code accepts its strictest λ there, which
 voids the guarantee); rows of one confidence are taken together; and the sequence starts at a size
-chosen without a look at the labels, where the test has power.
+chosen without a look at the labels, where the test has power. All bounds are exact (Clopper and
+Pearson, Biometrika 26, 1934); `scipy.stats` is imported by the first of them: it takes .5 s.
 """
 
 from __future__ import annotations
@@ -17,14 +18,47 @@ from functools import cache
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BeforeValidator
 
-from ray_judge.calibration.bounds import Counts, Floats, most_errors, upper_bound
-from ray_judge.calibration.correctness import Flags
-from ray_judge.errors import ConfigError, InputError
+from ray_judge.errors import ConfigError
 
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
 POWER = 0.8
 """The sequence starts where a judge whose true error is α/2 passes with this probability."""
+
+
+def interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided exact interval for a rate; (0, 1) where nothing was seen."""
+    tail = (1 - level) / 2
+    return 1 - upper_bound(total - count, total, tail), upper_bound(count, total, tail)
+
+
+def upper_bound(count: int, total: int, delta: float) -> float:
+    """The rate that the true one exceeds with probability ≤ delta; 1 where nothing was seen."""
+    from scipy.stats import binomtest
+
+    if not total:
+        return 1.0
+    return float(binomtest(count, total, alternative="less").proportion_ci(1 - delta).high)
+
+
+@cache
+def most_errors(rows: int, alpha: float, delta: float) -> Counts:
+    """For n = 0 … `rows`: the most errors k with `upper_bound(k, n, delta)` ≤ `alpha`.
+
+    −1 where not even 0 errors are few enough. Shape (rows + 1,). The bound is ≤ α exactly when
+    P(Bin(n, α) ≤ k) ≤ δ, so that no root has to be found for each n.
+    """
+    from scipy.stats import binom
+
+    n = np.arange(rows + 1)
+    found = binom.ppf(delta, n, alpha).astype(np.int64)  # smallest k with P(≤ k) ≥ δ
+    most = np.where(binom.cdf(found, n, alpha) <= delta, found, found - 1)
+    most.flags.writeable = False  # the cache hands out one array
+    return most
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +127,7 @@ def last_passed(confidence: Floats, wrong: Flags, alpha: float, delta: float, st
 def select(
     confidence: Floats, right: Flags, *, alpha: float, delta: float, start: int | None = None
 ) -> Selection:
-    """Choose the threshold of one judge from its labelled rows, shapes (n,) and (n,).
-
-    Raises ConfigError for levels outside (0, 1), InputError for a confidence that is no number.
-    """
-    check_levels(alpha, delta)
-    if not np.isfinite(confidence).all():
-        raise InputError("a labelled row has a confidence that is not a number")
+    """Choose the threshold of one judge from its labelled rows, shapes (n,) and (n,)."""
     start = start_size(alpha, delta) if start is None else start
     threshold = float(last_passed(confidence, ~right, alpha, delta, start))
     accepted = confidence >= threshold

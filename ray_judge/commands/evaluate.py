@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from ray_judge.calibration.bounds import interval
-from ray_judge.calibration.labels import check_labels
+from ray_judge.calibration.fit import check_labels
+from ray_judge.calibration.selection import interval
 from ray_judge.errors import InputError
 from ray_judge.report import evaluation
 from ray_judge.report.page import write_page

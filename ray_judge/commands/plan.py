@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ray_judge.calibration.bounds import Floats
 from ray_judge.calibration.document import Calibration, Tier
 from ray_judge.calibration.load import calibration_of
+from ray_judge.calibration.selection import Floats
 from ray_judge.commands.calibrate import sample_run
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.escalation.questions import price_of_strong

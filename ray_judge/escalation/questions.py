@@ -22,7 +22,7 @@ from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import InputChangedError
 from ray_judge.escalation import pricing
 from ray_judge.escalation.pricing import Price, input_token_bound, input_token_estimate
-from ray_judge.judging.formats.generic import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
+from ray_judge.judging.formats.families import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
 from ray_judge.records import Chunk, Example, Verdict
 from ray_judge.run.columns import Columns
 from ray_judge.run.plan import read_examples, read_rows

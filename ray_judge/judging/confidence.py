@@ -16,16 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Literal
 
+import numpy as np
+
+from ray_judge.config import JudgeConfig
 from ray_judge.records import Judgment, Task, Verdict
 
-Method = Literal["probability", "margin", "entropy", "calibrated_entropy"]
 FLIP = {"A": "B", "B": "A"}
 Read = tuple[Mapping[str, float], float]
 """(P, mass) of one prompt."""
 
 
+@np.errstate(invalid="ignore")  # NaN is looked for below
 def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> Read:
     """Sum the spellings of each alternative and normalise.
 
@@ -33,8 +35,8 @@ def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> Read:
     P sums to 1, mass is in [0, 1]. It is done in log space, so that a mass that underflows a
     double still gives the right P. Raises ValueError.
     """
-    totals = {name: _logsumexp(values) for name, values in logprobs.items()}
-    mass_log = _logsumexp(list(totals.values()))
+    totals = {name: float(np.logaddexp.reduce(values)) for name, values in logprobs.items()}
+    mass_log = float(np.logaddexp.reduce(list(totals.values())))
     if math.isnan(mass_log):
         raise ValueError("the model gave a probability that is not a number")
     if mass_log == -math.inf:
@@ -43,7 +45,7 @@ def verdict_probs(logprobs: Mapping[str, Sequence[float]]) -> Read:
     return probs, min(1.0, math.exp(mass_log))
 
 
-def confidence(probs: Mapping[str, float], method: Method) -> float:
+def confidence(probs: Mapping[str, float], method: str) -> float:
     """How sure a verdict is by its probabilities alone, in [0, 1]; higher is surer."""
     first, *rest = sorted(probs.values(), reverse=True)
     return first - (rest[0] if rest else 0.0) if method == "margin" else first
@@ -52,32 +54,30 @@ def confidence(probs: Mapping[str, float], method: Method) -> float:
 def judgment(
     probs: Mapping[str, float],
     mass: float,
-    *,
+    judge: JudgeConfig,
     task: Task,
-    method: Method,
-    min_mass: float,
+    *,
     entropy: float | None = None,
-    score: Literal["mode", "mean"] = "mode",
     unseen: float = 0.0,
 ) -> Judgment:
     """The verdict with the highest probability (or the expected score), and its confidence.
 
     Equal probabilities go to the alternative that is named first. A row whose mass is below
-    `min_mass`, or whose verdict hangs on tokens that a server did not show (`unseen`: the most
-    probability that they can have), keeps its verdict, is as unsure as can be (0 for a
+    `judge.min_mass`, or whose verdict hangs on tokens that a server did not show (`unseen`: the
+    most probability that they can have), keeps its verdict, is as unsure as can be (0 for a
     probability, null for an entropy) and says why. `entropy`: mean Σ p ln p.
     """
     best = max(probs, key=lambda name: probs[name])
     verdict: Verdict = best if task == "pairwise" else float(best)
-    if task == "pointwise" and score == "mean":
+    if task == "pointwise" and judge.score == "mean":
         verdict = math.fsum(float(name) * p for name, p in probs.items())
-    by_entropy = method in ("entropy", "calibrated_entropy")
-    sure = entropy if by_entropy else confidence(probs, method)
+    by_entropy = "entropy" in judge.confidence
+    sure = entropy if by_entropy else confidence(probs, judge.confidence)
     off, error = unseen / (mass + unseen) if unseen else 0.0, None
-    if mass < min_mass:
+    if mass < judge.min_mass:
         error = (
             f"judge: the alternatives have only {mass:.2g} of the probability together "
-            f"(judge.min_mass is {min_mass:g}): the prompt does not fit this model"
+            f"(judge.min_mass is {judge.min_mass:g}): the prompt does not fit this model"
         )
     elif off and confidence(probs, "margin") <= 2 * off:
         error = (
@@ -119,10 +119,3 @@ def by_scores(first: Read, second: Read) -> Read:
         i, j = float(here), float(there)
         probs["A" if i > j else "B" if j > i else "tie"] += p * q
     return probs, min(first[1], second[1])
-
-
-def _logsumexp(values: Sequence[float]) -> float:
-    top = math.nan if any(math.isnan(value) for value in values) else max(values)
-    if not math.isfinite(top):
-        return top
-    return top + math.log(math.fsum(math.exp(value - top) for value in values))

@@ -27,12 +27,12 @@ from ray_judge.errors import EngineError, RayJudgeError
 from ray_judge.judging.engines.engine import (
     Engine,
     LanguageModel,
-    base_of,
     check_engine,
     make_engine,
     make_model,
     weight_bytes,
 )
+from ray_judge.judging.formats import base_of
 from ray_judge.records import Chunk, Judgment, Scored, judged_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import RunDirectory
@@ -47,7 +47,9 @@ CHUNKS_PER_ACTOR = 3
 STUCK_AFTER_S = 1800
 """Ray Data gives up when nothing at all has moved for so long."""
 
-CHUNK, SHARD, ROW = "__chunk", "__shard", "__row"
+CHUNK, SHARD, ROW, SCORED = "__chunk", "__shard", "__row", "__scored"
+TOKENS = pa.list_(pa.int32())
+SCORED_TYPE = pa.list_(pa.struct({"prompt": TOKENS, "answer": TOKENS}))
 
 
 class ChunkSource(Datasource):
@@ -75,11 +77,10 @@ class ChunkSource(Datasource):
 def read_chunk(chunk: Chunk, columns: Columns, rows: Sequence[int] | None) -> list[pa.Table]:
     """Read one chunk, or some of its rows; its block carries where it comes from."""
     table = read_rows(chunk.shard, chunk.start, chunk.rows, columns.needed())
-    name = pa.array([chunk.name] * len(table), pa.string())
-    shard = pa.array([chunk.shard_name] * len(table), pa.string())
+    for column, value in ((CHUNK, chunk.name), (SHARD, chunk.shard_name)):
+        table = table.append_column(column, pa.repeat(value, len(table)))
     places = pa.array(range(chunk.start, chunk.start + len(table)), pa.int64())
-    for column, values in ((CHUNK, name), (SHARD, shard), (ROW, places)):
-        table = table.append_column(column, values)
+    table = table.append_column(ROW, places)
     return [table if rows is None else table.take([row - chunk.start for row in rows])]
 
 
@@ -94,18 +95,17 @@ class JudgeTask:
 
     def judge(self, block: pa.Table, engine: Engine) -> pa.Table:
         """Judge one chunk and commit it; with calibrated_entropy it goes on to the base model."""
-        judged, scored = judge_rows(block, engine, self.config, self.columns)
-        chunk = block.column(CHUNK)[0].as_py()
-        if self.config.judge.confidence == "calibrated_entropy":
-            return for_the_base(judged, scored, chunk)
-        return self._commit(chunk, judged)
+        judged = judge_rows(block, engine, self.config, self.columns)
+        two = self.config.judge.confidence == "calibrated_entropy"
+        return judged if two else self._commit(judged)
 
     def calibrate(self, block: pa.Table, base: LanguageModel) -> pa.Table:
         """Subtract the base model's entropies from a judged chunk and commit it."""
-        return self._commit(block.column(CHUNK)[0].as_py(), calibrate_rows(block, base))
+        return self._commit(calibrate_rows(block, base))
 
-    def _commit(self, chunk: str, judged: pa.Table) -> pa.Table:
+    def _commit(self, judged: pa.Table) -> pa.Table:
         """Make a judged chunk durable; gives its receipt, which is all that goes on."""
+        chunk = judged.column(CHUNK)[0].as_py()
         schema = judged_schema(self.config.task, self.config.alternatives())
         self.run.commit_judged(self.tier, chunk, without_nan(judged.select(schema.names)))
         return pa.table({"chunk": [chunk]})
@@ -138,27 +138,12 @@ def without_nan(judged: pa.Table) -> pa.Table:
     return pa.table(columns, schema=judged.schema)
 
 
-SCORED_PROMPTS, SCORED_ANSWERS = "__prompts", "__answers"
-TOKENS = pa.list_(pa.list_(pa.int32()))
-
-
-def for_the_base(judged: pa.Table, scored: Sequence[Sequence[Scored]], chunk: str) -> pa.Table:
-    """Put beside each judged row the tokens that the base model is asked about."""
-    prompts = [[list(item.prompt) for item in row] for row in scored]
-    answers = [[list(item.answer) for item in row] for row in scored]
-    table = judged.append_column(SCORED_PROMPTS, pa.array(prompts, TOKENS))
-    table = table.append_column(SCORED_ANSWERS, pa.array(answers, TOKENS))
-    return table.append_column(CHUNK, pa.array([chunk] * len(judged), pa.string()))
-
-
 def calibrate_rows(block: pa.Table, model: LanguageModel) -> pa.Table:
     """The same rows with `judge_confidence`: the judge's mean entropy minus the base model's."""
-    prompts = block.column(SCORED_PROMPTS).to_pylist()
-    answers = block.column(SCORED_ANSWERS).to_pylist()
     own = block.column("judge_confidence").to_pylist()
     asked = [
-        [Scored(tuple(p), tuple(a)) for p, a in zip(*row, strict=True)] if known is not None else []
-        for *row, known in zip(prompts, answers, own, strict=True)
+        [Scored(**item) for item in row] if known is not None else []
+        for known, row in zip(own, block.column(SCORED).to_pylist(), strict=True)
     ]
     found = iter(model.entropies([item for row in asked for item in row]))
     values = [
@@ -169,45 +154,44 @@ def calibrate_rows(block: pa.Table, model: LanguageModel) -> pa.Table:
     return block.set_column(place, block.schema.field(place), pa.array(values, pa.float64()))
 
 
-def judge_rows(
-    block: pa.Table, engine: Engine, config: RunConfig, columns: Columns
-) -> tuple[pa.Table, list[Sequence[Scored]]]:
+def judge_rows(block: pa.Table, engine: Engine, config: RunConfig, columns: Columns) -> pa.Table:
     """Judge the rows of one chunk: one judged row per input row, in order, whatever befalls it.
 
-    Gives the judged rows and, for each, what the base model is to be asked.
+    Each comes with its chunk's name and with what the base model is to be asked (`SCORED`).
     """
     examples = read_examples(block, columns)
     judgments = [
         Judgment(None, None, None, None, example if isinstance(example, str) else None)
         for example in examples
     ]
-    readable = [n for n, example in enumerate(examples) if not isinstance(example, str)]
-    if not engine.needs_text:  # its verdicts are there, whatever the row's text is like
-        readable = list(range(len(examples)))
-    if readable:
-        texts = [example for n in readable if not isinstance(example := examples[n], str)]
-        for n, result in zip(readable, engine.judge(texts, block.take(readable)), strict=True):
+    texts = {n: example for n, example in enumerate(examples) if not isinstance(example, str)}
+    # Verdicts that are there already are so whatever the row's text is like.
+    asked = list(texts) if engine.needs_text else list(range(len(examples)))
+    if asked:
+        found = engine.judge(list(texts.values()), block.take(asked))
+        for n, result in zip(asked, found, strict=True):
             judgments[n] = replace(result, error=result.error or judgments[n].error)
-    names = config.alternatives()
+    names, shown = config.alternatives(), [judgment.probs for judgment in judgments]
     shard, places = block.column(SHARD)[0].as_py(), block.column(ROW).to_pylist()
     values = {
         "row": places,
         "row_key": row_keys(block, columns, shard, places),
-        "has_text": [not isinstance(example, str) for example in examples],
-        "judge_verdict": [judgment.verdict for judgment in judgments],
+        "has_text": [n in texts for n in range(len(examples))],
         "judge_probs": [
-            None if one.probs is None else {name: one.probs.get(name) for name in names}
-            for one in judgments
+            None if probs is None else {name: probs.get(name) for name in names} for probs in shown
         ],
-        "judge_mass": [judgment.mass for judgment in judgments],
-        "judge_unseen": [judgment.unseen for judgment in judgments],
-        "judge_orders_agree": [judgment.orders_agree for judgment in judgments],
-        "judge_confidence": [judgment.confidence for judgment in judgments],
         "judge_model": [engine.model] * len(judgments),
         "error": [judgment.error for judgment in judgments],
     }
+    for name in ("verdict", "mass", "unseen", "orders_agree", "confidence"):
+        values[f"judge_{name}"] = [getattr(judgment, name) for judgment in judgments]
+    scored = [
+        [{"prompt": one.prompt, "answer": one.answer} for one in judgment.scored]
+        for judgment in judgments
+    ]
     judged = pa.table(values, schema=judged_schema(config.task, names))
-    return judged, [judgment.scored for judgment in judgments]
+    judged = judged.append_column(SCORED, pa.array(scored, SCORED_TYPE))
+    return judged.append_column(CHUNK, block.column(CHUNK))
 
 
 def judge_chunks(
@@ -234,8 +218,8 @@ def judge_chunks(
     ]
     if task.config.judge.confidence == "calibrated_entropy":
         stages.append((partial(make_model, task.config, base=True), task.calibrate))
-    pools = pool_sizes(task.config.judge, ray.cluster_resources(), len(chunks))
-    for stage, pool in zip(stages, pools, strict=True):
+    pool = pool_size(task.config.judge, ray.cluster_resources(), len(chunks))
+    for stage in stages:
         dataset = dataset.map_batches(
             ModelActor,
             fn_constructor_args=stage,
@@ -277,7 +261,7 @@ def settle_sharing(config: RunConfig) -> RunConfig:
     judge = config.judge
     if judge.confidence != "calibrated_entropy" or judge.share_gpu is not None:
         return config
-    sizes = [weight_bytes(str(judge.model)), weight_bytes(base_of(config))]
+    sizes = [weight_bytes(str(judge.model)), weight_bytes(base_of(judge))]
     fits = False
     if ray.cluster_resources().get("GPU") and all(sizes):
         there = ray.get(gpu_bytes.remote())
@@ -297,8 +281,8 @@ def gpu_bytes() -> int:
     return min(sizes, default=0) << 20
 
 
-def pool_sizes(judge: JudgeConfig, cluster: Mapping[str, float], chunks: int) -> tuple[Pool, ...]:
-    """Size the actor pools (judge; with calibrated_entropy its base model, too).
+def pool_size(judge: JudgeConfig, cluster: Mapping[str, float], chunks: int) -> Pool:
+    """Size the actor pool of a judge; with calibrated_entropy its base model has one like it.
 
     GPUs where there are any: one per engine and tensor-parallel rank, or half of one where judge
     and base model share it. Else a part of the CPUs: Ray hangs silently when actors hold every
@@ -315,4 +299,4 @@ def pool_sizes(judge: JudgeConfig, cluster: Mapping[str, float], chunks: int) ->
     cpus = judge.cpus_per_replica
     if cpus is None:
         cpus = 1.0 if gpus else min(1.0, cluster.get("CPU", 1.0) / 2 / (replicas * models))
-    return (Pool(replicas, gpus, cpus),) * models
+    return Pool(replicas, gpus, cpus)

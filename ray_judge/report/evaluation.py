@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ray_judge.calibration.bounds import interval
+from ray_judge.calibration.selection import interval
 
 Flags = npt.NDArray[np.bool_]
 STEPS = 101

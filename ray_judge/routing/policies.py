@@ -16,9 +16,8 @@ import numpy.typing as npt
 import polars as pl
 
 from ray_judge.calibration.audit import draw_rows
-from ray_judge.calibration.bounds import Floats
-from ray_judge.calibration.correctness import Flags
 from ray_judge.calibration.document import Tier
+from ray_judge.calibration.selection import Flags, Floats
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
 from ray_judge.records import SURENESS, Route

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pytest
 
 from ray_judge.config import FORMAT_SCORES, RunConfig, parse
-from ray_judge.judging.engines.engine import LanguageModel, Reading
-from ray_judge.judging.engines.local import ModelEngine
+from ray_judge.judging.engines.engine import LanguageModel, ModelEngine, Reading
 from ray_judge.judging.engines.tokens import CUT, TokenReader
 from ray_judge.judging.formats import families, format_for
 from ray_judge.records import Example, Judgment, Task
@@ -39,8 +38,8 @@ def templates(data: Path) -> str:
     return str(data / "judge_templates.json")
 
 
-def config(model: LanguageModel, task: Task, **judge: Any) -> RunConfig:
-    wish = {"model": model.name, "min_mass": 0.0, "confidence": "entropy", **judge}
+def config(task: Task, **judge: Any) -> RunConfig:
+    wish = {"model": "org/tiny", "min_mass": 0.0, "confidence": "entropy", **judge}
     rest = {"route": {"fraction": 0.5}, "strong": {"model": "gpt-4.1", "max_cost_usd": 1}}
     return parse({"input": "i", "output": "o", "task": task, "judge": wish, **rest})
 
@@ -61,7 +60,7 @@ def test_a_family(
     wish: dict[str, Any] = {"format": family, "decode": decode, "templates": templates}
     if decode == "full":
         wish["max_output_tokens"] = 40
-    whole = config(model, task, **wish)
+    whole = config(task, **wish)
     for judgment in start(whole, model)(tiny.examples(4, task, seed=2, longest=40)):
         if decode == "full":  # a random model writes nothing that is a verdict
             assert judgment.verdict is None
@@ -82,7 +81,7 @@ def test_a_family(
 def test_a_pair_by_scores(model: LanguageModel, templates: str) -> None:
     """P(A), P(tie), P(B) from two score distributions; the order makes no difference."""
     whole = config(
-        model, "pairwise", format="auto-j", by_scores=True, templates=templates,
+        "pairwise", format="auto-j", by_scores=True, templates=templates,
         confidence="probability",
     )  # fmt: skip
     pair = Example("Say it.", ("one answer", "another answer, longer"))
@@ -90,7 +89,7 @@ def test_a_pair_by_scores(model: LanguageModel, templates: str) -> None:
     assert found.probs is not None and other.probs is not None
     assert found.probs["A"] == pytest.approx(other.probs["B"], abs=1e-5)
     singles = [pair.single(response) for response in pair.responses]
-    scores = config(model, "pointwise", format="auto-j", templates=templates, score="mean")
+    scores = config("pointwise", format="auto-j", templates=templates, score="mean")
     judged = start(scores, model)(singles)
     first, second = (j.probs or {} for j in judged)
     wins = sum(p * q for i, p in first.items() for j, q in second.items() if int(i) > int(j))
@@ -104,7 +103,7 @@ def test_a_prompt_beyond_the_context(model: LanguageModel, templates: str) -> No
     long = Example("Say it.", ("short", "begin " + "word " * 4000 + "end"))
     (pair,) = tiny.examples(1, "pairwise", longest=9)
     for overlong in ("error", "cut"):
-        whole = config(model, "pairwise", overlong=overlong, format="pandalm", templates=templates)
+        whole = config("pairwise", overlong=overlong, format="pandalm", templates=templates)
         reader = TokenReader(whole.judge, format_for(whole.judge, "pairwise"), model)
         one, reading, other = reader.read([pair, long, pair])
         assert isinstance(one, Reading) and isinstance(other, Reading)

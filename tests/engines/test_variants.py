@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_judge.judging.confidence import verdict_probs
-from ray_judge.judging.engines.engine import Reading
+from ray_judge.judging.engines.engine import Reading, name_model
 from ray_judge.judging.engines.tokens import TokenReader
 
 from . import parallel, tiny
@@ -60,7 +60,7 @@ def test_an_adapter(tmp_path: Path) -> None:
         engine_options={"kv_cache_memory_bytes": 64 << 20},
     )  # fmt: skip
     model = VllmModel(judge)
-    assert model.name == f"{base}+{tmp_path / 'adapter'}"
+    assert name_model(judge) == f"{base}+{tmp_path / 'adapter'}"
     format_, asked = tiny.letters(), tiny.examples(20, "pairwise", longest=60)
     plain, moved = Reference(base), 0.0
     for example, reading in zip(asked, TokenReader(judge, format_, model).read(asked), strict=True):

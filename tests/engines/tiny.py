@@ -17,6 +17,7 @@ import pytest
 
 from ray_judge.config import JudgeConfig
 from ray_judge.judging.formats import Format, Parsed
+from ray_judge.judging.formats.format import AnswerForm
 from ray_judge.records import Example, Task
 
 NEEDS_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -87,10 +88,9 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Anywhere:
+class Anywhere(AnswerForm):
     """Answers that a random model does give: any of them has a verdict somewhere."""
 
-    spellings: Mapping[str, tuple[str, ...]]
     at: int | None
     """decode: full: the verdict is taken to stand behind so many characters."""
 
@@ -103,7 +103,8 @@ class Anywhere:
 def make(task: Task, spellings: Mapping[str, tuple[str, ...]], at: int | None = None,
          **changes: Any) -> Format:  # fmt: skip
     options: dict[str, Any] = {"chat": False, "max_output_tokens": 12, **changes}
-    return Format(task, Lines(), Anywhere(spellings, at), **options)
+    meant = {text: name for name, texts in spellings.items() for text in texts}
+    return Format(task, Lines(), Anywhere(meant, at, leads=("",)), **options)
 
 
 def letters(**changes: Any) -> Format:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from ray_judge.calibration.audit import audit, check_promise, draw_rows, implied_agreement
-from ray_judge.calibration.bounds import interval
+from ray_judge.calibration.selection import interval
 from ray_judge.errors import PromiseBroken
 
 from .test_calibration import calibration

@@ -46,7 +46,7 @@ ROWS = 1200
 @pytest.fixture(autouse=True)
 def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bootstrap's own tests are in test_evaluation."""
-    monkeypatch.setattr("ray_judge.calibration.methods.DRAWS", 20)
+    monkeypatch.setattr("ray_judge.calibration.correctness.DRAWS", 20)
 
 
 def config(folder: Path, **changes: Any) -> RunConfig:

@@ -12,18 +12,20 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from ray_judge.calibration.bounds import interval, most_errors, upper_bound
 from ray_judge.calibration.correctness import CorrectnessMap, fit, fit_kind
 from ray_judge.calibration.document import Calibration, Tier, dumps, loads
 from ray_judge.calibration.drift import drift, reference
-from ray_judge.calibration.labels import find_lack, mark_right
+from ray_judge.calibration.fit import find_lack, mark_right
 from ray_judge.calibration.selection import (
     POWER,
     Selection,
+    interval,
     last_passed,
+    most_errors,
     select,
     select_in_turn,
     start_size,
+    upper_bound,
 )
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.records import Task
@@ -181,8 +183,6 @@ def test_a_judge_is_calibrated_on_what_is_left() -> None:
 def test_what_cannot_be_tested(alpha: float, delta: float) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
         select(np.ones(3), np.ones(3, bool), alpha=alpha, delta=delta)
-    with pytest.raises(InputError, match="not a number"):
-        select(np.array([0.5, np.nan]), np.ones(2, bool), alpha=0.1, delta=0.1)
 
 
 # -- the map from confidence to P(correct) ---------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_judge.config import JudgeConfig
 from ray_judge.judging.confidence import both_orders, confidence, judgment, orders_agree
 from ray_judge.judging.confidence import verdict_probs as read
 
@@ -75,7 +76,7 @@ def test_methods() -> None:
 
 
 def judged(probs: dict[str, float], mass: float = 1.0, task: Any = "pairwise") -> Any:
-    return judgment(probs, mass, task=task, method="probability", min_mass=0.5)
+    return judgment(probs, mass, JudgeConfig(model="m"), task)
 
 
 def test_equal_probabilities_go_to_the_first_name_and_a_score_is_a_number() -> None:

@@ -13,7 +13,7 @@ import pytest
 from ray_judge.demo import tasks
 from ray_judge.demo.command import MODEL
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, make_pairs
-from ray_judge.judging.formats.demo import ALTERNATIVES, TEMPLATE
+from ray_judge.judging.formats.families import DEMO, DEMO_TEMPLATE
 from tools.demo_judge.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
 from tools.demo_judge.unanswerable import BANK, unanswerable
 
@@ -21,7 +21,7 @@ ALL = (*IN_DOMAIN, *OUT_OF_DOMAIN)
 
 
 def render(pair: Pair) -> str:
-    return TEMPLATE.format(
+    return DEMO_TEMPLATE.format(
         instruction=pair.instruction, response_a=pair.response_a, response_b=pair.response_b
     )
 
@@ -121,5 +121,5 @@ def test_the_shipped_tokenizer_has_one_token_a_byte() -> None:
     vocab = tokenizer["model"]["vocab"]
     assert tokenizer["model"]["merges"] == []
     assert sorted(vocab.values()) == list(range(VOCAB_SIZE))
-    assert [vocab[verdict] for verdict in ALTERNATIVES] == [ord(v) for v in ALTERNATIVES]
+    assert [vocab[verdict] for verdict in DEMO.spellings] == [ord(v) for v in DEMO.spellings]
     assert [vocab[special] for special in ("<s>", "</s>", "<pad>")] == [BOS, EOS, PAD]

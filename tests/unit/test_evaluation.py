@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import brier_score_loss, cohen_kappa_score, f1_score, roc_auc_score
 
-from ray_judge.calibration.methods import compare, measure
+from ray_judge.calibration.correctness import compare, measure
 from ray_judge.commands.evaluate import evaluate
 from ray_judge.errors import InputError
 from ray_judge.records import PAIRWISE_ALTERNATIVES, Shard, verdict_schema

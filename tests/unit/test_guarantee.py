@@ -14,8 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_judge.calibration.bounds import interval, most_errors
-from ray_judge.calibration.selection import in_parts, last_passed, select_in_turn, start_size
+from ray_judge.calibration.selection import (
+    in_parts,
+    interval,
+    last_passed,
+    most_errors,
+    select_in_turn,
+    start_size,
+)
 
 from .test_calibration import replay
 

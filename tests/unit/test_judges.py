@@ -17,8 +17,8 @@ from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
 from ray_judge.judging.engines.engine import check_model
 from ray_judge.judging.engines.tokens import find_boundary
-from ray_judge.judging.formats import Format, Template, base_model_of, format_for
-from ray_judge.judging.formats.generic import GENERIC_RUBRIC
+from ray_judge.judging.formats import Format, Template, base_of, format_for
+from ray_judge.judging.formats.families import GENERIC_RUBRIC
 from ray_judge.records import Example, Task
 
 PAIR = Example("do", ("one", "two"))
@@ -183,13 +183,14 @@ def test_what_a_format_cannot_do() -> None:
         ("WeOpenML/PandaLM-7B-v1", {}, "huggyllama/llama-7b"),
         ("GAIR/autoj-13b", {}, "meta-llama/Llama-2-13b-chat-hf"),
         ("prometheus-eval/prometheus-7b-v2.0", {}, "mistralai/Mistral-7B-Instruct-v0.2"),
-        ("my/judge", {}, None),
         ("my/base", {"adapter": "my/lora"}, "my/base"),
         ("my/judge", {"base_model": "x/y", "confidence": "calibrated_entropy"}, "x/y"),
     ],
 )
-def test_what_a_judge_was_tuned_from(model: str, changes: Any, base: str | None) -> None:
-    assert base_model_of(JudgeConfig(model=model, **changes)) == base
+def test_what_a_judge_was_tuned_from(model: str, changes: Any, base: str) -> None:
+    assert base_of(JudgeConfig(model=model, **changes)) == base
+    with pytest.raises(ConfigError, match=r"needs judge\.base_model.*my/judge was tuned from"):
+        base_of(JudgeConfig(model="my/judge"))
 
 
 def test_paths_that_lead_to_no_model(tmp_path: Path) -> None:

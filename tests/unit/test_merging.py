@@ -14,7 +14,7 @@ import pytest
 
 from ray_judge.config import StrongConfig
 from ray_judge.errors import CorruptedError
-from ray_judge.judging.engines.columns import ColumnsEngine
+from ray_judge.judging.engines.engine import ColumnsEngine
 from ray_judge.judging.stage import judge_rows
 from ray_judge.merge import Asked, Paid, verdict_columns, with_payers
 from ray_judge.records import (
@@ -190,11 +190,12 @@ def test_judged_rows_have_one_schema_whatever_is_null() -> None:
             | {"p_a": pa.array([p_a, p_a], pa.float64()), "p_b": pa.array([0.4, 0.4])}
             | {"__chunk": ["c", "c"], "__shard": ["s", "s"], "__row": [7, 8]}
         )
-        return judge_rows(block, engine, config, columns)[0]
+        return judge_rows(block, engine, config, columns)
 
     tables = [judge("x", 0.6), judge(None, 0.6), judge("x", None), judge(None, None)]
     assert {table.schema.to_string() for table in tables} == {tables[0].schema.to_string()}
-    assert tables[0].schema.equals(builders.JUDGED)
+    wanted = builders.JUDGED
+    assert tables[0].select(wanted.names).schema.equals(wanted)
     both, no_text, no_number, nothing = (table.to_pylist()[1] for table in tables)
     assert (both["row"], both["judge_verdict"], both["error"]) == (8, "A", None)
     # The verdict of a judge that has run stands, but nobody can be asked about a row without text.

@@ -41,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from ray_judge.demo.tasks import IN_DOMAIN, OUT_OF_DOMAIN, Pair, corrupt, make_item, make_pairs
-from ray_judge.judging.formats.demo import ALTERNATIVES, TEMPLATE
+from ray_judge.judging.formats.families import DEMO, DEMO_TEMPLATE
 from tools.demo_judge.metrics import Judged, summary
 from tools.demo_judge.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, save_tokenizer
 from tools.demo_judge.unanswerable import unanswerable
@@ -52,7 +52,7 @@ PEAK_RATE: Final = {"base": 2e-3, "plain": 2e-3, "judge": 1e-3}
 SMOOTHING: Final = 0.02
 EARLY_LAYER: Final = 3
 TIME_SHARES: Final = {"base": 0.35, "plain": 0.4, "judge": 0.25}
-ID_A, ID_B = (ord(verdict) for verdict in ALTERNATIVES)
+ID_A, ID_B = (ord(verdict) for verdict in DEMO.spellings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,9 @@ def draw(rng: random.Random, stage: str, unanswerable_share: float) -> Example:
 def collate(examples: Sequence[Example]) -> Batch:
     """Right-padded batch; causal attention never looks at the padding from a real token."""
     prompts = [
-        TEMPLATE.format(instruction=e.instruction, response_a=e.answers[0], response_b=e.answers[1])
+        DEMO_TEMPLATE.format(
+            instruction=e.instruction, response_a=e.answers[0], response_b=e.answers[1]
+        )
         for e in examples
     ]
     rows = [[BOS, *prompt.encode("utf-8")] for prompt in prompts]

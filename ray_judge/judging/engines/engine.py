@@ -1,19 +1,34 @@
-"""The seams of the local half: a chunk of rows ─► engine ─► reader ─► language model."""
+"""From rows to judgments: a chunk of rows ─► engine ─► reader ─► language model.
+
+An engine is a judge that has already run (`ColumnsEngine`) or one that reads texts (`ModelEngine`):
+of a model in this process token by token (`tokens.py`), or of a server (`http.py`).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from ray_judge.config import JudgeConfig, RunConfig
 from ray_judge.errors import ConfigError, EngineError
+from ray_judge.judging.confidence import (
+    both_orders,
+    by_scores,
+    confidence,
+    judgment,
+    no_judgment,
+    orders_agree,
+    verdict_probs,
+)
 from ray_judge.judging.engines.verdict_tree import Position
-from ray_judge.judging.formats import Format, base_model_of, format_for
-from ray_judge.records import Example, Judgment, Scored
+from ray_judge.judging.formats import Format, base_of, format_for
+from ray_judge.records import PAIRWISE_ALTERNATIVES, Example, Judgment, Scored
 
 
 class Engine(Protocol):
@@ -50,8 +65,6 @@ class Reading:
 class Reader(Protocol):
     """Reads the verdict's position of each example; text instead says why there is none."""
 
-    name: str
-
     def read(self, examples: Sequence[Example]) -> list[Reading | str]: ...
 
 
@@ -78,17 +91,96 @@ class LanguageModel(Protocol):
     given answers: a token's own distribution, not the next's.
     """
 
-    name: str
     context: int
     tokenizer: Any
 
-    def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]: ...
+    def positions(self, asks: Sequence[Ask]) -> list[Position]: ...
 
     def write(
-        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str], entropy: bool
+        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str]
     ) -> list[WrittenAnswer]: ...
 
     def entropies(self, scored: Sequence[Scored]) -> list[list[float]]: ...
+
+
+TOLERANCE = 1e-3
+"""How far above 1 the probabilities of one row may sum (they are often rounded)."""
+
+
+class ColumnsEngine:
+    """Takes probabilities as given, without normalising: they are somebody's measurement."""
+
+    needs_text = False
+
+    def __init__(self, config: RunConfig) -> None:
+        given: dict[str, str] = {str(k): v for k, v in (config.judge.prob_columns or {}).items()}
+        self._columns = {name: given[name] for name in PAIRWISE_ALTERNATIVES if name in given}
+        self._method = config.judge.confidence
+        self.model = config.judge.model or "columns:" + ",".join(self._columns.values())
+
+    def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
+        values = [rows.column(column).to_pylist() for column in self._columns.values()]
+        return [self._judge(row) for row in zip(*values, strict=True)]
+
+    def _judge(self, row: Sequence[float | None]) -> Judgment:
+        probs: dict[str, float] = {}
+        for (name, column), value in zip(self._columns.items(), row, strict=True):
+            if value is None or not math.isfinite(value) or not 0 <= value <= 1 + TOLERANCE:
+                return no_judgment(f"column {column} holds {value}, not a probability")
+            probs[name] = float(value)
+        mass = math.fsum(probs.values())
+        if mass > 1 + TOLERANCE or mass <= 0:
+            names = ", ".join(self._columns.values())
+            return no_judgment(f"columns {names} sum to {mass:g}, not to a probability")
+        best = max(probs, key=lambda name: probs[name])
+        return Judgment(best, probs, min(mass, 1.0), confidence(probs, self._method))
+
+
+class ModelEngine:
+    """A judge that reads texts. An example is one prompt, or two: both orders (swap), or each
+    response of a pair by itself (a pointwise judge).
+    """
+
+    needs_text = True
+
+    def __init__(self, config: RunConfig, format_: Format, reader: Reader) -> None:
+        self._config, self._reader = config, reader
+        self._singles = config.task == "pairwise" and format_.task == "pointwise"
+        self.model = name_model(config.judge)
+
+    def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
+        prompts = [self._split(example) for example in examples]
+        readings = iter(self._reader.read([prompt for group in prompts for prompt in group]))
+        return [self._judge([next(readings) for _ in group]) for group in prompts]
+
+    def _split(self, example: Example) -> list[Example]:
+        if self._singles:  # which response comes first makes no difference to a score
+            return [example.single(response) for response in example.responses]
+        return [example, example.swapped()] if self._config.judge.swap else [example]
+
+    def _judge(self, readings: Sequence[Reading | str]) -> Judgment:
+        good = [reading for reading in readings if isinstance(reading, Reading)]
+        if reasons := [reading for reading in readings if isinstance(reading, str)]:
+            return no_judgment(reasons[0])
+        try:
+            reads = [verdict_probs(reading.logprobs) for reading in good]
+        except ValueError as error:
+            return no_judgment(str(error))
+        probs, mass = reads[0]
+        if len(reads) == 2:
+            probs, mass = (by_scores if self._singles else both_orders)(*reads)
+        entropies = [reading.entropy for reading in good if reading.entropy is not None]
+        judge, unseen = self._config.judge, max(reading.unseen for reading in good)
+        entropy = fmean(entropies) if entropies else None
+        found = judgment(probs, mass, judge, self._config.task, entropy=entropy, unseen=unseen)
+        notes = dict.fromkeys(f"judge: {reading.note}" for reading in good if reading.note)
+        calibrated = judge.confidence == "calibrated_entropy"
+        return replace(
+            found,
+            error="; ".join([*([found.error] if found.error else []), *notes]) or None,
+            orders_agree=orders_agree(*reads) if len(reads) == 2 and not self._singles else None,
+            scored=tuple(r.scored for r in good if r.scored) if calibrated else (),
+        )
 
 
 def extra_columns(config: RunConfig) -> tuple[str, ...]:
@@ -105,29 +197,16 @@ def check_engine(config: RunConfig) -> Format | None:
     if judge.engine in ("vllm", "transformers"):
         check_model("judge.model", str(judge.model))
         if judge.confidence == "calibrated_entropy":
-            check_model("judge.base_model", base_of(config))
+            check_model("judge.base_model", base_of(judge))
     return format_for(judge, config.task)
-
-
-def base_of(config: RunConfig) -> str:
-    """Name the model that the judge was tuned from. Raises ConfigError where nobody says."""
-    if base := base_model_of(config.judge):
-        return base
-    raise ConfigError(
-        "confidence: calibrated_entropy needs judge.base_model: the model that "
-        f"{config.judge.model} was tuned from"
-    )
 
 
 def make_engine(config: RunConfig, format_: Format | None) -> Engine:
     """Start the engine that the configuration names (seconds to minutes); see `make_model`."""
     judge = config.judge
     if judge.engine == "columns":
-        from ray_judge.judging.engines.columns import ColumnsEngine
-
         return ColumnsEngine(config)
     from ray_judge.judging.engines.http import HttpReader
-    from ray_judge.judging.engines.local import ModelEngine
     from ray_judge.judging.engines.tokens import TokenReader
 
     assert format_ is not None
@@ -140,7 +219,7 @@ def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
     """Load the judge, or the base model that it was tuned from. Raises ConfigError, EngineError."""
     judge = config.judge
     if base:
-        of_base = {"model": base_of(config), "revision": judge.base_revision, "adapter": None}
+        of_base = {"model": base_of(judge), "revision": judge.base_revision, "adapter": None}
         judge = judge.model_copy(update=of_base)
     check_model("judge.model", str(judge.model))
     try:

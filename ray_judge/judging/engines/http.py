@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -86,7 +87,6 @@ class HttpReader:
             raise ConfigError("judge.overlong: cut needs the model's tokenizer: engine: vllm")
         self._client = _client(judge.http)
         self._pool = ThreadPoolExecutor(judge.http.concurrency, thread_name_prefix="judge-http")
-        self.name = str(judge.model)
 
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
         return list(self._pool.map(self._read, examples))
@@ -124,16 +124,11 @@ class HttpReader:
         wish = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
         found: Any = self._ask(prompt, way, max_tokens=1, **wish).get("logprobs")
         shown: dict[str, float] = {}
-        try:
-            if chat:
-                first = found["content"][0]["top_logprobs"]
-                pairs = [(one["token"], one["logprob"]) for one in first]
-            else:
-                pairs = list(found["top_logprobs"][0].items())
+        with suppress(LookupError, TypeError, AttributeError):
+            first = found["content"][0]["top_logprobs"] if chat else found["top_logprobs"][0]
+            pairs = [(one["token"], one["logprob"]) for one in first] if chat else first.items()
             for token, logprob in pairs:  # tokens that are no text of their own may look alike
                 shown[str(token)] = max(float(logprob), shown.get(str(token), -math.inf))
-        except (LookupError, TypeError, AttributeError):
-            pass
         if not shown:
             raise ConfigError(
                 "the judge's server sent no log-probabilities: a server that can (vLLM, SGLang) "

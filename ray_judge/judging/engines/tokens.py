@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from os.path import commonprefix
 from statistics import fmean
-from typing import Any, cast
+from typing import cast
 
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
@@ -63,7 +63,6 @@ class TokenReader:
                 f"the model's context has {model.context} tokens, and its answer is to have "
                 f"{self._budget}: lower judge.max_output_tokens, or judge.decode: verdict"
             )
-        self.name = model.name
 
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
         tokens = self._tokenise(examples)
@@ -83,8 +82,7 @@ class TokenReader:
 
     def _write(self, asked: Sequence[TokenPrompt | str]) -> list[TokenPrompt | str]:
         prompts = [one.prompt for one in asked if isinstance(one, TokenPrompt)]
-        wish: dict[str, Any] = {"stop": self._format.stop, "entropy": self._entropy}
-        answers = iter(self._model.write(prompts, most=self._budget, **wish))
+        answers = iter(self._model.write(prompts, most=self._budget, stop=self._format.stop))
         return [one if isinstance(one, str) else self._locate(one, next(answers)) for one in asked]
 
     def _locate(self, one: TokenPrompt, answer: WrittenAnswer) -> TokenPrompt | str:
@@ -116,8 +114,7 @@ class TokenReader:
             for one, walk in zip(asked, walks, strict=True)
             for place in walk.frontier
         ]:
-            entropy = self._entropy and not self._full
-            read = iter(self._model.positions(asks, entropy=entropy))
+            read = iter(self._model.positions(asks))
             for walk in walks:
                 walk.take([next(read) for _ in walk.frontier])
         return walks
@@ -158,8 +155,6 @@ class TokenReader:
         return rendered + prompt.opening.lstrip()
 
     def _tokenise(self, examples: Sequence[Example]) -> list[list[int]]:
-        if not examples:
-            return []
         special = {"add_special_tokens": False} if self._chat else {}
         return self._ids([self._text(example) for example in examples], **special)
 

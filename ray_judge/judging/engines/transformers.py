@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
-from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate, name_model
+from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.records import Scored
 
@@ -29,21 +29,20 @@ class TransformersModel:
         self._device = self._model.device
         longest = getattr(self._model.config, "max_position_embeddings", 1 << 20)
         self.context: int = judge.max_model_len or longest
-        self.name = name_model(judge)
         self._lock = threading.Lock()
 
-    def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
+    def positions(self, asks: Sequence[Ask]) -> list[Position]:
         found: dict[int, Position] = {}
         for batch in self._batches([len(ids) for ids, _ in asks]):
             logprobs = self._last([asks[n][0] for n in batch], 1)[:, 0]
             entropies = _entropy(logprobs).tolist()
             for n, row, value in zip(batch, logprobs, entropies, strict=True):
                 wanted = torch.tensor(list(asks[n][1]), device=self._device)
-                found[n] = Position(row[wanted].tolist(), value if entropy else None)
+                found[n] = Position(row[wanted].tolist(), value)
         return [found[n] for n in range(len(asks))]
 
     def write(
-        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str], entropy: bool
+        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str]
     ) -> list[WrittenAnswer]:
         return [self._write(list(prompt), most, stop) for prompt in prompts]
 

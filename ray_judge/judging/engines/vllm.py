@@ -17,7 +17,7 @@ from typing import Any
 
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import EngineError
-from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate, name_model
+from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.records import Scored
 
@@ -38,37 +38,40 @@ class VllmModel:
     """In-process vLLM. One per process."""
 
     def __init__(self, judge: JudgeConfig) -> None:
-        entropies = judge.confidence in ("entropy", "calibrated_entropy")
-        llm = _load(judge, entropies=entropies)
-        self.tokenizer = llm.get_tokenizer()
-        self.context = int(llm.llm_engine.model_config.max_model_len)
-        self.name = name_model(judge)
+        self._entropies = "entropy" in judge.confidence
+        self._llm = _load(judge, entropies=self._entropies)
+        self._engine = self._llm.llm_engine
+        self.tokenizer = self._llm.get_tokenizer()
+        self.context = int(self._engine.model_config.max_model_len)
         self._names = count()
-        lora = {}
+        self._lora = {}
         if judge.adapter:
             from vllm.lora.request import LoRARequest
 
-            lora = {"lora_request": LoRARequest("judge", 1, locate(judge.adapter))}
-        self._loop = EngineLoop(llm, lora, entropies=entropies)
+            self._lora = {"lora_request": LoRARequest("judge", 1, locate(judge.adapter))}
+        self._incoming: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._running: dict[str, Job] = {}
+        self._broken: EngineError | None = None
+        threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
-    def positions(self, asks: Sequence[Ask], *, entropy: bool) -> list[Position]:
+    def positions(self, asks: Sequence[Ask]) -> list[Position]:
         def submit(ids: Sequence[int], tokens: Sequence[int]) -> list[Future[Result]]:
             parts = [list(tokens[n : n + MOST_TOKENS]) for n in range(0, len(tokens), MOST_TOKENS)]
-            return [self._submit(ids, entropy, logprob_token_ids=part) for part in parts]
+            return [self._submit(ids, logprob_token_ids=part) for part in parts]
 
         found = []
         for (_, tokens), waiting in [(ask, submit(*ask)) for ask in asks]:
             results = [future.result() for future in waiting]
             seen = {token: value for out, _ in results for token, value in out.logprobs[0].items()}
             logprobs = [seen[token].logprob for token in tokens]
-            found.append(Position(logprobs, results[-1][1][0] if entropy else None))
+            found.append(Position(logprobs, results[-1][1][0] if self._entropies else None))
         return found
 
     def write(
-        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str], entropy: bool
+        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str]
     ) -> list[WrittenAnswer]:
         wish: dict[str, Any] = {"max_tokens": most, "stop": list(stop), "detokenize": True}
-        waiting = [self._submit(ids, entropy, **wish) for ids in prompts]
+        waiting = [self._submit(ids, **wish) for ids in prompts]
         found = []
         for out, entropies in (future.result() for future in waiting):
             text = decode_answer(self.tokenizer, out.token_ids, stop)
@@ -78,41 +81,25 @@ class VllmModel:
 
     def entropies(self, scored: Sequence[Scored]) -> list[list[float]]:
         waiting = [
-            self._submit(one.prompt, True, one.answer, ignore_eos=True, max_tokens=len(one.answer))
+            self._submit(one.prompt, one.answer, ignore_eos=True, max_tokens=len(one.answer))
             for one in scored
         ]
         return [list(future.result()[1]) for future in waiting]
 
-    def _submit(
-        self, ids: Sequence[int], entropy: bool, write: Sequence[int] = (), **wish: Any
-    ) -> Future[Result]:
+    def _submit(self, ids: Sequence[int], write: Sequence[int] = (), **wish: Any) -> Future[Result]:
         from vllm import SamplingParams
 
         name = str(next(self._names))
-        asked = {"record": name, "write": list(write) or None} if entropy else None
+        asked = {"record": name, "write": list(write) or None} if self._entropies else None
         wish = {"max_tokens": 1, "detokenize": False, "temperature": 0.0, **wish}
-        return self._loop.submit(name, list(ids), SamplingParams(extra_args=asked, **wish))
-
-
-class EngineLoop:
-    """The one thread that touches the engine."""
-
-    def __init__(self, llm: Any, lora: dict[str, Any], *, entropies: bool) -> None:
-        self._llm, self._engine, self._lora = llm, llm.llm_engine, lora
-        self._entropies = entropies
-        self._incoming: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._running: dict[str, Job] = {}
-        self._broken: EngineError | None = None
-        threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
-
-    def submit(self, name: str, ids: list[int], params: Any) -> Future[Result]:
         if self._broken:
             raise self._broken
         future: Future[Result] = Future()
-        self._incoming.put((name, ids, params, future))
+        self._incoming.put((name, list(ids), SamplingParams(extra_args=asked, **wish), future))
         return future
 
     def _run(self) -> None:
+        """Step the engine: this thread alone touches it."""
         try:
             while True:
                 self._admit()

@@ -7,18 +7,44 @@ rating, Prometheus (2310.08491) and Prometheus 2 (2405.01535) with `[RESULT]` an
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ray_judge.config import FORMAT_SCORES, JudgeConfig
+from ray_judge.config import FORMAT_SCORES, CustomFormat, JudgeConfig
 from ray_judge.errors import ConfigError
-from ray_judge.judging.formats import custom, demo, generic
-from ray_judge.judging.formats.first_line import FirstLine
-from ray_judge.judging.formats.format import DEFAULT_RUBRIC, Format, Template
-from ray_judge.judging.formats.marked import Marked
+from ray_judge.judging.formats.format import (
+    BLANK,
+    DEFAULT_RUBRIC,
+    FirstLine,
+    Format,
+    Marked,
+    Searched,
+    Template,
+)
 from ray_judge.judging.formats.templates import PINS, pin_for, state, template
-from ray_judge.records import Task
+from ray_judge.records import Example, Task
 
+DEMO_TEMPLATE = "{instruction}\nA: {response_a}\nB: {response_b}\nBest: "
+"""The tiny judge shipped with the package was trained on exactly this text."""
+DEMO = Format(
+    "pairwise",
+    Template.split(DEMO_TEMPLATE, ("instruction", "response_a", "response_b")),
+    FirstLine({"A": "A", "B": "B"}, "A or B", leads=("",)),
+    chat=False,
+    max_output_tokens=1,
+)
+PAIRWISE_SYSTEM = "You compare two answers to one instruction and decide which of them is better."
+POINTWISE_SYSTEM = "You grade one answer to an instruction."
+GENERIC_RUBRIC = (
+    "Prefer the answer that does what the instruction asks, correctly and completely. "
+    "Neither length, style nor the order of the answers counts."
+)
+MARKER = "Verdict:"
+EXPLAIN = (
+    "First explain your judgement in a few sentences. Then end with one last line of exactly "
+    f"this form, and write nothing behind it:\n{MARKER} "
+)
 LLAMA_13B = "meta-llama/Llama-2-13b-chat-hf"
 SCORE_LINES = """
 Score 1: it does nothing of it, or is wrong throughout.
@@ -96,7 +122,7 @@ FAMILIES: Mapping[str, Family] = {
     "prometheus": Family(_prometheus, ("[INST]", "###Task Description")),
     "prometheus-2": Family(_prometheus, ("[INST]", "###Task Description"), by_chat=True),
 }
-BASES: Mapping[str, Mapping[str, str]] = {
+BASES: dict[str, dict[str, str]] = {
     "judgelm": {f"BAAI/JudgeLM-{size}B-v1.0": f"lmsys/vicuna-{size}b-v1.3" for size in (7, 13, 33)},
     "pandalm": {"WeOpenML/PandaLM-7B-v1": "huggyllama/llama-7b"},
     "auto-j": {
@@ -133,12 +159,64 @@ def format_for(judge: JudgeConfig, task: Task) -> Format:
         key = "by_scores" if task == "pairwise" else "task: pointwise"
         raise ConfigError(f"judge.format {judge.format} gives no scores here: {key} needs them")
     mode: Task = task if task in modes and not judge.by_scores else "pointwise"
-    made = demo.FORMAT
+    made = DEMO
     if judge.custom is not None:
-        made = custom.make(judge, judge.custom)
+        made = _custom(judge, judge.custom)
     elif judge.format != "demo":
-        made = (generic.make if judge.format == "generic" else _tuned)(judge, mode)
+        made = (_generic if judge.format == "generic" else _tuned)(judge, mode)
     return replace(made, opening="") if judge.decode == "full" else made
+
+
+def describe(example: Example, rubric: str | None) -> str:
+    """Lay out an example under headings, in the order in which a reader needs them."""
+    parts = [("Instruction", example.instruction)]
+    if example.input:
+        parts.append(("Input", example.input))
+    if example.reference:
+        parts.append(("Reference answer", example.reference))
+    parts.append(("Criteria", example.rubric or rubric or GENERIC_RUBRIC))
+    names = ("Answer A", "Answer B") if len(example.responses) == 2 else ("Answer",)
+    parts += zip(names, example.responses, strict=True)
+    return "\n\n".join(f"[{heading}]\n{text}" for heading, text in parts)
+
+
+@dataclass(frozen=True)
+class Headings:
+    """The example under headings, and behind it what is asked."""
+
+    ask: str
+
+    def fill(self, example: Example, rubric: str) -> str:
+        return f"{describe(example, rubric)}\n\n{self.ask}"
+
+
+def _generic(judge: JudgeConfig, task: Task) -> Format:
+    """Make the format for a task: a letter for a pair, `C` meaning a tie, a number for a response.
+
+    `decode: verdict` asks for it alone; `full` for an explanation and, in the last line, the
+    verdict, where emphasis as in `**Verdict: A**` does not count.
+    """
+    low, high = judge.score_range()
+    if task == "pointwise":
+        verdicts = {str(score): str(score) for score in range(low, high + 1)}
+        ask = f"How good is the answer by the criteria, from {low} (worst) to {high} (best)?"
+        form, alone = f"a number from {low} to {high}", "Reply with the number alone."
+    else:
+        verdicts = {"A": "A", "B": "B"} | ({"C": "tie"} if judge.ties else {})
+        ask = "Which answer is better by the criteria?"
+        form = "A, B or C, where C means that neither is better" if judge.ties else "A or B"
+        alone = f"Reply with one letter: {form}."
+    like, goes_on = r"\bverdict\W{0,4}:", r"[*.]{0,4}\s*\Z"
+    answers = Marked(verdicts, MARKER, like, goes_on=goes_on, skip=BLANK + "*")
+    return Format(
+        task,
+        Headings(f"{ask} {EXPLAIN}({form})\n" if judge.decode == "full" else f"{ask} {alone}"),
+        answers,
+        system=POINTWISE_SYSTEM if task == "pointwise" else PAIRWISE_SYSTEM,
+        opening=f"\n\n{MARKER}",
+        rubric=judge.rubric or GENERIC_RUBRIC,
+        chat=judge.chat,
+    )
 
 
 def _tuned(judge: JudgeConfig, mode: Task) -> Format:
@@ -163,15 +241,34 @@ def _tuned(judge: JudgeConfig, mode: Task) -> Format:
     )
 
 
-def base_model_of(judge: JudgeConfig) -> str | None:
+def _custom(judge: JudgeConfig, custom: CustomFormat) -> Format:
+    task = custom.task()
+    meant = {text: name for name, texts in custom.choices.items() for text in texts}
+    return Format(
+        task,
+        Template.split(custom.template, custom.placeholders(task)),
+        Searched(meant, custom.verdict, leads=("",)),
+        system=custom.system,
+        opening=custom.opening,
+        rubric=judge.rubric or DEFAULT_RUBRIC,
+        chat=judge.chat,
+        stop=custom.stop,
+        max_output_tokens=custom.max_output_tokens,
+    )
+
+
+def base_of(judge: JudgeConfig) -> str:
     """Name the model that a judge was tuned from: as configured, else as its authors say.
 
-    An adapter was tuned on the model that it is put on. Null: nobody says.
+    An adapter was tuned on the model that it is put on. Raises ConfigError where nobody says.
     """
-    if judge.base_model or judge.adapter:
-        return judge.base_model or judge.model
-    known = (bases.get(judge.model or "") for bases in BASES.values())
-    return next((base for base in known if base), None)
+    known = ChainMap(*BASES.values()).get(str(judge.model))
+    if base := judge.base_model or (judge.adapter and judge.model) or known:
+        return base
+    raise ConfigError(
+        "confidence: calibrated_entropy needs judge.base_model: the model that "
+        f"{judge.model} was tuned from"
+    )
 
 
 def list_judges() -> list[str]:
@@ -181,16 +278,13 @@ def list_judges() -> list[str]:
         lines.append(name)
         bases = BASES.get(name, {}).items()
         lines += [f"  model      {model}, tuned from {base}" for model, base in bases]
-        lines += [f"  {mode:10} {_describe(name, mode)}" for mode in modes]
+        for mode in modes:
+            what = "a pair" if mode == "pairwise" else "scores as configured"
+            if mode == "pointwise" and name in FORMAT_SCORES:
+                what = "scores from {} to {}".format(*FORMAT_SCORES[name])
+            if name in FAMILIES:
+                pin = pin_for(name, mode)
+                at = f"{pin.repository}@{pin.commit[:12]} {pin.path}"
+                what += f"; template {pin.literal_sha256[:12]} of {at}: {state(pin)}"
+            lines.append(f"  {mode:10} {what}")
     return lines
-
-
-def _describe(name: str, mode: Task) -> str:
-    what = "a pair" if mode == "pairwise" else "scores as configured"
-    if mode == "pointwise" and name in FORMAT_SCORES:
-        what = "scores from {} to {}".format(*FORMAT_SCORES[name])
-    if name not in FAMILIES:
-        return what
-    pin = pin_for(name, mode)
-    at = f"{pin.repository}@{pin.commit[:12]} {pin.path}"
-    return f"{what}; template {pin.literal_sha256[:12]} of {at}: {state(pin)}"

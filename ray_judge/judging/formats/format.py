@@ -12,8 +12,6 @@ from typing import Protocol
 
 from ray_judge.records import Example, Task
 
-BLANK, LEADS = " \t\r\n", ("", " ")
-"""What counts for nothing, and what may stand in front of a verdict (tokenizers differ)."""
 DEFAULT_RUBRIC = (
     "Does the response do what the instruction asks, correctly, completely and clearly?"
 )
@@ -24,6 +22,13 @@ MEANINGS = {
     "answer2_body": "response_b", "response_B": "response_b",
 }  # fmt: skip
 """Placeholder of an upstream template → ours; the others have our names already."""
+BLANK, LEADS = " \t\r\n", ("", " ")
+"""What counts for nothing, and what may stand in front of a verdict (tokenizers differ)."""
+NEAR = 200
+"""Characters in front of a marker that say whose words it is."""
+PAIRED_QUOTES = (("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"), ("『", "』"))
+OPENS_QUOTE = re.compile(r"[\"'`“”„\u2018\u2019«「『]\s*\Z")
+BREAK = re.compile(r"\n[ \t\r]*\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,12 @@ class Prompt:
         return [*system, {"role": "user", "content": self.user}]
 
 
+class Layout(Protocol):
+    """Turns an example into the text that a judge reads. Its own rubric goes before `rubric`."""
+
+    def fill(self, example: Example, rubric: str) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """What a whole answer says: an alternative and where it stands, or why it says none.
@@ -60,25 +71,34 @@ class Parsed:
     reason: str | None = None
 
 
-class Layout(Protocol):
-    """Turns an example into the text that a judge reads. Its own rubric goes before `rubric`."""
+@dataclass(frozen=True)
+class AnswerForm:
+    """Answers whose verdict is one of some texts, with one of some leads in front of it."""
 
-    def fill(self, example: Example, rubric: str) -> str: ...
-
-
-class AnswerForm(Protocol):
-    """How a judge says its verdict. `parse` is strict: what is not plainly a verdict is none."""
+    verdicts: Mapping[str, str]
+    """Text → the alternative that it means: `A`, `B`, `tie`, or a whole number."""
+    leads: tuple[str, ...] = field(default=LEADS, kw_only=True)
 
     @property
     def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        """Alternative (`A`, `B`, `tie`, or a whole number) → the texts that mean it.
+        """Alternative → the texts that mean it.
 
         They stand right behind the prompt's `opening` (decode: verdict), or at `Parsed.start`
         (decode: full), may have several tokens, and one may begin another (`1`, `10`).
         """
-        ...
+        found: dict[str, tuple[str, ...]] = {}
+        for text, name in self.verdicts.items():
+            found[name] = (*found.get(name, ()), *(lead + text for lead in self.leads))
+        return found
 
-    def parse(self, answer: str) -> Parsed: ...
+    def parse(self, answer: str) -> Parsed:
+        """Read a whole answer; what is not plainly a verdict is none."""
+        raise NotImplementedError
+
+    def found_at(self, answer: str, begin: int, name: str) -> Parsed:
+        """Take the verdict whose first visible character is at `begin`."""
+        has_lead = begin and answer[begin - 1] in self.leads
+        return Parsed(name, begin - 1 if has_lead else begin)
 
 
 @dataclass(frozen=True)
@@ -148,24 +168,131 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Spelled:
-    """Answers whose verdict is one of some texts, with one of some leads in front of it."""
+class FirstLine(AnswerForm):
+    """Judges that answer first and explain then: the first line is a verdict and nothing else."""
 
-    verdicts: Mapping[str, str]
-    """Text → the alternative that it means."""
-    leads: tuple[str, ...] = field(default=LEADS, kw_only=True)
+    wanted: str
+    """What the line should have been, for people."""
 
-    @property
-    def spellings(self) -> Mapping[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {}
-        for text, name in self.verdicts.items():
-            found[name] = (*found.get(name, ()), *(lead + text for lead in self.leads))
-        return found
+    def parse(self, answer: str) -> Parsed:
+        """Read the first line that is not blank. The line behind it must not be another verdict."""
+        begin = len(answer) - len(answer.lstrip(BLANK))
+        line, _, rest = answer[begin:].partition("\n")
+        said = line.rstrip(BLANK)
+        if said not in self.verdicts:
+            return no_verdict(f"the answer's first line is {quote(said)}, not {self.wanted}")
+        then = rest.lstrip(BLANK).partition("\n")[0].strip(BLANK + ".,;:!*")
+        if then in self.verdicts and then != said:
+            return no_verdict(f'the answer begins with two verdicts, "{said}" and "{then}"')
+        return self.found_at(answer, begin, self.verdicts[said])
 
-    def found_at(self, answer: str, begin: int, name: str | None) -> Parsed:
-        """Take the verdict whose first visible character is at `begin`."""
-        has_lead = begin and answer[begin - 1] in self.leads
-        return Parsed(name, begin - 1 if has_lead else begin)
+
+@dataclass(frozen=True)
+class Marked(AnswerForm):
+    """Answers that end with a conclusion: `verdicts` are the texts behind the marker.
+
+    `like`, `goes_on`, `before` and `takes_back` are regular expressions.
+    """
+
+    marker: str
+    """Exactly what stands in front of the verdict."""
+    like: str
+    """Whatever resembles the marker: a second conclusion in other words must not go unseen."""
+    closing: str = ""
+    """What closes the verdict, such as `]]`."""
+    goes_on: str = r"\.?\s*\Z"
+    """All that may follow."""
+    before: str = r"\Z"
+    """How the text in front of the marker ends; else the judge reports somebody's words."""
+    takes_back: tuple[str, ...] = ()
+    """What may not follow. A group is an alternative's text, and the verdict's own may."""
+    skip: str = BLANK
+    """Characters that may stand between marker and verdict, and do not count."""
+
+    def parse(self, answer: str) -> Parsed:
+        """Find the one verdict that the answer concludes with; several that differ are none."""
+        texts = "|".join(re.escape(text) for text in sorted(self.verdicts, key=len, reverse=True))
+        # Not a part of something longer: 4.5, 8/10, 4-5, 45, 4th, Response 1 / Response 2.
+        whole = rf"(?P<text>{texts}){re.escape(self.closing)}(?!\w|[.,]\d|\s*[/|%]|[–—-])"
+        names, where, last = set(), "nowhere", None
+        for found in re.finditer(self.like, answer, re.IGNORECASE):
+            rest = answer[found.end() :].lstrip(self.skip)
+            begin = len(answer) - len(rest)
+            if read := re.match(whole, rest):
+                names.add(self.verdicts[read["text"]])
+            if not answer.endswith(self.marker, 0, found.end()):
+                continue  # not as the judge was trained to write it
+            start = found.end() - len(self.marker)
+            before = answer[max(0, start - NEAR) : start]
+            if is_quoted(answer, start) or not re.search(self.before, before):
+                where = "only in a quotation"
+            elif read is None:
+                said = f"behind {quote(self.marker)} stands {quote(rest[:60])}, not a verdict"
+                return no_verdict(said)
+            else:
+                last = (begin, rest[read.end() :], self.verdicts[read["text"]])
+        if last is None:
+            return no_verdict(f"the answer says {quote(self.marker)} {where}")
+        if len(names) > 1:
+            return no_verdict("the answer concludes several times, differently")
+        begin, rest, verdict = last
+        if not re.match(self.goes_on, rest) or self._takes_back(rest, verdict):
+            return no_verdict(f"the answer goes on after its verdict: {quote(rest)}")
+        return self.found_at(answer, begin, verdict)
+
+    def _takes_back(self, rest: str, verdict: str) -> bool:
+        known = {text.casefold(): name for text, name in self.verdicts.items()}
+        for pattern in self.takes_back:
+            for found in re.finditer(pattern, rest, re.IGNORECASE):
+                named = " ".join(found[1].split()).casefold() if found.re.groups else ""
+                if known.get(named) != verdict:
+                    return True
+        return False
+
+
+@dataclass(frozen=True)
+class Searched(AnswerForm):
+    """Answers in which the user's own regular expression finds the verdict."""
+
+    pattern: str | None
+    """Finds a verdict as its group `verdict`; `^` and `$` are at every line."""
+
+    def parse(self, answer: str) -> Parsed:
+        """Find the verdict. Several matches must say the same; the last one is where it sits."""
+        if self.pattern is None:
+            return no_verdict("judge.custom.verdict is not given: an answer cannot be read")
+        found: Parsed | None = None
+        for match in re.finditer(self.pattern, answer, re.MULTILINE):
+            said = match["verdict"] or ""
+            texts = [text for text in self.verdicts if text.strip() == said.strip()]
+            if not texts:
+                return no_verdict(f"{quote(said)} is not one of judge.custom.choices")
+            if found is not None and found.verdict != self.verdicts[texts[0]]:
+                return no_verdict("the answer has several verdicts that differ")
+            # White space in front belongs to the spelling: the most of it that is there.
+            begin = match.start("verdict") + len(said) - len(said.lstrip())
+            leads = [text.removesuffix(text.lstrip()) for text in texts]
+            there = (len(lead) for lead in leads if answer.endswith(lead, 0, begin))
+            found = Parsed(self.verdicts[texts[0]], begin - max(there, default=0))
+        return found or no_verdict("judge.custom.verdict finds no verdict in the answer")
+
+
+def is_quoted(answer: str, place: int) -> bool:
+    """Say whether the text at `place` is somebody else's: in quotes, a quote block, code.
+
+    Only its paragraph counts. A quotation that was opened before `place` counts, whether or not
+    it is closed. An inch sign makes a verdict look quoted: that costs a row, not a verdict.
+    """
+    before = answer[:place]
+    if before.count("```") % 2:
+        return True
+    paragraph = BREAK.split(before)[-1]
+    line = paragraph.rpartition("\n")[2].lstrip()
+    single = paragraph.replace("```", "").count("`")
+    if line.startswith(">") or OPENS_QUOTE.search(paragraph) or single % 2:
+        return True
+    pairs = (paragraph.rfind(left) > paragraph.rfind(right) for left, right in PAIRED_QUOTES)
+    return bool(paragraph.count('"') % 2) or any(pairs)
 
 
 def no_verdict(reason: str) -> Parsed:

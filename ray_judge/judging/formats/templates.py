@@ -137,14 +137,13 @@ def check(names: Sequence[str]) -> tuple[list[str], bool]:
     return lines, all(found == "cached" for found in states.values())
 
 
-class NotReadable(Exception):
-    """This file has no texts to offer; the message says why. Never leaves the package."""
-
-
 def texts_of(name: str, content: bytes) -> list[str]:
-    """Give all texts of a file: literals of Python (nothing runs), strings of JSON, else itself."""
+    """Give all texts of a file: literals of Python (nothing runs), strings of JSON, else itself.
+
+    Raises ConfigError.
+    """
     if len(content) > MAX_BYTES:
-        raise NotReadable(f"it has more than {MAX_BYTES >> 20} MiB")
+        raise ConfigError(f"it has more than {MAX_BYTES >> 20} MiB")
     try:
         text = content.decode("utf-8")
         if name.endswith(".json"):
@@ -153,7 +152,7 @@ def texts_of(name: str, content: bytes) -> list[str]:
             values = (getattr(node, "value", None) for node in ast.walk(ast.parse(text)))
             return [value for value in values if isinstance(value, str)]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise NotReadable(f"{type(error).__name__}: {error}") from None
+        raise ConfigError(f"{type(error).__name__}: {error}") from None
     return [text]
 
 
@@ -178,13 +177,19 @@ def find(pins: Sequence[Pin], source: Path, *, all_of_them: bool = True) -> dict
     for path in sorted(below) if source.is_dir() else [source]:
         try:
             texts |= _by_hash(path.name, path.read_bytes())
-        except (NotReadable, OSError) as error:
+        except (ConfigError, OSError) as error:
             unreadable.append(f"{path.name}: {error}")
     found = {pin: texts[pin.literal_sha256] for pin in pins if pin.literal_sha256 in texts}
     missing = [pin for pin in pins if pin not in found]
     changed = [pin for pin in missing if any(_is_changed(pin, *item) for item in texts.items())]
     if changed or (missing and (all_of_them or not found)):
-        raise ConfigError(_explain(changed, missing, unreadable), path=source)
+        wanted = [f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in changed or missing]
+        why = ": no text has this SHA-256"
+        if changed:
+            why = " as its judge was tuned on it, only a changed copy, which is refused"
+        skipped = f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else ""
+        said = f"the template of {', '.join(wanted)} is not there{why}{skipped}"
+        raise ConfigError(said, path=source)
     return found
 
 
@@ -202,26 +207,15 @@ def _is_changed(pin: Pin, sha256: str, text: str) -> bool:
     return near and 2 * there >= len(pin.placeholders) and not known
 
 
-def _explain(changed: Sequence[Pin], missing: Sequence[Pin], unreadable: Sequence[str]) -> str:
-    names = ", ".join(f"{pin.name} (SHA-256 {pin.literal_sha256})" for pin in changed or missing)
-    why = ": no text has this SHA-256"
-    if changed:
-        why = " as its judge was tuned on it, only a changed copy, which is refused"
-    skipped = f" (not readable: {'; '.join(unreadable[:3])})" if unreadable else ""
-    return f"the template of {names} is not there{why}{skipped}"
-
-
 def fetch(pins: Sequence[Pin]) -> dict[Pin, str]:
     """Download the files that hold the templates. Raises ConfigError."""
     texts: dict[str, str] = {}
-    downloaded = set()
     for pin in pins:
         copy = f"{pin.path} of github.com/{pin.repository} at {pin.commit}"
         try:
-            if pin.location not in downloaded:
+            if pin.literal_sha256 not in texts:  # one file may hold several
                 texts |= _by_hash(pin.path, download(pin.location))
-                downloaded.add(pin.location)
-        except (ConfigError, NotReadable) as error:
+        except ConfigError as error:
             raise ConfigError(
                 f"the template of {pin.name} cannot be downloaded: {error}; on a machine without "
                 "a network: ray-judge judges pull --from PATH (or judge.templates in the "
