@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.cluster import call_each
-from ray_judge.config import RunConfig, StrongConfig
+from ray_judge.config import StrongConfig
 from ray_judge.errors import InputChangedError
 from ray_judge.escalation.answers import answer_row
 from ray_judge.records import Answer, Outcome, Route, Source, Verdict, verdict_schema
-from ray_judge.routing.tiers import read_judged
-from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.routing.tiers import Cascade, read_judged
 from ray_judge.run.plan import check_unchanged, open_shard, read_slices
 
 STRONG = ("strong_verdict", "strong_prob", "strong_model", "strong_cost_usd")
@@ -26,19 +25,12 @@ Asked = Sequence[tuple[str, bool]]
 """The questions of one row: their keys, and whether this row pays for them."""
 
 
-def merge(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    routed: pl.DataFrame,
-    asked: pl.DataFrame,
-    paid: Paid,
-) -> None:
+def merge(cascade: Cascade, routed: pl.DataFrame, asked: pl.DataFrame, paid: Paid) -> None:
     """Write every scored shard that is not there yet, or is outdated.
 
     `asked`: `chunk`, `row`, `question_keys` of the rows that were asked.
     """
-    done = run.scored()
+    plan, done = cascade.plan, cascade.run.scored()
     whole = with_payers(routed.join(asked, on=["chunk", "row"], how="left"))
     chunks = whole.partition_by("chunk", as_dict=True)
 
@@ -50,7 +42,7 @@ def merge(
             rows = pl.concat(here) if here else whole.clear()
             keys = rows["question_keys"].explode().unique()
             answers = {key: paid[key] for key in keys if key in paid}
-            yield config, plan, run, number, rows.to_arrow(), answers
+            yield cascade, number, rows.to_arrow(), answers
 
     for _ in call_each(merge_shard, calls()):
         pass
@@ -72,10 +64,9 @@ def with_payers(routed: pl.DataFrame) -> pl.DataFrame:
     return rows.join(paying, on=["chunk", "row"], how="left", maintain_order="left")
 
 
-def merge_shard(
-    config: RunConfig, plan: Plan, run: RunDirectory, number: int, routed: pa.Table, answers: Paid
-) -> str:
+def merge_shard(cascade: Cascade, number: int, routed: pa.Table, answers: Paid) -> None:
     """Write one scored shard, chunk by chunk, under its final name only when it is whole."""
+    config, plan, run = cascade.config, cascade.plan, cascade.run
     shard = plan.shards[number]
     check_unchanged(shard)
     with open_shard(shard.path) as file:
@@ -101,7 +92,6 @@ def merge_shard(
             columns = verdict_columns(judged, routes, answers, added, strong)
             table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))
-    return shard.name
 
 
 def verdict_columns(

@@ -21,6 +21,7 @@ from ray_judge.escalation.pricing import cost, text_token_estimate
 from ray_judge.escalation.questions import TIERS, QuestionMaker, price_of_strong
 from ray_judge.records import Answer, Chunk, Usage
 from ray_judge.run.columns import Columns
+from ray_judge.run.directory import Plan
 
 FEWEST_ANSWERS = 20
 """So many answers on file correct the estimate; fewer could be odd ones."""
@@ -37,9 +38,9 @@ class Correction:
     answers: int
 
 
-def count_tokens(config: RunConfig, columns: Columns, chunks: Sequence[Chunk]) -> pl.DataFrame:
-    """Count, on the cluster, the tokens of all questions of these chunks; see `count_chunk`."""
-    calls = [(config, columns, chunk) for chunk in chunks]
+def count_tokens(config: RunConfig, plan: Plan) -> pl.DataFrame:
+    """Count, on the cluster, the tokens of all questions of a run; see `count_chunk`."""
+    calls = [(config, plan.columns, chunk) for chunk in plan.chunks()]
     parts: list[pl.DataFrame] = list(call_each(count_chunk, calls))
     return pl.concat(parts).sort("chunk", "row")
 
