@@ -38,12 +38,9 @@ class Progress:
                 self._parts["denied"] = f"{figures['denied']:,} denied by the cap"
             if figures.get("paused") and figures.get("waiting"):
                 self._parts["paused"] = "paused"
-        self._show(last=phase == "done", at_once=phase == "plan")
-
-    def _show(self, *, last: bool, at_once: bool) -> None:
-        now = time.monotonic()
-        due = last or at_once or now - self._last > (0.2 if self._live else EVERY_S)
-        if self._quiet or not due:
+        now, last = time.monotonic(), phase == "done"
+        due = now - self._last > (0.2 if self._live else EVERY_S)
+        if self._quiet or not (due or last or phase == "plan"):
             return
         self._last = now
         line = " · ".join([f"{now - self._begun:6.1f} s", *self._parts.values()])

@@ -93,14 +93,14 @@ def expected_nano_usd(
     return np.array([known[count] for count in tokens], dtype=np.int64)
 
 
-def row_costs(config: RunConfig, counted: pl.DataFrame, mode: str | None = None) -> pl.DataFrame:
+def row_costs(
+    config: RunConfig, counted: pl.DataFrame, fix: Correction | None, mode: str
+) -> pl.DataFrame:
     """Expected cost of each row's questions: `chunk`, `row`, `tokens`, `cost_nano_usd`."""
-    fix = correction(config, counted)
     tokens = counted["input_tokens"].to_numpy()
     if fix is not None:
         tokens = np.rint(tokens * fix.input_factor).astype(np.int64)
     answer = output_tokens(config) if fix is None else fix.output_tokens
-    tier = TIERS[mode or config.strong.mode]
-    nano = expected_nano_usd(config.strong, tokens.tolist(), answer, tier)
+    nano = expected_nano_usd(config.strong, tokens.tolist(), answer, TIERS[mode])
     priced = counted.with_columns(tokens=pl.Series(tokens) + round(answer), cost_nano_usd=nano)
     return priced.group_by("chunk", "row").agg(pl.col("tokens", "cost_nano_usd").sum())

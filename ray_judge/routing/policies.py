@@ -51,7 +51,13 @@ def route(
         gain = expected_gain(judged["judge_confidence"], tier)
         escalate = within_budget(judged, gain, policy.budget_usd or Decimal(0), audited)
     else:
-        escalate = _unsure(judged, _threshold(policy, tier))
+        least = policy.threshold
+        if policy.policy == "guarantee":
+            if tier is None:
+                raise ConfigError("policy: guarantee needs the calibration of this judge")
+            least = tier.threshold
+        unsure = pl.col("judge_confidence").is_null() | (pl.col("judge_confidence") < least)
+        escalate = judged.select(pl.col("has_text") & unsure).to_series().to_numpy()
     return _routed(judged, escalate, audited)
 
 
@@ -135,20 +141,6 @@ def _greedy(order: npt.NDArray[np.uint32], cost: npt.NDArray[np.int64], left: in
         left -= int(sums[count - 1])
         order = order[count:]
     return taken
-
-
-def _threshold(policy: RouteConfig, tier: Tier | None) -> float:
-    if policy.policy == "threshold":
-        return float(policy.threshold or 0.0)
-    if tier is None:
-        raise ConfigError("policy: guarantee needs the calibration of this judge")
-    return tier.threshold
-
-
-def _unsure(judged: pl.DataFrame, threshold: float) -> Flags:
-    confidence = pl.col("judge_confidence")
-    unsure = confidence.is_null() | (confidence < threshold)
-    return np.asarray(judged.select(pl.col("has_text") & unsure).to_series().to_numpy())
 
 
 def _least_sure(judged: pl.DataFrame, count: int) -> Flags:

@@ -9,7 +9,7 @@ from contextlib import closing
 import polars as pl
 
 from ray_judge.records import Route
-from ray_judge.routing.cost import count_tokens, row_costs
+from ray_judge.routing.cost import correction, count_tokens, row_costs
 from ray_judge.routing.policies import accepted, needs_every_row, route
 from ray_judge.routing.tiers import Cascade, judged_frame
 
@@ -65,7 +65,8 @@ class Routed:
         judged = pl.concat(frames).sort("chunk", "row")
         if self._policy.policy == "budget":
             counted = count_tokens(config, plan)
-            costs = row_costs(config, counted).select("chunk", "row", "cost_nano_usd")
+            costs = row_costs(config, counted, correction(config, counted), config.strong.mode)
+            costs = costs.drop("tokens")
             judged = judged.join(costs, on=["chunk", "row"], how="left", maintain_order="left")
         yield judged
 
