@@ -42,7 +42,7 @@ def merge(cascade: Cascade, routed: pl.DataFrame, asked: pl.DataFrame, paid: Pai
             rows = pl.concat(here) if here else whole.clear()
             keys = rows["question_keys"].explode().unique()
             answers = {key: paid[key] for key in keys if key in paid}
-            yield cascade, number, rows.to_arrow(), answers
+            yield cascade, number, rows, answers
 
     for _ in call_each(merge_shard, calls()):
         pass
@@ -64,7 +64,7 @@ def with_payers(routed: pl.DataFrame) -> pl.DataFrame:
     return rows.join(paying, on=["chunk", "row"], how="left", maintain_order="left")
 
 
-def merge_shard(cascade: Cascade, number: int, routed: pa.Table, answers: Paid) -> None:
+def merge_shard(cascade: Cascade, number: int, routed: pl.DataFrame, answers: Paid) -> None:
     """Write one scored shard, chunk by chunk, under its final name only when it is whole."""
     config, plan, run = cascade.config, cascade.plan, cascade.run
     shard = plan.shards[number]
@@ -74,7 +74,7 @@ def merge_shard(cascade: Cascade, number: int, routed: pa.Table, answers: Paid) 
     strong = config.strong
     added = verdict_schema(config.task, config.alternatives(), strong_prob=strong.samples > 1)
     schema = pa.schema([*source, *added], metadata=source.metadata)
-    decided = pl.DataFrame(pl.from_arrow(routed)).partition_by("chunk", as_dict=True)
+    decided = routed.partition_by("chunk", as_dict=True)
     with (
         run.storage.write_stream(f"scored/{shard.name}") as sink,
         pq.ParquetWriter(sink, schema, compression="zstd") as writer,

@@ -18,6 +18,11 @@ Task = Literal["pairwise", "pointwise"]
 Verdict = str | float
 """`A`, `B` or `tie` for a pair (in the input's orientation); a score for a single response."""
 
+REQUIRED: Mapping[Task, tuple[str, ...]] = {
+    "pairwise": ("instruction", "response_a", "response_b"),
+    "pointwise": ("instruction", "response"),
+}
+OPTIONAL = ("input", "reference", "rubric")
 PAIRWISE_ALTERNATIVES = ("A", "B", "tie")
 MONEY = pa.decimal128(18, 9)
 SURENESS = ["judge_confidence", "row_key"]

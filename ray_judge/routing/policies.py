@@ -92,9 +92,7 @@ def expected_gain(confidence: pl.Series, tier: Tier | None) -> Floats:
     return np.where(np.isnan(values), 1.0, 1.0 - values)
 
 
-def within_budget(
-    judged: pl.DataFrame, gain: Floats, budget_usd: Decimal, audited: Flags | None = None
-) -> Flags:
+def within_budget(judged: pl.DataFrame, gain: Floats, budget_usd: Decimal, audited: Flags) -> Flags:
     """Choose rows greedily by expected gain per dollar, never planning over the budget.
 
     Ties go by row key; a row that no longer fits is passed over for cheaper ones behind it. A row
@@ -106,7 +104,6 @@ def within_budget(
         raise ConfigError("policy: budget needs to know what each row's question costs")
     cost = judged["cost_nano_usd"].fill_null(0).cast(pl.Int64).to_numpy()
     left = int((budget_usd * 10**9).to_integral_value(ROUND_FLOOR))
-    audited = np.zeros(judged.height, dtype=bool) if audited is None else audited
     reserved = int(cost[audited].sum())
     if reserved > left:
         raise ConfigError(

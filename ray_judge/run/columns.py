@@ -12,13 +12,7 @@ import pyarrow as pa
 
 from ray_judge.config import RunConfig, nearest
 from ray_judge.errors import ConfigError, InputError
-from ray_judge.records import Task, verdict_schema
-
-REQUIRED: Mapping[Task, tuple[str, ...]] = {
-    "pairwise": ("instruction", "response_a", "response_b"),
-    "pointwise": ("instruction", "response"),
-}
-OPTIONAL = ("input", "reference", "rubric")
+from ray_judge.records import OPTIONAL, REQUIRED, Task, verdict_schema
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ray_judge.judging.formats.format import (
     no_verdict,
     quote,
 )
+from ray_judge.records import OPTIONAL, REQUIRED
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def make(judge: JudgeConfig, custom: CustomFormat) -> Format:
     task = custom.task()
     return Format(
         task,
-        Template.split(custom.template, custom.placeholders(task)),
+        Template.split(custom.template, (*REQUIRED[task], *OPTIONAL)),
         Searched(dict(custom.choices), custom.verdict),
         system=custom.system,
         opening=custom.opening,
