@@ -14,7 +14,7 @@ from ray_judge.cluster import call_each
 from ray_judge.config import StrongConfig
 from ray_judge.errors import InputChangedError
 from ray_judge.escalation.answers import answer_row
-from ray_judge.records import Answer, Outcome, Route, Source, Verdict, verdict_schema
+from ray_judge.records import LOCAL, Answer, Outcome, Route, Source, Verdict, verdict_schema
 from ray_judge.routing.tiers import Cascade, read_judged
 from ray_judge.run.plan import check_unchanged, open_shard, read_slices
 
@@ -105,14 +105,13 @@ def verdict_columns(
 
     `routed`: row → its route and its questions.
     """
-    kept = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
     decided = [
         _decide(row["judge_verdict"], row["error"], *routed[row["row"]], answers, strong)
         for row in judged.select(["row", "judge_verdict", "error"]).to_pylist()
     ]
     columns = [
         judged.column(field.name)
-        if field.name in kept
+        if field.name in LOCAL
         else pa.array([row[field.name] for row in decided], field.type)
         for field in schema
     ]

@@ -23,6 +23,7 @@ REQUIRED: Mapping[Task, tuple[str, ...]] = {
     "pointwise": ("instruction", "response"),
 }
 OPTIONAL = ("input", "reference", "rubric")
+LOCAL = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
 PAIRWISE_ALTERNATIVES = ("A", "B", "tie")
 MONEY = pa.decimal128(18, 9)
 SURENESS = ["judge_confidence", "row_key"]
@@ -174,10 +175,9 @@ def verdict_schema(
     `strong_prob`: the run counts votes (`strong.samples` is above 1).
     """
     judged = judged_schema(task, alternatives)
-    local = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
     return pa.schema(
         [
-            *(judged.field(name) for name in local),
+            *(judged.field(name) for name in LOCAL),
             ("route", pa.string()),
             ("outcome", pa.string()),
             ("strong_verdict", verdict_type(task)),
@@ -189,9 +189,6 @@ def verdict_schema(
             ("error", pa.string()),
         ]
     )
-
-
-VERDICT_COLUMNS = tuple(verdict_schema("pairwise", PAIRWISE_ALTERNATIVES).names)
 
 
 @dataclass(frozen=True, slots=True)

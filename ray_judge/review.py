@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.errors import CorruptedError
-from ray_judge.records import Example, Outcome, Shard, Task, verdict_schema
+from ray_judge.records import Outcome, Shard, Task, verdict_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory
-from ray_judge.run.plan import read_examples, row_groups, row_keys
+from ray_judge.run.plan import decode, row_groups, row_keys
 
 VERDICTS = ("judge_verdict", "judge_confidence", "strong_verdict", "strong_prob", "error")
 
@@ -68,22 +68,13 @@ def _abstained(
             chosen = [n for n, outcome in enumerate(outcomes) if outcome == Outcome.ABSTAINED]
             if chosen:
                 rows = file.read_row_group(group, columns=wanted)
-                examples = read_examples(rows, columns)
+                texts = {role: decode(rows[name]) for role, name in columns.text.items()}
                 keys = row_keys(rows, columns, shard.name, range(begin, end))
                 made: dict[str, Any] = {
                     "shard": [shard.name] * len(chosen),
                     "row": [begin + n for n in chosen],
                     "row_key": [keys[n] for n in chosen],
-                    **{role: [_text(examples[n], role) for n in chosen] for role in columns.text},
+                    **{role: [found[n] or None for n in chosen] for role, found in texts.items()},
                     **{name: rows[name].take(chosen) for name in VERDICTS},
                 }
                 yield pa.table(made, schema=schema)
-
-
-def _text(example: Example | str, role: str) -> str | None:
-    if isinstance(example, str):  # unreadable, so never asked, and never abstained from
-        return None
-    if role.startswith("response"):
-        return example.responses[int(role == "response_b")]
-    text: str | None = getattr(example, role)
-    return text

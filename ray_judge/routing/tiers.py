@@ -22,10 +22,6 @@ from ray_judge.run.directory import Plan, RunDirectory
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard, rising: what a tier judges."""
-VERDICT = (
-    "judge_verdict", "judge_probs", "judge_mass", "judge_unseen", "judge_orders_agree",
-    "judge_confidence", "judge_model",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def read_judged(run: RunDirectory, tiers: int, chunk: str) -> tuple[pa.Table, li
 def _together(before: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     """The later tier's verdict; without one the earlier verdict stands, as unsure as can be."""
     if later["judge_verdict"] is not None:
-        return {**before, **{name: later[name] for name in VERDICT}, "error": later["error"]}
+        return dict(later)
     errors = [error for error in (before["error"], later["error"]) if error]
     return {**before, "judge_confidence": None, "error": "; ".join(errors) or None}
 

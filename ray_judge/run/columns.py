@@ -39,25 +39,25 @@ def resolve_columns(
     text = {role: column for role in roles if (column := _column(config, schema, role, path))}
     label, key = text.pop("label", None), text.pop("id", None)
 
-    def check(column: str | None, fits: Callable[[pa.DataType], bool], wanted: str) -> None:
-        kind = schema.field(column).type if column else None
-        if kind is not None and not fits(kind):
-            raise InputError(f"{wanted}, this column is {kind}", file=path, column=column)
-
-    for role, column in text.items():
-        check(column, is_text, f"{role} must be text")
-    check(
-        key,
-        lambda kind: is_text(kind) or pa.types.is_integer(kind),
-        "id must be text or whole numbers",
-    )
-    kinds = "A, B or tie" if config.task == "pairwise" else "a number"
-    said = f"label must be {kinds} (name another in columns.label, or say null)"
-    check(label, lambda kind: _is_label(kind, config.task), said)
     for column in extra:
         if column not in schema.names:
             raise _missing(schema, "judge.prob_columns", column, path)
-        check(column, _is_number, "probabilities must be numbers")
+    kinds = "A, B or tie" if config.task == "pairwise" else "a number"
+    said = f"label must be {kinds} (name another in columns.label, or say null)"
+    checks: list[tuple[str | None, Callable[[pa.DataType], bool], str]] = [
+        *((column, is_text, f"{role} must be text") for role, column in text.items()),
+        (
+            key,
+            lambda kind: is_text(kind) or pa.types.is_integer(kind),
+            "id must be text or whole numbers",
+        ),
+        (label, lambda kind: _is_label(kind, config.task), said),
+        *((column, _is_number, "probabilities must be numbers") for column in extra),
+    ]
+    for column, fits, wanted in checks:
+        kind = schema.field(column).type if column else None
+        if kind is not None and not fits(kind):
+            raise InputError(f"{wanted}, this column is {kind}", file=path, column=column)
     if (by := config.route.audit_by) and by not in schema.names:
         raise _missing(schema, "route.audit_by", by, path)
     return Columns(text, key, label, tuple(extra))

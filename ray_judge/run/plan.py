@@ -226,7 +226,7 @@ def _cut(
 
 def read_examples(table: pa.Table, columns: Columns) -> list[Example | str]:
     """Turn rows into examples; text instead of an example says why the row has none."""
-    texts = [_decode(table.column(name)) for name in columns.text.values()]
+    texts = [decode(table.column(name)) for name in columns.text.values()]
     return [_example(dict(zip(columns.text, row, strict=True))) for row in zip(*texts, strict=True)]
 
 
@@ -244,7 +244,7 @@ def _example(values: Mapping[str, str | bytes | None]) -> Example | str:
     return Example(responses=responses, **clean)
 
 
-def _decode(column: pa.ChunkedArray) -> list[str | bytes | None]:
+def decode(column: pa.ChunkedArray) -> list[str | bytes | None]:
     """Give text per row; bytes where they are not UTF-8."""
     values: list[str | bytes | None] = []
     for value in _bytes(column).to_pylist():
@@ -268,5 +268,5 @@ def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[
         return [f"{shard}#{position:012d}" for position in positions]
     ids = table.column(columns.id)
     if is_text(ids.type):
-        return [key.hex() if isinstance(key, bytes) else str(key) for key in _decode(ids)]
+        return [key.hex() if isinstance(key, bytes) else str(key) for key in decode(ids)]
     return [f"{n:020d}" if n >= 0 else f"-{n + (1 << 63):020d}" for n in ids.to_pylist()]

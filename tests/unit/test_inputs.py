@@ -11,7 +11,7 @@ import pytest
 
 from ray_judge.config import RunConfig, parse
 from ray_judge.errors import ConfigError, InputChangedError, InputError
-from ray_judge.records import VERDICT_COLUMNS, Example
+from ray_judge.records import Example, verdict_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.plan import (
     check_unchanged,
@@ -136,7 +136,7 @@ def test_what_cannot_be_judged_names_file_and_column(
     assert error.where.get("file") == (str(paths[-1]) if said != "nothing to judge" else None)
 
 
-@pytest.mark.parametrize("column", VERDICT_COLUMNS)
+@pytest.mark.parametrize("column", verdict_schema("pairwise", ()).names)
 def test_a_column_that_collides_with_the_output(tmp_path: Path, column: str) -> None:
     path = shard(tmp_path, "a.parquet", pairs(**{column: [1, 2, 3]}))
     assert refusal(tmp_path).where == {"file": str(path), "column": column}

@@ -15,7 +15,6 @@ from ray_judge.judging.stage import judge_rows
 from ray_judge.merge import Asked, Paid, verdict_columns, with_payers
 from ray_judge.records import (
     PAIRWISE_ALTERNATIVES,
-    VERDICT_COLUMNS,
     Answer,
     Outcome,
     judged_schema,
@@ -153,7 +152,7 @@ def test_the_schema_does_not_follow_the_values() -> None:
     nothing = verdict_columns(unread, {0: ("accept", ()), 1: ("accept", ())}, {}, SCHEMA, STRONG)
     everything = verdict_columns(judged({}), {0: ("escalate", ASKED)}, PAID, SCHEMA, STRONG)
     assert nothing.schema.equals(everything.schema, check_metadata=True)
-    assert nothing.column_names == list(VERDICT_COLUMNS)
+    assert nothing.column_names == SCHEMA.names
 
 
 def test_scores_are_numbers() -> None:
