@@ -26,10 +26,7 @@ Asked = Sequence[tuple[str, bool]]
 
 
 def merge(cascade: Cascade, routed: pl.DataFrame, asked: pl.DataFrame, paid: Paid) -> None:
-    """Write every scored shard that is not there yet, or is outdated.
-
-    `asked`: `chunk`, `row`, `question_keys` of the rows that were asked.
-    """
+    """Write every scored shard that is not there, or outdated. `asked`: rows, `question_keys`."""
     plan, done = cascade.plan, cascade.run.scored()
     whole = with_payers(routed.join(asked, on=["chunk", "row"], how="left"))
     chunks = whole.partition_by("chunk", as_dict=True)
@@ -49,10 +46,7 @@ def merge(cascade: Cascade, routed: pl.DataFrame, asked: pl.DataFrame, paid: Pai
 
 
 def with_payers(routed: pl.DataFrame) -> pl.DataFrame:
-    """The rows by their place, with `pays`: for each of their questions whether they pay for it.
-
-    Identical rows share one question; the first row, in the order of the input, pays for it.
-    """
+    """The rows in order, with `pays` per question: of identical rows the first one pays for it."""
     rows = routed.sort("chunk", "row").select("chunk", "row", "route", "question_keys")
     paying = (
         rows.filter(pl.col("route") != Route.ACCEPT.value)
@@ -101,10 +95,7 @@ def verdict_columns(
     schema: pa.Schema,
     strong: StrongConfig,
 ) -> pa.Table:
-    """Lay the verdict columns of one chunk, one row per judged row, in order.
-
-    `routed`: row → its route and its questions.
-    """
+    """Lay the verdict columns of one chunk, in its order. `routed`: row → route and questions."""
     decided = [
         _decide(row["judge_verdict"], row["error"], *routed[row["row"]], answers, strong)
         for row in judged.select(["row", "judge_verdict", "error"]).to_pylist()
@@ -126,10 +117,7 @@ def _decide(
     answers: Paid,
     strong: StrongConfig,
 ) -> dict[str, Any]:
-    """Settle one row. The local verdict stands unless the strong judge gave one.
-
-    Where the strong judge abstains the row is left to a person.
-    """
+    """The local verdict stands unless the strong judge gave one; where that abstains, a person."""
     decided: dict[str, Any] = {
         "route": route,
         "outcome": Outcome.NOT_NEEDED.value if local is not None else Outcome.FAILED.value,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 EVERY_S = 5.0
 """Between two lines where there is no terminal (a job's log)."""
@@ -14,10 +14,8 @@ EVERY_S = 5.0
 class Progress:
     """Prints rows judged, questions asked and dollars spent, to stderr."""
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._quiet = quiet
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet, self._live = quiet, sys.stderr.isatty()
         self._parts: dict[str, str] = {}
         self._last = 0.0
         self._begun = time.monotonic()
@@ -45,4 +43,4 @@ class Progress:
         self._last = now
         line = " · ".join([f"{now - self._begun:6.1f} s", *self._parts.values()])
         end = "\n" if last or not self._live else ""
-        print(f"\r\x1b[2K{line}" if self._live else line, end=end, file=self._stream, flush=True)
+        print(f"\r\x1b[2K{line}" if self._live else line, end=end, file=sys.stderr, flush=True)

@@ -147,10 +147,7 @@ def verdict_type(task: Task) -> pa.DataType:
 
 
 def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
-    """Schema of a chunk's local verdicts: one row per judged row of the chunk, in its order.
-
-    `has_text` is false where nobody can be asked about the row.
-    """
+    """One row per judged row of a chunk; `has_text` is false where nobody can be asked about it."""
     there = [("row", pa.int64()), ("row_key", pa.string()), ("has_text", pa.bool_())]
     return pa.schema(
         [
@@ -170,10 +167,7 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
 def verdict_schema(
     task: Task, alternatives: Sequence[str], *, strong_prob: bool = False
 ) -> pa.Schema:
-    """The columns that a scored shard has behind all of its input columns.
-
-    `strong_prob`: the run counts votes (`strong.samples` is above 1).
-    """
+    """What a scored shard has behind its input columns; `strong_prob` where votes are counted."""
     judged = judged_schema(task, alternatives)
     return pa.schema(
         [

@@ -223,10 +223,7 @@ def make_item(rng: random.Random, kind: str) -> Item:
 def make_pairs(
     n: int, *, seed: int, kinds: Sequence[str], split: Literal["demo", "train"] = "demo"
 ) -> list[Pair]:
-    """`n` pairs over `kinds` in turn; the same arguments always give the same pairs.
-
-    `split` is part of the seed: training never shares a random stream with a demo.
-    """
+    """`n` pairs over `kinds` in turn, a function of the arguments; training has its own `split`."""
     rng = random.Random(f"{split}/{seed}")
     pairs = []
     for index in range(n):

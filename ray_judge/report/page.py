@@ -1,7 +1,4 @@
-"""report.html: one self-contained page that a person reads in the morning.
-
-What it says is in `page.html.j2`; here are its plots and how its numbers look.
-"""
+"""report.html, for people: `page.html.j2` is what it says; here are its plots and numbers."""
 
 from __future__ import annotations
 

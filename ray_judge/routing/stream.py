@@ -41,10 +41,8 @@ class Routed:
         return pl.concat(self._frames).sort("chunk", "row")
 
     def threshold(self) -> float | None:
-        """The confidence below which rows were escalated: given, or as it came out.
-
-        None for `budget`, which does not route by confidence alone, and where nothing is accepted.
-        With several local judges it is the last one's.
+        """The confidence below which rows were escalated by the last judge: given, or as it came
+        out. None where nothing is accepted, and for `budget`, which ranks by dollars, too.
         """
         policy = self._policy
         if policy.threshold is not None or policy.policy == "budget":

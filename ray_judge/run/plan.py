@@ -198,10 +198,7 @@ def read_rows(path: str, start: int, rows: int, columns: Sequence[str] | None = 
 
 
 def read_slices(path: str, sizes: Sequence[int]) -> Iterator[pa.Table]:
-    """Read a shard from its first row, in slices of these sizes, decoding everything once.
-
-    The last slices are shorter, or empty, where the shard has fewer rows.
-    """
+    """Read a shard once, in slices of these sizes; where it has fewer rows the last are shorter."""
     with open_shard(path) as file:
         yield from _cut(file, sizes)
 
