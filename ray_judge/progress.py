@@ -43,4 +43,5 @@ class Progress:
         self._last = now
         line = " · ".join([f"{now - self._begun:6.1f} s", *self._parts.values()])
         end = "\n" if last or not self._live else ""
-        print(f"\r\x1b[2K{line}" if self._live else line, end=end, file=sys.stderr, flush=True)
+        sys.stderr.write((f"\r\x1b[2K{line}" if self._live else line) + end)
+        sys.stderr.flush()

@@ -102,10 +102,8 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one API answer, as billed. Output includes reasoning tokens.
-
-    `estimated`: the server sent no usage and these were counted here.
-    `tier`: the service tier that the answer names ("default", "flex", "batch", ...).
+    """Tokens of one API answer, as billed; output includes reasoning. `estimated`: the server sent
+    none, so they were counted here. `tier`: what the answer names ("default", "flex", ...).
     """
 
     input_tokens: int
