@@ -15,13 +15,14 @@ it is first used, so that `ray-judge --help` does not wait for Ray.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ray_judge import errors
+from ray_judge.errors import RayJudgeError
+
 if TYPE_CHECKING:
-    from ray_judge import errors
     from ray_judge.commands.calibrate import calibrate
     from ray_judge.commands.evaluate import evaluate
     from ray_judge.commands.plan import plan
     from ray_judge.config import load as load_config
-    from ray_judge.errors import RayJudgeError
     from ray_judge.pipeline import score
 
 __version__ = "0.1.0"
@@ -31,14 +32,11 @@ _PLACES = {
     "plan": ("commands.plan", "plan"),
     "load_config": ("config", "load"),
     "score": ("pipeline", "score"),
-    "RayJudgeError": ("errors", "RayJudgeError"),
 }
 __all__ = ["RayJudgeError", "calibrate", "errors", "evaluate", "load_config", "plan", "score"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return import_module("ray_judge.errors")
     if name not in _PLACES:
         raise AttributeError(f"module 'ray_judge' has no attribute {name!r}")
     module, attribute = _PLACES[name]

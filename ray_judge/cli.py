@@ -13,7 +13,6 @@ from ray_judge import __version__
 from ray_judge.errors import RayJudgeError
 from ray_judge.progress import Progress
 
-Command = Callable[[argparse.Namespace], int | None]
 EXIT_CODES = """exit codes:
   0  done
   1  failure
@@ -27,9 +26,8 @@ EXIT_CODES = """exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
-    command: Command = options.command
     try:
-        return command(options) or 0
+        return int(options.command(options) or 0)
     except RayJudgeError as error:
         print(f"ray-judge: {error}", file=sys.stderr)
         return error.exit_code
@@ -55,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add(commands: Any, name: str, command: Command, said: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = commands.add_parser(name, help=said)
+def _add(commands: Any, name: str, command: Callable[..., Any], said: str) -> Any:
+    made = commands.add_parser(name, help=said)
     made.set_defaults(command=command)
     return made
 

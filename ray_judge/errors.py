@@ -26,9 +26,7 @@ from typing import Any
 
 
 class RayJudgeError(Exception):
-    """Root of the tree. `message` is for people: what was wrong, and what to do; `where` says,
-    by keywords, in which file, column, row, ...
-    """
+    """`message`: what was wrong, and what to do; `where`: in which file, column, row, ..."""
 
     exit_code = 1
 

@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.cluster import call_each
-from ray_judge.config import RunConfig, StrongConfig
+from ray_judge.config import StrongConfig
 from ray_judge.errors import InputChangedError
 from ray_judge.escalation.answers import answer_row
-from ray_judge.records import Answer, Outcome, Route, Source, Verdict, verdict_schema
-from ray_judge.routing.tiers import read_judged
-from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.records import LOCAL, Answer, Outcome, Route, Source, Verdict, verdict_schema
+from ray_judge.routing.tiers import Cascade, read_judged
 from ray_judge.run.plan import check_unchanged, open_shard, read_slices
 
 STRONG = ("strong_verdict", "strong_prob", "strong_model", "strong_cost_usd")
@@ -26,19 +25,9 @@ Asked = Sequence[tuple[str, bool]]
 """The questions of one row: their keys, and whether this row pays for them."""
 
 
-def merge(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    routed: pl.DataFrame,
-    asked: pl.DataFrame,
-    paid: Paid,
-) -> None:
-    """Write every scored shard that is not there yet, or is outdated.
-
-    `asked`: `chunk`, `row`, `question_keys` of the rows that were asked.
-    """
-    done = run.scored()
+def merge(cascade: Cascade, routed: pl.DataFrame, asked: pl.DataFrame, paid: Paid) -> None:
+    """Write every scored shard that is not there, or outdated. `asked`: rows, `question_keys`."""
+    plan, done = cascade.plan, cascade.run.scored()
     whole = with_payers(routed.join(asked, on=["chunk", "row"], how="left"))
     chunks = whole.partition_by("chunk", as_dict=True)
 
@@ -50,17 +39,14 @@ def merge(
             rows = pl.concat(here) if here else whole.clear()
             keys = rows["question_keys"].explode().unique()
             answers = {key: paid[key] for key in keys if key in paid}
-            yield config, plan, run, number, rows.to_arrow(), answers
+            yield cascade, number, rows, answers
 
     for _ in call_each(merge_shard, calls()):
         pass
 
 
 def with_payers(routed: pl.DataFrame) -> pl.DataFrame:
-    """The rows by their place, with `pays`: for each of their questions whether they pay for it.
-
-    Identical rows share one question; the first row, in the order of the input, pays for it.
-    """
+    """The rows in order, with `pays` per question: of identical rows the first one pays for it."""
     rows = routed.sort("chunk", "row").select("chunk", "row", "route", "question_keys")
     paying = (
         rows.filter(pl.col("route") != Route.ACCEPT.value)
@@ -72,10 +58,9 @@ def with_payers(routed: pl.DataFrame) -> pl.DataFrame:
     return rows.join(paying, on=["chunk", "row"], how="left", maintain_order="left")
 
 
-def merge_shard(
-    config: RunConfig, plan: Plan, run: RunDirectory, number: int, routed: pa.Table, answers: Paid
-) -> str:
+def merge_shard(cascade: Cascade, number: int, routed: pl.DataFrame, answers: Paid) -> None:
     """Write one scored shard, chunk by chunk, under its final name only when it is whole."""
+    config, plan, run = cascade.config, cascade.plan, cascade.run
     shard = plan.shards[number]
     check_unchanged(shard)
     with open_shard(shard.path) as file:
@@ -83,7 +68,7 @@ def merge_shard(
     strong = config.strong
     added = verdict_schema(config.task, config.alternatives(), strong_prob=strong.samples > 1)
     schema = pa.schema([*source, *added], metadata=source.metadata)
-    decided = pl.DataFrame(pl.from_arrow(routed)).partition_by("chunk", as_dict=True)
+    decided = routed.partition_by("chunk", as_dict=True)
     with (
         run.storage.write_stream(f"scored/{shard.name}") as sink,
         pq.ParquetWriter(sink, schema, compression="zstd") as writer,
@@ -101,7 +86,6 @@ def merge_shard(
             columns = verdict_columns(judged, routes, answers, added, strong)
             table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))
-    return shard.name
 
 
 def verdict_columns(
@@ -111,18 +95,14 @@ def verdict_columns(
     schema: pa.Schema,
     strong: StrongConfig,
 ) -> pa.Table:
-    """Lay the verdict columns of one chunk, one row per judged row, in order.
-
-    `routed`: row → its route and its questions.
-    """
-    kept = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
+    """Lay the verdict columns of one chunk, in its order. `routed`: row → route and questions."""
     decided = [
         _decide(row["judge_verdict"], row["error"], *routed[row["row"]], answers, strong)
         for row in judged.select(["row", "judge_verdict", "error"]).to_pylist()
     ]
     columns = [
         judged.column(field.name)
-        if field.name in kept
+        if field.name in LOCAL
         else pa.array([row[field.name] for row in decided], field.type)
         for field in schema
     ]
@@ -137,10 +117,7 @@ def _decide(
     answers: Paid,
     strong: StrongConfig,
 ) -> dict[str, Any]:
-    """Settle one row. The local verdict stands unless the strong judge gave one.
-
-    Where the strong judge abstains the row is left to a person.
-    """
+    """The local verdict stands unless the strong judge gave one; where that abstains, a person."""
     decided: dict[str, Any] = {
         "route": route,
         "outcome": Outcome.NOT_NEEDED.value if local is not None else Outcome.FAILED.value,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ray_judge.calibration.document import Calibration
 from ray_judge.calibration.load import calibration_of, pin_calibration
 from ray_judge.cluster import connected
 from ray_judge.config import RunConfig
@@ -27,7 +26,7 @@ from ray_judge.report.page import write_page
 from ray_judge.report.summary import summarise
 from ray_judge.review import write_review
 from ray_judge.routing.stream import Routed
-from ray_judge.routing.tiers import Rows, passed_on
+from ray_judge.routing.tiers import Cascade, Rows
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory
 from ray_judge.run.plan import check_unchanged, plan_input
 
@@ -59,18 +58,16 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
             check_books(config)
         watch("plan", {"rows": plan.rows, "shards": len(plan.shards)})
 
+        cascade = Cascade(config, plan, run, calibration)
         with connected():
-            judged = judge(config, plan, run, calibration, seconds, watch)
-            routed = Routed(config, plan, run, judged, calibration)
+            routed = Routed(cascade, judge(cascade, seconds, watch))
             with timed("escalate", seconds):
                 answers = escalate(config, plan, routed, lambda state: watch("escalate", state))
             with timed("merge", seconds):
-                merge(config, plan, run, routed.frame(), answers.asked, answers.paid())
+                merge(cascade, routed.frame(), answers.asked, answers.paid())
                 if config.strong.abstain_below is not None:
                     write_review(run, plan, config.task)
-            summary, rows = summarise(
-                config, plan, run, answers, routed.threshold(), calibration, seconds
-            )
+            summary, rows = summarise(cascade, answers, routed.threshold(), seconds)
 
         write_page(run, config.output, summary, rows)
         run.finish(summary)
@@ -112,28 +109,21 @@ def planned(config: RunConfig, run: RunDirectory) -> Plan:
     return plan
 
 
-def judge(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    calibration: Calibration | None,
-    seconds: dict[str, float],
-    watch: Watch,
-) -> Generator[str, None, None]:
+def judge(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> Generator[str, None, None]:
     """Phase A. Give the name of every chunk once the last judge's verdicts are on disk.
 
     Each judge but the last one judges all its chunks first: what its policy passes on is what the
     next one judges.
     """
     rows: Rows | None = None
-    for number, tier in enumerate(config.tiers()):
-        task = JudgeTask(tier, plan.columns, run, number)
-        names = judge_tier(task, plan, rows, seconds, watch)
-        if number == len(config.judges) - 1:
+    for number, tier in enumerate(cascade.config.tiers()):
+        task = JudgeTask(tier, cascade.plan.columns, cascade.run, number)
+        names = judge_tier(task, cascade.plan, rows, seconds, watch)
+        if number == len(cascade.config.judges) - 1:
             yield from names
         else:
             deque(names, maxlen=0)
-            rows = passed_on(run, config, plan, number, calibration)
+            rows = cascade.passed_on(number)
 
 
 def judge_tier(
@@ -143,13 +133,10 @@ def judge_tier(
     committed = task.run.judged(task.tier)
     chunks = list(plan.chunks())
     counts = {c.name: c.rows if rows is None else len(rows.get(c.name, ())) for c in chunks}
-    todo = [chunk for chunk in chunks if counts[chunk.name] and chunk.name not in committed]
-    waiting = {chunk.name for chunk in todo}
-    done, whole = 0, sum(counts.values())
-    for chunk in chunks:
-        if chunk.name not in waiting:
-            done += counts[chunk.name]
-            yield chunk.name
+    ready = {name: n for name, n in counts.items() if name in committed or not n}
+    done, whole = sum(ready.values()), sum(counts.values())
+    yield from ready
+    todo = [chunk for chunk in chunks if chunk.name not in ready]
     with timed("judge", seconds):
         for name in judge_chunks(task, todo, rows):
             done += counts[name]

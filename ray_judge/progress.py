@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 EVERY_S = 5.0
 """Between two lines where there is no terminal (a job's log)."""
@@ -14,10 +14,8 @@ EVERY_S = 5.0
 class Progress:
     """Prints rows judged, questions asked and dollars spent, to stderr."""
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._quiet = quiet
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet, self._live = quiet, sys.stderr.isatty()
         self._parts: dict[str, str] = {}
         self._last = 0.0
         self._begun = time.monotonic()
@@ -38,14 +36,12 @@ class Progress:
                 self._parts["denied"] = f"{figures['denied']:,} denied by the cap"
             if figures.get("paused") and figures.get("waiting"):
                 self._parts["paused"] = "paused"
-        self._show(last=phase == "done", at_once=phase == "plan")
-
-    def _show(self, *, last: bool, at_once: bool) -> None:
-        now = time.monotonic()
-        due = last or at_once or now - self._last > (0.2 if self._live else EVERY_S)
-        if self._quiet or not due:
+        now, last = time.monotonic(), phase == "done"
+        due = now - self._last > (0.2 if self._live else EVERY_S)
+        if self._quiet or not (due or last or phase == "plan"):
             return
         self._last = now
         line = " · ".join([f"{now - self._begun:6.1f} s", *self._parts.values()])
         end = "\n" if last or not self._live else ""
-        print(f"\r\x1b[2K{line}" if self._live else line, end=end, file=self._stream, flush=True)
+        sys.stderr.write((f"\r\x1b[2K{line}" if self._live else line) + end)
+        sys.stderr.flush()

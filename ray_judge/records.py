@@ -18,6 +18,12 @@ Task = Literal["pairwise", "pointwise"]
 Verdict = str | float
 """`A`, `B` or `tie` for a pair (in the input's orientation); a score for a single response."""
 
+REQUIRED: Mapping[Task, tuple[str, ...]] = {
+    "pairwise": ("instruction", "response_a", "response_b"),
+    "pointwise": ("instruction", "response"),
+}
+OPTIONAL = ("input", "reference", "rubric")
+LOCAL = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
 PAIRWISE_ALTERNATIVES = ("A", "B", "tie")
 MONEY = pa.decimal128(18, 9)
 SURENESS = ["judge_confidence", "row_key"]
@@ -96,10 +102,8 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one API answer, as billed. Output includes reasoning tokens.
-
-    `estimated`: the server sent no usage and these were counted here.
-    `tier`: the service tier that the answer names ("default", "flex", "batch", ...).
+    """Tokens of one API answer, as billed; output includes reasoning. `estimated`: the server sent
+    none, so they were counted here. `tier`: what the answer names ("default", "flex", ...).
     """
 
     input_tokens: int
@@ -141,10 +145,7 @@ def verdict_type(task: Task) -> pa.DataType:
 
 
 def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
-    """Schema of a chunk's local verdicts: one row per judged row of the chunk, in its order.
-
-    `has_text` is false where nobody can be asked about the row.
-    """
+    """One row per judged row of a chunk; `has_text` is false where nobody can be asked about it."""
     there = [("row", pa.int64()), ("row_key", pa.string()), ("has_text", pa.bool_())]
     return pa.schema(
         [
@@ -164,15 +165,11 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
 def verdict_schema(
     task: Task, alternatives: Sequence[str], *, strong_prob: bool = False
 ) -> pa.Schema:
-    """The columns that a scored shard has behind all of its input columns.
-
-    `strong_prob`: the run counts votes (`strong.samples` is above 1).
-    """
+    """What a scored shard has behind its input columns; `strong_prob` where votes are counted."""
     judged = judged_schema(task, alternatives)
-    local = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
     return pa.schema(
         [
-            *(judged.field(name) for name in local),
+            *(judged.field(name) for name in LOCAL),
             ("route", pa.string()),
             ("outcome", pa.string()),
             ("strong_verdict", verdict_type(task)),
@@ -184,9 +181,6 @@ def verdict_schema(
             ("error", pa.string()),
         ]
     )
-
-
-VERDICT_COLUMNS = tuple(verdict_schema("pairwise", PAIRWISE_ALTERNATIVES).names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.errors import CorruptedError
-from ray_judge.records import Example, Outcome, Shard, Task, verdict_type
+from ray_judge.records import Outcome, Shard, Task, verdict_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory
-from ray_judge.run.plan import read_examples, row_keys
+from ray_judge.run.plan import decode, row_groups, row_keys
 
 VERDICTS = ("judge_verdict", "judge_confidence", "strong_verdict", "strong_prob", "error")
 
@@ -43,17 +43,14 @@ def review_schema(task: Task, columns: Columns) -> pa.Schema:
     The texts are under the names of their roles (`instruction`, `response_a`, ...), whatever the
     input calls them: those that the input has.
     """
+    verdicts = verdict_schema(task, (), strong_prob=True)
     return pa.schema(
         [
             pa.field("shard", pa.string(), nullable=False),
             pa.field("row", pa.int64(), nullable=False),
             pa.field("row_key", pa.string(), nullable=False),
             *(pa.field(role, pa.string()) for role in columns.text),
-            pa.field("judge_verdict", verdict_type(task)),
-            pa.field("judge_confidence", pa.float64()),
-            pa.field("strong_verdict", verdict_type(task)),
-            pa.field("strong_prob", pa.float64()),
-            pa.field("error", pa.string()),
+            *(verdicts.field(name) for name in VERDICTS),
         ]
     )
 
@@ -66,30 +63,18 @@ def _abstained(
     wanted = list(dict.fromkeys([*columns.text.values(), *identity, *VERDICTS]))
     path = f"scored/{shard.name}"
     with run.storage.open_input(path) as source, pq.ParquetFile(source) as file:
-        begin = 0
-        for group in range(file.num_row_groups):
+        for group, begin, end in row_groups(file):
             outcomes = file.read_row_group(group, columns=["outcome"]).column(0).to_pylist()
             chosen = [n for n, outcome in enumerate(outcomes) if outcome == Outcome.ABSTAINED]
             if chosen:
                 rows = file.read_row_group(group, columns=wanted)
-                places = range(begin, begin + len(rows))
-                examples = read_examples(rows, columns)
-                keys = row_keys(rows, columns, shard.name, places)
+                texts = {role: decode(rows[name]) for role, name in columns.text.items()}
+                keys = row_keys(rows, columns, shard.name, range(begin, end))
                 made: dict[str, Any] = {
                     "shard": [shard.name] * len(chosen),
-                    "row": [places[n] for n in chosen],
+                    "row": [begin + n for n in chosen],
                     "row_key": [keys[n] for n in chosen],
-                    **{role: [_text(examples[n], role) for n in chosen] for role in columns.text},
+                    **{role: [found[n] or None for n in chosen] for role, found in texts.items()},
                     **{name: rows[name].take(chosen) for name in VERDICTS},
                 }
                 yield pa.table(made, schema=schema)
-            begin += len(outcomes)
-
-
-def _text(example: Example | str, role: str) -> str | None:
-    if isinstance(example, str):  # unreadable, so never asked, and never abstained from
-        return None
-    if role.startswith("response"):
-        return example.responses[int(role == "response_b")]
-    text: str | None = getattr(example, role)
-    return text

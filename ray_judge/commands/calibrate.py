@@ -27,7 +27,7 @@ from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.pipeline import Watch, score
 from ray_judge.report.summary import read_scored
 from ray_judge.run.directory import RunDirectory
-from ray_judge.run.plan import plan_input
+from ray_judge.run.plan import fingerprint, plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
 STRONG_SAMPLE = 500
@@ -65,13 +65,11 @@ def calibrate(
         score(single, watch)
         run = RunDirectory(single.output)
         judged.append(read_scored(run, "rows.parquet", labels, more=("judge_probs",)))
-    plan = RunDirectory(part.output).plan()
-    assert plan is not None  # it was scored just now
     terms = Calibration(
         alpha,
         delta,
         "human" if labels else "strong",
-        plan.shards[0].fingerprint,
+        fingerprint(part.input),
         label_column=labels,
         strong_model=config.strong.model if against_strong else None,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from ray_judge.calibration.fit import check_labels
 from ray_judge.calibration.selection import interval
@@ -28,18 +29,14 @@ def evaluate(output: str, column: str | None = None) -> dict[str, Any]:
     label = column or plan.columns.label
     if label is None:
         raise InputError("this run has no label column: name one with --labels COLUMN", run=output)
-    parts: list[pl.DataFrame] = []
-    keys: list[str] = []
-    agreed: list[bool | None] = []
-    for number, shard in enumerate(plan.shards):
-        parts.append(read_scored(run, shard.name, label, more=("strong_cost_usd",)))
-        for chunk in plan.chunks_of(number):
-            judged = run.read_judged(0, chunk.name)
-            keys += judged["row_key"].to_pylist()
-            agreed += judged["judge_orders_agree"].to_pylist()
-    rows = pl.concat(parts).with_columns(pl.Series("row_key", keys, pl.String))
+    more = ("strong_cost_usd",)
+    rows = pl.concat(read_scored(run, shard.name, label, more=more) for shard in plan.shards)
+    own = ["row_key", "judge_orders_agree"]
+    judged = [run.read_judged(0, chunk.name).select(own) for chunk in plan.chunks()]
+    keys, agreed = pa.concat_tables(judged).columns
+    rows = rows.with_columns(row_key=pl.Series(keys))
     check_labels(rows["label"], config.task, label)
-    found = evaluation.evaluate(rows) | {"under_swap": under_swap(agreed)}
+    found = evaluation.evaluate(rows) | {"under_swap": under_swap(agreed.to_pylist())}
     run.storage.write("evaluation.json", json.dumps(found, indent=1).encode() + b"\n")
     write_page(run, config.output, summary, rows, found)
     return found

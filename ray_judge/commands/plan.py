@@ -24,10 +24,10 @@ from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.escalation.questions import price_of_strong
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.pipeline import Watch, score
+from ray_judge.report.status import find_run
 from ray_judge.routing.cost import Correction, correction, count_chunk, output_tokens, row_costs
 from ray_judge.routing.policies import accepted, fraction_count, route
 from ray_judge.routing.tiers import judged_frame
-from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import plan_input
 
 SAMPLE = 500
@@ -71,18 +71,17 @@ def plan(
 
 def _sampled(config: RunConfig, part: RunConfig) -> tuple[pl.DataFrame, Correction | None]:
     """The sample's judged rows with tokens and dollars per mode; and what corrected them."""
-    run = RunDirectory(part.output)
-    made = run.plan()
-    assert made is not None  # it was scored just now
+    run, made, _ = find_run(part.output)
     chunks = list(made.chunks())
     counted = pl.concat(count_chunk(config, made.columns, chunk) for chunk in chunks)
-    rows = pl.concat([judged_frame(run, len(config.tiers()), chunk.name) for chunk in chunks])
+    rows = pl.concat([judged_frame(run, len(config.judges), chunk.name) for chunk in chunks])
+    fix = correction(config, counted)
     for mode in MODES:
-        costs = row_costs(config, counted, mode).rename({"cost_nano_usd": mode})
+        costs = row_costs(config, counted, fix, mode).rename({"cost_nano_usd": mode})
         wanted = costs if mode == "online" else costs.drop("tokens")
         rows = rows.join(wanted, on=["chunk", "row"], how="left", maintain_order="left")
     own = rows[config.strong.mode].alias("cost_nano_usd")
-    return rows.with_columns(own), correction(config, counted)
+    return rows.with_columns(own), fix
 
 
 class PolicyTable:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ray_judge.config.tree import Positive, RouteConfig, Tree
-from ray_judge.records import Task
+from ray_judge.records import REQUIRED, Task
 
 FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
     "judgelm": (1, 10),
@@ -19,10 +19,8 @@ FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
     "prometheus-2": (1, 5),
 }
 """Lowest and highest score that each judge was trained to give (their templates say so)."""
-CUSTOM_RESPONSES: Mapping[Task, tuple[str, ...]] = {
-    "pairwise": ("response_a", "response_b"),
-    "pointwise": ("response",),
-}
+Choice = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+"""YAML reads an unquoted score as a number."""
 
 
 class CustomFormat(Tree):
@@ -31,7 +29,7 @@ class CustomFormat(Tree):
     template: str
     """The prompt, with `{instruction}`, `{response_a}` ... where the row's texts go."""
     system: str | None = None
-    choices: dict[str, tuple[str, ...]]
+    choices: dict[Choice, tuple[str, ...]]
     """Alternative (`A`, `B`, `tie`; or a score) → texts that mean it, leading space included."""
     opening: str = ""
     """decode: verdict: the answer up to where the verdict sits."""
@@ -42,18 +40,6 @@ class CustomFormat(Tree):
 
     def task(self) -> Task:
         return "pairwise" if "A" in self.choices else "pointwise"
-
-    def placeholders(self, task: Task) -> tuple[str, ...]:
-        """Texts that its template may name; the responses and the instruction it must."""
-        return (*CUSTOM_RESPONSES[task], "instruction", "input", "reference", "rubric")
-
-    @field_validator("choices", mode="before")
-    @classmethod
-    def _numbers_are_names(cls, value: Any) -> Any:
-        """YAML reads an unquoted score as a number."""
-        if not isinstance(value, dict):
-            return value
-        return {str(name) if type(name) is int else name: texts for name, texts in value.items()}
 
     @model_validator(mode="after")
     def _check_choices(self) -> CustomFormat:
@@ -84,7 +70,7 @@ class CustomFormat(Tree):
             if "verdict" not in groups:
                 raise ValueError("verdict needs a group of this name: (?P<verdict>...)")
         task, places = self.task(), re.findall(r"(\{\w+\})", self.template)
-        needed = [f"{{{name}}}" for name in (*CUSTOM_RESPONSES[task], "instruction")]
+        needed = [f"{{{name}}}" for name in (*REQUIRED[task][1:], "instruction")]
         if missing := [place for place in needed if place not in places]:
             raise ValueError(f"template has no place for {', '.join(missing)}")
         for place in places:

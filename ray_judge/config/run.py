@@ -14,12 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from ray_judge.config.judge import JudgeConfig
 from ray_judge.config.strong import StrongConfig
 from ray_judge.config.tree import Place, Positive, RouteConfig, Tree, nearest
-from ray_judge.records import PAIRWISE_ALTERNATIVES, Task
+from ray_judge.records import OPTIONAL, PAIRWISE_ALTERNATIVES, REQUIRED, Task
 
-COLUMN_ROLES = (
-    *("instruction", "response_a", "response_b", "response"),
-    *("id", "input", "reference", "rubric", "label"),
-)
+COLUMN_ROLES = (*REQUIRED["pairwise"], "response", "id", *OPTIONAL, "label")
 OPERATIONAL = tuple(
     """
     output judge.replicas judge.gpus_per_replica judge.cpus_per_replica judge.share_gpu

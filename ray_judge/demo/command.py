@@ -68,8 +68,8 @@ def demo(options: argparse.Namespace) -> int:
             server.answers = dict(told)
         summary = score(config, Progress())
     rows = pl.read_parquet(output / "run" / "scored" / "*.parquet")
-    alone = simulated_alone(config, pairs, told) if server else asked_alone(rows)
-    print(report(rows, summary, alone, output, simulated=server is not None))
+    alone = simulated_alone(options.model, pairs, told) if server else asked_alone(rows)
+    print(report(rows, float(summary["spent_usd"]), alone, output))
     return 0
 
 
@@ -131,29 +131,30 @@ def simulated_answers(config: RunConfig, pairs: pl.DataFrame) -> list[tuple[str,
 
 
 def simulated_alone(
-    config: RunConfig, pairs: pl.DataFrame, told: Sequence[tuple[str, StrongAnswer]]
+    model: str, pairs: pl.DataFrame, told: Sequence[tuple[str, StrongAnswer]]
 ) -> dict[str, Any]:
     """What the simulated judge answers to every pair, and what that would cost."""
-    price = price_of(config.strong.model)
+    price = price_of(model)
     answers = [answer for _, answer in told]  # a tie is wrong, though the schema makes it an A
     right = sum(a.verdict == label for a, label in zip(answers, pairs["label"], strict=True))
-    usages = [
-        Usage(input_tokens=a.prompt_tokens, output_tokens=simulator.ANSWER_TOKENS) for a in answers
-    ]
-    dollars = sum((cost(price, usage) for usage in usages), Decimal(0))
-    return {"accuracy": right / pairs.height, "usd": dollars, "how": "asked about every pair"}
+    usages = [Usage(answer.prompt_tokens, simulator.ANSWER_TOKENS) for answer in answers]
+    return {
+        "judge": "strong judge (simulated)",
+        "accuracy": right / pairs.height,
+        "usd": sum((cost(price, usage) for usage in usages), Decimal(0)),
+        "how": "asked about every pair",
+    }
 
 
 def asked_alone(rows: pl.DataFrame) -> dict[str, Any]:
     """A real strong judge on the rows that it was asked about; dollars extrapolated from them."""
     asked = rows.filter(pl.col("strong_verdict").is_not_null())
-    if not asked.height:
-        return {"accuracy": None, "usd": Decimal(0), "how": "it answered nothing"}
-    mean = Decimal(asked["strong_cost_usd"].sum()) / asked.height
+    spent = Decimal(asked["strong_cost_usd"].sum())
     return {
-        "accuracy": share(asked, "strong_verdict"),
-        "usd": mean * rows.height,
-        "how": "on the rows it was asked about",
+        "judge": "strong judge",
+        "accuracy": share(asked, "strong_verdict") if asked.height else None,
+        "usd": spent / max(1, asked.height) * rows.height,
+        "how": "on the rows it was asked about" if asked.height else "it answered nothing",
     }
 
 
@@ -161,14 +162,10 @@ def share(rows: pl.DataFrame, column: str) -> float:
     return rows.filter(pl.col(column) == pl.col("label")).height / max(1, rows.height)
 
 
-def report(
-    rows: pl.DataFrame, summary: Mapping[str, Any], alone: Mapping[str, Any], output: Path,
-    *, simulated: bool,
-) -> str:  # fmt: skip
+def report(rows: pl.DataFrame, spent: float, alone: Mapping[str, Any], output: Path) -> str:
     asked = rows.filter(pl.col("route") != "accept").height
-    spent, everything = float(summary["spent_usd"]), float(alone["usd"])
+    everything, strong, how = float(alone["usd"]), alone["judge"], alone["how"]
     inside, outside = rows.filter(domain="in"), rows.filter(domain="out")
-    strong = "strong judge (simulated)" if simulated else "strong judge"
     strong_accuracy = "  –  " if alone["accuracy"] is None else f"{alone['accuracy']:.3f}"
     saved = 1 - spent / everything if everything else 0.0
     return f"""
@@ -176,7 +173,7 @@ def report(
 local judge alone                    {share(rows, "judge_verdict"):.3f}       0       0.0000
   on kinds it was trained on         {share(inside, "judge_verdict"):.3f}
   on kinds it never saw              {share(outside, "judge_verdict"):.3f}
-{strong:<28}         {strong_accuracy}   {rows.height:5d}   {everything:10.4f}   ({alone["how"]})
+{strong:<28}         {strong_accuracy}   {rows.height:5d}   {everything:10.4f}   ({how})
 cascade                              {share(rows, "final_verdict"):.3f}   {asked:5d}   {spent:10.4f}
 
 {asked / rows.height:.0%} of the pairs were escalated; {saved:.0%} of the dollars stayed with you.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +93,6 @@ class _Handler(BaseHTTPRequestHandler):
         completion = {
             "id": f"chatcmpl-demo-{key[:24]}",
             "object": "chat.completion",
-            "created": int(time.time()),
             "model": body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
             "usage": {**usage, "total_tokens": sum(usage.values())},

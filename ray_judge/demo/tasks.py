@@ -31,14 +31,6 @@ class Pair:
     response_b: str
     label: Literal["A", "B"]
 
-    @property
-    def right(self) -> str:
-        return self.response_a if self.label == "A" else self.response_b
-
-    @property
-    def wrong(self) -> str:
-        return self.response_b if self.label == "A" else self.response_a
-
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -113,84 +105,107 @@ def corrupt(rng: random.Random, item: Item) -> str:
             return wrong
 
 
-def _item(rng: random.Random, phrasings: str, right: str, *decoys: str, **fields: str) -> Item:
-    return Item(rng.choice(phrasings.split("|")).format(**fields), right, decoys)
+_IN: Final = {
+    "copy": "Copy: {x}|Copy this: {x}|Say again: {x}",
+    "upper": "Capitals: {x}|In capitals: {x}|Write in capitals: {x}",
+    "first_word": "First word: {x}|First word of: {x}|The first word in: {x}",
+    "last_word": "Last word: {x}|Last word of: {x}|The last word in: {x}",
+    "hyphens": "Join with hyphens: {x}|Hyphens between: {x}|Put hyphens in: {x}",
+    "append": "Put {y} after: {x}|Append {y} to: {x}|Add {y} at the end: {x}",
+    "spell": "Spell: {x}|Spell out: {x}|Spell this: {x}",
+    "twice": "Twice: {x}|Say twice: {x}|Write twice: {x}",
+    "behead": "Drop the first letter: {x}|Behead: {x}|Without its first letter: {x}",
+}
+_OUT: Final = {
+    "swap_case": "Swap the case: {x}|Swap upper and lower: {x}",
+    "remove_vowels": "Remove the vowels: {x}|Take out all vowels: {x}",
+    "shift": "Shift each letter by one: {x}|Next in the alphabet: {x}",
+    "subtract": "Subtract {y} from {x}|{x} minus {y}",
+    "double_letters": "Double each letter: {x}|Each letter doubled: {x}",
+    "every_second": "Every second letter: {x}|Keep every second letter: {x}",
+    "longest_word": "Longest word: {x}|Longest word of: {x}",
+    "sort_letters": "Sort the letters: {x}|Letters in order: {x}",
+}
+IN_DOMAIN: Final = tuple(_IN)
+OUT_OF_DOMAIN: Final = tuple(_OUT)
 
 
-# --- kinds the judge is trained on -----------------------------------------------------------
+def _in_domain(rng: random.Random, kind: str) -> tuple[str, ...]:
+    """What a task is about (`x`, and `y` behind a space), its right answer, and decoys."""
+    match kind:
+        case "copy":
+            symbols = LOWER + string.digits
+            text = " ".join("".join(rng.choices(symbols, k=rng.randint(2, 5))) for _ in "12")
+            return text, text
+        case "upper":
+            text = " ".join(words(rng, 1, 2))
+            return text, text.upper()
+        case "first_word":
+            parts = words(rng, 3, 4)
+            return " ".join(parts), *parts
+        case "last_word":
+            parts = words(rng, 3, 4)
+            return " ".join(parts), parts[-1], *parts[:-1]
+        case "hyphens":
+            parts = words(rng, 2, 3)
+            return " ".join(parts), "-".join(parts)
+        case "append":
+            text, tail = word(rng, 3, 6), rng.choice(LOWER + string.digits)
+            return f"{text} {tail}", text + tail, tail + text
+        case "spell":
+            text = word(rng, 4, 6)
+            return text, " ".join(text)
+        case "twice":
+            text = word(rng, 3, 5)
+            return text, f"{text} {text}"
+        case _:  # behead
+            text = word(rng, 4, 7)
+            return text, text[1:], text[:-1]
 
 
-def _copy(rng: random.Random) -> Item:
-    text = " ".join("".join(rng.choices(LOWER + string.digits, k=rng.randint(2, 5))) for _ in "12")
-    return _item(rng, "Copy: {x}|Copy this: {x}|Say again: {x}", text, x=text)
-
-
-def _upper(rng: random.Random) -> Item:
-    text = " ".join(words(rng, 1, 2))
-    asks = "Capitals: {x}|In capitals: {x}|Write in capitals: {x}"
-    return _item(rng, asks, text.upper(), x=text)
-
-
-def _first_word(rng: random.Random) -> Item:
-    parts = words(rng, 3, 4)
-    asks = "First word: {x}|First word of: {x}|The first word in: {x}"
-    return _item(rng, asks, parts[0], *parts[1:], x=" ".join(parts))
-
-
-def _last_word(rng: random.Random) -> Item:
-    parts = words(rng, 3, 4)
-    asks = "Last word: {x}|Last word of: {x}|The last word in: {x}"
-    return _item(rng, asks, parts[-1], *parts[:-1], x=" ".join(parts))
-
-
-def _hyphens(rng: random.Random) -> Item:
-    parts = words(rng, 2, 3)
-    asks = "Join with hyphens: {x}|Hyphens between: {x}|Put hyphens in: {x}"
-    return _item(rng, asks, "-".join(parts), x=" ".join(parts))
-
-
-def _append(rng: random.Random) -> Item:
-    stem, tail = word(rng, 3, 6), rng.choice(LOWER + string.digits)
-    asks = "Put {c} after: {x}|Append {c} to: {x}|Add {c} at the end: {x}"
-    return _item(rng, asks, stem + tail, tail + stem, c=tail, x=stem)
-
-
-def _spell(rng: random.Random) -> Item:
-    text = word(rng, 4, 6)
-    return _item(rng, "Spell: {x}|Spell out: {x}|Spell this: {x}", " ".join(text), x=text)
-
-
-def _twice(rng: random.Random) -> Item:
-    text = word(rng, 3, 5)
-    return _item(rng, "Twice: {x}|Say twice: {x}|Write twice: {x}", f"{text} {text}", x=text)
-
-
-def _behead(rng: random.Random) -> Item:
-    text = word(rng, 4, 7)
-    asks = "Drop the first letter: {x}|Behead: {x}|Without its first letter: {x}"
-    return _item(rng, asks, text[1:], text[:-1], x=text)
-
-
-# --- kinds the judge never sees in training --------------------------------------------------
-
-
-def _swap_case(rng: random.Random) -> Item:
-    text = "".join(rng.choice((char, char.upper())) for char in word(rng, 4, 7))
-    right = text.swapcase()
-    spot = rng.randrange(len(right))
-    decoy = right[:spot] + right[spot].swapcase() + right[spot + 1 :]
-    return _item(rng, "Swap the case: {x}|Swap upper and lower: {x}", right, decoy, x=text)
-
-
-def _remove_vowels(rng: random.Random) -> Item:
-    letters = rng.choices("bcdfghklmnprst", k=4) + rng.choices("aeiou", k=3)
-    rng.shuffle(letters)
-    right = "".join(char for char in letters if char not in VOWELS)
-    # Wrong by one vowel kept or by one consonant lost, so that length tells nothing.
-    spot = rng.randrange(len(letters))
-    decoy = "".join(c for i, c in enumerate(letters) if (c not in VOWELS) != (i == spot))
-    asks = "Remove the vowels: {x}|Take out all vowels: {x}"
-    return _item(rng, asks, right, decoy, x="".join(letters))
+def _out_of_domain(rng: random.Random, kind: str) -> tuple[str, ...]:
+    """The same for the kinds that the judge never sees in training."""
+    match kind:
+        case "swap_case":
+            text = "".join(rng.choice((char, char.upper())) for char in word(rng, 4, 7))
+            right, spot = text.swapcase(), rng.randrange(len(text))
+            return text, right, right[:spot] + text[spot] + right[spot + 1 :]
+        case "remove_vowels":
+            letters = rng.choices("bcdfghklmnprst", k=4) + rng.choices("aeiou", k=3)
+            rng.shuffle(letters)
+            # Wrong by one vowel kept or by one consonant lost, so that length tells nothing.
+            spot = rng.randrange(len(letters))
+            decoy = "".join(c for i, c in enumerate(letters) if (c not in VOWELS) != (i == spot))
+            text = "".join(letters)
+            return text, "".join(char for char in text if char not in VOWELS), decoy
+        case "shift":
+            text = word(rng, 3, 6)
+            right, spot = shifted(text, 1), rng.randrange(len(text))
+            decoy = right[:spot] + shifted(right[spot], rng.choice((-1, 1))) + right[spot + 1 :]
+            return text, right, decoy
+        case "subtract":
+            small, rest = rng.randint(11, 60), rng.randint(11, 39)
+            decoys = [str(rest + off) for off in (-10, -2, -1, 1, 2, 10)]
+            return f"{small + rest} {small}", str(rest), *decoys
+        case "double_letters":
+            text = word(rng, 3, 5)
+            counts = [2] * len(text)
+            counts[rng.randrange(len(text))] = rng.choice((1, 3))
+            decoy = "".join(char * count for char, count in zip(text, counts, strict=True))
+            return text, "".join(char * 2 for char in text), decoy
+        case "every_second":
+            text = "".join(rng.sample(LOWER, rng.randint(6, 9)))
+            return text, text[1::2], text[::2]
+        case "longest_word":
+            sizes = rng.choice(((2, 3, 5), (3, 4, 6), (2, 4, 5), (3, 3, 5)))
+            *others, right = [word(rng, size, size) for size in sizes]
+            parts = [*others, right]
+            rng.shuffle(parts)
+            return " ".join(parts), right, *others
+        case _:  # sort_letters
+            text = "".join(rng.sample(LOWER, rng.randint(4, 6)))
+            right = "".join(sorted(text))
+            return text, right, _exchange(rng, right)
 
 
 def shifted(text: str, by: int) -> str:
@@ -198,75 +213,17 @@ def shifted(text: str, by: int) -> str:
     return "".join(LOWER[(LOWER.index(char) + by) % 26] for char in text)
 
 
-def _shift(rng: random.Random) -> Item:
-    text = word(rng, 3, 6)
-    right = shifted(text, 1)
-    spot = rng.randrange(len(text))
-    decoy = right[:spot] + shifted(right[spot], rng.choice((-1, 1))) + right[spot + 1 :]
-    asks = "Shift each letter by one: {x}|Next in the alphabet: {x}"
-    return _item(rng, asks, right, decoy, x=text)
-
-
-def _subtract(rng: random.Random) -> Item:
-    small, rest = rng.randint(11, 60), rng.randint(11, 39)
-    decoys = [str(rest + off) for off in (-10, -2, -1, 1, 2, 10)]
-    asks = "Subtract {s} from {x}|{x} minus {s}"
-    return _item(rng, asks, str(rest), *decoys, s=str(small), x=str(small + rest))
-
-
-def _double_letters(rng: random.Random) -> Item:
-    text = word(rng, 3, 5)
-    counts = [2] * len(text)
-    counts[rng.randrange(len(text))] = rng.choice((1, 3))
-    decoy = "".join(char * count for char, count in zip(text, counts, strict=True))
-    asks = "Double each letter: {x}|Each letter doubled: {x}"
-    return _item(rng, asks, "".join(char * 2 for char in text), decoy, x=text)
-
-
-def _every_second(rng: random.Random) -> Item:
-    text = "".join(rng.sample(LOWER, rng.randint(6, 9)))
-    asks = "Every second letter: {x}|Keep every second letter: {x}"
-    return _item(rng, asks, text[1::2], text[::2], x=text)
-
-
-def _longest_word(rng: random.Random) -> Item:
-    sizes = rng.choice(((2, 3, 5), (3, 4, 6), (2, 4, 5), (3, 3, 5)))
-    parts = [word(rng, size, size) for size in sizes]
-    right, others = parts[-1], parts[:-1]
-    rng.shuffle(parts)
-    return _item(rng, "Longest word: {x}|Longest word of: {x}", right, *others, x=" ".join(parts))
-
-
-def _sort_letters(rng: random.Random) -> Item:
-    letters = rng.sample(LOWER, rng.randint(4, 6))
-    right = "".join(sorted(letters))
-    asks = "Sort the letters: {x}|Letters in order: {x}"
-    return _item(rng, asks, right, _exchange(rng, right), x="".join(letters))
-
-
-_IN = (_copy, _upper, _first_word, _last_word, _hyphens, _append, _spell, _twice, _behead)
-_OUT = (
-    _swap_case, _remove_vowels, _shift, _subtract, _double_letters, _every_second, _longest_word,
-    _sort_letters,
-)  # fmt: skip
-_MAKERS: Final = {maker.__name__[1:]: maker for maker in (*_IN, *_OUT)}
-IN_DOMAIN: Final = tuple(_MAKERS)[: len(_IN)]
-OUT_OF_DOMAIN: Final = tuple(_MAKERS)[len(_IN) :]
-
-
 def make_item(rng: random.Random, kind: str) -> Item:
-    if kind not in _MAKERS:
-        raise ValueError(f"unknown kind of task {kind!r}; known: {', '.join(_MAKERS)}")
-    return _MAKERS[kind](rng)
+    text, right, *decoys = (_in_domain if kind in _IN else _out_of_domain)(rng, kind)
+    phrasing = rng.choice((_IN | _OUT)[kind].split("|"))
+    x, _, y = text.partition(" ") if "{y}" in phrasing else (text, "", "")
+    return Item(phrasing.format(x=x, y=y), right, tuple(decoys))
 
 
 def make_pairs(
     n: int, *, seed: int, kinds: Sequence[str], split: Literal["demo", "train"] = "demo"
 ) -> list[Pair]:
-    """`n` pairs over `kinds` in turn; the same arguments always give the same pairs.
-
-    `split` is part of the seed: training never shares a random stream with a demo.
-    """
+    """`n` pairs over `kinds` in turn, a function of the arguments; training has its own `split`."""
     rng = random.Random(f"{split}/{seed}")
     pairs = []
     for index in range(n):
@@ -274,8 +231,8 @@ def make_pairs(
         item = make_item(rng, kind)
         wrong = corrupt(rng, item)
         label: Literal["A", "B"] = "A" if rng.random() < 0.5 else "B"
-        first, second = (item.right, wrong) if label == "A" else (wrong, item.right)
+        texts = (item.right, wrong) if label == "A" else (wrong, item.right)
         domain: Literal["in", "out"] = "in" if kind in IN_DOMAIN else "out"
         name = f"{split}-{seed}-{index:06d}"
-        pairs.append(Pair(name, kind, domain, item.instruction, first, second, label))
+        pairs.append(Pair(name, kind, domain, item.instruction, *texts, label))
     return pairs

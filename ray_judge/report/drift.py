@@ -8,23 +8,15 @@ from typing import Any
 
 import polars as pl
 
-from ray_judge.calibration.document import Calibration, Tier, judge_name
+from ray_judge.calibration.document import Tier, judge_name
 from ray_judge.calibration.drift import drift
-from ray_judge.config import RunConfig
 from ray_judge.records import Route
-from ray_judge.routing.tiers import own_confidences
-from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.routing.tiers import Cascade
 
 MEASURED = ("rows", "psi", "ks", "ks_p", "verdict")
 
 
-def measure_drift(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    rows: pl.DataFrame,
-    calibration: Calibration | None,
-) -> dict[str, Any] | None:
+def measure_drift(cascade: Cascade, rows: pl.DataFrame) -> dict[str, Any] | None:
     """Give the summary's `drift`; None without a calibration, or without any confidence.
 
     `rows`: the `route` of all scored rows. The figures are those of the judge that has moved
@@ -32,10 +24,11 @@ def measure_drift(
     compared only where those before it route by the calibration: otherwise other rows come to it
     than came then, and their difference is no drift.
     """
+    calibration = cascade.calibration
     if calibration is None:
         return None
-    guaranteed = [tier.route.policy == "guarantee" for tier in config.tiers()]
-    own = [own_confidences(run, plan, number) for number in range(len(guaranteed))]
+    guaranteed = [tier.route.policy == "guarantee" for tier in cascade.config.tiers()]
+    own = [cascade.own_confidences(number) for number in range(len(guaranteed))]
     escalated = rows.filter(route=Route.ESCALATE.value).height
     reached = [*map(len, own), escalated]
     judges = []

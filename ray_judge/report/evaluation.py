@@ -7,7 +7,7 @@ rows chosen at random, and an oracle that asks first where asking helps. Pure.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,48 +17,16 @@ import polars as pl
 from ray_judge.calibration.selection import interval
 
 Flags = npt.NDArray[np.bool_]
-STEPS = 101
-"""Fractions 0, 1, …, 100 %."""
+PERCENT = np.arange(101)
+"""The fractions asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How one judge agrees with the labels, over `n` labelled rows.
+def scores(rows: pl.DataFrame, column: str) -> dict[str, Any] | None:
+    """How one verdict column agrees with `label`, over the `n` rows that have one; None for 0.
 
-    `low`, `high`: exact 95 % interval of accuracy. A row without a verdict is wrong. `macro_f1` is
-    over the classes among the labels; `kappa` is None where chance alone would always agree.
+    `low`, `high`: exact 95 % interval of `accuracy`. A row without a verdict is wrong. `macro_f1`
+    is over the classes among the labels; `kappa` is None where chance alone would always agree.
     """
-
-    n: int
-    accuracy: float
-    low: float
-    high: float
-    macro_f1: float
-    kappa: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Accuracy against the fraction of rows asked; all of the same length.
-
-    `rows`: how many are asked. `dollars`: what asking them cost. `random` is the expectation.
-    """
-
-    fraction: tuple[float, ...]
-    rows: tuple[int, ...]
-    cascade: tuple[float, ...]
-    random: tuple[float, ...]
-    oracle: tuple[float, ...]
-    dollars: tuple[float, ...] | None
-
-    def first_at_least(self, accuracy: float) -> int | None:
-        """Index of the smallest fraction at which the cascade is that good, or None."""
-        enough = np.flatnonzero(np.asarray(self.cascade) >= accuracy - 1e-12)
-        return int(enough[0]) if len(enough) else None
-
-
-def scores(rows: pl.DataFrame, column: str) -> Scores | None:
-    """Score one verdict column against `label`; None where no row has a label."""
     from sklearn.metrics import cohen_kappa_score, f1_score  # half a second to import
 
     known = rows.drop_nulls("label")
@@ -74,7 +42,9 @@ def scores(rows: pl.DataFrame, column: str) -> Scores | None:
     f1 = f1_score(truth, said, labels=np.unique(truth), average="macro", zero_division=0)
     certain = right == n and len(np.unique(truth)) == 1
     kappa = None if certain else float(cohen_kappa_score(truth, said))
-    return Scores(n, right / n, *interval(right, n), float(f1), kappa)
+    low, high = interval(right, n)
+    found = {"n": n, "accuracy": right / n, "low": low, "high": high}
+    return found | {"macro_f1": float(f1), "kappa": kappa}
 
 
 def _right(rows: pl.DataFrame) -> tuple[Flags, Flags]:
@@ -89,13 +59,14 @@ def _least_sure_first(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.drop_nulls("label").sort("judge_confidence", "row_key", nulls_last=False)
 
 
-def cascade_curve(rows: pl.DataFrame, steps: int = STEPS) -> Curve | None:
-    """The cascade at every fraction, on the labelled rows that the strong judge answered.
+def cascade_curve(rows: pl.DataFrame) -> dict[str, Any] | None:
+    """Accuracy of `cascade`, `random` (expected) and `oracle` at every `fraction` asked, over the
+    labelled rows that the strong judge answered; None where there are none.
 
     `rows`: `row_key`, `label`, `judge_verdict`, `judge_confidence`, `strong_verdict`, and
-    `strong_cost_usd` where dollars are known. At fraction f the ⌊f·n⌋ least sure rows take the
+    `strong_cost_usd` where dollars are known. At fraction f the ⌊f·n⌋ least sure `rows` take the
     strong verdict (as policy `fraction` routes them), also where the strong judge abstained from
-    it: the curve is of what the judges say. None where no such row has a label.
+    it: the curve is of what the judges say. `dollars`: what asking them cost.
     """
     known = _least_sure_first(rows.drop_nulls("strong_verdict"))
     n = known.height
@@ -103,35 +74,34 @@ def cascade_curve(rows: pl.DataFrame, steps: int = STEPS) -> Curve | None:
         return None
     local, strong = _right(known)
     gain = strong.astype(np.int64) - local
-    asked = np.arange(steps) * n // (steps - 1)  # ⌊f·n⌋ in whole numbers
+    asked = PERCENT * n // 100  # ⌊f·n⌋ in whole numbers
     base, total = int(local.sum()), int(gain.sum())
     dollars = None
     if "strong_cost_usd" in known.columns:
         spent = known["strong_cost_usd"].cast(pl.Float64).fill_null(0.0).to_numpy()
-        dollars = tuple(_sums(spent)[asked].tolist())
-    return Curve(
-        tuple((np.arange(steps) / (steps - 1)).tolist()),
-        tuple(asked.tolist()),
-        tuple(((base + _sums(gain)[asked]) / n).tolist()),
-        tuple(((base + total * asked / n) / n).tolist()),
-        tuple(((base + _sums(np.sort(gain)[::-1])[asked]) / n).tolist()),
-        dollars,
-    )
+        dollars = _sums(spent)[asked].tolist()
+    return {
+        "fraction": (PERCENT / 100).tolist(),
+        "rows": asked.tolist(),
+        "cascade": ((base + _sums(gain)[asked]) / n).tolist(),
+        "random": ((base + total * asked / n) / n).tolist(),
+        "oracle": ((base + _sums(np.sort(gain)[::-1])[asked]) / n).tolist(),
+        "dollars": dollars,
+    }
 
 
-def curve_so_far(rows: pl.DataFrame, steps: int = STEPS) -> dict[str, Any] | None:
+def curve_so_far(rows: pl.DataFrame) -> dict[str, Any] | None:
     """Accuracy over all labelled rows, for the fractions whose rows were all answered."""
     known = _least_sure_first(rows)
     n = known.height
     local, strong = _right(known)
     missing = known["strong_verdict"].is_null().arg_true()
-    asked = np.arange(steps) * n // (steps - 1)
+    asked = PERCENT * n // 100
     asked = asked[asked <= (missing[0] if len(missing) else n)]
     if len(asked) < 2:
         return None
     cascade = (int(local.sum()) + _sums(strong.astype(np.int64) - local)[asked]) / n
-    fraction = np.arange(len(asked)) / (steps - 1)
-    return {"fraction": fraction.tolist(), "cascade": cascade.tolist()}
+    return {"fraction": (PERCENT[: len(asked)] / 100).tolist(), "cascade": cascade.tolist()}
 
 
 def evaluate(rows: pl.DataFrame) -> dict[str, Any]:
@@ -141,39 +111,33 @@ def evaluate(rows: pl.DataFrame) -> dict[str, Any]:
     the policy chose, the curve is of these rows alone, `break_even` says so, and `so_far` has the
     cascade over all labelled rows up to the fraction that was asked.
     """
-    found: dict[str, Any] = {"judges": {}, "curve": None, "so_far": None, "break_even": None}
-    answered = rows.drop_nulls("strong_verdict")
-    for name, frame, column in (
-        ("local judge", rows, "judge_verdict"),
-        ("local judge, where the strong one answered", answered, "judge_verdict"),
-        ("strong judge, where it answered", answered, "strong_verdict"),
-        ("cascade", rows, "final_verdict"),
-    ):
-        scored = scores(frame, column)
-        found["judges"][name] = None if scored is None else asdict(scored)
+    answered, labelled = rows.drop_nulls("strong_verdict"), int(rows["label"].count())
     curve = cascade_curve(rows)
-    if curve is not None:
-        found["curve"] = asdict(curve)
-        labelled = int(rows["label"].count())
-        found["break_even"] = break_even(curve, labelled)
-        if curve.rows[-1] < labelled:
-            found["so_far"] = curve_so_far(rows)
-    return found
+    return {
+        "judges": {
+            "local judge": scores(rows, "judge_verdict"),
+            "local judge, where the strong one answered": scores(answered, "judge_verdict"),
+            "strong judge, where it answered": scores(answered, "strong_verdict"),
+            "cascade": scores(rows, "final_verdict"),
+        },
+        "curve": curve,
+        "so_far": curve_so_far(rows) if curve and curve["rows"][-1] < labelled else None,
+        "break_even": break_even(curve, labelled) if curve else None,
+    }
 
 
-def break_even(curve: Curve, labelled: int) -> str:
+def break_even(curve: Mapping[str, Any], labelled: int) -> str:
     """Say at which smallest fraction the cascade is at or above the strong judge."""
-    strong, n = curve.cascade[-1], curve.rows[-1]
-    index = curve.first_at_least(strong)
-    assert index is not None  # at 100 % the cascade is the strong judge
+    cascade, dollars, n = curve["cascade"], curve["dollars"], curve["rows"][-1]
+    index = next(i for i, right in enumerate(cascade) if right >= cascade[-1] - 1e-12)
     cost = where = ""
-    if curve.dollars is not None:
-        cost = f", ${curve.dollars[index]:.4f} instead of ${curve.dollars[-1]:.4f}"
+    if dollars is not None:
+        cost = f", ${dollars[index]:.4f} instead of ${dollars[-1]:.4f}"
     if n < labelled:
         where = f" (among the {n} of {labelled} labelled rows that the strong judge answered)"
     return (
-        f"With {curve.fraction[index]:.0%} of the rows asked the cascade is right in "
-        f"{curve.cascade[index]:.4f}, the strong judge alone in {strong:.4f}{cost}{where}."
+        f"With {curve['fraction'][index]:.0%} of the rows asked the cascade is right in "
+        f"{cascade[index]:.4f}, the strong judge alone in {cascade[-1]:.4f}{cost}{where}."
     )
 
 

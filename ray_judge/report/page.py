@@ -1,12 +1,9 @@
-"""report.html: one self-contained page that a person reads in the morning.
-
-What it says is in `page.html.j2`; here are its plots and how its numbers look.
-"""
+"""report.html, for people: `page.html.j2` is what it says; here are its plots and numbers."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,18 +69,11 @@ def confidence_plot(rows: pl.DataFrame) -> str:
     routes = [route for route in COLOURS if known.filter(route=route).height]
     if not routes:
         return ""
-
-    def paint(axes: Any) -> None:
-        axes.hist(
-            [known.filter(route=route)["judge_confidence"].to_numpy() for route in routes],
-            bins=40,
-            stacked=True,
-            color=[COLOURS[route] for route in routes],
-            label=routes,
-        )
-        axes.set(xlabel="confidence", ylabel="rows")
-
-    return _draw(paint)
+    axes = _axes(xlabel="confidence", ylabel="rows")
+    values = [known.filter(route=route)["judge_confidence"].to_numpy() for route in routes]
+    colours = [COLOURS[route] for route in routes]
+    axes.hist(values, bins=40, stacked=True, color=colours, label=routes)
+    return _svg(axes)
 
 
 def label_plot(rows: pl.DataFrame) -> str:
@@ -97,41 +87,38 @@ def label_plot(rows: pl.DataFrame) -> str:
     ]
     tenth = (1 + pl.int_range(pl.len()) * 10 // pl.len()).alias("tenth")
     shares = known.with_columns(tenth).group_by("tenth").agg(right).sort("tenth")
-
-    def paint(axes: Any) -> None:
-        for column, colour, label in (
-            ("judge_verdict", GREY, "local judge alone"),
-            ("final_verdict", GREEN, "cascade"),
-        ):
-            axes.plot(shares["tenth"], shares[column], marker="o", color=colour, label=label)
-        axes.set(xlabel="tenth of the rows, by confidence (1 = least sure)", ylabel="agreement")
-        axes.set(ylim=(0, 1.02))
-
-    return _draw(paint)
+    axes = _axes(xlabel="tenth of the rows, by confidence (1 = least sure)", ylabel="agreement")
+    for column, colour, label in (
+        ("judge_verdict", GREY, "local judge alone"),
+        ("final_verdict", GREEN, "cascade"),
+    ):
+        axes.plot(shares["tenth"], shares[column], marker="o", color=colour, label=label)
+    axes.set(ylim=(0, 1.02))
+    return _svg(axes)
 
 
 def curve_plot(curve: Mapping[str, Any] | None) -> str:
     """Accuracy against the share of rows asked, as SVG."""
     if not curve:
         return ""
-
-    def paint(axes: Any) -> None:
-        for name, colour, style, label in CURVES:
-            if name in curve:
-                axes.plot(curve["fraction"], curve[name], color=colour, ls=style, label=label)
-        axes.set(xlabel="share of the rows asked", ylabel="accuracy")
-
-    return _draw(paint)
+    axes = _axes(xlabel="share of the rows asked", ylabel="accuracy")
+    for name, colour, style, label in CURVES:
+        if name in curve:
+            axes.plot(curve["fraction"], curve[name], color=colour, ls=style, label=label)
+    return _svg(axes)
 
 
-def _draw(paint: Callable[[Any], None]) -> str:
+def _axes(**labels: str) -> Any:
     from matplotlib.figure import Figure  # half a second to import
 
-    figure = Figure(figsize=(8, 3), layout="tight")
-    axes = figure.subplots()
-    paint(axes)
-    axes.legend(frameon=False)
+    axes = Figure(figsize=(8, 3), layout="tight").subplots()
+    axes.set(**labels)
     axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _svg(axes: Any) -> str:
+    axes.legend(frameon=False)
     sink = io.StringIO()
-    figure.savefig(sink, format="svg", metadata={"Date": None})
+    axes.figure.savefig(sink, format="svg", metadata={"Date": None})
     return sink.getvalue()[sink.getvalue().index("<svg") :]

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.calibration.audit import audit, check_promise
-from ray_judge.calibration.document import Calibration
-from ray_judge.config import RunConfig, nearest
+from ray_judge.config import nearest
 from ray_judge.errors import CorruptedError, InputError, PromiseBroken
 from ray_judge.records import Outcome, Route, Source
 from ray_judge.report.drift import measure_drift
-from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.routing.tiers import Cascade
+from ray_judge.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from ray_judge.escalation.escalate import Answers
@@ -32,15 +32,10 @@ COUNTED = (
 
 
 def summarise(
-    config: RunConfig,
-    plan: Plan,
-    run: RunDirectory,
-    answers: Answers,
-    threshold: float | None,
-    calibration: Calibration | None,
-    seconds: Mapping[str, float],
+    cascade: Cascade, answers: Answers, threshold: float | None, seconds: Mapping[str, float]
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Give the summary's document and the frame of counted columns that it was made from."""
+    config, plan, run = cascade.config, cascade.plan, cascade.run
     label, by = plan.columns.label, config.route.audit_by
     abstains = config.strong.abstain_below is not None
     outcomes = [str(o) for o in Outcome if abstains or o is not Outcome.ABSTAINED]
@@ -64,10 +59,10 @@ def summarise(
         "strong_model": config.strong.model,
         "seconds": {phase: round(spent, 3) for phase, spent in seconds.items()},
     }
-    document |= describe_audit(config, rows, calibration)
+    document |= describe_audit(cascade, rows)
     if abstains:
         document["review"] = {"rows": rows.filter(outcome=Outcome.ABSTAINED.value).height}
-    document["drift"] = measure_drift(config, plan, run, rows, calibration)
+    document["drift"] = measure_drift(cascade, rows)
     if label:
         document["label_accuracy"] = {
             "judge": accuracy(rows, "judge_verdict"),
@@ -76,20 +71,19 @@ def summarise(
     return document, rows
 
 
-def describe_audit(
-    config: RunConfig, rows: pl.DataFrame, calibration: Calibration | None
-) -> dict[str, Any]:
+def describe_audit(cascade: Cascade, rows: pl.DataFrame) -> dict[str, Any]:
     """Give the summary's `audit`, and its `promise`: what the audit makes of the guarantee."""
+    policy, calibration = cascade.config.route, cascade.calibration
     found: dict[str, Any] = {"audit": None, "promise": None}
-    seen = audit(rows, AUDIT_GROUP if config.route.audit_by else None)
-    if config.route.audit:
+    seen = audit(rows, AUDIT_GROUP if policy.audit_by else None)
+    if policy.audit:
         found["audit"] = seen.document()
-    if calibration is None or config.tiers()[-1].route.policy != "guarantee":
+    if calibration is None or policy.policy != "guarantee":
         return found
     kept: bool | None = None
     if not calibration.attainable:
         said = "the guarantee is not attainable with these labels: every row is escalated"
-    elif not config.route.audit:
+    elif not policy.audit:
         said = f"promised, and not audited: {calibration.promise()}"
     else:
         try:

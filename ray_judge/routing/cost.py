@@ -21,6 +21,7 @@ from ray_judge.escalation.pricing import cost, text_token_estimate
 from ray_judge.escalation.questions import TIERS, QuestionMaker, price_of_strong
 from ray_judge.records import Answer, Chunk, Usage
 from ray_judge.run.columns import Columns
+from ray_judge.run.directory import Plan
 
 FEWEST_ANSWERS = 20
 """So many answers on file correct the estimate; fewer could be odd ones."""
@@ -37,9 +38,9 @@ class Correction:
     answers: int
 
 
-def count_tokens(config: RunConfig, columns: Columns, chunks: Sequence[Chunk]) -> pl.DataFrame:
-    """Count, on the cluster, the tokens of all questions of these chunks; see `count_chunk`."""
-    calls = [(config, columns, chunk) for chunk in chunks]
+def count_tokens(config: RunConfig, plan: Plan) -> pl.DataFrame:
+    """Count, on the cluster, the tokens of all questions of a run; see `count_chunk`."""
+    calls = [(config, plan.columns, chunk) for chunk in plan.chunks()]
     parts: list[pl.DataFrame] = list(call_each(count_chunk, calls))
     return pl.concat(parts).sort("chunk", "row")
 
@@ -92,14 +93,14 @@ def expected_nano_usd(
     return np.array([known[count] for count in tokens], dtype=np.int64)
 
 
-def row_costs(config: RunConfig, counted: pl.DataFrame, mode: str | None = None) -> pl.DataFrame:
+def row_costs(
+    config: RunConfig, counted: pl.DataFrame, fix: Correction | None, mode: str
+) -> pl.DataFrame:
     """Expected cost of each row's questions: `chunk`, `row`, `tokens`, `cost_nano_usd`."""
-    fix = correction(config, counted)
     tokens = counted["input_tokens"].to_numpy()
     if fix is not None:
         tokens = np.rint(tokens * fix.input_factor).astype(np.int64)
     answer = output_tokens(config) if fix is None else fix.output_tokens
-    tier = TIERS[mode or config.strong.mode]
-    nano = expected_nano_usd(config.strong, tokens.tolist(), answer, tier)
+    nano = expected_nano_usd(config.strong, tokens.tolist(), answer, TIERS[mode])
     priced = counted.with_columns(tokens=pl.Series(tokens) + round(answer), cost_nano_usd=nano)
     return priced.group_by("chunk", "row").agg(pl.col("tokens", "cost_nano_usd").sum())

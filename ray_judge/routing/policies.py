@@ -50,7 +50,13 @@ def route(
         gain = expected_gain(judged["judge_confidence"], tier)
         escalate = within_budget(judged, gain, policy.budget_usd or Decimal(0), audited)
     else:
-        escalate = _unsure(judged, _threshold(policy, tier))
+        least = policy.threshold
+        if policy.policy == "guarantee":
+            if tier is None:
+                raise ConfigError("policy: guarantee needs the calibration of this judge")
+            least = tier.threshold
+        unsure = pl.col("judge_confidence").is_null() | (pl.col("judge_confidence") < least)
+        escalate = judged.select(pl.col("has_text") & unsure).to_series().to_numpy()
     return _routed(judged, escalate, audited)
 
 
@@ -85,9 +91,7 @@ def expected_gain(confidence: pl.Series, tier: Tier | None) -> Floats:
     return np.where(np.isnan(values), 1.0, 1.0 - values)
 
 
-def within_budget(
-    judged: pl.DataFrame, gain: Floats, budget_usd: Decimal, audited: Flags | None = None
-) -> Flags:
+def within_budget(judged: pl.DataFrame, gain: Floats, budget_usd: Decimal, audited: Flags) -> Flags:
     """Choose rows greedily by expected gain per dollar, never planning over the budget.
 
     Ties go by row key; a row that no longer fits is passed over for cheaper ones behind it. A row
@@ -99,7 +103,6 @@ def within_budget(
         raise ConfigError("policy: budget needs to know what each row's question costs")
     cost = judged["cost_nano_usd"].fill_null(0).cast(pl.Int64).to_numpy()
     left = int((budget_usd * 10**9).to_integral_value(ROUND_FLOOR))
-    audited = np.zeros(judged.height, dtype=bool) if audited is None else audited
     reserved = int(cost[audited].sum())
     if reserved > left:
         raise ConfigError(
@@ -134,20 +137,6 @@ def _greedy(order: npt.NDArray[np.uint32], cost: npt.NDArray[np.int64], left: in
         left -= int(sums[count - 1])
         order = order[count:]
     return taken
-
-
-def _threshold(policy: RouteConfig, tier: Tier | None) -> float:
-    if policy.policy == "threshold":
-        return float(policy.threshold or 0.0)
-    if tier is None:
-        raise ConfigError("policy: guarantee needs the calibration of this judge")
-    return tier.threshold
-
-
-def _unsure(judged: pl.DataFrame, threshold: float) -> Flags:
-    confidence = pl.col("judge_confidence")
-    unsure = confidence.is_null() | (confidence < threshold)
-    return np.asarray(judged.select(pl.col("has_text") & unsure).to_series().to_numpy())
 
 
 def _least_sure(judged: pl.DataFrame, count: int) -> Flags:

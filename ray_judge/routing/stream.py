@@ -8,13 +8,10 @@ from contextlib import closing
 
 import polars as pl
 
-from ray_judge.calibration.document import Calibration
-from ray_judge.config import RunConfig
 from ray_judge.records import Route
-from ray_judge.routing.cost import count_tokens, row_costs
+from ray_judge.routing.cost import correction, count_tokens, row_costs
 from ray_judge.routing.policies import accepted, needs_every_row, route
-from ray_judge.routing.tiers import judged_frame, run_seed
-from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.routing.tiers import Cascade, judged_frame
 
 
 class Routed:
@@ -24,18 +21,12 @@ class Routed:
     routes again and comes to the same. `judged` gives the chunks as the last judge commits them.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        plan: Plan,
-        run: RunDirectory,
-        judged: Generator[str, None, None],
-        calibration: Calibration | None = None,
-    ) -> None:
-        self._config, self._plan, self._run, self._judged = config, plan, run, judged
-        self._last = len(config.judges) - 1
-        self._tier = calibration.tiers[self._last] if calibration else None
-        self._seed = run_seed(config, plan)
+    def __init__(self, cascade: Cascade, judged: Generator[str, None, None]) -> None:
+        self._cascade, self._judged = cascade, judged
+        self._policy = cascade.config.route
+        self._last = len(cascade.config.judges) - 1
+        self._tier = cascade.calibrated(self._last)
+        self._seed = cascade.seed()
         self._frames: list[pl.DataFrame] = []
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
@@ -50,12 +41,10 @@ class Routed:
         return pl.concat(self._frames).sort("chunk", "row")
 
     def threshold(self) -> float | None:
-        """The confidence below which rows were escalated: given, or as it came out.
-
-        None for `budget`, which does not route by confidence alone, and where nothing is accepted.
-        With several local judges it is the last one's.
+        """The confidence below which rows were escalated by the last judge: given, or as it came
+        out. None where nothing is accepted, and for `budget`, which ranks by dollars, too.
         """
-        policy = self._config.route
+        policy = self._policy
         if policy.threshold is not None or policy.policy == "budget":
             return policy.threshold
         if policy.policy == "guarantee" and self._tier is not None:
@@ -66,19 +55,21 @@ class Routed:
 
     def _decidable(self) -> Iterator[pl.DataFrame]:
         """Judged rows in portions that the policy can decide on."""
-        frames = (judged_frame(self._run, self._last + 1, name) for name in self._judged)
-        if not needs_every_row(self._config.route):
+        config, run, plan = self._cascade.config, self._cascade.run, self._cascade.plan
+        frames = (judged_frame(run, self._last + 1, name) for name in self._judged)
+        if not needs_every_row(self._policy):
             yield from frames
             return
         judged = pl.concat(frames).sort("chunk", "row")
-        if self._config.route.policy == "budget":
-            counted = count_tokens(self._config, self._plan.columns, list(self._plan.chunks()))
-            costs = row_costs(self._config, counted).select("chunk", "row", "cost_nano_usd")
+        if self._policy.policy == "budget":
+            counted = count_tokens(config, plan)
+            costs = row_costs(config, counted, correction(config, counted), config.strong.mode)
+            costs = costs.drop("tokens")
             judged = judged.join(costs, on=["chunk", "row"], how="left", maintain_order="left")
         yield judged
 
     def _route(self, judged: pl.DataFrame) -> pl.DataFrame:
         """The last policy decides on the rows that came to its judge; the others are accepted."""
-        here, policy = pl.col("tier") == self._last, self._config.route
-        decided = route(judged.filter(here), policy, self._tier, self._seed)
-        return pl.concat([decided, accepted(judged.filter(~here), policy, self._seed)])
+        here = pl.col("tier") == self._last
+        decided = route(judged.filter(here), self._policy, self._tier, self._seed)
+        return pl.concat([decided, accepted(judged.filter(~here), self._policy, self._seed)])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from ray_judge.calibration.document import Calibration
+from ray_judge.calibration.document import Calibration, Tier
 from ray_judge.config import RunConfig
 from ray_judge.records import Route
 from ray_judge.routing.policies import route
@@ -21,10 +22,43 @@ from ray_judge.run.directory import Plan, RunDirectory
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard, rising: what a tier judges."""
-VERDICT = (
-    "judge_verdict", "judge_probs", "judge_mass", "judge_unseen", "judge_orders_agree",
-    "judge_confidence", "judge_model",
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """One run as its phases take it: what is asked, of which inputs, where, calibrated by what."""
+
+    config: RunConfig
+    plan: Plan
+    run: RunDirectory
+    calibration: Calibration | None = None
+
+    def calibrated(self, tier: int) -> Tier | None:
+        return self.calibration.tiers[tier] if self.calibration else None
+
+    def seed(self) -> str:
+        """What a run's draws stand on: its configuration and input, so that no two nights match."""
+        prints = [shard.fingerprint for shard in self.plan.shards]
+        return hashlib.sha256("\n".join([self.config.digest(), *prints]).encode()).hexdigest()
+
+    def own_confidences(self, tier: int) -> pl.Series:
+        """How sure a tier's judge was of each row that reached it; null where no verdict."""
+        committed = self.run.judged(tier)
+        parts = [
+            pl.Series(pl.from_arrow(self.run.read_judged(tier, chunk.name)["judge_confidence"]))
+            for chunk in self.plan.chunks()
+            if chunk.name in committed
+        ]
+        return pl.concat(parts) if parts else pl.Series([], dtype=pl.Float64)
+
+    def passed_on(self, tier: int) -> Rows:
+        """The rows that a tier's policy sends to the next one, once all its chunks are judged."""
+        frames = [judged_frame(self.run, tier + 1, chunk.name) for chunk in self.plan.chunks()]
+        here = pl.concat(frames).filter(pl.col("tier") == tier)
+        policy = self.config.tiers()[tier].route
+        decided = route(here, policy, self.calibrated(tier), self.seed())
+        chosen = decided.filter(route=Route.ESCALATE.value).sort("chunk", "row")
+        return dict(chosen.group_by("chunk").agg("row").rows())
 
 
 def read_judged(run: RunDirectory, tiers: int, chunk: str) -> tuple[pa.Table, list[int]]:
@@ -47,7 +81,7 @@ def read_judged(run: RunDirectory, tiers: int, chunk: str) -> tuple[pa.Table, li
 def _together(before: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     """The later tier's verdict; without one the earlier verdict stands, as unsure as can be."""
     if later["judge_verdict"] is not None:
-        return {**before, **{name: later[name] for name in VERDICT}, "error": later["error"]}
+        return dict(later)
     errors = [error for error in (before["error"], later["error"]) if error]
     return {**before, "judge_confidence": None, "error": "; ".join(errors) or None}
 
@@ -59,37 +93,3 @@ def judged_frame(run: RunDirectory, tiers: int, chunk: str) -> pl.DataFrame:
     return pl.DataFrame(pl.from_arrow(table)).with_columns(
         pl.lit(chunk).alias("chunk"), pl.Series("tier", reached, pl.Int32)
     )
-
-
-def own_confidences(run: RunDirectory, plan: Plan, tier: int) -> pl.Series:
-    """How sure a tier's judge was of each row that reached it; null where it gave no verdict."""
-    committed = run.judged(tier)
-    parts = [
-        pl.Series(pl.from_arrow(run.read_judged(tier, chunk.name)["judge_confidence"]))
-        for chunk in plan.chunks()
-        if chunk.name in committed
-    ]
-    return pl.concat(parts) if parts else pl.Series([], dtype=pl.Float64)
-
-
-def passed_on(
-    run: RunDirectory,
-    config: RunConfig,
-    plan: Plan,
-    tier: int,
-    calibration: Calibration | None,
-) -> Rows:
-    """The rows that a tier's policy sends to the next one, once all its chunks are judged."""
-    frames = [judged_frame(run, tier + 1, chunk.name) for chunk in plan.chunks()]
-    here = pl.concat(frames).filter(pl.col("tier") == tier)
-    policy = config.tiers()[tier].route
-    calibrated = calibration.tiers[tier] if calibration else None
-    decided = route(here, policy, calibrated, run_seed(config, plan))
-    chosen = decided.filter(route=Route.ESCALATE.value).sort("chunk", "row")
-    return dict(chosen.group_by("chunk").agg("row").rows())
-
-
-def run_seed(config: RunConfig, plan: Plan) -> str:
-    """What a run's draws stand on: its configuration and its input, so that no two nights match."""
-    prints = [shard.fingerprint for shard in plan.shards]
-    return hashlib.sha256("\n".join([config.digest(), *prints]).encode()).hexdigest()

@@ -1,7 +1,4 @@
-"""Which input column plays which role, and whether it can.
-
-What does not fit is refused, naming file and column, before anything is judged.
-"""
+"""Which input column plays which role; what does not fit is refused, naming file and column."""
 
 from __future__ import annotations
 
@@ -12,13 +9,7 @@ import pyarrow as pa
 
 from ray_judge.config import RunConfig, nearest
 from ray_judge.errors import ConfigError, InputError
-from ray_judge.records import Task, verdict_schema
-
-REQUIRED: Mapping[Task, tuple[str, ...]] = {
-    "pairwise": ("instruction", "response_a", "response_b"),
-    "pointwise": ("instruction", "response"),
-}
-OPTIONAL = ("input", "reference", "rubric")
+from ray_judge.records import OPTIONAL, REQUIRED, Task, verdict_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +31,6 @@ def resolve_columns(
     config: RunConfig, schema: pa.Schema, extra: Sequence[str], path: str
 ) -> Columns:
     """Match roles to this shard's columns and check their types. Raises InputError."""
-    _check_names(config, schema, path)
-    roles = (*REQUIRED[config.task], *OPTIONAL, "label", "id")
-    text = {role: column for role in roles if (column := _column(config, schema, role, path))}
-    label, key = text.pop("label", None), text.pop("id", None)
-
-    def check(column: str | None, fits: Callable[[pa.DataType], bool], wanted: str) -> None:
-        kind = schema.field(column).type if column else None
-        if kind is not None and not fits(kind):
-            raise InputError(f"{wanted}, this column is {kind}", file=path, column=column)
-
-    for role, column in text.items():
-        check(column, is_text, f"{role} must be text")
-    check(
-        key,
-        lambda kind: is_text(kind) or pa.types.is_integer(kind),
-        "id must be text or whole numbers",
-    )
-    kinds = "A, B or tie" if config.task == "pairwise" else "a number"
-    said = f"label must be {kinds} (name another in columns.label, or say null)"
-    check(label, lambda kind: _is_label(kind, config.task), said)
-    for column in extra:
-        if column not in schema.names:
-            raise _missing(schema, "judge.prob_columns", column, path)
-        check(column, _is_number, "probabilities must be numbers")
-    if (by := config.route.audit_by) and by not in schema.names:
-        raise _missing(schema, "route.audit_by", by, path)
-    return Columns(text, key, label, tuple(extra))
-
-
-def _check_names(config: RunConfig, schema: pa.Schema, path: str) -> None:
-    """Refuse a name that two columns have, and one that the output needs."""
     taken = verdict_schema(config.task, (), strong_prob=config.strong.samples > 1).names
     for name in schema.names:
         if schema.names.count(name) > 1:
@@ -78,6 +38,31 @@ def _check_names(config: RunConfig, schema: pa.Schema, path: str) -> None:
         if name in taken:
             said = "this column's name is taken by the output: rename it"
             raise InputError(said, file=path, column=name)
+    roles = (*REQUIRED[config.task], *OPTIONAL, "label", "id")
+    text = {role: column for role in roles if (column := _column(config, schema, role, path))}
+    label, key = text.pop("label", None), text.pop("id", None)
+
+    for column in extra:
+        if column not in schema.names:
+            raise _missing(schema, "judge.prob_columns", column, path)
+    kinds = "A, B or tie" if config.task == "pairwise" else "a number"
+    ids, labels = (
+        "id must be text or whole numbers",
+        f"label must be {kinds} (name another in columns.label, or say null)",
+    )
+    checks: list[tuple[str | None, Callable[[pa.DataType], bool], str]] = [
+        *((column, is_text, f"{role} must be text") for role, column in text.items()),
+        (key, lambda kind: is_text(kind) or pa.types.is_integer(kind), ids),
+        (label, lambda kind: _is_label(kind, config.task), labels),
+        *((column, _is_number, "probabilities must be numbers") for column in extra),
+    ]
+    for column, fits, wanted in checks:
+        kind = schema.field(column).type if column else None
+        if kind is not None and not fits(kind):
+            raise InputError(f"{wanted}, this column is {kind}", file=path, column=column)
+    if (by := config.route.audit_by) and by not in schema.names:
+        raise _missing(schema, "route.audit_by", by, path)
+    return Columns(text, key, label, tuple(extra))
 
 
 def _column(config: RunConfig, schema: pa.Schema, role: str, path: str) -> str | None:

@@ -70,10 +70,7 @@ class Plan:
 
 
 class RunDirectory:
-    """One run's place in storage; nothing is touched until something is read or written.
-
-    A `tier` is the number of a local judge, from 0.
-    """
+    """One run's place in storage. A `tier` is the number of a local judge, from 0."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
@@ -160,10 +157,7 @@ class RunDirectory:
         self.storage.delete(OUTDATED)
 
     def reopen(self) -> None:
-        """Say that what is scored is to be scored anew: more is to be asked, or is known by now.
-
-        Every file stays until its successor takes its place.
-        """
+        """Have what is scored scored anew; every file stays until its successor takes its place."""
         if self.storage.list("scored"):
             self.storage.write(OUTDATED, b"")
 

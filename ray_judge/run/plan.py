@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import InputChangedError, InputError, StorageError
-from ray_judge.records import Example, Shard
-from ray_judge.run.columns import OPTIONAL, Columns, is_text, resolve_columns
+from ray_judge.records import OPTIONAL, Example, Shard
+from ray_judge.run.columns import Columns, is_text, resolve_columns
 from ray_judge.storage.local import open_storage
 
 BATCH = 4096
 """Rows that are decoded at a time."""
+SUFFIXES = (".parquet", ".pq")
+WILD = frozenset("*?[")
 AT_ONCE = 8
 """Shards that are looked at together while planning (hashing and I/O leave Python's lock)."""
 
@@ -67,20 +69,23 @@ def find_shards(uri: str) -> list[tuple[str, str]]:
     In a glob `*` stays within a folder and `**` crosses folders. Names that begin with a dot or
     an underscore are left out, unless the file itself is named.
     """
-    root, pattern = _split(uri)
-    if pattern is not None and "://" not in root and Path(root, pattern).is_file():
-        return [(root, pattern)]
-    storage = open_storage(root)
+    local, path = "://" not in uri, Path(uri).expanduser().absolute()
+    if local and path.is_file():
+        return [(str(path.parent), path.name)]
+    if local and not path.exists() and not WILD & set(uri):
+        raise InputError("there is no such file or folder", input=uri)
+    parts = (str(path) if local else uri).split("/")
+    wild = [n for n, part in enumerate(parts) if WILD & set(part)]
+    cut = len(parts) - (not local and uri.endswith(SUFFIXES))
+    if wild and not (local and path.is_dir()):
+        cut = wild[0]
+    storage, pattern = open_storage("/".join(parts[:cut]) or "/"), parts[cut:]
     names = [
         name
         for name in storage.list("")
         if not any(part.startswith((".", "_")) for part in name.split("/"))
+        and (_matches(name.split("/"), pattern) if pattern else name.endswith(SUFFIXES))
     ]
-    if pattern is None:
-        names = [name for name in names if name.endswith((".parquet", ".pq"))]
-    else:
-        wanted = pattern.split("/")
-        names = [name for name in names if _matches(name.split("/"), wanted)]
     if not names:
         raise InputError("no Parquet shards here (*.parquet)", input=uri)
     return [(storage.uri, name) for name in names]
@@ -93,26 +98,6 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
         return _matches(parts, pattern[1:]) or bool(parts and _matches(parts[1:], pattern))
     here = bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0])
     return here and _matches(parts[1:], pattern[1:])
-
-
-def _split(uri: str) -> tuple[str, str | None]:
-    """Split a URI into the root to list and the pattern, None for a whole folder."""
-    remote = "://" in uri
-    path = Path(uri).expanduser().absolute()
-    if not remote and (path.exists() or not any(c in uri for c in "*?[")):
-        if path.is_dir():
-            return str(path), None
-        if not path.exists():
-            raise InputError("there is no such file or folder", input=uri)
-        return str(path.parent), path.name
-    text = uri if remote else str(path)
-    parts = text.split("/")
-    wild = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), None)
-    if wild is None:
-        if text.endswith((".parquet", ".pq")):
-            return text.rpartition("/")[0], text.rpartition("/")[2]
-        return text, None
-    return "/".join(parts[:wild]) or "/", "/".join(parts[wild:])
 
 
 @contextmanager
@@ -168,10 +153,10 @@ def fingerprint(path: str) -> str:
     On an object store the footer stands for the bytes: it has every page's size, offset and
     statistics, and to read a terabyte in order to plan a night would be dear.
     """
-    root, _, name = path.rpartition("/")
     if "://" not in path:
         with open(path, "rb") as local:
             return hashlib.file_digest(local, "sha256").hexdigest()
+    root, _, name = path.rpartition("/")
     with open_storage(root).open_input(name) as file:
         size = file.size()
         file.seek(max(0, size - 8))
@@ -213,10 +198,7 @@ def read_rows(path: str, start: int, rows: int, columns: Sequence[str] | None = 
 
 
 def read_slices(path: str, sizes: Sequence[int]) -> Iterator[pa.Table]:
-    """Read a shard from its first row, in slices of these sizes, decoding everything once.
-
-    The last slices are shorter, or empty, where the shard has fewer rows.
-    """
+    """Read a shard once, in slices of these sizes; where it has fewer rows the last are shorter."""
     with open_shard(path) as file:
         yield from _cut(file, sizes)
 
@@ -241,7 +223,7 @@ def _cut(
 
 def read_examples(table: pa.Table, columns: Columns) -> list[Example | str]:
     """Turn rows into examples; text instead of an example says why the row has none."""
-    texts = [_decode(table.column(name)) for name in columns.text.values()]
+    texts = [decode(table.column(name)) for name in columns.text.values()]
     return [_example(dict(zip(columns.text, row, strict=True))) for row in zip(*texts, strict=True)]
 
 
@@ -259,7 +241,7 @@ def _example(values: Mapping[str, str | bytes | None]) -> Example | str:
     return Example(responses=responses, **clean)
 
 
-def _decode(column: pa.ChunkedArray) -> list[str | bytes | None]:
+def decode(column: pa.ChunkedArray) -> list[str | bytes | None]:
     """Give text per row; bytes where they are not UTF-8."""
     values: list[str | bytes | None] = []
     for value in _bytes(column).to_pylist():
@@ -283,5 +265,5 @@ def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[
         return [f"{shard}#{position:012d}" for position in positions]
     ids = table.column(columns.id)
     if is_text(ids.type):
-        return [key.hex() if isinstance(key, bytes) else str(key) for key in _decode(ids)]
+        return [key.hex() if isinstance(key, bytes) else str(key) for key in decode(ids)]
     return [f"{n:020d}" if n >= 0 else f"-{n + (1 << 63):020d}" for n in ids.to_pylist()]

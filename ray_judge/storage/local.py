@@ -147,12 +147,13 @@ def _sync_folder(folder: str) -> None:
         os.close(handle)
 
 
-def _make_folder(folder: str) -> None:
+def _make_folder(folder: str) -> str:
     if not os.path.isdir(folder):
         parent = os.path.dirname(folder)
         _make_folder(parent)
         os.makedirs(folder, exist_ok=True)
         _sync_folder(parent)
+    return folder
 
 
 class LocalStorage:
@@ -163,11 +164,6 @@ class LocalStorage:
 
     def _at(self, path: str) -> str:
         return os.path.join(self.uri, checked(path))
-
-    def _folder(self, path: str) -> str:
-        folder = os.path.dirname(self._at(path))
-        _make_folder(folder)
-        return folder
 
     def read(self, path: str) -> bytes:
         with _local_errors(path):
@@ -189,7 +185,7 @@ class LocalStorage:
     def _new_file(self, path: str, put_in_place: Callable[[str, str], None]) -> Iterator[BinaryIO]:
         """A file that readers skip until the block ends well; the block's errors pass unchanged."""
         with _local_errors(path):
-            folder = self._folder(path)
+            folder = _make_folder(os.path.dirname(self._at(path)))
             temporary = os.path.join(folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
             file = open(temporary, "xb")  # noqa: SIM115  it is closed below
         try:
@@ -221,7 +217,7 @@ class LocalStorage:
 
     def log(self, path: str) -> AppendLog:
         with _local_errors(path):
-            folder = self._folder(path)
+            folder = _make_folder(os.path.dirname(self._at(path)))
             file = open(self._at(path), "xb", buffering=0)  # noqa: SIM115  the log closes it
             _sync_folder(folder)
         return _LocalLog(path, file)

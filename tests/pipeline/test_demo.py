@@ -24,7 +24,7 @@ def test_the_demos_questions_are_answered_and_no_others(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs", 1000, 1)
     assert pairs.height == pl.read_parquet(tmp_path / "pairs" / "*.parquet").height == 1000
     told = simulated_answers(config, pairs)
-    alone = simulated_alone(config, pairs, told)
+    alone = simulated_alone("gpt-4.1", pairs, told)
     assert 0.95 < alone["accuracy"] < 0.99 and 0 < alone["usd"] < 1
     maker, pair = QuestionMaker(config), pairs.row(0, named=True)
     ours = Example(pair["instruction"], (pair["response_a"], pair["response_b"]))

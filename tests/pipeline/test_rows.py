@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.records import PAIRWISE_ALTERNATIVES, VERDICT_COLUMNS, verdict_schema
+from ray_judge.records import PAIRWISE_ALTERNATIVES, verdict_schema
 from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
@@ -84,10 +84,10 @@ def test_every_misfortune_is_its_rows_own(runs: Runs, server: RunningServer) -> 
     first, second = (pq.read_table(path) for path in run.scored_paths())
     added = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
     for scored in (first, second):
-        assert scored.column_names == [*written.column_names, *VERDICT_COLUMNS]
+        assert scored.column_names == [*written.column_names, *added.names]
         kept = scored.select(range(written.num_columns))
         assert kept.schema.equals(written.schema, check_metadata=True)
-        assert scored.select(list(VERDICT_COLUMNS)).schema.remove_metadata().equals(added)
+        assert scored.select(added.names).schema.remove_metadata().equals(added)
     assert (len(first), len(second)) == (rows, 0)
     for name in written.column_names:  # NaN is not equal to itself, but its bytes are
         if name == "response_b":
@@ -110,7 +110,7 @@ def test_every_misfortune_is_its_rows_own(runs: Runs, server: RunningServer) -> 
         else:  # no probability: the strong judge may know
             assert (outcome[n], source[n]) == ("resolved", "strong")
     assert server.stats()["billed"] == rows - 4
-    verdicts = pa.Table.from_arrays(first.columns[written.num_columns :], list(VERDICT_COLUMNS))
+    verdicts = pa.Table.from_arrays(first.columns[written.num_columns :], added.names)
     frame = pl.DataFrame(pl.from_arrow(verdicts))
     assert not frame["judge_confidence"].is_nan().any()
     assert run.summary()["errors"] == len(said)

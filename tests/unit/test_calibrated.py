@@ -33,6 +33,7 @@ from ray_judge.errors import ConfigError, InputError, RunChangedError
 from ray_judge.records import Answer, Chunk, Outcome, Shard, Usage
 from ray_judge.report.drift import measure_drift
 from ray_judge.routing.cost import corrected, count_chunk, expected_nano_usd, output_tokens
+from ray_judge.routing.tiers import Cascade
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
@@ -367,7 +368,7 @@ def test_drift_of_each_judge(tmp_path: Path) -> None:
     small, large = (frame["judge_confidence"].to_numpy() for frame in judged(seed=3))
     on = small < calibration.tiers[0].threshold
     plan, run = night(tmp_path / "run", [small, large[on] - 0.25])
-    found = measure_drift(pair(tmp_path), plan, run, scored(ROWS, 100), calibration)
+    found = measure_drift(Cascade(pair(tmp_path), plan, run, calibration), scored(ROWS, 100))
     assert found is not None
     first, second = found["judges"]
     assert (first["verdict"], second["verdict"]) == ("stable", "shifted")
@@ -382,19 +383,14 @@ def test_drift_of_each_judge(tmp_path: Path) -> None:
     )
 
     # the first judge routes by a threshold of the user's: other rows than then come to the second
-    mixed = measure_drift(
-        pair(tmp_path, route__policy="threshold", route__threshold=0.8),
-        plan,
-        run,
-        scored(ROWS, 100),
-        calibration,
-    )
+    other = pair(tmp_path, route__policy="threshold", route__threshold=0.8)
+    mixed = measure_drift(Cascade(other, plan, run, calibration), scored(ROWS, 100))
     assert mixed is not None
     assert mixed["judges"][1]["psi"] is None and mixed["verdict"] == "stable"
     assert mixed["escalated_then"] is None
 
     plan, run = night(tmp_path / "other", [small, small[:0]])
-    found = measure_drift(pair(tmp_path), plan, run, scored(ROWS, 0), calibration)
+    found = measure_drift(Cascade(pair(tmp_path), plan, run, calibration), scored(ROWS, 0))
     assert found is not None
     second = found["judges"][1]
     assert (second["reached"], second["psi"], second["passed_on"]) == (0, None, None)

@@ -12,7 +12,7 @@ import pytest
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import ConfigError, InputChangedError, InputError
-from ray_judge.records import VERDICT_COLUMNS, Example
+from ray_judge.records import Example, verdict_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.plan import (
     check_unchanged,
@@ -84,6 +84,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         assert "no Parquet shards" in str(error) and str(place) in str(error)
 
 
+OUTPUT = verdict_schema("pairwise", ()).names
 STRONG = {"model": "gpt-4.1", "max_cost_usd": 1, "samples": 2, "abstain_below": 0.5}
 NO_ROWS = pairs().slice(0, 0)
 TWICE = pairs().append_column("response_a", pairs()["response_b"])
@@ -97,7 +98,10 @@ TWICE = pairs().append_column("response_a", pairs()["response_b"])
         ([pairs()], {"columns": {"label": "humann"}}, "humann", "for label"),
         ([pairs(label=[0, 1, 0])], {}, "label", "label must be A, B or tie"),
         ([pairs(strong_prob=[1, 2, 3])], {"strong": STRONG}, "strong_prob", "rename it"),
-        *(([pairs(**{name: [1, 2, 3]})], {}, name, "rename it") for name in VERDICT_COLUMNS),
+        *(
+            ([pairs(**{name: [1, 2, 3]})], {}, name, "rename it")
+            for name in verdict_schema("pairwise", ()).names
+        ),
         ([TWICE], {}, "response_a", "two columns have the same name"),
         ([pairs(score=[1] * 3), pairs(score=["1"] * 3)], {}, "score", "string here, int64 in"),
         ([pairs(score=[1] * 3), pairs()], {}, "score", "missing here"),

@@ -19,7 +19,6 @@ from ray_judge.judging.stage import judge_rows
 from ray_judge.merge import Asked, Paid, verdict_columns, with_payers
 from ray_judge.records import (
     PAIRWISE_ALTERNATIVES,
-    VERDICT_COLUMNS,
     Answer,
     Outcome,
     Shard,
@@ -34,7 +33,6 @@ from . import builders
 
 SCHEMA = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
 SURE_SCHEMA = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES, strong_prob=True)
-assert SCHEMA.names == list(VERDICT_COLUMNS)
 STRONG = StrongConfig(model="gpt-4.1", max_cost_usd=Decimal(1))
 
 

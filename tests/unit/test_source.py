@@ -18,6 +18,7 @@ from ray_judge.escalation.questions import Question
 from ray_judge.escalation.source import PER_TAKE, RoutedQuestions
 from ray_judge.records import Chunk
 from ray_judge.routing.stream import Routed
+from ray_judge.routing.tiers import Cascade
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 
@@ -160,7 +161,7 @@ def test_routing_that_is_left_stops_the_judging(tmp_path: Path) -> None:
         finally:
             made.append("closed")
 
-    for part in Routed(config, Plan((), Columns({}), 1), run, judged()):
+    for part in Routed(Cascade(config, Plan((), Columns({}), 1), run), judged()):
         assert part["route"].to_list() == ["accept"]
         break
     assert made == [0, "closed"]

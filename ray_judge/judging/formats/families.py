@@ -23,7 +23,7 @@ from ray_judge.judging.formats.format import (
     Template,
 )
 from ray_judge.judging.formats.templates import PINS, pin_for, state, template
-from ray_judge.records import Example, Task
+from ray_judge.records import OPTIONAL, REQUIRED, Example, Task
 
 DEMO_TEMPLATE = "{instruction}\nA: {response_a}\nB: {response_b}\nBest: "
 """The tiny judge shipped with the package was trained on exactly this text."""
@@ -246,7 +246,7 @@ def _custom(judge: JudgeConfig, custom: CustomFormat) -> Format:
     meant = {text: name for name, texts in custom.choices.items() for text in texts}
     return Format(
         task,
-        Template.split(custom.template, custom.placeholders(task)),
+        Template.split(custom.template, (*REQUIRED[task], *OPTIONAL)),
         Searched(meant, custom.verdict, leads=("",)),
         system=custom.system,
         opening=custom.opening,
