@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,22 +35,18 @@ class StoragePromises:
         assert storage.list("nothing") == []
 
     def test_create_is_exclusive_in_a_race(self, storage: Storage) -> None:
-        winners: list[int] = []
         start = threading.Barrier(8)
 
-        def race(number: int) -> None:
+        def race(number: int) -> bool:
             start.wait()
             try:
                 storage.create("claim", str(number).encode())
-                winners.append(number)
             except AlreadyExists:
-                pass
+                return False
+            return True
 
-        threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(8) as pool:
+            winners = [number for number, won in enumerate(pool.map(race, range(8))) if won]
         assert len(winners) == 1
         assert storage.read("claim") == str(winners[0]).encode()
         assert storage.list("") == ["claim"]

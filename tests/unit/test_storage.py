@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -44,11 +45,8 @@ def test_a_disk_that_is_full_is_our_error_and_leaves_the_old_file(
     storage, log = LocalStorage(str(tmp_path)), LocalStorage(str(tmp_path)).log("x.log")
     storage.write("f", b"old")
 
-    def fail(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
+        patch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
         log.append(b"lost?")
         for refused in (log.sync, lambda: storage.write("f", b"new")):
             with pytest.raises(StorageError, match="No space left"):
