@@ -7,7 +7,7 @@ ships the last:
     a language model of the in-domain tasks: it has learnt to *solve* them, and gives A and B
     about one half each as a verdict.
 `DIR/plain`
-    tuned from the base to answer A or B right after the prompt of `formats.demo`,
+    tuned from the base to answer A or B right after the prompt `DEMO_TEMPLATE`,
     on answerable pairs alone; kept for comparison, for it is as sure of tasks it does not know.
 `DIR/judge`
     tuned further with pairs that have no better answer (`tools.demo_judge.unanswerable`) and a
