@@ -24,7 +24,6 @@ EXIT_CODES = """exit codes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
@@ -37,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the commands."""
     top = argparse.ArgumentParser(
         prog="ray-judge",
         description="Score LLM outputs with a local judge; pay a strong one for the doubtful rows.",
@@ -197,5 +195,4 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def entry_point() -> None:
-    """Run as the console script `ray-judge`."""
     sys.exit(main())

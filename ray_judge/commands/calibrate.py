@@ -148,7 +148,6 @@ def sample_run(
 
 
 def as_text(made: Calibration, place: str) -> str:
-    """What the command prints."""
     lines: list[str] = []
     for number, tier in enumerate(made.tiers):
         lines += [judge_name(tier.judge, number), *_judge_lines(tier), ""]

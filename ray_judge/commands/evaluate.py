@@ -52,7 +52,6 @@ def under_swap(agreed: Sequence[bool | None]) -> dict[str, Any] | None:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """What the command prints."""
     lines = [f"{'':<46}{'rows':>8}  accuracy  95 % interval     macro-F1   kappa"]
     for name, scored in found["judges"].items():
         if scored:

@@ -178,7 +178,6 @@ def _expected(tier: Tier, routed: pl.DataFrame, judges: int) -> tuple[Floats, li
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """The plan as a table."""
     size = f"{found['rows']:,} rows, {found['sampled']:,} of them sampled"
     lines = [f"{size}; strong judge: {found['strong_model']}. Nothing was spent."]
     if len(found["reached"]) > 1:

@@ -33,11 +33,6 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
-    """Read the body of a 200 answer; half a body is AMBIGUOUS: computed, billed, lost."""
-    return reply_of(read_json(text), headers)
-
-
 def read_json(text: str) -> Any:
     """The document, or None where the text is not JSON."""
     try:
@@ -46,8 +41,8 @@ def read_json(text: str) -> Any:
         return None
 
 
-def reply_of(document: Any, headers: Mapping[str, str]) -> Reply:
-    """Read a chat completion that is JSON already. Raises RequestFailed, AMBIGUOUS."""
+def read_reply(document: Any, headers: Mapping[str, str]) -> Reply:
+    """Read a chat completion. Raises RequestFailed, AMBIGUOUS: computed, billed, lost."""
     try:
         choice = document["choices"][0]
         text, refusal = map(_text, map(choice["message"].get, ("content", "refusal")))

@@ -59,7 +59,7 @@ class StrongClient:
                     failure.kind = Kind.ROW
                 self._in_words = True
             raise
-        reply = read_reply(raw.http_response.text, dict(raw.headers))
+        reply = read_reply(read_json(raw.http_response.text), dict(raw.headers))
         ours, repeated = self._seen.look(reply.response_id, body)
         # What comes next on this connection would be the answer before it, again and again.
         if repeated and (connection := raw.http_response.extensions.get("network_stream")):

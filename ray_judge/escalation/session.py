@@ -240,7 +240,6 @@ class Session:
             there[key] = question
 
     def pop(self, most: int) -> list[Question]:
-        """Take the next questions to be asked."""
         keys = [key for key, _ in zip(self.waiting, range(most), strict=False)]
         return [self.waiting.pop(key) for key in keys]
 
@@ -255,10 +254,6 @@ class Session:
     def _leave(self, key: str, outcome: Outcome) -> None:
         self.outcomes[key] = outcome
         self.denied += outcome is Outcome.DENIED_BUDGET
-
-    def counts(self, questions: Iterable[Question]) -> dict[str, InVain]:
-        """How often questions were asked in vain, of those that were."""
-        return {q.key: self.in_vain[q.key] for q in questions if q.key in self.in_vain}
 
     def settle(self, outcomes: Mapping[str, Outcome]) -> None:
         """Keep what became of questions; the others' answers are in the journal."""

@@ -47,7 +47,6 @@ class RoutedQuestions:
         self._thread.start()
 
     def take(self) -> list[Question] | None:
-        """See `QuestionSource.take`."""
         self.check()
         self._receive()
         if self._whole:
@@ -96,7 +95,6 @@ class RoutedQuestions:
         return [question for row in rows for question in made[row]]
 
     def _receive(self) -> None:
-        """Take the frames that have arrived."""
         while not self._over:
             try:
                 item = self._frames.get_nowait()

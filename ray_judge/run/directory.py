@@ -55,7 +55,6 @@ class Plan:
         return sum(shard.rows for shard in self.shards)
 
     def chunks(self) -> Iterator[Chunk]:
-        """Every shard's chunks, in order."""
         for number in range(len(self.shards)):
             yield from self.chunks_of(number)
 
@@ -151,7 +150,6 @@ class RunDirectory:
         return None if self.storage.exists(OUTDATED) else self._document("summary.json")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json: the run is finished."""
         text = json.dumps(summary, indent=1, default=float)
         self.storage.write("summary.json", text.encode() + b"\n")
         self.storage.delete(OUTDATED)

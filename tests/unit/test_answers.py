@@ -17,6 +17,7 @@ from ray_judge.escalation.answers import (
     combine,
     failed_answer,
     read_answer,
+    read_json,
     read_reply,
 )
 from ray_judge.escalation.failures import Kind, RequestFailed, classify, run_error
@@ -49,7 +50,7 @@ def body(content: Any = "{}", refusal: Any = None, finish: Any = "stop", **chang
 )  # fmt: skip
 def test_a_body_that_is_no_completion_was_computed_and_lost(text: str) -> None:
     with pytest.raises(RequestFailed, match="not a chat completion") as caught:
-        read_reply(text, {})
+        read_reply(read_json(text), {})
     assert caught.value.kind is Kind.AMBIGUOUS
 
 
@@ -63,12 +64,12 @@ def test_a_body_that_is_no_completion_was_computed_and_lost(text: str) -> None:
 def test_usage_that_cannot_be_meant_is_no_usage(usage: Any) -> None:
     if isinstance(usage, dict):
         usage = {"prompt_tokens": 1, "completion_tokens": 1, **usage}
-    assert read_reply(body(usage=usage), {}).usage is None
+    assert read_reply(read_json(body(usage=usage)), {}).usage is None
 
 
 def test_odd_fields_become_text_or_nothing() -> None:
     text = body("a\ud800b", refusal=["no"], finish=3, id=7, model=["m"], service_tier=None)
-    reply = read_reply(text, {})
+    reply = read_reply(read_json(text), {})
     assert (reply.text, reply.refusal, reply.finish_reason) == ("a?b", None, None)
     assert (reply.response_id, reply.model, reply.usage) == (None, None, Usage(10, 2))
 
@@ -78,7 +79,7 @@ def test_odd_fields_become_text_or_nothing() -> None:
 
 def read(text: str, *, last: bool = False, tier: str | None = None) -> Answer:
     """Read a body; the question has 100 input tokens at most, and its answer 300."""
-    reply = read_reply(text, {})
+    reply = read_reply(read_json(text), {})
     return read_answer(maker(), "k", 100, reply, ("l-1", 3), 7.0, last=last, tier=tier)
 
 

@@ -99,7 +99,6 @@ class View:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
         return self.status in ENDS
 
     @property
@@ -166,7 +165,6 @@ class Provider:
         return None
 
     async def look(self, batch: str) -> View:
-        """See how far a batch is."""
         return View.of(await self._tried(lambda: self._client.retrieve(batch)))
 
     async def results(self, view: View) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from ray_judge.escalation.answers import failed_answer, read_answer, reply_of
+from ray_judge.escalation.answers import failed_answer, read_answer, read_reply
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import HeldSlot
 from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed, classify
@@ -133,7 +133,7 @@ class ResultReader:
         self, slot: HeldSlot, question: Question | None, past: InVain, body: Any, at: float
     ) -> Answer:
         try:
-            reply = reply_of(body, {})
+            reply = read_reply(body, {})
         except RequestFailed as failure:
             return self._lost(slot, past, failure.reason, at)
         answer = read_answer(
@@ -164,7 +164,6 @@ class ResultReader:
         *,
         words: bool,
     ) -> None:
-        """Decide a slot that was not billed."""
         kind = found.kind or Kind.TRANSIENT
         if kind in (Kind.BILLING, Kind.RUN):
             reading.stop = reading.stop or found

@@ -155,7 +155,6 @@ class Accounts:
                 opened.lost_at = now
 
     def to_json(self) -> dict[str, Any]:
-        """The whole state."""
         leases = {
             name: [x.actor, x.accounts, x.lost_at, x.slots] for name, x in self.leases.items()
         }
@@ -164,7 +163,6 @@ class Accounts:
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Accounts:
-        """The state that `to_json` gave."""
         leases = {}
         for name, (actor, accounts, lost_at, slots) in state["leases"].items():
             numbered = {int(number): (key, most) for number, (key, most) in slots.items()}

@@ -66,7 +66,6 @@ class BatchRecord:
 
 
 def path_of(batch: str) -> str:
-    """Where the record of a batch lies."""
     return f"{FOLDER}/{batch}.json"
 
 

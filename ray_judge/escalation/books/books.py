@@ -146,7 +146,6 @@ class Books:
         return load_journal(self.storage)
 
     def writer(self, writer_id: str) -> JournalWriter:
-        """Begin a log of answers."""
         linger_s = STORE_LINGER_S if "://" in self.storage.uri else 0.0
         return JournalWriter(self.storage, writer_id, run=self.run, linger_s=linger_s)
 

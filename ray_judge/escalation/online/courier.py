@@ -162,7 +162,9 @@ class OnlineCourier:
         while session.waiting and min(load) < AT_ASKER:
             number = load.index(min(load))
             unit = session.pop(self._per_unit)
-            asked = self._askers[number].ask(unit, session.counts(unit))
+            asked = self._askers[number].ask(
+                unit, {q.key: session.in_vain[q.key] for q in unit if q.key in session.in_vain}
+            )
             self._running[asyncio.ensure_future(asked)] = number, unit
             load[number] += 1
 

@@ -120,8 +120,6 @@ class Governor:
         StorageError when the ledger is lost: nothing more can be sent under it. Raises
         ConfigError for a cost that is no amount of money.
         """
-        if not needs:
-            raise ValueError("acquire needs at least one need")
         self._check()
         self._ledger.fitting([need.max_cost_usd for need in needs])  # refuses what is no amount
         waiter = _Waiter(actor, needs, asyncio.get_running_loop().create_future())

@@ -36,7 +36,6 @@ class GovernorServer:
         self._governor: Governor | None = None
 
     async def open(self) -> Claim | RayJudgeError:
-        """Become the owner of the books."""
         strong = self._strong
         try:
             ledger, claim = await asyncio.to_thread(self._books.claim, unique_name())
@@ -76,7 +75,6 @@ class GovernorServer:
         return self._governor.state()
 
     async def close(self) -> RayJudgeError | None:
-        """Write the ledger's final snapshot."""
         try:
             if self._governor is not None:
                 await self._governor.close()
@@ -104,7 +102,6 @@ class AskerServer:
         self._asker: Asker
 
     async def open(self) -> RayJudgeError | None:
-        """Begin this asker's log and open its client."""
         try:
             journal = await asyncio.to_thread(self.make_writer)
         except RayJudgeError as error:
@@ -164,5 +161,4 @@ class AskerServer:
                 raise
 
     async def close(self) -> None:
-        """Mark this asker's log as ended and close its connections."""
         await self._asker.close()

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,42 +57,13 @@ class Pin:
         return f"{self.repository}/{self.commit}/{self.path}"
 
 
-CASCADED_EVAL = (
-    "HuihuiChyan/UnlimitedJudge",
-    "f7d6167dd244f8199f4d41c1c91ff545d73c44c0",
-    "src/build_prompt_judge.py",
-)
-"""The code of the paper that studied these judges side by side (arXiv 2403.02839)."""
-PROMETHEUS_EVAL = (
-    "prometheus-eval/prometheus-eval",
-    "dcfb44272d5d0414832f5dbb8c2a05ebc2614234",
-    "libs/prometheus-eval/prometheus_eval/prompts.py",
-)
-PAIR, SINGLE = ("answer1_body", "answer2_body", "question_body"), ("answer_body", "question_body")
-CRITERIA = (*SINGLE, "rubric")
-PAIR_2 = ("instruction", "response_A", "response_B", "rubric")
-SINGLE_2 = ("instruction", "response", "rubric")
+def _load_pins() -> tuple[Pin, ...]:
+    text = resources.files("ray_judge.judging.formats").joinpath("pins.json").read_text("utf-8")
+    pins = json.loads(text)["pins"]
+    return tuple(Pin(**pin | {"placeholders": tuple(pin["placeholders"])}) for pin in pins)
 
-PINS: tuple[Pin, ...] = (
-    Pin("judgelm", "pairwise", *CASCADED_EVAL, PAIR, 1017,
-        "65bb333c23ac8b2d5c27fa7e887c15dd43f8b2bf77a62f15603235034193db49"),
-    Pin("judgelm", "pointwise", *CASCADED_EVAL, SINGLE, 766,
-        "2a5c17182d0b5c3ae3107782f019d990f263f51d32ac519dd8d25d8272a4c816"),
-    Pin("pandalm", "pairwise", *CASCADED_EVAL, PAIR, 266,
-        "96fc1224b04218a402fe1cde960d571cdb3469190306fbea4e7d240a828070c5"),
-    Pin("pandalm", "pointwise", *CASCADED_EVAL, SINGLE, 270,
-        "7a2bedf57bf5f35287c569eed62008be8b0700296f7536c7c0d67c46a607a572"),
-    Pin("auto-j", "pairwise", *CASCADED_EVAL, PAIR, 725,
-        "f70e2f5609fd1c5e468e315b23161e1ad449fc42ad7dc08571aac918fd08bf04"),
-    Pin("auto-j", "pointwise", *CASCADED_EVAL, SINGLE, 389,
-        "533b8f53a2411e77f448c8a63054877ef269c7d29ca4555e7a752147599cf6ed"),
-    Pin("prometheus", "pointwise", *CASCADED_EVAL, CRITERIA, 826,
-        "4dc38f386512b10def362b711886b2715e49a4dfacb99332512e2b6873ad42eb"),
-    Pin("prometheus-2", "pairwise", *PROMETHEUS_EVAL, PAIR_2, 954,
-        "ca920719db01d48a23abefa2fde5f1810e50f7bd551dfcddcf87b53dd68941a9"),
-    Pin("prometheus-2", "pointwise", *PROMETHEUS_EVAL, SINGLE_2, 738,
-        "f4358c8f7953f324df3d70c86bc483d29eb8016567f1b1571cfbe6dee6722656"),
-)  # fmt: skip
+
+PINS = _load_pins()
 
 
 def pin_for(judge: str, mode: Task) -> Pin:
