@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 
 from .night import Report, run_night, run_nights
 from .plan import draw
@@ -78,7 +77,7 @@ def _reports(seeds: range, jobs: int) -> Iterator[Report]:
 
 
 def _lot(seeds: range) -> list[Report]:
-    return [r if r.broken else replace(r, trace=()) for r in run_nights(seeds)]
+    return [r if r.broken else r._replace(trace=()) for r in run_nights(seeds)]
 
 
 def _find_variants(seeds: range) -> int:
