@@ -19,6 +19,7 @@ from ray_judge.storage.object_store import _ObjectLog
 from tests.unit.memory import MemoryStorage
 
 from .loop import PROCESS, SimLoop
+from .plan import Plan
 
 TICK_S = 0.002
 """About what one operation takes."""
@@ -30,11 +31,8 @@ class Disk:
 
     loop: SimLoop
     rng: random.Random
-    segments: bool
-    """An object store: every sync of a log is an object of its own."""
-    p_slow: float
-    p_fail: float
-    failures_left: int
+    plan: Plan
+    failures: int = 0
     slow_s: float = 0.0
     """Sum of all injected slowness so far."""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -42,17 +40,16 @@ class Disk:
     on_failure: Callable[[str], None] = lambda path: None
 
     def delay_s(self) -> float:
-        if self.p_slow and self.rng.random() < self.p_slow:
+        if self.plan.p_slow and self.rng.random() < self.plan.p_slow:
             slow_s = self.rng.choice((0.05, 0.5, 3.0)) * self.rng.random()
             self.slow_s += slow_s
             return slow_s
         return self.rng.random() * TICK_S
 
     def fails(self) -> bool:
-        if self.failures_left and self.rng.random() < self.p_fail:
-            self.failures_left -= 1
-            return True
-        return False
+        fails = self.failures < self.plan.failures and self.rng.random() < self.plan.p_fail
+        self.failures += fails
+        return fails
 
     def torn(self, data: bytes) -> bytes:
         """What may be left of bytes whose sync never returned."""
@@ -103,7 +100,7 @@ class SimStorage(MemoryStorage):
                 raise AlreadyExists("the name is taken", path=path)
             self.files[path] = data
             self.disk.on_durable(path, data)
-            if self.disk.segments and self.disk.fails():
+            if self.disk.plan.segments and self.disk.fails():
                 raise AlreadyExists("simulated: sent twice", path=path)
 
     def exists(self, path: str) -> bool:
@@ -120,7 +117,7 @@ class SimStorage(MemoryStorage):
 
     def log(self, path: str) -> AppendLog:
         log: AppendLog
-        if self.disk.segments:
+        if self.disk.plan.segments:
             if self.exists(f"{path}.{1:08d}"):
                 raise AlreadyExists("the name is taken", path=path)
             log = _ObjectLog(self, path)  # type: ignore[arg-type]
@@ -161,13 +158,6 @@ class DiskLog(AppendLog):
     def _add(self, data: bytes) -> None:
         if self.path in self._disk.files:  # else it was deleted while open: written into nowhere
             self._disk.files[self.path] += data
-
-    def close(self) -> None:
-        """Sync what is left; as a local log, refuses when an earlier sync failed."""
-        try:
-            self.sync()
-        finally:
-            self._broken = True
 
 
 class _OneSync:

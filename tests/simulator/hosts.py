@@ -156,7 +156,7 @@ class Far:
             else:
                 lost()
 
-        loop.call_later(night.travel_s(), arrive, context=night.outside())
+        night.later(night.travel_s(), arrive)
         return await reply
 
     async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:

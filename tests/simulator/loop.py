@@ -21,8 +21,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-Context = contextvars.Context
-
 
 class Killed(BaseException):
     """Unwinds a frame whose process is dead. No code under test may catch it."""
@@ -73,7 +71,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.on_step: Callable[[], None] = lambda: None
         self._rng = rng
         self._shuffled = shuffled
-        self._ready: list[Handle] = []
+        self._ready: list[Any] = []
         self._timers: list[tuple[float, int, Handle]] = []
         self._count = 0
         self._tasks: list[asyncio.Task[Any]] = []
@@ -131,9 +129,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Start a task that belongs to `process`."""
         return self.create_task(coro, context=self.context_of(process))
 
-    def context_of(self, process: Process) -> Context:
+    def context_of(self, process: Process) -> contextvars.Context:
         """A context in which everything belongs to `process`."""
-        context = Context()
+        context = contextvars.Context()
         context.run(PROCESS.set, process)
         return context
 
@@ -183,7 +181,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                 while self._timers and self._timers[0][0] <= self.now:
                     self._ready.append(heapq.heappop(self._timers)[2])
         handle = self._pick()
-        process = _process(handle)
+        process = handle._context.get(PROCESS)
         if handle.cancelled() or (process is not None and not process.alive):
             return
         if process is not None and process.paused_until > self.now:
@@ -200,11 +198,6 @@ class SimLoop(asyncio.AbstractEventLoop):
             return ready.pop()
         at = int(self._rng.random() * len(ready))
         if not self._shuffled:  # the oldest of the same process
-            process = _process(ready[at])
-            at = next(i for i, handle in enumerate(ready) if _process(handle) is process)
+            process = ready[at]._context.get(PROCESS)
+            at = next(i for i, other in enumerate(ready) if other._context.get(PROCESS) is process)
         return ready.pop(at)
-
-
-def _process(handle: Any) -> Process | None:
-    process: Process | None = handle._context.get(PROCESS)
-    return process

@@ -96,6 +96,11 @@ def run_nights(seeds: Iterable[int], parts: Parts | None = None) -> Iterator[Rep
             gc.enable()
 
 
+def run_lot(seeds: Iterable[int]) -> list[Report]:
+    """Run many in a process of their own; the traces of good nights stay there."""
+    return [r if r.broken else r._replace(trace=()) for r in run_nights(seeds)]
+
+
 class SimSource:
     """The rows' questions, in lots, as phase A lets them come."""
 
@@ -128,9 +133,7 @@ class Night:
         random.seed(seed)  # tenacity draws its jitter from there
         self.trace: list[tuple[float, str, str]] = []
         self.loop = SimLoop(self.rng, shuffled=plan.shuffled)  # type: ignore[abstract]
-        self.disk = Disk(
-            self.loop, self.rng, plan.segments, plan.p_slow, plan.p_fail, plan.failures
-        )
+        self.disk = Disk(self.loop, self.rng, plan)
         self.oracle: Oracle = under_test.oracle(self)
         self.provider = Provider(self)
         self.batches = Batches(self)
@@ -174,9 +177,9 @@ class Night:
         """How long a message between two processes takes."""
         return self.rng.random() * 0.002
 
-    def outside(self) -> contextvars.Context:
-        """A context of no process: what runs in it survives all of them."""
-        return contextvars.Context()
+    def later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
+        """Call back as no process: what waits so survives all of them."""
+        self.loop.call_later(seconds, callback, *args, context=contextvars.Context())
 
     def books(self, run: str) -> SimBooks:
         books: SimBooks = self.parts.books(self, run)
@@ -215,12 +218,12 @@ class Night:
 
     def kill_soon(self, process: Process, delay_s: float | None = None) -> None:
         delay_s = self.rng.random() * 0.05 if delay_s is None else delay_s
-        self.loop.call_later(delay_s, self.kill, process, context=self.outside())
+        self.later(delay_s, self.kill, process)
 
     def _start_again(self, run: str, later_s: float = 0.0) -> None:
         longest = (0.01, 0.5, 5.0, 30.0) if run not in self.plan.batch else (0.5, 30.0, 1000.0)
         delay_s = (later_s or self.rng.choice(longest)) * self.rng.random()
-        self.loop.call_later(delay_s, self._start, run, context=self.outside())
+        self.later(delay_s, self._start, run)
 
     def _drivers(self) -> list[Process]:
         return [process for process in self._alive if process.parent is None]
@@ -307,7 +310,7 @@ class Night:
             self._end_of(process, session)
             return
         self._check_denials(process, session)
-        self.loop.call_later(MONTH_S, self._start, process.run, context=self.outside())
+        self.later(MONTH_S, self._start, process.run)
 
     def _leave(self, process: Process) -> None:
         """An orderly exit."""
@@ -350,8 +353,9 @@ class Night:
             self.oracle.fail("the night never ends")
         if self._crash_in == self.loop.steps:
             self._crash()
-        if self._second_in == self.loop.steps:
-            self._start_second()
+        if self._second_in == self.loop.steps and (at_work := self._drivers()):
+            self.note("fate", "a second owner")
+            self._start(self.rng.choice(at_work).run)
         if self.plan.p_pause and self.rng.random() < self.plan.p_pause and self._alive:
             process = self.rng.choice(self._alive)
             pause_s = self.rng.choice((0.05, 1.0, 10.0)) * self.rng.random()
@@ -366,18 +370,11 @@ class Night:
             self._crashes += 1
             self.kill(self.rng.choice(self._alive))
 
-    def _start_second(self) -> None:
-        """The same run is started a second time, while the first is at work."""
-        at_work = self._drivers()
-        if at_work:
-            self.note("fate", "a second owner")
-            self._start(self.rng.choice(at_work).run)
-
     def run(self) -> Report:
         """Let it happen."""
         for run in self.plan.asks:
             delay_s = self.rng.random() * self.rng.choice((0.1, 10.0))
-            self.loop.call_later(delay_s, self._start, run, context=self.outside())
+            self.later(delay_s, self._start, run)
         broken: str | None = None
         try:
             self.loop.run()

@@ -495,7 +495,7 @@ FOUND_FROM: Mapping[str, int] = {
     "all processes are taken for dead": 230,
     "no silence is waited for": 230,
     "month border forgotten": 140,
-    "recovery reads before it claims": 145,
+    "recovery reads before it claims": 210,
     "fence before sync": 220,
     "a creation is not on record": 330,
     "journal slower than 250 ms": 140,

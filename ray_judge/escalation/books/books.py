@@ -126,7 +126,7 @@ class Books:
 
     def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
         """Actor → id of each batch with a lease whose record is there and not over."""
-        actors = {lease.actor for lease in accounts.leases.values()}
+        actors = dict.fromkeys(lease.actor for lease in accounts.leases.values())
         batches = {name: name.removeprefix(BATCH) for name in actors if name.startswith(BATCH)}
         records = {name: self._batch_record(batch) for name, batch in batches.items()}
         return {
