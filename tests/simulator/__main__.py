@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 
-from .night import Report, run_night, run_nights
+from .night import Report, run_lot, run_night, run_nights
 from .plan import draw
+from .variants import VARIANTS
 
 LOT = 250
 """Seeds that one process runs at a time."""
@@ -71,19 +71,13 @@ def _reports(seeds: range, jobs: int) -> Iterator[Report]:
     lots = [seeds[at : at + LOT] for at in range(0, len(seeds), LOT)]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         try:
-            for reports in pool.map(_lot, lots):
+            for reports in pool.map(run_lot, lots):
                 yield from reports
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _lot(seeds: range) -> list[Report]:
-    return [r if r.broken else replace(r, trace=()) for r in run_nights(seeds)]
-
-
 def _find_variants(seeds: range) -> int:
-    from .variants import VARIANTS
-
     missed = 0
     for name, parts in VARIANTS.items():
         found = next((report for report in run_nights(seeds, parts) if report.broken), None)
@@ -98,7 +92,4 @@ def _line(report: Report) -> str:
 
 
 if __name__ == "__main__":
-    # A spawned process finds functions of this module by this name, and not as `__main__`'s.
-    from tests.simulator.__main__ import main as named
-
-    sys.exit(named())
+    sys.exit(main())

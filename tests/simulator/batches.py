@@ -6,23 +6,20 @@ travel when its sender is dead and its successor looks for the batch.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.batch.provider import METADATA, QUEUE_FULL
 from ray_judge.escalation.failures import Kind, RequestFailed
 
-from .loop import Process
+from .loop import PROCESS
 from .provider import Request
 
 if TYPE_CHECKING:
     from .night import Night
-
-EXPIRED = {"code": "batch_expired"}
 
 
 @dataclass
@@ -57,162 +54,135 @@ class Batch:
 
 
 class Batches:
-    """Files and batches of the account."""
+    """Files and batches of the account, and the connection of each process to them."""
 
     def __init__(self, night: Night) -> None:
-        self.night = night
-        self.files: dict[str, list[str]] = {}
-        self.batches: dict[str, Batch] = {}
+        self._night = night
+        self._files: dict[str, list[str]] = {}
+        self._batches: dict[str, Batch] = {}
 
-    def create(self, run: str, file: str, submission: str) -> dict[str, Any]:
+    # --- what the provider does ---
+
+    def _create(self, run: str, file: str, submission: str) -> dict[str, Any]:
         """Begin a batch. Its requests may be billed from here on."""
-        night = self.night
-        if file not in self.files:
+        night = self._night
+        if file not in self._files:
             raise RequestFailed(Kind.ROW, "HTTP 400 no such file", status=400)
-        requests = night.oracle.batch_created(run, submission, self.files[file])
+        requests = night.oracle.batch_created(run, submission, self._files[file])
         lag_s = 40.0 * night.rng.random() if night.rng.random() < night.plan.faults.list_lag else 0
-        number = f"batch-{len(self.batches)}"
-        batch = Batch(number, submission, requests, night.wall(), night.loop.now + lag_s)
-        self.batches[number] = batch
+        number = f"batch-{len(self._batches)}"
+        batch = Batch(number, submission, requests, night.now(), night.loop.now + lag_s)
+        self._batches[number] = batch
         night.provider.later(night.rng.choice((5.0, 200.0, 3000.0)), self._end, batch)
         return batch.document()
 
     def _end(self, batch: Batch) -> None:
         """Everything that the batch does, it does now."""
-        rng, faults = self.night.rng, self.night.plan.faults
-        batch.ended_at = self.night.wall()
+        night, rng, faults = self._night, self._night.rng, self._night.plan.faults
+        batch.ended_at = night.now()
         draw = rng.random()
         if draw < faults.batch_refused:
             batch.status, batch.codes = "failed", (rng.choice((QUEUE_FULL, "invalid")),)
             for request in batch.requests:
-                self.night.oracle.not_billed(request)
+                night.oracle.not_billed(request)
             return
-        batch.status = "completed"
+        batch.status, done = "completed", len(batch.requests)
         if draw < faults.batch_refused + faults.batch_ended:
             batch.status = rng.choice(("expired", "cancelled"))
-        done = len(batch.requests)
-        if batch.status != "completed":
             done = rng.randint(0, done)
         for number, request in enumerate(batch.requests):
+            key = request.question.key
             if number >= done or rng.random() < faults.not_run:
-                self.night.oracle.not_billed(request)
+                night.oracle.not_billed(request)
                 if batch.status != "cancelled":
-                    batch.errors.append({"custom_id": request.question.key, "error": EXPIRED})
+                    batch.errors.append({"custom_id": key, "error": {"code": "batch_expired"}})
             elif rng.random() < faults.row_refused:
-                self.night.oracle.not_billed(request)
+                night.oracle.not_billed(request)
                 response = {"status_code": 400, "body": {"error": {"code": "invalid"}}}
-                batch.errors.append({"custom_id": request.question.key, "response": response})
+                batch.errors.append({"custom_id": key, "response": response})
             else:
-                self._answer(batch, request)
+                reply = night.provider.compute(request)
+                batch.completed += 1
+                request.arrived_at = night.loop.now
+                request.lost = rng.random() < faults.no_result
+                if not request.lost:
+                    response = {"status_code": 200, "body": _completion(reply)}
+                    batch.output.append({"custom_id": key, "response": response})
 
-    def _answer(self, batch: Batch, request: Request) -> None:
-        reply = self.night.provider.compute(request)
-        batch.completed += 1
-        request.arrived_at = self.night.loop.now
-        if self.night.rng.random() < self.night.plan.faults.no_result:
-            request.lost = True
-            return
-        response = {"status_code": 200, "body": _completion(reply)}
-        batch.output.append({"custom_id": request.question.key, "response": response})
+    # --- `BatchClient`, for whichever process calls it ---
 
+    async def close(self) -> None: ...
 
-class SimBatchClient:
-    """One process's connection."""
-
-    def __init__(self, night: Night, process: Process) -> None:
-        self._night, self._process, self._all = night, process, night.batches
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-    async def upload(self, name: str, content: bytes) -> str:
+    async def upload(self, name: str, content: bytes) -> Any:
         def effect() -> str:
             file = f"file-{self._night.name()}"
             lines = content.splitlines()
-            self._all.files[file] = [json.loads(line)["custom_id"] for line in lines]
+            self._files[file] = [json.loads(line)["custom_id"] for line in lines]
             return file
 
-        return str(await self._request(effect))
+        return await self._request(effect)
 
-    async def create(self, file_id: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-        run, submission = self._process.run, metadata[METADATA]
-        document: dict[str, Any] = await self._request(
-            lambda: self._all.create(run, file_id, submission), slow=True
-        )
-        return document
+    async def create(self, file_id: str, metadata: Mapping[str, str]) -> Any:
+        run, submission = PROCESS.get().run, metadata[METADATA]
+        return await self._request(lambda: self._create(run, file_id, submission), slow=True)
 
-    async def retrieve(self, batch_id: str) -> dict[str, Any]:
-        document: dict[str, Any] = await self._request(self._all.batches[batch_id].document)
-        return document
+    async def retrieve(self, batch_id: str) -> Any:
+        return await self._request(self._batches[batch_id].document)
 
-    async def page(self, after: str | None) -> tuple[list[dict[str, Any]], bool]:
+    async def page(self, after: str | None) -> tuple[Any, bool]:
         def effect() -> list[dict[str, Any]]:
             now = self._night.loop.now
-            shown = [batch for batch in self._all.batches.values() if batch.listed_at <= now]
+            shown = [batch for batch in self._batches.values() if batch.listed_at <= now]
             return [batch.document() for batch in reversed(shown)]
 
         return await self._request(effect), False
 
-    async def download(self, file_id: str) -> bytes:
+    async def download(self, file_id: str) -> Any:
         kind, _, batch = file_id.partition("-")
-        found = self._all.batches[batch]
+        found = self._batches[batch]
         lines = found.output if kind == "out" else found.errors
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        return bytes(await self._request(lambda: content))
+        return await self._request(lambda: content)
 
     async def delete(self, file_id: str) -> None:
-        await self._request(lambda: self._all.files.pop(file_id, None))
+        await self._request(lambda: self._files.pop(file_id, None))
 
     async def _request(self, effect: Callable[[], Any], *, slow: bool = False) -> Any:
         """Travel there, take effect, travel back; either way it may get lost."""
-        night, process = self._night, self._process
-        rng, provider = night.rng, night.provider
-        answer: asyncio.Future[Any] = night.loop.create_future()
-
-        def deliver(result: Any, error: RequestFailed | None) -> None:
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)
-
-        def tell(result: Any, error: RequestFailed | None) -> None:
-            context = night.loop.context_of(process)
-            travel_s = rng.uniform(0.0002, 0.004)
-            night.loop.call_later(travel_s, deliver, result, error, context=context)
+        night, process = self._night, PROCESS.get()
+        rng, provider, faults = night.rng, night.provider, night.plan.faults
+        answer = night.loop.create_future()
 
         def arrive() -> None:
-            draw, faults = rng.random(), night.plan.faults
-            if draw < faults.reset_before:
-                kind = rng.choice((Kind.TRANSIENT, Kind.RATE_LIMIT, Kind.AMBIGUOUS))
-                status = None if kind is Kind.AMBIGUOUS else 503
-                return tell(None, RequestFailed(kind, "simulated", status=status))
+            draw = rng.random()
             try:
-                result = effect()
+                if draw < faults.reset_before:
+                    kind = rng.choice((Kind.TRANSIENT, Kind.RATE_LIMIT, Kind.AMBIGUOUS))
+                    status = None if kind is Kind.AMBIGUOUS else 503
+                    raise RequestFailed(kind, "simulated", status=status)
+                what = effect()
+                if draw > 1.0 - faults.reset_after:
+                    raise RequestFailed(Kind.AMBIGUOUS, "simulated: lost")
             except RequestFailed as failure:
-                return tell(None, failure)
-            if draw > 1.0 - faults.reset_after:
-                return tell(None, RequestFailed(Kind.AMBIGUOUS, "simulated: lost"))
-            return tell(result, None)
+                what = failure
+            provider.tell(process, answer, what)
 
         travel_s = rng.uniform(0.0002, 0.004)
-        if slow and rng.random() < night.plan.faults.late:
+        if slow and rng.random() < faults.late:
             travel_s = 10.0 * rng.random()
         provider.later(travel_s, arrive)
         return await answer
 
 
 def _completion(reply: Reply) -> dict[str, Any]:
-    message = {"content": reply.text, "refusal": reply.refusal}
-    usage = asdict(reply.usage) if reply.usage else None
-    counts = usage and {
-        "prompt_tokens": usage["input_tokens"],
-        "completion_tokens": usage["output_tokens"],
+    usage = reply.usage and {
+        "prompt_tokens": reply.usage.input_tokens,
+        "completion_tokens": reply.usage.output_tokens,
     }
+    message = {"content": reply.text, "refusal": reply.refusal}
     return {
         "id": reply.response_id,
         "model": reply.model,
         "choices": [{"message": message, "finish_reason": reply.finish_reason}],
-        "usage": counts,
+        "usage": usage,
     }

@@ -16,10 +16,10 @@ import contextlib
 import contextvars
 import heapq
 import random
+from asyncio import Handle
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any
-
-Context = contextvars.Context
 
 
 class Killed(BaseException):
@@ -30,42 +30,34 @@ class Deadlock(Exception):
     """Nothing is ready and nothing is due, but the night is not over."""
 
 
+@dataclass(eq=False)
 class Process:
-    """Something that can be killed or paused on its own."""
+    """Something that can be killed or paused on its own. A driver has no parent."""
 
-    def __init__(self, name: str, run: str = "") -> None:
-        """Alive, and at work for `run`."""
-        self.name = name
-        self.run = run
-        self.driver: Process = self
-        self.alive = True
-        self.paused_until = 0.0
-        self.doomed_at: float | None = None
-        """When it died, or could write its journal no more: what it had in hand may be lost."""
-        self.slow_s = 0.0
-        """How much slowness the disk had shown until then."""
-        self.at_death: list[Callable[[], None]] = []
+    name: str
+    run: str = ""
+    parent: Process | None = None
+    children: list[Process] = field(default_factory=list)
+    alive: bool = True
+    paused_until: float = 0.0
+    doomed_at: float | None = None
+    """When it died, or could write its journal no more: what it had in hand may be lost."""
+    slow_s: float = 0.0
+    """How much slowness the disk had shown until then."""
+    at_death: list[Callable[[], None]] = field(default_factory=list)
 
 
 PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("process")
+"""Whose code runs now."""
 
 
-class Handle:
-    """A callback that is ready, or due."""
-
-    __slots__ = ("args", "callback", "context", "live")
-
-    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Context):
-        self.callback, self.args, self.context = callback, args, context
-        self.live = True
-
-    def cancel(self) -> None:
-        """Do not run it."""
-        self.live = False
-
-    def cancelled(self) -> bool:
-        """Whether it was cancelled."""
-        return not self.live
+def resolve(future: asyncio.Future[Any], what: Any) -> None:
+    """Give a result, or raise an error, to whoever waits, if anybody still does."""
+    if not future.done():
+        if isinstance(what, BaseException):
+            future.set_exception(what)
+        else:
+            future.set_result(what)
 
 
 class SimLoop(asyncio.AbstractEventLoop):
@@ -79,7 +71,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.on_step: Callable[[], None] = lambda: None
         self._rng = rng
         self._shuffled = shuffled
-        self._ready: list[Handle] = []
+        self._ready: list[Any] = []
         self._timers: list[tuple[float, int, Handle]] = []
         self._count = 0
         self._tasks: list[asyncio.Task[Any]] = []
@@ -87,79 +79,46 @@ class SimLoop(asyncio.AbstractEventLoop):
     # --- what asyncio asks of a loop ---
 
     def time(self) -> float:
-        """Seconds since the night began."""
         return self.now
 
     def get_debug(self) -> bool:
-        """Never."""
-        return False
-
-    def is_running(self) -> bool:
-        """Always, as far as anyone can ask."""
-        return True
-
-    def is_closed(self) -> bool:
-        """Never."""
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Keep quiet: what matters is checked, and garbage is collected at any time."""
 
-    def call_soon(  # type: ignore[override]
-        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> Handle:
-        """See asyncio."""
-        handle = Handle(callback, args, _given(context))
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        handle = Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> Handle:
-        """See asyncio."""
-        handle = Handle(callback, args, _given(context))
+    def call_at(self, when: Any, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        handle = Handle(callback, args, self, context)
         self._push(when, handle)
         return handle
 
-    def call_later(  # type: ignore[override]
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> Handle:
-        """See asyncio."""
+    def call_later(self, delay: Any, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
-        """See asyncio."""
         return asyncio.Future(loop=self)
 
-    def create_task(  # type: ignore[override]
-        self,
-        coro: Coroutine[Any, Any, Any],
-        *,
-        name: str | None = None,
-        context: Context | None = None,
-    ) -> asyncio.Task[Any]:
-        """See asyncio."""
+    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=self, name=name or "task", context=context)
         self._tasks.append(task)
         return task
 
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> asyncio.Future[Any]:
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """Run `func` as a frame; see the module."""
         future = self.create_future()
 
         def frame() -> None:
-            try:
-                result = func(*args)
-            except Killed:
-                return
-            except Exception as error:
-                if not future.cancelled():
-                    future.set_exception(error)
-            else:
-                if not future.cancelled():
-                    future.set_result(result)
+            with contextlib.suppress(Killed):
+                try:
+                    what = func(*args)
+                except Exception as error:
+                    what = error
+                resolve(future, what)
 
         self.call_soon(frame)
         return future
@@ -170,9 +129,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Start a task that belongs to `process`."""
         return self.create_task(coro, context=self.context_of(process))
 
-    def context_of(self, process: Process) -> Context:
+    def context_of(self, process: Process) -> contextvars.Context:
         """A context in which everything belongs to `process`."""
-        context = Context()
+        context = contextvars.Context()
         context.run(PROCESS.set, process)
         return context
 
@@ -216,14 +175,14 @@ class SimLoop(asyncio.AbstractEventLoop):
             if not self._timers:
                 raise Deadlock
             when, _, handle = heapq.heappop(self._timers)
-            if handle.live:
+            if not handle.cancelled():
                 self.now = max(self.now, when)
                 self._ready.append(handle)
                 while self._timers and self._timers[0][0] <= self.now:
                     self._ready.append(heapq.heappop(self._timers)[2])
         handle = self._pick()
-        process = handle.context.get(PROCESS)
-        if not handle.live or (process is not None and not process.alive):
+        process = handle._context.get(PROCESS)
+        if handle.cancelled() or (process is not None and not process.alive):
             return
         if process is not None and process.paused_until > self.now:
             self._push(process.paused_until, handle)
@@ -231,19 +190,14 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.steps += 1
         self.on_step()
         if process is None or process.alive:
-            handle.context.run(handle.callback, *handle.args)
+            handle._context.run(handle._callback, *handle._args)
 
-    def _pick(self) -> Handle:
+    def _pick(self) -> Any:
         ready = self._ready
         if len(ready) == 1:
             return ready.pop()
         at = int(self._rng.random() * len(ready))
         if not self._shuffled:  # the oldest of the same process
-            process = ready[at].context.get(PROCESS)
-            at = next(i for i, h in enumerate(ready) if h.context.get(PROCESS) is process)
+            process = ready[at]._context.get(PROCESS)
+            at = next(i for i, other in enumerate(ready) if other._context.get(PROCESS) is process)
         return ready.pop(at)
-
-
-def _given(context: Context | None) -> Context:
-    """An empty context is false, and must not be taken for none."""
-    return contextvars.copy_context() if context is None else context

@@ -7,9 +7,10 @@ import contextvars
 import gc
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import LedgerFenced, PausedError, RayJudgeError
@@ -20,13 +21,14 @@ from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.online.permits import quiet_s
-from ray_judge.escalation.questions import Question, QuestionMaker
+from ray_judge.escalation.questions import Question
 from ray_judge.escalation.session import Session
 from ray_judge.records import Outcome
+from tests.unit.memory import MemoryStorage
 
-from .batches import Batches, SimBatchClient
+from .batches import Batches
 from .disk import Disk, SimStorage
-from .hosts import SimBooks, SimProcesses, WallClock, WatchedPermits
+from .hosts import SimBooks, SimMaker, SimProcesses, WatchedPermits
 from .loop import Deadlock, Process, SimLoop
 from .oracle import Broken, Oracle
 from .plan import Plan, draw, parts
@@ -56,8 +58,7 @@ class Parts:
     plan: Callable[[Plan], Plan] = lambda plan: plan
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What became of a night. `broken` is the promise that was not kept."""
 
     seed: int
@@ -66,7 +67,6 @@ class Report:
     bills: int
     again: int
     crashes: int
-    seconds: float
     trace: tuple[tuple[float, str, str], ...]
 
     def digest(self) -> str:
@@ -96,6 +96,11 @@ def run_nights(seeds: Iterable[int], parts: Parts | None = None) -> Iterator[Rep
             gc.enable()
 
 
+def run_lot(seeds: Iterable[int]) -> list[Report]:
+    """Run many in a process of their own; the traces of good nights stay there."""
+    return [r if r.broken else r._replace(trace=()) for r in run_nights(seeds)]
+
+
 class SimSource:
     """The rows' questions, in lots, as phase A lets them come."""
 
@@ -111,22 +116,13 @@ class SimSource:
             return []
         return list(self._lots.pop(0)[1])
 
-    def check(self) -> None:
-        """Nothing fails here."""
+    def check(self) -> None: ...
 
-    def stop(self) -> None:
-        """Nothing goes on behind it."""
-
-
-class SimMaker(QuestionMaker):
-    """The real reading of answers; the bodies are never dropped."""
-
-    def bodies(self, questions: Iterable[Question], chunks: Any) -> list[Question]:
-        return list(questions)
+    def stop(self) -> None: ...
 
 
 class Night:
-    """The world of one night, and the hand of fate in it."""
+    """The world of one night, and the hand of fate in it. It is the clock of all processes."""
 
     def __init__(self, seed: int, under_test: Parts) -> None:
         """Everything that will happen is decided here."""
@@ -137,15 +133,13 @@ class Night:
         random.seed(seed)  # tenacity draws its jitter from there
         self.trace: list[tuple[float, str, str]] = []
         self.loop = SimLoop(self.rng, shuffled=plan.shuffled)  # type: ignore[abstract]
-        self.disk = Disk(
-            self.loop, self.rng, plan.segments, plan.p_slow, plan.p_fail, plan.failures
-        )
-        self.oracle: Oracle = under_test.oracle(plan, self.loop, self.disk, self.note)
-        self.provider = Provider(self.loop, self.rng, plan, self.oracle, self.note)
+        self.disk = Disk(self.loop, self.rng, plan)
+        self.oracle: Oracle = under_test.oracle(self)
+        self.provider = Provider(self)
         self.batches = Batches(self)
         self.lock_holder: Process | None = None
         self.loop.on_step = self._step
-        self._configs = {run: self._config(run) for run in plan.runs}
+        self.configs = {run: self._config(run) for run in plan.asks}
         self._names = 0
         self._starts = 0
         self._finished: set[str] = set()
@@ -154,8 +148,6 @@ class Night:
         self._crash_in = self._draw_crash()
         self._second_in = int(self.rng.expovariate(1 / 300)) if plan.second else -1
         self._alive: list[Process] = []
-        self._dead: set[str] = set()
-        self._children: dict[Process, list[Process]] = {}
         self._overlapped: set[Process] = set()
 
     def _config(self, run: str) -> RunConfig:
@@ -165,56 +157,47 @@ class Night:
 
     # --- for the processes ---
 
+    def now(self) -> float:
+        """Unix seconds."""
+        return self.plan.start + self.loop.now
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
     def note(self, who: str, what: str) -> None:
         """Add a line to the trace."""
         self.trace.append((round(self.loop.now, 6), who, what))
 
-    def wall(self) -> float:
-        """Unix seconds."""
-        return self.plan.start + self.loop.now
-
-    def name(self) -> str:
-        """A name that nobody else has."""
+    def name(self, process: Process | None = None) -> str:
+        """A name that nobody else has; it tells whose it is."""
         self._names += 1
-        return f"n{self._names}"
+        return f"n{self._names}@{process.name}" if process else f"n{self._names}"
 
     def travel_s(self) -> float:
         """How long a message between two processes takes."""
         return self.rng.random() * 0.002
 
-    def outside(self) -> contextvars.Context:
-        """A context of no process: what runs in it survives all of them."""
-        return contextvars.Context()
+    def later(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
+        """Call back as no process: what waits so survives all of them."""
+        self.loop.call_later(seconds, callback, *args, context=contextvars.Context())
 
-    def config(self, run: str) -> RunConfig:
-        return self._configs[run]
-
-    def maker(self, run: str) -> QuestionMaker:
-        return SimMaker(self._configs[run])
-
-    def storage(self, process: Process) -> SimStorage:
-        """A process's way to the disk."""
-        storage: SimStorage = self.parts.storage(self.disk, process)
-        return storage
-
-    def books(self, process: Process, run: str) -> SimBooks:
-        """The books of a run as one of its processes sees them."""
-        books: SimBooks = self.parts.books(self, process, run)
+    def books(self, run: str) -> SimBooks:
+        books: SimBooks = self.parts.books(self, run)
         return books
 
     def is_dead(self, name: str) -> bool:
         """Whether a process is known to have ended."""
-        return not self.plan.far and name.rpartition("@")[2] in self._dead
+        alive = {process.name for process in self._alive}
+        return not self.plan.far and name.rpartition("@")[2] not in alive
 
     # --- birth and death ---
 
     def born(self, kind: str, parent: Process | None = None, run: str = "") -> Process:
         """Start a process. The children of a driver outlive it for a while."""
-        process = Process(f"{kind}-{self.name()}", parent.run if parent else run)
+        process = Process(f"{kind}-{self.name()}", parent.run if parent else run, parent)
         self._alive.append(process)
         if parent is not None:
-            process.driver = parent
-            self._children[parent].append(process)
+            parent.children.append(process)
         return process
 
     def kill(self, process: Process) -> None:
@@ -222,60 +205,60 @@ class Night:
         if not process.alive:
             return
         process.alive = False
-        self._dead.add(process.name)
         self._alive.remove(process)
         self.note(process.name, "dies")
         self.oracle.died(process)
         for notice in process.at_death[:]:
             notice()
-        for child in self._children.get(process, []):
+        for child in process.children:
             late = self.rng.random() < 0.2
             self.kill_soon(child, self.rng.uniform(0.0, 20.0 if late else 0.5))
-        if process in self._children:
+        if process.parent is None:
             self._start_again(process.run)
 
     def kill_soon(self, process: Process, delay_s: float | None = None) -> None:
-        """Kill it in a moment."""
         delay_s = self.rng.random() * 0.05 if delay_s is None else delay_s
-        self.loop.call_later(delay_s, self.kill, process, context=self.outside())
+        self.later(delay_s, self.kill, process)
 
     def _start_again(self, run: str, later_s: float = 0.0) -> None:
         longest = (0.01, 0.5, 5.0, 30.0) if run not in self.plan.batch else (0.5, 30.0, 1000.0)
         delay_s = (later_s or self.rng.choice(longest)) * self.rng.random()
-        self.loop.call_later(delay_s, self._start, run, context=self.outside())
+        self.later(delay_s, self._start, run)
+
+    def _drivers(self) -> list[Process]:
+        return [process for process in self._alive if process.parent is None]
 
     def _start(self, run: str) -> None:
         self._starts += 1
         if self._starts > MOST_STARTS:
             self.oracle.fail("the run never ends")
         process = self.born("driver", run=run)
-        self._children[process] = []
         self.note(process.name, f"starts {run}")
-        drivers = [p for p in self._alive if p in self._children]
+        drivers = self._drivers()
         if len(drivers) > 1:
             self._overlapped.update(drivers)
         self.loop.spawn(process, self._drive(process))
 
     async def _drive(self, process: Process) -> None:
         """The command: it ends with an exit code, and whoever runs it runs it again."""
-        run, session = process.run, self._session(process)
+        session, later_s, left = self._session(process), 0.0, False
         try:
             await session.run()
             if self.plan.compacts:
-                books = self.books(process, run)
+                books = self.books(process.run)
                 await asyncio.to_thread(books.compact, may_fold=self.is_dead)
         except Broken:
             raise
-        except PausedError as error:
-            self.note(process.name, f"exit 4: {error}")
-            left = Outcome.PENDING in session.outcomes.values()
-            full = left and not session.waiting and not session.aside
-            later_s = 3000.0 if session.aside else 0.0
         except RayJudgeError as error:
-            self.note(process.name, f"exit 1: {type(error).__name__}: {error}")
-            full = False
-            # Two owners that come back at once would fence each other for ever.
-            later_s = 600.0 if isinstance(error, LedgerFenced) else 0.0
+            paused = isinstance(error, PausedError)
+            code = "exit 4" if paused else f"exit 1: {type(error).__name__}"
+            self.note(process.name, f"{code}: {error}")
+            if paused:
+                left = Outcome.PENDING in session.outcomes.values()
+                left = left and not session.waiting and not session.aside
+                later_s = 3000.0 if session.aside else 0.0
+            elif isinstance(error, LedgerFenced):
+                later_s = 600.0  # two owners that come back at once would fence each other for ever
         except Exception as error:
             self.oracle.fail(f"unexpected {type(error).__name__}: {error}")
         else:
@@ -284,30 +267,24 @@ class Night:
             self._end_of(process, session)
             return
         self._leave(process)
-        if full:
+        if left:
             self._next_month(process, session)
         else:
-            self._start_again(run, later_s)
+            self._start_again(process.run, later_s)
 
     def _session(self, process: Process) -> Session:
-        run, clock = process.run, WallClock(self)
-        config, books, strong = self.config(run), self.books(process, run), self.plan.strong
-
-        def report(figures: Any) -> None:
-            """Nobody looks."""
-
+        run, books, strong = process.run, self.books(process.run), self.plan.strong
         courier: Any
         if run in self.plan.batch:
-            client: Any = SimBatchClient(self, process)
+            config, name = self.configs[run], partial(self.name, process)
             courier = self.parts.batch(
-                config, books, self.maker(run), {}, client, clock, report,
-                lambda: f"{self.name()}@{process.name}",
-            )  # fmt: skip
+                config, books, SimMaker(config), {}, self.batches, self, _ignore, name
+            )
         else:
             courier = self.parts.online(
-                SimProcesses(self, process, run),
-                clock,
-                report,
+                SimProcesses(self),
+                self,
+                _ignore,
                 concurrency=strong.concurrency,
                 shared=books.shared,
                 per_unit=self.plan.unit,
@@ -318,8 +295,8 @@ class Night:
             books,
             courier,
             SimSource(self, run),
-            clock,
-            report,
+            self,
+            _ignore,
             quiet_s=quiet_s(strong.timeout_s),
             patience_s=strong.give_up_after_s,
             is_dead=self.is_dead,
@@ -333,42 +310,33 @@ class Night:
             self._end_of(process, session)
             return
         self._check_denials(process, session)
-        self.loop.call_later(MONTH_S, self._start, process.run, context=self.outside())
+        self.later(MONTH_S, self._start, process.run)
 
     def _leave(self, process: Process) -> None:
         """An orderly exit."""
-        if process in self._alive:
-            self._alive.remove(process)
-        self._dead.add(process.name)
-        for child in self._children.pop(process, ()):
+        self._alive.remove(process)
+        for child in process.children:
             self.kill_soon(child)
 
     def _end_of(self, process: Process, session: Session) -> None:
         """A run has nothing left to do."""
         run = process.run
         self._check_denials(process, session)
-        journal = self._undisturbed(run).journal()
-        answers = journal.answers(None)
+        answers = self._undisturbed(run).journal().answers(None)
         outcomes = {**session.outcomes, **{k: a.outcome for k, a in answers.items()}}
         self.oracle.run_ended(run, outcomes, {k: a.verdict for k, a in answers.items()})
         self._finished.add(run)
-        others = [other for other in self._alive if other.name.startswith("driver")]
-        if self._finished == set(self.plan.runs) and not others:
+        if self._finished == set(self.plan.asks) and not self._drivers():
             self.loop.over = True
 
     def _check_denials(self, process: Process, session: Session) -> None:
-        books = self._undisturbed(process.run)
-        self.oracle.driver_ended(
-            process.run,
-            session.outcomes,
-            recover(books.storage),
-            alone=process not in self._overlapped,
-        )
+        accounts = recover(self._undisturbed(process.run).storage)
+        alone = process not in self._overlapped
+        self.oracle.driver_ended(process.run, session.outcomes, accounts, alone=alone)
 
     def _undisturbed(self, run: str) -> SimBooks:
         """The books as a look from outside finds them: nothing fails, and no time passes."""
-        disk = Disk(_Still(), random.Random(0), self.plan.segments, files=self.disk.files)  # type: ignore[arg-type]
-        return SimBooks(self, Process("a look"), run, SimStorage(disk, Process("a look")))
+        return SimBooks(self, run, MemoryStorage(self.disk.files))
 
     # --- fate ---
 
@@ -385,8 +353,9 @@ class Night:
             self.oracle.fail("the night never ends")
         if self._crash_in == self.loop.steps:
             self._crash()
-        if self._second_in == self.loop.steps:
-            self._start_second()
+        if self._second_in == self.loop.steps and (at_work := self._drivers()):
+            self.note("fate", "a second owner")
+            self._start(self.rng.choice(at_work).run)
         if self.plan.p_pause and self.rng.random() < self.plan.p_pause and self._alive:
             process = self.rng.choice(self._alive)
             pause_s = self.rng.choice((0.05, 1.0, 10.0)) * self.rng.random()
@@ -401,18 +370,11 @@ class Night:
             self._crashes += 1
             self.kill(self.rng.choice(self._alive))
 
-    def _start_second(self) -> None:
-        """The same run is started a second time, while the first is at work."""
-        at_work: Sequence[Process] = [p for p in self._alive if p in self._children]
-        if at_work:
-            self.note("fate", "a second owner")
-            self._start(self.rng.choice(at_work).run)
-
     def run(self) -> Report:
         """Let it happen."""
-        for run in self.plan.runs:
+        for run in self.plan.asks:
             delay_s = self.rng.random() * self.rng.choice((0.1, 10.0))
-            self.loop.call_later(delay_s, self._start, run, context=self.outside())
+            self.later(delay_s, self._start, run)
         broken: str | None = None
         try:
             self.loop.run()
@@ -424,15 +386,12 @@ class Night:
             broken = str(self.oracle.broken)
         report = Report(
             self.seed, broken, self.loop.steps, self.oracle.bills, self.oracle.again,
-            self._crashes, self.loop.now, tuple(self.trace),
+            self._crashes, tuple(self.trace),
         )  # fmt: skip
         self.loop.over = True
         self.loop.close()
         return report
 
 
-class _Still:
-    """A loop in which no time passes."""
-
-    def pass_time(self, seconds: float) -> None:
-        """None does."""
+def _ignore(figures: Any) -> None:
+    """Nobody looks at a night's progress."""

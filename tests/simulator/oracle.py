@@ -7,21 +7,22 @@ their bytes are durable, bills from the moment the provider computes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ray_judge.escalation.books.accounts import Accounts
 from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
 from ray_judge.escalation.online.permits import Need
 from ray_judge.records import Outcome
 
-from .disk import Disk
-from .loop import Process, SimLoop
-from .plan import UNITS, Plan, set_of
+from .loop import PROCESS, Process
+from .plan import UNITS
 from .provider import Request
+
+if TYPE_CHECKING:
+    from .night import Night
 
 WINDOW_S = 0.25
 """Answers this old are durable: a crash may cost younger ones."""
@@ -36,8 +37,7 @@ def units(usd: Decimal) -> int:
     return int(usd * UNITS)
 
 
-@dataclass(frozen=True)
-class _Grant:
+class _Grant(NamedTuple):
     """A lease whose record is durable: whose it is, and each slot's question and maximum."""
 
     actor: str
@@ -45,8 +45,7 @@ class _Grant:
     maxima: list[int]
 
 
-@dataclass(frozen=True)
-class _Exposed:
+class _Exposed(NamedTuple):
     """What a slot may cost yet, or has cost."""
 
     most: int
@@ -57,30 +56,28 @@ class _Exposed:
 class Oracle:
     """All checks of one night."""
 
-    def __init__(self, plan: Plan, loop: SimLoop, disk: Disk, note: Callable[..., None]) -> None:
-        """Watch `disk` for what becomes durable."""
-        self._plan = plan
-        self._loop = loop
-        self._disk = disk
-        self._note = note
+    def __init__(self, night: Night) -> None:
+        """Watch the disk for what becomes durable."""
+        self._night, self._loop, self._disk = night, night.loop, night.disk
+        self._plan = plan = night.plan
         self.broken: Broken | None = None
         self.bills = 0
         self.again = 0
         """Bills for questions that had been billed before."""
         self._cap = units(plan.cap_usd)
         self._monthly = None if plan.monthly_cap_usd is None else units(plan.monthly_cap_usd)
-        self._billed = dict.fromkeys(plan.runs, 0)
+        self._billed = dict.fromkeys(plan.asks, 0)
         self._billed_in: dict[str, int] = {}
         self._exposed: dict[LeaseSlot, _Exposed] = {}
-        self._exposure = dict.fromkeys(plan.runs, 0)
+        self._exposure = dict.fromkeys(plan.asks, 0)
         self._granted: dict[str, _Grant] = {}
         self._journaled: set[LeaseSlot] = set()
         self._sent: set[LeaseSlot] = set()
         self._requests: dict[str, list[Request]] = {}
         self._questions = {q.key: q for asked in plan.asks.values() for q in asked}
         self.ledgers: list[tuple[Process, Ledger]] = []
-        disk.on_durable = self._durable
-        disk.on_failure = self._storage_failed
+        night.disk.on_durable = self._durable
+        night.disk.on_failure = self._storage_failed
 
     def fail(self, promise: str) -> NoReturn:
         """Record the broken promise, so that no code under test can swallow it, and raise."""
@@ -101,9 +98,10 @@ class Oracle:
             elif record["t"] == "answer":
                 self._journaled.add((record["lease"], record["slot"]))
 
-    def _storage_failed(self, process: Process, path: str) -> None:
+    def _storage_failed(self, path: str) -> None:
         """An asker that can write no journal may lose what a crash may lose, no more."""
-        self._note(process.name, f"storage failed at {path}")
+        process = PROCESS.get()
+        self._night.note(process.name, f"storage failed at {path}")
         if path.startswith("journal/") and process.name.startswith("asker"):
             self.doom(process)
 
@@ -131,7 +129,7 @@ class Oracle:
     def sent(self, request: Request) -> None:
         """A request leaves an asker."""
         slot, question = request.slot, request.question
-        self._note(request.run, f"sends {question.key[:6]} under {slot}")
+        self._night.note(request.run, f"sends {question.key[:6]} under {slot}")
         grant = self._granted.get(slot[0])
         if grant is None or slot[1] >= len(grant.maxima):
             self.fail(f"sent under {slot}, which is not durable")
@@ -168,7 +166,7 @@ class Oracle:
         lease, requests = leases[0], []
         for number, key in enumerate(keys):
             self._expose((lease, number), self._granted[lease].maxima[number], run, None)
-            request = Request(self._questions[key], None, run, (lease, number), self._loop.now)
+            request = Request(self._questions[key], None, run, (lease, number))
             self.sent(request)
             requests.append(request)
         self._check_exposure(run)
@@ -231,7 +229,7 @@ class Oracle:
                 self.fail(f"{this_month} may be billed in {month}, its cap is {self._monthly}")
 
     def _month(self) -> str:
-        return f"{datetime.fromtimestamp(self._plan.start + self._loop.now, UTC):%Y-%m}"
+        return f"{datetime.fromtimestamp(self._night.now(), UTC):%Y-%m}"
 
     def settled(self, items: Sequence[tuple[str, int, Decimal]]) -> None:
         """A settlement reached the governor: the answer that it pays for is durable."""
@@ -285,7 +283,7 @@ class Oracle:
         self, run: str, outcomes: Mapping[str, Outcome], verdicts: Mapping[str, Any]
     ) -> None:
         """Every question of a run has its outcome."""
-        for question in set_of(self._plan.asks[run]):
+        for question in self._plan.asks[run]:
             outcome = outcomes.get(question.key)
             if outcome is None:
                 self.fail(f"no outcome for {question.key[:6]}")

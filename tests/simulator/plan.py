@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from functools import cache
 
@@ -81,10 +81,9 @@ class Faults:
 class Plan:
     """One night."""
 
-    runs: tuple[str, ...]
-    """One run, or two that share their books."""
     asks: Mapping[str, tuple[Question, ...]]
-    """The rows' questions, by run: some rows are identical, and runs may ask the same."""
+    """The rows' questions, by run: of one, or of two that share their books. Some rows are
+    identical, and runs may ask the same."""
     start: float
     """Unix seconds at the beginning."""
     cap_usd: Decimal
@@ -132,7 +131,8 @@ def draw(rng: random.Random) -> Plan:
     distinct = rng.randint(max(1, rows // 2), rows)
     runs = ("run-a", "run-b") if rng.random() < 0.25 else ("run",)
     asks = {run: tuple(rng.choices(pool[:distinct], k=rows)) for run in runs}
-    most = max(sum((q.max_cost_usd for q in set_of(a)), Decimal(0)) for a in asks.values())
+    costs = [{q.key: q.max_cost_usd for q in asked} for asked in asks.values()]
+    most = max(sum(by_key.values(), Decimal(0)) for by_key in costs)
     share = Decimal(rng.choice((rng.uniform(0.05, 1.0), rng.uniform(0.2, 3.0), 10.0)))
     cap = Decimal(0) if rng.random() < 0.02 else (most * share).quantize(Decimal("1e-9"))
     border = rng.random() < 0.2
@@ -161,7 +161,6 @@ def draw(rng: random.Random) -> Plan:
     troubled = rng.random() < 0.5
     lots = rng.choice((1, 1, 3))
     return Plan(
-        runs=runs,
         asks=asks,
         start=MONTH_END - (rng.uniform(0.1, 2.0) if border else 864_000.0),
         cap_usd=cap,
@@ -192,31 +191,14 @@ def draw(rng: random.Random) -> Plan:
     )
 
 
-def set_of(questions: tuple[Question, ...]) -> list[Question]:
-    """Every question once, in the order of first appearance."""
-    return list({question.key: question for question in questions}.values())
-
-
 def _faults(rng: random.Random) -> Faults:
-    def some() -> float:
-        return rng.choice((0.0, 0.0, 0.05, 0.2)) * rng.random()
-
-    return Faults(
-        server_error=some(),
-        rate_limit=some(),
-        row_refused=some(),
-        no_schema=some(),
-        reset_before=some(),
-        reset_after=some(),
-        cut=some(),
-        late=some(),
-        refusal=some(),
+    def some(kind: str) -> float:
         # Sometimes a judge that hardly ever keeps to the schema: re-asks are used up.
-        malformed=0.7 if rng.random() < 0.15 else some(),
-        no_usage=some(),
-        batch_refused=some(),
-        batch_ended=some() * 3,
-        not_run=some(),
-        no_result=some(),
-        list_lag=rng.choice((0.0, 0.5)),
-    )
+        if kind == "malformed" and rng.random() < 0.15:
+            return 0.7
+        if kind == "list_lag":
+            return rng.choice((0.0, 0.5))
+        share = rng.choice((0.0, 0.0, 0.05, 0.2)) * rng.random()
+        return share * 3 if kind == "batch_ended" else share
+
+    return Faults(**{one.name: some(one.name) for one in fields(Faults)})

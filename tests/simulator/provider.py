@@ -6,24 +6,27 @@ A request that has reached the provider is computed and billed whatever becomes 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.escalation.online.permits import Slot
 from ray_judge.escalation.questions import Question
 from ray_judge.records import Usage
 
-from .loop import Process, SimLoop
-from .plan import INPUT_UNITS, MAX_OUTPUT_TOKENS, OUTPUT_UNITS, Plan
+from .loop import PROCESS, Process, resolve
+from .plan import INPUT_UNITS, MAX_OUTPUT_TOKENS, OUTPUT_UNITS
 
 if TYPE_CHECKING:
-    from .oracle import Oracle
+    from .night import Night
 
 QUOTA_BACK_AFTER_S = 20.0
+SLOT: ContextVar[Slot] = ContextVar("slot")
+"""What pays for the request that is sent next."""
 
 
 @dataclass(eq=False, slots=True)
@@ -35,7 +38,6 @@ class Request:
     """Who waits for the answer; None: a batch has it, whoever comes for it."""
     run: str
     slot: LeaseSlot
-    sent_at: float
     billed: int = 0
     """What it cost, in `UNITS`."""
     arrived_at: float | None = None
@@ -48,36 +50,28 @@ class Request:
 class Provider:
     """Bills, answers, refuses."""
 
-    def __init__(
-        self,
-        loop: SimLoop,
-        rng: random.Random,
-        plan: Plan,
-        oracle: Oracle,
-        note: Callable[..., None],
-    ) -> None:
-        """One for the whole night."""
-        self._loop = loop
-        self._rng = rng
-        self._plan = plan
-        self._oracle = oracle
-        self._note = note
-        self._outside = loop.context_of(Process("provider"))
-        asked = [question for questions in plan.asks.values() for question in questions]
+    def __init__(self, night: Night) -> None:
+        self._loop, self._rng, self._plan = night.loop, night.rng, night.plan
+        self._oracle, self._note = night.oracle, night.note
+        self._outside = night.loop.context_of(Process("provider"))
+        asked = [question for questions in night.plan.asks.values() for question in questions]
         self._by_body = {id(question.body): question for question in asked}
-        self._room = plan.provider_rpm / 60.0
+        self._room = night.plan.provider_rpm / 60.0
         self._room_at = 0.0
         self._answered = 0
         self._broke_at: float | None = None
-        self.timeout_s = plan.strong.timeout_s
+        self._timeout_s = night.plan.strong.timeout_s
 
-    async def send(self, process: Process, slot: LeaseSlot, body: Mapping[str, Any]) -> Reply:
-        """What `StrongClient.send` does, with the slot that pays for it."""
-        request = Request(self._by_body[id(body)], process, process.run, slot, self._loop.now)
+    async def send(self, body: Mapping[str, Any]) -> Reply:
+        """What `StrongClient.send` does, for whichever process calls it."""
+        process, slot = PROCESS.get(), SLOT.get()
+        question = self._by_body[id(body)]
+        request = Request(question, process, process.run, (slot.lease, slot.number))
         self._oracle.sent(request)
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self.later(self._rng.uniform(0.0002, 0.004), self._arrive, request, answer)
-        timer = self._loop.call_later(self.timeout_s, _expire, answer)
+        late = RequestFailed(Kind.AMBIGUOUS, "simulated: time-out")
+        timer = self._loop.call_later(self._timeout_s, resolve, answer, late)
         try:
             reply = await answer
         except RequestFailed as failure:
@@ -88,33 +82,26 @@ class Provider:
         request.arrived_at = self._loop.now
         return reply
 
+    async def close(self) -> None: ...
+
     def later(self, seconds: float, callback: Callable[..., Any], *args: Any) -> None:
         self._loop.call_later(seconds, callback, *args, context=self._outside.copy())
 
-    def _tell(self, request: Request, answer: asyncio.Future[Reply], what: Any) -> None:
+    def tell(self, process: Any, answer: asyncio.Future[Any], what: Any) -> None:
         """Bring a reply or a failure to the sender, if it still lives and waits."""
-
-        def deliver() -> None:
-            if not answer.done():
-                if isinstance(what, Reply):
-                    answer.set_result(what)
-                else:
-                    answer.set_exception(what)
-
-        assert request.process is not None
-        context = self._loop.context_of(request.process)
-        self._loop.call_later(self._rng.uniform(0.0002, 0.004), deliver, context=context)
+        context, travel_s = self._loop.context_of(process), self._rng.uniform(0.0002, 0.004)
+        self._loop.call_later(travel_s, resolve, answer, what, context=context)
 
     def _arrive(self, request: Request, answer: asyncio.Future[Reply]) -> None:
         refusal = self._refuse()
         if refusal is not None:
             self._note("provider", f"refuses {request.slot}: {refusal.reason}")
             self._oracle.not_billed(request)
-            self._tell(request, answer, refusal)
+            self.tell(request.process, answer, refusal)
             return
         latency_s = self._rng.uniform(0.01, 0.3)
         if self._rng.random() < self._plan.faults.late:
-            latency_s += self.timeout_s * self._rng.uniform(0.5, 2.0)
+            latency_s += self._timeout_s * self._rng.uniform(0.5, 2.0)
         self.later(latency_s, self._complete, request, answer)
 
     def _refuse(self) -> RequestFailed | None:
@@ -154,26 +141,26 @@ class Provider:
     def _complete(self, request: Request, answer: asyncio.Future[Reply]) -> None:
         """The answer is computed: from here on it is paid for."""
         faults, draw = self._plan.faults, self._rng.random()
-        reply = self.compute(request)
+        what: Reply | RequestFailed = self.compute(request)
         if draw < faults.reset_after + faults.cut:
             request.lost = True
             kind = Kind.BROKEN if draw < faults.reset_after / 2 else Kind.AMBIGUOUS
-            self._tell(request, answer, RequestFailed(kind, "simulated: lost"))
-        else:
-            self._tell(request, answer, reply)
+            what = RequestFailed(kind, "simulated: lost")
+        self.tell(request.process, answer, what)
 
     def compute(self, request: Request) -> Reply:
         """Compute the answer to a request, and bill it."""
         self._answered += 1
-        reply, usage = self._reply(request)
+        reply, usage = self._reply(request.question.input_bound)
         request.billed = usage.input_tokens * INPUT_UNITS + usage.output_tokens * OUTPUT_UNITS
         request.usable = reply.refusal is None and reply.text is not None and "A" in reply.text
         self._note("provider", f"bills {request.slot} {request.billed}")
         self._oracle.billed_now(request)
         return reply
 
-    def _reply(self, request: Request) -> tuple[Reply, Usage]:
-        faults, rng, bound = self._plan.faults, self._rng, request.question.input_bound
+    def _reply(self, bound: int) -> tuple[Reply, Usage]:
+        """An answer, and what is billed for it, which it may not say."""
+        faults, rng = self._plan.faults, self._rng
         text: str | None = '{"verdict": "A"}'
         refusal, finish = None, "stop"
         draw = rng.random()
@@ -185,17 +172,8 @@ class Provider:
             )
         silent = rng.random() < faults.no_usage
         most = len(text or refusal or "") if silent else MAX_OUTPUT_TOKENS
-        if self._plan.dearest:
-            usage = Usage(bound, most)
-        else:
+        usage = Usage(bound, most)
+        if not self._plan.dearest:
             usage = Usage(rng.randint(bound // 4, bound), rng.randint(0, most))
-        self._count = getattr(self, "_count", 0) + 1
-        reply = Reply(
-            text, refusal, finish, None if silent else usage, "sim-1", f"r{self._count}", {}
-        )
-        return reply, usage
-
-
-def _expire(answer: asyncio.Future[Reply]) -> None:
-    if not answer.done():
-        answer.set_exception(RequestFailed(Kind.AMBIGUOUS, "simulated: time-out"))
+        told, number = None if silent else usage, f"r{self._answered}"
+        return Reply(text, refusal, finish, told, "sim-1", number), usage

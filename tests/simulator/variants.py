@@ -9,64 +9,55 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, TypeVar
+from unittest import mock
 
-import ray_judge.escalation.books.books
 from ray_judge.errors import LedgerFenced
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
 from ray_judge.escalation.books.batches import BatchRecord, Stage
 from ray_judge.escalation.books.books import Claim
 from ray_judge.escalation.books.journal import JournalWriter
-from ray_judge.escalation.books.ledger import Ledger, claim_path
+from ray_judge.escalation.books.ledger import Ledger, claim_path, recover
 from ray_judge.escalation.failures import Kind
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.online.limiter import Feedback
 from ray_judge.escalation.online.permits import Need, Permit, Slot
 from ray_judge.escalation.session import Session
-from ray_judge.records import Answer, Outcome
+from ray_judge.records import Answer
 from ray_judge.storage.local import AppendLog
 
-from .disk import SimStorage, _DiskLog
-from .hosts import SLOT, SimBooks, WatchedPermits
+from .disk import DiskLog, SimStorage
+from .hosts import SimBooks, WatchedPermits
 from .night import Parts
 from .oracle import Oracle
 from .plan import MONTH_END, Plan
-from .provider import Request
+from .provider import SLOT, Request
 
-BOOKS: Any = ray_judge.escalation.books.books
 VARIANTS: dict[str, Parts] = {}
-P = TypeVar("P")
+PART_OF = {real: part for part, real in vars(Parts()).items()}
+T = TypeVar("T", bound=type)
 
 
-def variant(name: str, part: str, **others: Any) -> Callable[[P], P]:
-    """Put what is decorated among the variants, in place of `part`."""
+def variant(name: str, **others: Any) -> Callable[[T], T]:
+    """Put what is decorated among the variants, in place of the real part that it extends."""
 
-    def keep(broken: P) -> P:
+    def keep(broken: T) -> T:
+        part = next(PART_OF[base] for base in broken.__mro__ if base in PART_OF)
         VARIANTS[name] = Parts(**{part: broken, **others})
         return broken
 
     return keep
 
 
-def but(base: type, **methods: Any) -> Any:
-    """The real part with other methods."""
-    return type(f"Broken{base.__name__}", (base,), methods)
-
-
-def told(base: Any, **wrong: Any) -> Any:
-    """The real part, told something wrong."""
-    return lambda *args, **options: base(*args, **{**options, **wrong})
-
-
 # --- the ledger ---
 
 
-@variant("lease after call", "governor")
+@variant("lease after call")
 class LeaseAfterCall(Governor):
     """Permits go out first; the commit follows when there is time."""
 
@@ -82,7 +73,7 @@ def _quietly(work: Callable[[], None]) -> None:
         work()
 
 
-@variant("no fsync", "storage")
+@variant("no fsync")
 class NoFsync(SimStorage):
     """The page cache: bytes reach the disk when the next ones come, or get lost."""
 
@@ -91,14 +82,14 @@ class NoFsync(SimStorage):
 
         def put(data: bytes) -> None:
             cached.append(data)
-            _DiskLog._put(log, cached.pop(0))  # type: ignore[arg-type]
+            DiskLog._put(log, cached.pop(0))  # type: ignore[arg-type]
 
-        if isinstance(log, _DiskLog) and path.startswith("ledger/"):
+        if isinstance(log, DiskLog) and path.startswith("ledger/"):
             log._put = put  # type: ignore[method-assign]
         return log
 
 
-@variant("double settle", "ledger")
+@variant("double settle")
 class DoubleSettle(Ledger):
     def settle(self, lease: str, slot: int, cost_usd: Decimal) -> bool:
         changed = super().settle(lease, slot, cost_usd)
@@ -118,14 +109,14 @@ class EachActorsRoom(Ledger):
         return super()._room(account) + others
 
 
-@variant("per-actor cap", "governor", ledger=EachActorsRoom)
+@variant("per-actor cap", ledger=EachActorsRoom)
 class AsksForOneActor(Governor):
     def _offer(self, waiter: Any, now: float) -> Any:
         vars(self._ledger)["actor"] = waiter.actor
         return super()._offer(waiter, now)
 
 
-@variant("fence before sync", "ledger")
+@variant("fence before sync")
 class FenceBeforeSync(Ledger):
     """Looks for a newer owner first and writes then: the newer one reads in between."""
 
@@ -162,7 +153,7 @@ def _at_midnight(plan: Plan) -> Plan:
     )
 
 
-@variant("late bills of a lost lease", "ledger", plan=_at_midnight)
+@variant("late bills of a lost lease", plan=_at_midnight)
 class ForgetsLateBills(Ledger):
     """FOUND: what was in flight at a crash and billed in the next month was in neither's sum."""
 
@@ -177,7 +168,7 @@ def _spent_before_midnight(plan: Plan) -> Plan:
     return replace(plan, start=start, monthly_cap_usd=plan.cap_usd / 4, far=False)
 
 
-@variant("late bills, looked at too late", "ledger", plan=_spent_before_midnight)
+@variant("late bills, looked at too late", plan=_spent_before_midnight)
 class LooksTooLate(Ledger):
     """FOUND: nobody owned the ledger in the hour around midnight, so that what was lost before it
     and billed behind it was in no sum of the new month, weeks later."""
@@ -186,34 +177,6 @@ class LooksTooLate(Ledger):
         with _lost_long_ago(accounts, args[2]() - 3600.0):
             super().__init__(storage, epoch, accounts, *args)
 
-
-LEDGERS: Mapping[str, Mapping[str, Any]] = {
-    "float money": {
-        "settle": lambda self, lease, slot, cost: Ledger.settle(
-            self, lease, slot, Decimal(str(round(float(cost), 6)))
-        )
-    },
-    "costs rounded down": {
-        "settle": lambda self, lease, slot, cost: Ledger.settle(
-            self, lease, slot, max(Decimal(0), cost - Decimal("1e-9"))
-        )
-    },
-    "lost fencing": {"commit": lambda self: self._log.sync()},
-    "month border forgotten": {
-        "_roll": lambda self: setattr(self, "_month", month_of(self._clock()))
-    },
-    "denied while money may come back": {
-        "best_usd": lambda self: {
-            name.partition(":")[0]: to_usd(self._room(name)) for name in self._names()
-        }
-    },
-    "a grant without its questions": {
-        "propose": lambda self, actor, needs: Ledger.propose(
-            self, actor, [("", cost) for _, cost in needs]
-        )
-    },
-}
-VARIANTS |= {name: Parts(ledger=but(Ledger, **wrong)) for name, wrong in LEDGERS.items()}
 
 # --- claiming the books ---
 
@@ -225,20 +188,15 @@ class ChangedBooks(SimBooks):
         """The mistake. What it returns, if it does, is used instead."""
 
     def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
-        real = BOOKS.recover
-
         def changed(*args: Any) -> Any:
-            accounts = real(*args)
+            accounts = recover(*args)
             return self.change(accounts) or accounts
 
-        BOOKS.recover = changed
-        try:
+        with mock.patch("ray_judge.escalation.books.books.recover", changed):
             return super().claim(owner, nonce)
-        finally:
-            BOOKS.recover = real
 
 
-@variant("recovery forgets open leases", "books")
+@variant("recovery forgets open leases")
 class ForgetsOpenLeases(ChangedBooks):
     def change(self, accounts: Accounts) -> None:
         for lease, opened in list(accounts.leases.items()):
@@ -246,14 +204,14 @@ class ForgetsOpenLeases(ChangedBooks):
                 accounts.settle(lease, slot, 0)
 
 
-@variant("recovery forgets the questions", "books")
+@variant("recovery forgets the questions")
 class ForgetsQuestions(ChangedBooks):
     def change(self, accounts: Accounts) -> None:
         for opened in accounts.leases.values():
             opened.slots.update({slot: ("", most) for slot, (_, most) in opened.slots.items()})
 
 
-@variant("proven in the old month", "books", plan=_at_midnight)
+@variant("proven in the old month", plan=_at_midnight)
 class ProvenInTheOldMonth(ChangedBooks):
     """FOUND: what the journal proved at a recovery was charged to the month of its lease only."""
 
@@ -262,68 +220,27 @@ class ProvenInTheOldMonth(ChangedBooks):
             accounts.settle(lease, slot, to_nanos(cost))
 
 
-@variant("recovery reads before it claims", "books")
+@variant("recovery reads before it claims")
 class ReadsBeforeItClaims(ChangedBooks):
     def claim(self, owner: str, nonce: str | None = None) -> tuple[Any, Claim]:
-        self._early = BOOKS.recover(self.storage)
+        self._early = recover(self.storage)
         return super().claim(owner, nonce)
 
     def change(self, accounts: Accounts) -> Accounts:
-        return self._early  # type: ignore[no-any-return]
+        return self._early
 
-
-VARIANTS |= {
-    name: Parts(books=broken)
-    for name, broken in {
-        "recovery forgets what was settled": but(
-            ChangedBooks, change=lambda self, accounts: accounts.settled.clear()
-        ),
-        "pending batches are lost": but(SimBooks, _pending_batches=lambda self, accounts: {}),
-        "logs of living writers are folded": but(
-            SimBooks, compact=lambda self, may_fold: SimBooks.compact(self, may_fold=bool)
-        ),
-    }.items()
-}
 
 # --- the session ---
 
-VARIANTS |= {
-    name: Parts(session=broken)
-    for name, broken in {
-        "a successor asks at once": but(
-            Session, _is_elsewhere=lambda self, key: key in self.batched
-        ),
-        "another run's batch is asked again": but(
-            Session, _is_elsewhere=lambda self, key: key in self._in_flight
-        ),
-        "all processes are taken for dead": told(Session, is_dead=lambda _: True),
-        "no silence is waited for": told(Session, quiet_s=0.0),
-        "identical rows asked each": but(
-            Session,
-            _unknown=lambda self, questions: list(questions),
-            put=lambda self, questions: self.waiting.update(
-                {
-                    f"{q.key} {number}": q
-                    for number, q in enumerate(questions)
-                    if not {q.key} & (self._answered | self.outcomes.keys())
-                }
-            ),
-        ),
-        "a full month denies for ever": but(
-            Session, deny=lambda self, best: Session.deny(self, {"run": min(best.values())})
-        ),
-    }.items()
-}
 
-
-@variant("what is in flight is forgotten", "session")
+@variant("what is in flight is forgotten")
 class ForgetsWhatFlies(Session):
     async def recheck(self) -> bool:
         self.aside = {key: q for key, q in self.aside.items() if key in self.batched}
         return False
 
 
-@variant("no look after the claim", "session")
+@variant("no look after the claim")
 class NoLookAfterClaim(Session):
     """Goes by the journal as it was before the books were claimed."""
 
@@ -338,7 +255,7 @@ class NoLookAfterClaim(Session):
         self._was_owner = self._owner
 
 
-@variant("journal not consulted", "session")
+@variant("journal not consulted")
 class JournalUnread(Session):
     async def look(self) -> None:
         asked = [*self.waiting.values(), *self.aside.values()]
@@ -347,25 +264,10 @@ class JournalUnread(Session):
         self.put(asked)
 
 
-@variant("re-asks begin anew", "session")
-class ReasksBeginAnew(Session):
-    async def look(self) -> None:
-        await super().look()
-        self.in_vain = {}
-
-
-@variant("a spent cap waits for next month", "session")
-class LeavesTooMuch(Session):
-    def deny(self, best_usd: Mapping[str, Decimal]) -> None:
-        super().deny(best_usd)
-        denied = [key for key, what in self.outcomes.items() if what is Outcome.DENIED_BUDGET]
-        self.outcomes.update(dict.fromkeys(denied, Outcome.PENDING))
-
-
 # --- batches ---
 
 
-@variant("a batch created again", "batch")
+@variant("a batch created again")
 class CreatesAgain(BatchCourier):
     """A creation that was not answered is taken for one that did not happen."""
 
@@ -374,14 +276,14 @@ class CreatesAgain(BatchCourier):
         return False
 
 
-@variant("a batch looked for once", "batch")
+@variant("a batch looked for once")
 class LooksOnce(BatchCourier):
     async def _find(self, record: BatchRecord) -> bool:
         self._provider.find = self._provider._listed  # type: ignore[method-assign]
         return await super()._find(record)
 
 
-@variant("batches forgotten at a restart", "batch")
+@variant("batches forgotten at a restart")
 class ForgetsBatches(BatchCourier):
     async def open(self) -> Claim:
         claim = await super().open()
@@ -390,31 +292,19 @@ class ForgetsBatches(BatchCourier):
         return claim
 
 
-@variant("a creation is not on record", "batch")
-class CreationNotOnRecord(BatchCourier):
-    async def _step(self, record: BatchRecord, stage: Stage, **found: Any) -> BatchRecord:
-        if stage is Stage.CREATING:
-            stage = Stage.INTENT
-        return await super()._step(record, stage, **found)
-
-
-@variant("a batch booked before it is kept", "batch")
-class BookedBeforeKept(BatchCourier):
-    def _keep(self, answers: Sequence[Any]) -> None:
-        asyncio.get_running_loop().call_later(0.05, super()._keep, answers)
-
-
-@variant("a batch's missing results are free", "batch")
+@variant("a batch's missing results are free")
 class MissingIsFree(BatchCourier):
     async def _read(self, session: Session, record: BatchRecord, view: Any) -> None:
-        self._results.read = told(self._results.read, billed=0)  # type: ignore[method-assign]
+        read: Any = self._results.read
+        free: Any = lambda *args, **options: read(*args, **{**options, "billed": 0})
+        self._results.read = free  # type: ignore[method-assign]
         await super()._read(session, record, view)
 
 
 # --- the asker ---
 
 
-@variant("settle before journal", "asker")
+@variant("settle before journal")
 class SettleBeforeJournal(Asker):
     async def _keep(self, answer: Answer) -> None:
         async def keep() -> None:
@@ -424,7 +314,7 @@ class SettleBeforeJournal(Asker):
         self._kept = asyncio.ensure_future(keep())
 
 
-@variant("ambiguous time-out is free", "asker")
+@variant("ambiguous time-out is free")
 class AmbiguousIsFree(Asker):
     free = Kind.AMBIGUOUS
 
@@ -434,18 +324,12 @@ class AmbiguousIsFree(Asker):
         return await super()._failed(slot, sent_at, failure, tries)
 
 
-VARIANTS["server error is free"] = Parts(asker=but(AmbiguousIsFree, free=Kind.BROKEN))
+@variant("server error is free")
+class BrokenIsFree(AmbiguousIsFree):
+    free = Kind.BROKEN
 
 
-@variant("a failing journal stops nobody", "asker")
-class PaysOnWithoutJournal(Asker):
-    """FOUND: what cannot be kept is paid for again."""
-
-    async def _keep(self, answer: Answer) -> None:
-        await self._journal.put(answer)
-
-
-@variant("release of a sent slot", "permits")
+@variant("release of a sent slot")
 class ReleasesSentSlots(WatchedPermits):
     async def slot(self, need: Need) -> Slot:
         slot = await super().slot(need)
@@ -453,7 +337,7 @@ class ReleasesSentSlots(WatchedPermits):
         return slot
 
 
-@variant("a slot used twice", "permits")
+@variant("a slot used twice")
 class UsesSlotsTwice(WatchedPermits):
     """A slot whose request was refused is as good as new."""
 
@@ -471,7 +355,7 @@ class UsesSlotsTwice(WatchedPermits):
         return await super().slot(need)
 
 
-@variant("more sent than granted", "permits")
+@variant("more sent than granted")
 class KeepsPermits(WatchedPermits):
     def _hand_out(self, permit: Permit, batch: Any, since: float) -> None:
         if permit.slots and permit.slots < len(batch):
@@ -480,10 +364,7 @@ class KeepsPermits(WatchedPermits):
         super()._hand_out(permit, batch, since)
 
 
-# --- the journal ---
-
-
-@variant("journal buffered only", "journal")
+@variant("journal buffered only")
 class LazyJournal(JournalWriter):
     _timer: Any = None
 
@@ -497,7 +378,99 @@ class LazyJournal(JournalWriter):
         self.sync()
 
 
-VARIANTS["journal slower than 250 ms"] = Parts(journal=told(JournalWriter, linger_s=2.0))
+# --- mistakes of one line ---
+
+
+def but(real: type, **attributes: Any) -> type:
+    """The real part with other methods."""
+    return type(f"Broken{real.__name__}", (real,), attributes)
+
+
+def fixed(value: Any) -> Any:
+    """An attribute that is this, whatever is said."""
+    return property(lambda self: value, lambda self, told: None)
+
+
+ONE_LINERS: Mapping[str, Any] = {
+    "float money": but(
+        Ledger,
+        settle=lambda self, lease, slot, cost: Ledger.settle(
+            self, lease, slot, Decimal(str(round(float(cost), 6)))
+        ),
+    ),
+    "costs rounded down": but(
+        Ledger,
+        settle=lambda self, lease, slot, cost: Ledger.settle(
+            self, lease, slot, max(Decimal(0), cost - Decimal("1e-9"))
+        ),
+    ),
+    "lost fencing": but(Ledger, commit=lambda self: self._log.sync()),
+    "month border forgotten": but(
+        Ledger, _roll=lambda self: setattr(self, "_month", month_of(self._clock()))
+    ),
+    "denied while money may come back": but(
+        Ledger,
+        best_usd=lambda self: {
+            name.partition(":")[0]: to_usd(self._room(name)) for name in self._names()
+        },
+    ),
+    "a grant without its questions": but(
+        Ledger,
+        propose=lambda self, actor, needs: Ledger.propose(
+            self, actor, [("", cost) for _, cost in needs]
+        ),
+    ),
+    "recovery forgets what was settled": but(
+        ChangedBooks, change=lambda self, accounts: accounts.settled.clear()
+    ),
+    "pending batches are lost": but(SimBooks, _pending_batches=lambda self, accounts: {}),
+    "logs of living writers are folded": but(
+        SimBooks, compact=lambda self, may_fold: SimBooks.compact(self, may_fold=bool)
+    ),
+    "a successor asks at once": but(Session, _is_elsewhere=lambda self, key: key in self.batched),
+    "another run's batch is asked again": but(
+        Session, _is_elsewhere=lambda self, key: key in self._in_flight
+    ),
+    "all processes are taken for dead": but(Session, _is_dead=fixed(lambda _: True)),
+    "no silence is waited for": but(Session, _quiet_s=fixed(0.0)),
+    "identical rows asked each": but(
+        Session,
+        _unknown=lambda self, questions: list(questions),
+        put=lambda self, questions: self.waiting.update(
+            {
+                f"{q.key} {number}": q
+                for number, q in enumerate(questions)
+                if not {q.key} & (self._answered | self.outcomes.keys())
+            }
+        ),
+    ),
+    "a full month denies for ever": but(
+        Session, deny=lambda self, best: Session.deny(self, {"run": min(best.values())})
+    ),
+    "a spent cap waits for next month": but(
+        Session, deny=lambda self, best: Session.deny(self, {"month": min(best.values())})
+    ),
+    "re-asks begin anew": but(Session, in_vain=fixed({})),
+    "a creation is not on record": but(
+        BatchCourier,
+        _step=lambda self, record, stage, **found: BatchCourier._step(
+            self, record, Stage.INTENT if stage is Stage.CREATING else stage, **found
+        ),
+    ),
+    "a batch booked before it is kept": but(
+        BatchCourier,
+        _keep=lambda self, answers: asyncio.get_running_loop().call_later(
+            0.05, BatchCourier._keep, self, answers
+        ),
+    ),
+    # FOUND: what cannot be kept is paid for again.
+    "a failing journal stops nobody": but(
+        Asker, _keep=lambda self, answer: self._journal.put(answer)
+    ),
+    "journal slower than 250 ms": but(JournalWriter, _linger_s=fixed(2.0)),
+}
+for _name, _broken in ONE_LINERS.items():
+    variant(_name)(_broken)
 
 # --- the oracle ---
 
@@ -513,7 +486,7 @@ class ExcusingOracle(Oracle):
 
     def _excused(self, request: Request) -> bool:
         before, now = request.process, self._now.process
-        other = before is not None and now is not None and before.driver is not now.driver
+        other = before is not None and now is not None and before.parent is not now.parent
         return other or super()._excused(request)
 
 
@@ -522,7 +495,7 @@ FOUND_FROM: Mapping[str, int] = {
     "all processes are taken for dead": 230,
     "no silence is waited for": 230,
     "month border forgotten": 140,
-    "recovery reads before it claims": 145,
+    "recovery reads before it claims": 210,
     "fence before sync": 220,
     "a creation is not on record": 330,
     "journal slower than 250 ms": 140,

@@ -122,7 +122,7 @@ class Books:
 
     def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
         """Actor → id of each batch with a lease whose record is there and not over."""
-        actors = {lease.actor for lease in accounts.leases.values()}
+        actors = dict.fromkeys(lease.actor for lease in accounts.leases.values())
         batches = {name: name.removeprefix(ACTOR) for name in actors if name.startswith(ACTOR)}
         records = {name: self._record_of(batch) for name, batch in batches.items()}
         return {name: found.id for name, found in records.items() if found and not found.over}

@@ -169,7 +169,7 @@ class OnlineCourier:
             load[number] += 1
 
     async def _collect(self, session: Session, done: Any) -> None:
-        for task in done:
+        for task in [task for task in self._running if task in done]:  # a set has no order
             _, unit = self._running.pop(task)
             try:
                 session.settle(task.result())

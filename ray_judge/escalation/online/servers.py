@@ -31,6 +31,8 @@ from ray_judge.records import Outcome
 class GovernorServer:
     """Owns the books and the rate limits of a session."""
 
+    governor_type: type[Governor] = Governor
+
     def __init__(self, config: RunConfig, books: Books, clock: Clock | None = None) -> None:
         self._strong, self._books, self._clock = config.strong, books, clock or WallClock()
         self._governor: Governor | None = None
@@ -46,11 +48,10 @@ class GovernorServer:
             )
         except RayJudgeError as error:
             return error
-        self._governor = self._make(ledger, limiter)
+        self._governor = self.governor_type(
+            ledger, limiter, self._clock, patience_s=strong.give_up_after_s
+        )
         return claim
-
-    def _make(self, ledger: Any, limiter: Limiter) -> Governor:
-        return Governor(ledger, limiter, self._clock, patience_s=self._strong.give_up_after_s)
 
     async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
         assert self._governor is not None  # no asker is at work before `open`
