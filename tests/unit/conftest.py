@@ -1,26 +1,26 @@
-"""What the unit tests share: the simulated provider."""
+"""What unit tests share: a good configuration, in which a test changes what it is about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.provider import RunningServer, ServerConfig, running_server
+from typing import Any
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[RunningServer]:
-    """One provider for the tests of a module."""
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: RunningServer) -> RunningServer:
-    """The module's provider with default settings and empty books."""
-    defaults = ServerConfig().public()
-    del defaults["api_key"]
-    process.configure(**defaults)
-    process.reset()
-    return process
+def document(**changes: Any) -> dict[str, Any]:
+    """A good configuration; `strong__model="x"` changes one key, `...` takes it away."""
+    tree: dict[str, Any] = {
+        "input": "in",
+        "output": "out",
+        "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
+        "route": {"policy": "fraction", "fraction": 0.3},
+        "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if value is ...:
+            del node[last]
+        else:
+            node[last] = value
+    return tree

@@ -24,8 +24,6 @@ from ray_judge.records import Answer, Outcome, Usage, Verdict
 
 from .test_questions import maker
 
-pytestmark = pytest.mark.timeout(60)
-
 # -- bodies of 200 answers -------------------------------------------------------------------------
 
 

@@ -23,8 +23,6 @@ from ray_judge.records import Answer, Example, Outcome, Usage
 
 from .virtual_time import virtual
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @dataclass
 class FakeGovernor:

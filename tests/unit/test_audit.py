@@ -14,8 +14,6 @@ from ray_judge.errors import PromiseBroken
 
 from .test_calibration import calibration
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def keys(n: int) -> pl.Series:
     return pl.Series([f"part-000.parquet#{k:012d}" for k in range(n)])

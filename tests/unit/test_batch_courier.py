@@ -16,7 +16,6 @@ from ray_judge.escalation.pricing import cost, price_of
 from ray_judge.records import Usage
 from tests.fault.batch_night import CrashAt, NearProvider, Night, clean, end
 
-pytestmark = pytest.mark.timeout(60)
 IN_ONE = {"batch": {"max_requests": 12}}
 SMALL = {"max_output_tokens": 20}
 """What a question may cost is little, so that a small cap answers some."""

@@ -33,9 +33,6 @@ from .memory import MemoryStorage
 from .test_questions import config, maker
 from .virtual_time import virtual
 
-pytestmark = pytest.mark.timeout(60)
-
-
 # --- the queue ---
 
 

@@ -38,8 +38,6 @@ from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
-pytestmark = pytest.mark.timeout(60)
-
 ROWS = 1200
 
 

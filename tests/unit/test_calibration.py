@@ -28,8 +28,6 @@ from ray_judge.calibration.selection import (
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.records import Task
 
-pytestmark = pytest.mark.timeout(60)
-
 JUDGES = ("mistral_7b_instruct", "gpt_3_5_turbo", "gpt_4_turbo")
 
 

@@ -23,8 +23,6 @@ from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class Case:
     """One configuration over one folder, and what the command said."""

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from ray_judge.judging.confidence import both_orders, confidence, judgment, orders_agree
 from ray_judge.judging.confidence import verdict_probs as read
 
-pytestmark = pytest.mark.timeout(60)
-
 LOGS = st.floats(min_value=-700, max_value=-0.7)
 
 

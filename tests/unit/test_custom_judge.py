@@ -16,8 +16,6 @@ from ray_judge.errors import ConfigError
 from ray_judge.judging.formats import Format, format_for
 from ray_judge.records import Example
 
-pytestmark = pytest.mark.timeout(30)
-
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "custom-judge.md").read_text()
 PAIRS, SCORES = (
