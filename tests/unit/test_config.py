@@ -54,7 +54,8 @@ def test_an_unknown_key_names_the_nearest(path: str, nearest: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"route__fraction": 1.5}, "route.fraction"),
+        ({"route__fraction": 1.01}, "route.fraction"),
+        ({"route__fraction": -1}, "route.fraction"),
         ({"route__fraction": float("nan")}, "route.fraction"),
         ({"route__fraction": "30%"}, "route.fraction"),
         ({"route__fraction": ...}, "policy: fraction needs the key fraction"),
@@ -163,7 +164,7 @@ def test_a_file_that_is_no_configuration(
     assert said in str(caught.value) and str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [None, "", " ", "\t\n", "sk-a b", "sk-a\n", "clé"])
+@pytest.mark.parametrize("value", [None, "", " ", "\t\n", "sk-a b", "sk-a\n", "\tsk-a", "clé"])
 def test_a_spoilt_key_is_refused_without_showing_it_and_a_good_one_taken(
     monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
