@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,24 +35,19 @@ class StoragePromises:
         assert storage.list("nothing") == []
 
     def test_create_is_exclusive_in_a_race(self, storage: Storage) -> None:
-        winners: list[int] = []
-        start = threading.Barrier(8)
+        start = Barrier(8)
 
-        def race(number: int) -> None:
+        def race(number: int) -> bytes | None:
             start.wait()
             try:
-                storage.create("claim", str(number).encode())
-                winners.append(number)
+                storage.create("claim", mine := str(number).encode())
             except AlreadyExists:
-                pass
+                return None
+            return mine
 
-        threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(winners) == 1
-        assert storage.read("claim") == str(winners[0]).encode()
+        with ThreadPoolExecutor(8) as pool:
+            winners = list(filter(None, pool.map(race, range(8))))
+        assert winners == [storage.read("claim")]
         assert storage.list("") == ["claim"]
 
     def test_log_is_durable_by_sync_and_not_begun_twice(self, storage: Storage) -> None:

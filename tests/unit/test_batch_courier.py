@@ -185,24 +185,6 @@ def test_a_full_month_pauses_and_the_next_one_goes_on(tmp_path: Path, server: Ne
     night.check(billed=12)
 
 
-def test_a_cancelled_batch_keeps_what_it_finished(tmp_path: Path, server: NearProvider) -> None:
-    """The provider writes no line about what it did not do: it is asked in another batch."""
-    night, cancelled = Night(tmp_path, server, **IN_ONE), []
-
-    def meanwhile() -> None:
-        if not cancelled:
-            cancelled.append(server.batches()[0]["id"])
-            server.advance_batch(cancelled[0])
-            server.cancel_batch(cancelled[0])
-        end(server)
-
-    night.clock.meanwhile = meanwhile
-    night.run()
-    night.check(billed=12)
-    statuses = [(one["status"], one["request_counts"]["total"]) for one in server.batches()]
-    assert statuses == [("cancelled", 12), ("completed", 12)]
-
-
 def test_the_quota_ends_while_another_batch_is_pending(
     tmp_path: Path, server: NearProvider
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -73,14 +74,9 @@ def test_the_first_questions_go_as_many_as_fit(
 
 
 def test_no_more_bodies_are_made_than_may_be_sent() -> None:
-    made: list[int] = []
-
-    def bodies(questions: Any) -> Any:
-        made.append(len(questions))
-        return questions
-
-    BatchQueue(BatchConfig(max_requests=3), bodies).take(waiting(*[1] * 1000), None)
-    assert made == [3]
+    bodies = Mock(side_effect=lambda questions: questions)
+    BatchQueue(BatchConfig(max_requests=3), bodies).take(questions := waiting(*[1] * 1000), None)
+    bodies.assert_called_once_with(questions[:3])
 
 
 def test_a_full_queue_is_asked_less_and_later_each_time() -> None:
@@ -223,18 +219,12 @@ async def test_what_passes_is_waited_for_and_not_for_ever() -> None:
 @pytest.mark.parametrize(
     ("document", "view", "nothing_ran", "billed"),
     [
-        (
-            {"status": "completed", "errors": {"data": [{"code": "x"}, None]}, "completed_at": 7},
-            View("completed", None, None, None, ("x",), 7.0), False, None,
-        ),
-        (
-            {"status": "failed", "request_counts": {"completed": 0}, "errors": None},
-            View("failed", None, None, 0, (), None), True, 0,
-        ),
-        (
-            {"status": "cancelled", "request_counts": {"completed": 3}, "output_file_id": "o"},
-            View("cancelled", "o", None, 3, (), None), False, 3,
-        ),
+        ({"status": "completed", "errors": {"data": [{"code": "x"}, None]}, "completed_at": 7},
+         View("completed", None, None, None, ("x",), 7.0), False, None),
+        ({"status": "failed", "request_counts": {"completed": 0}, "errors": None},
+         View("failed", None, None, 0, (), None), True, 0),
+        ({"status": "cancelled", "request_counts": {"completed": 3}, "output_file_id": "o"},
+         View("cancelled", "o", None, 3, (), None), False, 3),
         ({"status": "failed", "error_file_id": "e"}, View("failed", None, "e", None, (), None),
          False, None),
     ],

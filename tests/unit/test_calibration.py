@@ -98,12 +98,6 @@ def test_reference_values_on_arena(
     assert round(sum(one.right for one in found) / max(1, accepted), 4) == right
 
 
-def test_the_default_start_has_power_on_arena(data: Path) -> None:
-    found = select_in_turn(replay(data), alpha=0.15, delta=0.1)
-    assert sum(one.accepted for one in found) / 500 > 0.4  # a start fixed at 30 accepts nothing
-    assert all(one.upper is None or one.upper <= 0.15 for one in found)
-
-
 def test_thresholds_follow_the_definition_step_by_step() -> None:
     rng = np.random.default_rng(5)
     for _ in range(60):
