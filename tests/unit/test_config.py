@@ -102,14 +102,18 @@ def test_every_problem_is_told_at_once() -> None:
     assert all(key in message for key in ("route.fraction", "strong.max_cost_usd", "inptu"))
 
 
-def written(folder: Path, text: str) -> Path:
-    path = folder / "run.yaml"
-    path.write_text(text, encoding="utf-8")
+GOOD = yaml.safe_dump(document()).encode()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file with a good configuration."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(GOOD)
     return path
 
 
-def test_set_overrides_single_keys(tmp_path: Path) -> None:
-    path = written(tmp_path, yaml.safe_dump(document()))
+def test_set_overrides_single_keys(path: Path) -> None:
     prices = [f"strong.price.{way}_usd_per_mtok={n}" for n, way in enumerate(["input", "output"])]
     amounts = ["route.fraction=0.2", "strong.max_cost_usd=0.1", *prices]
     config = load(path, [*amounts, "columns.label=human"])
@@ -119,42 +123,28 @@ def test_set_overrides_single_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("text", "override", "said"),
     [
-        ("route.fraction", "key=value"),
-        ("route.fracton=1", "did you mean route.fraction?"),
-        ("input.deep=1", "input is a value"),
-        ("strong.max_cost_usd=[", "not a YAML value"),
-        ("strong.max_cost_usd=lots", "strong.max_cost_usd"),
+        (GOOD, "route.fraction", "key=value"),
+        (GOOD, "route.fracton=1", "did you mean route.fraction?"),
+        (GOOD, "input.deep=1", "input is a value"),
+        (GOOD, "strong.max_cost_usd=[", "not a YAML value"),
+        (GOOD, "strong.max_cost_usd=lots", "strong.max_cost_usd"),
+        (b"a: [", None, "not a YAML file"),
+        (b"- 1\n- 2\n", None, "not a mapping"),
+        (b"", None, "not a mapping"),
+        (b"a: !!python/object/apply:os.getcwd []", None, "not a YAML file"),
+        (b"\xff\xfe\x00a", None, "not a YAML file"),
+        (None, None, "cannot read"),
     ],
 )
-def test_a_bad_override_is_named(tmp_path: Path, override: str, said: str) -> None:
-    path = written(tmp_path, yaml.safe_dump(document()))
-    with pytest.raises(ConfigError) as caught:
-        load(path, [override])
-    assert said in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("a: [", "not a YAML file"),
-        ("- 1\n- 2\n", "not a mapping"),
-        ("", "not a mapping"),
-        ("a: !!python/object/apply:os.getcwd []", "not a YAML file"),
-        (b"\xff\xfe\x00a", "not a YAML file"),
-        (None, "cannot read"),
-    ],
-)
-def test_a_file_that_is_no_configuration(
-    tmp_path: Path, text: str | bytes | None, said: str
+def test_a_bad_override_or_file_is_named(
+    path: Path, text: bytes | None, override: str | None, said: str
 ) -> None:
-    path = tmp_path / "run.yaml"
-    if text is not None:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.unlink() if text is None else path.write_bytes(text)
     with pytest.raises(ConfigError) as caught:
-        load(path)
-    assert said in str(caught.value) and str(path) in str(caught.value)
+        load(path, [override] if override else [])
+    assert said in str(caught.value) and (override or str(path) in str(caught.value))
 
 
 @pytest.mark.parametrize("value", [None, "", " ", "\t\n", "sk-a b", "sk-a\n", "\tsk-a", "clé"])
@@ -283,12 +273,13 @@ def test_several_judges_that_do_not_go_together(
     assert said in refusal(judge=..., judges=judges, **({"route": route} if route else {}))
 
 
-def test_one_judge_is_a_list_of_one(tmp_path: Path) -> None:
+def test_one_judge_is_a_list_of_one(path: Path) -> None:
     single = document(judge={"model": "m", "replicas": 2})
     config = parse(single)
     assert config == parse(document(judge=..., judges=[single["judge"]])) == config.tiers()[0]
     assert parse(config.document()) == config
-    assert load(written(tmp_path, yaml.safe_dump(single)), ["judge.model=n"]).judge.model == "n"
+    path.write_text(yaml.safe_dump(single))
+    assert load(path, ["judge.model=n"]).judge.model == "n"
     assert "judge and judges exclude each other" in refusal(judges=[single["judge"]])
     assert "judges: name at least one" in refusal(judge=..., judges=[])
 

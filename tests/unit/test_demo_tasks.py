@@ -7,6 +7,7 @@ import random
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 
@@ -18,12 +19,6 @@ from tools.demo_judge.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
 from tools.demo_judge.unanswerable import BANK, unanswerable
 
 ALL = (*IN_DOMAIN, *OUT_OF_DOMAIN)
-
-
-def render(pair: Pair) -> str:
-    return TEMPLATE.format(
-        instruction=pair.instruction, response_a=pair.response_a, response_b=pair.response_b
-    )
 
 
 SOLUTIONS: dict[str, Callable[[str], str]] = {
@@ -92,8 +87,11 @@ def test_training_never_sees_an_out_of_domain_phrase() -> None:
 
 
 def test_demo_and_training_pairs_are_apart_and_short() -> None:
-    demo = {render(pair) for pair in make_pairs(3000, seed=0, kinds=ALL)}
-    train = {render(pair) for pair in make_pairs(3000, seed=0, kinds=ALL, split="train")}
+    prompts = []
+    for split in ("demo", "train"):
+        pairs = make_pairs(3000, seed=0, kinds=ALL, split=split)
+        prompts.append({TEMPLATE.format_map(asdict(pair)) for pair in pairs})
+    demo, train = prompts
     assert not demo & train
     assert all(20 <= len(prompt) <= 120 for prompt in demo | train)
 
