@@ -19,8 +19,7 @@ SMALL = {"max_output_tokens": 20}
 
 @pytest.fixture
 def server() -> NearProvider:
-    server = NearProvider()
-    clean(server)
+    clean(server := NearProvider())
     return server
 
 

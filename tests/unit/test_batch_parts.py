@@ -13,13 +13,7 @@ import pytest
 
 from ray_judge.config import BatchConfig
 from ray_judge.errors import LedgerFenced, ProviderDown
-from ray_judge.escalation.batch.provider import (
-    METADATA,
-    QUEUE_FULL,
-    Provider,
-    View,
-    lost_batch_error,
-)
+from ray_judge.escalation.batch.provider import METADATA, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import LONGEST_HOLD_S, BatchQueue
 from ray_judge.escalation.batch.records import BatchRecord, Stage, load, save
 from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_results
@@ -68,9 +62,8 @@ def test_the_first_questions_go_as_many_as_fit(
 ) -> None:
     found = queue(**settings).take(waiting(*tokens), enqueued)
     lines = [json.loads(request.line.decode("ascii")) for request in found]
-    assert [(line["custom_id"], line["body"]) for line in lines] == [
-        (f"k{n}", BODY) for n in range(taken)
-    ]
+    wanted = [(f"k{n}", BODY) for n in range(taken)]
+    assert [(line["custom_id"], line["body"]) for line in lines] == wanted
 
 
 def test_no_more_bodies_are_made_than_may_be_sent() -> None:
@@ -111,10 +104,8 @@ def test_records_of_a_run_the_oldest_first() -> None:
 class Account:
     """A client whose calls fail as scripted; the list shows the batch from a look on."""
 
-    def __init__(
-        self, *failures: RequestFailed | None, shown_at: float = 0, older: int = 0
-    ) -> None:
-        self.failures, self.shown_at, self.older = list(failures), shown_at, older
+    def __init__(self, *failures: RequestFailed | None, shown_at: float = 0) -> None:
+        self.failures, self.shown_at = list(failures), shown_at
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -140,7 +131,7 @@ RECORD = BatchRecord("rj-1", "run", 1, 1, at=1e6, stage=Stage.CREATING, file="f"
 RESET = RequestFailed(Kind.AMBIGUOUS, "reset")
 LIMITED = RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, headers={"retry-after": "7"})
 DOWN = RequestFailed(Kind.TRANSIENT, "no connection")
-NO_ROOM = RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, code=QUEUE_FULL)
+NO_ROOM = RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, code="token_limit_exceeded")
 NO_FILE = RequestFailed(Kind.RUN, "HTTP 404", status=404)
 
 

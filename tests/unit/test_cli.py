@@ -142,9 +142,7 @@ def test_a_run_that_another_process_does_and_a_damaged_one(case: Case) -> None:
     ("line", "said"),
     [(b"2 1 0 0123456789abcdef {}", "newer version"), (b"1 1 0 junk {}", "a damaged line")],
 )
-def test_a_ledger_or_journal_that_cannot_be_read(
-    case: Case, log: str, line: bytes, said: str
-) -> None:
+def test_a_damaged_ledger_or_journal(case: Case, log: str, line: bytes, said: str) -> None:
     """Written by a newer version, or damaged by hand: found before the local judge begins."""
     run = begun(case)
     path = case.folder / "out" / log
