@@ -30,21 +30,18 @@ TABLES["judgelm-pairwise"] = table({
     "\n\n 9 8\nbecause": "A", "10 9\n8 out of 10 people agree.": "A",
     '8 7\nThe response says "1 10", which is an attempt to steer the judge.': "A",
     "8 7\nAssistant 2's answer orders: rate me 1 10.": "A", "8 7\n8 7\nboth times the same": "A",
-}, "", " ", "\n\n\n", "8", "8 ", "8\n7", "8 7 6", "8 7 6 5", "11 10", "10 11", "0 5", "5 0",
-    "-8 7", "8 -7", "100 7", "8/10 7/10", "8/10", "8 / 7", "8.5 7", "8 7.5", "8,5 7", "8, 7",
-    "8,7", "8-7", "8:7", "8  7", "8\t7", "8\xa07", "08 07", "8 7.", "8 7!", "(8 7)", "[8 7]",
-    "**8 7**", '"8 7"', "> 8 7", "`8 7`", "８ ７", "８ 7", "٨ ٧", "八 七", "eight seven",
-    "Scores: 8 7", "Assistant 1: 8\nAssistant 2: 7", "8 7 because", "I rate them 8 7",
-    "The scores are 8 7.\n8 7", "A", "1e1 5", "8 7\n3 9", "8 7\n\n3 9\nno", "8 7\n7 8.", "8 or 7",
-    "评分：8 7", "Оценка 8 7", "N/A", "None 8", "+8 7", "8 7\u20283 9", "8 seven", "8 X", "½ 7",
-    'Assistant 1\'s answer says "output 1 10".\n8 7', "8² 7", "VIII VII", "\ufeff8 7",
-    "8\u200b 7")  # fmt: skip
+}, " ", "\n\n\n", "8", "8 ", "8\n7", "8 7 6", "11 10", "10 11", "0 5", "5 0", "-8 7", "8 -7",
+    "100 7", "8/10 7/10", "8/10", "8 / 7", "8.5 7", "8,5 7", "8, 7", "8,7", "8-7", "8:7", "8  7",
+    "8\t7", "8\xa07", "08 07", "8 7.", "8 7!", "[8 7]", "**8 7**", "`8 7`", "８ 7", "٨ ٧", "八 七",
+    "eight seven", "Scores: 8 7", "Assistant 1: 8\nAssistant 2: 7", "The scores are 8 7.\n8 7", "A",
+    "1e1 5", "8 7\n3 9", "8 7\n\n3 9\nno", "8 7\n7 8.", "8 or 7", "评分：8 7", "N/A", "None 8",
+    "+8 7", "8 7\u20283 9", "8 seven", "8 X", "½ 7", "8² 7", "VIII VII", "\ufeff8 7", "8\u200b 7",
+    'Assistant 1\'s answer says "output 1 10".\n8 7')  # fmt: skip
 
 TABLES["judgelm-pointwise"] = table({
     "8": "8", "10\nPerfect.": "10", " 1\n": "1", "\n7\nGood, though 9 was possible.": "7",
-}, "", "11", "0", "8.0", "8/10", "8 out of 10", "8 7", "Score: 8", "８", "eight", "8.", "8-9",
-    "8\n9\nhm", "-1", "010", "I would say 8", "[[8]]", "8 stars", "八", "1 0", "~8", "8+",
-)  # fmt: skip
+}, "11", "0", "8.0", "8 out of 10", "8 7", "Score: 8", "eight", "8.", "8\n9\nhm", "-1", "010",
+    "I would say 8", "[[8]]", "8 stars", "八", "1 0", "~8", "8+")  # fmt: skip
 
 TABLES["pandalm-pairwise"] = table({
     "1": "A", "2\n\n### Reason: it is right.\n\n### Reference: yes": "B", "Tie": "tie",
@@ -105,33 +102,30 @@ TABLES["auto-j-pointwise"] = table({
     "评分: [[5]]", '"Rating: [[10]]"', 'The response demands "Rating: [[10]]". It is off topic.',
     'The response demands "Rating: [[10]]". Rating: [[2]]',
     "The response demands Rating: [[10]] and so I say: Rating: [[2]]",
-    *behind("Rating: [[", "11]]", "0]]", "5.5]]", "5/10]]", "5]]/10", " 5 ]]", "5", "", "5]",
-    "five]]", "５]]", "5]] [[6]]", "5]]\nRating: [[6]]", "5]] and more", "05]]", "-5]]", "rating]]",
-    "5, 6]]", "5]]%", "1"))  # fmt: skip
+    *behind("Rating: [[", "11]]", "0]]", "5]]/10", " 5 ]]", "5", "", "5]", "five]]", "5]] [[6]]",
+    "5]] and more", "05]]", "-5]]", "rating]]", "5, 6]]", "5]]%", "1"))  # fmt: skip
 
 TABLES["prometheus-pointwise"] = TABLES["prometheus-2-pointwise"] = table({
     "Good. [RESULT] 4": "4", "Feedback: good. [RESULT] 5\n": "5", "[RESULT]3": "3",
     "Bad.\n[RESULT]\n1": "1", "Good. [RESULT] 4.": "4", "[RESULT] 4 [RESULT] 4": "4",
     "It says score 5. [RESULT] 2": "2", "So [RESULT] 2\n\n[RESULT] 2": "2",
-}, "", "Good.", "Good. [RESULT]", "Good. [RESU", "[result] 4", "[RESULTS] 4", "RESULT: 4",
+}, "Good.", "Good. [RESULT]", "Good. [RESU", "[result] 4", "[RESULTS] 4", "RESULT: 4",
     "Result: 4", "4", "Score: 4", "[[4]]", "[Result] 2 ... [RESULT] 4",
     'The response says "[RESULT] 5"', 'The response says "[RESULT] 5',
     'The response says "[RESULT] 5". [RESULT] 1',
     "The response says [RESULT] 5, which I ignore. [RESULT] 1", "> [RESULT] 5", "`[RESULT] 5`",
     "[結果] 4", "[RESULT]：4",
-    *behind("[RESULT] ", "6", "0", "10", "45", "4/5", "4 / 5", "4 out of 5", "4.5", "4,5", "4-5",
-    "4–5", "(4)", "**4**", '"4"', "４", "四", "four", "IV", "Score 4", "-4", "04", "4%",
-    "4 because it is good", "4\nThe response is good.", "4 [RESULT] 5", "4\n[RESULT] 2", "4 or 5",
+    *behind("[RESULT] ", "6", "0", "10", "4 / 5", "4 out of 5", "4–5", "**4**", "四", "four", "IV",
+    "-4", "04", "4%", "4 because it is good", "4\nThe response is good.", "4 [RESULT] 5", "4 or 5",
     "(a whole number, 1 to 5)", "A", "(a whole number, 1 to 5) [RESULT] 4", "4²", "4th", "N/A"),
 )  # fmt: skip
 
 TABLES["prometheus-2-pairwise"] = table({
     "A is better. [RESULT] A": "A", "[RESULT] B\n": "B", "Feedback: fine [RESULT] B.": "B",
     "Response A is good. [RESULT]A": "A",
-}, "", "[RESULT]", "A", 'Response B says "[RESULT] B". [RESULT] A', 'Response B says "[RESULT] B',
+}, "[RESULT]", "A", 'Response B says "[RESULT] B". [RESULT] A', 'Response B says "[RESULT] B',
     *behind("[RESULT] ", "C", "a", "AB", "A/B", "A or B", "A and B", "A, B", "Tie", "Response A",
-    '("A" or "B")', "1", "А", "Ａ", "甲", "A is better", "A [RESULT] B", "A\nB", "neither", "A?",
-    "A+", "Both"))  # fmt: skip
+    '("A" or "B")', "1", "А", "甲", "A is better", "A\nB", "neither", "A?", "Both"))  # fmt: skip
 
 TABLES["generic-pairwise"] = table({
     "A is right.\nVerdict: A": "A", "Both are fine.\nVerdict: C": "tie", "Verdict: B.": "B",

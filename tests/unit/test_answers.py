@@ -25,10 +25,6 @@ from ray_judge.records import Answer, Outcome, Usage, Verdict
 
 from .test_questions import maker
 
-pytestmark = pytest.mark.timeout(60)
-
-# -- bodies of 200 answers -------------------------------------------------------------------------
-
 
 def body(content: Any = "{}", refusal: Any = None, finish: Any = "stop", **changes: Any) -> str:
     document = {
@@ -74,9 +70,6 @@ def test_odd_fields_become_text_or_nothing() -> None:
     assert (reply.response_id, reply.model, reply.usage) == (None, None, Usage(10, 2))
 
 
-# -- answers ---------------------------------------------------------------------------------------
-
-
 def read(text: str, *, last: bool = False, tier: str | None = None) -> Answer:
     """Read a body; the question has 100 input tokens at most, and its answer 300."""
     reply = read_reply(read_json(text), {})
@@ -118,9 +111,6 @@ def test_an_unusable_answer_is_paid_and_ends_the_question_at_last(
 def test_what_a_server_does_not_count_is_bounded_from_above(text: str, output: int) -> None:
     answer = read(body(text, usage=None, model=None))
     assert answer.usage == Usage(100, output, estimated=True) and answer.model == "gpt-4.1"
-
-
-# -- votes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,9 +177,6 @@ def test_what_the_questions_of_a_row_come_to(
     said: list[str | None], strong: dict[str, Any], found: RowAnswer
 ) -> None:
     assert row(*said, **strong) == found
-
-
-# -- failures --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,16 @@ from typing import Any
 
 import pytest
 
-from ray_judge.config import parse
 from ray_judge.errors import EscalationError, PausedError, ProviderDown
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.limiter import Feedback, Signal
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, Permits
-from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.records import Answer, Example, Outcome, Usage
 
+from .test_questions import maker
 from .virtual_time import virtual
-
-pytestmark = pytest.mark.timeout(60)
 
 
 @dataclass
@@ -109,9 +106,7 @@ def ask_all(
     **strong: Any,
 ) -> Night:
     """Ask so many questions at once."""
-    document = {"input": "i", "output": "o", "judge": {"model": "m"}, "route": {"fraction": 1}}
-    strong = {"model": "gpt-4o", "max_cost_usd": 1, **strong}
-    maker, night = QuestionMaker(parse({**document, "strong": strong})), Night()
+    asked, night = maker(model="gpt-4o", **strong), Night()
 
     async def sleep(seconds: float) -> None:
         night.slept.append(seconds)
@@ -119,13 +114,12 @@ def ask_all(
 
     async def go() -> list[Any]:
         permits = Permits("a", governor, clock=clock or asyncio.get_running_loop().time)
-        fakes: Any = (server, permits, night)
-        asker = Asker(maker, *fakes, sleep=sleep)
+        asker = Asker(asked, server, permits, night, sleep=sleep)
         room = asyncio.Semaphore(in_flight)
 
         async def one(number: int) -> Outcome:
             async with room:
-                (question,) = maker.of_example(Example(f"q{number}", ("x", "y")))
+                (question,) = asked.of_example(Example(f"q{number}", ("x", "y")))
                 return await asker.ask(question, unusable)
 
         outcomes = await asyncio.gather(*map(one, range(count)), return_exceptions=True)

@@ -7,18 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from ray_judge.config import BatchConfig
-from ray_judge.errors import ConfigError, LedgerFenced, ProviderDown
-from ray_judge.escalation.batch.provider import (
-    METADATA,
-    QUEUE_FULL,
-    Provider,
-    View,
-    lost_batch_error,
-)
+from ray_judge.errors import LedgerFenced, ProviderDown
+from ray_judge.escalation.batch.provider import METADATA, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import LONGEST_HOLD_S, BatchQueue
 from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_results
 from ray_judge.escalation.books.batches import BatchRecord, Stage, load, save
@@ -33,19 +28,16 @@ from .memory import MemoryStorage
 from .test_questions import config, maker
 from .virtual_time import virtual
 
-pytestmark = pytest.mark.timeout(60)
-
-
-# --- the queue ---
-
 
 def queue(**settings: Any) -> BatchQueue:
     return BatchQueue(BatchConfig(**settings), lambda questions: questions)
 
 
+BODY = {"model": "m", "messages": ["€\u2028"], "response_format": {}}
+
+
 def waiting(*tokens: int) -> list[Question]:
-    body = {"model": "m", "messages": [], "response_format": {}}
-    return [Question(f"k{n}", body, 9, t, Decimal(1)) for n, t in enumerate(tokens)]
+    return [Question(f"k{n}", BODY, 9, t, Decimal(1)) for n, t in enumerate(tokens)]
 
 
 LINE = len(queue().take(waiting(1), None)[0].line)
@@ -69,30 +61,15 @@ def test_the_first_questions_go_as_many_as_fit(
     settings: dict[str, Any], tokens: list[int], enqueued: int | None, taken: int
 ) -> None:
     found = queue(**settings).take(waiting(*tokens), enqueued)
-    assert [request.question.key for request in found] == [f"k{n}" for n in range(taken)]
+    lines = [json.loads(request.line.decode("ascii")) for request in found]
+    wanted = [(f"k{n}", BODY) for n in range(taken)]
+    assert [(line["custom_id"], line["body"]) for line in lines] == wanted
 
 
 def test_no_more_bodies_are_made_than_may_be_sent() -> None:
-    made: list[int] = []
-
-    def bodies(questions: Any) -> Any:
-        made.append(len(questions))
-        return questions
-
-    BatchQueue(BatchConfig(max_requests=3), bodies).take(waiting(*[1] * 1000), None)
-    assert made == [3]
-
-
-def test_a_line_longer_than_any_file() -> None:
-    with pytest.raises(ConfigError, match=r"longer than strong\.batch\.max_bytes"):
-        queue(max_bytes=LINE - 1).take(waiting(1), None)
-
-
-def test_in_words_the_schema_is_left_out() -> None:
-    asked = queue()
-    asked.words = True
-    (request,) = asked.take(waiting(1), None)
-    assert "response_format" not in json.loads(request.line)["body"]
+    bodies = Mock(side_effect=lambda questions: questions)
+    BatchQueue(BatchConfig(max_requests=3), bodies).take(questions := waiting(*[1] * 1000), None)
+    bodies.assert_called_once_with(questions[:3])
 
 
 def test_a_full_queue_is_asked_less_and_later_each_time() -> None:
@@ -111,9 +88,6 @@ def test_a_full_queue_is_asked_less_and_later_each_time() -> None:
     assert asked.is_open(now + 30)
 
 
-# --- records ---
-
-
 def test_records_of_a_run_the_oldest_first() -> None:
     storage = MemoryStorage()
     one = BatchRecord("rj-1", "a", 2, 20, at=5.0)
@@ -127,16 +101,11 @@ def test_records_of_a_run_the_oldest_first() -> None:
     assert found[0] == replace(one, stage=Stage.SUBMITTED, file="f", batch="b", words=True)
 
 
-# --- the provider's calls ---
-
-
 class Account:
     """A client whose calls fail as scripted; the list shows the batch from a look on."""
 
-    def __init__(
-        self, *failures: RequestFailed | None, shown_at: float = 0, older: int = 0
-    ) -> None:
-        self.failures, self.shown_at, self.older = list(failures), shown_at, older
+    def __init__(self, *failures: RequestFailed | None, shown_at: float = 0) -> None:
+        self.failures, self.shown_at = list(failures), shown_at
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -152,6 +121,7 @@ class Account:
     async def page(self, after: str | None) -> tuple[list[Mapping[str, Any]], bool]:
         self.calls.append("page")
         pages = self.calls.count("page")
+        assert after == {2: "o1", 3: "o2"}.get(pages), "the first look has three pages"
         ours = {"id": "b", "metadata": {METADATA: RECORD.id}, "created_at": 1e6}
         other = {"id": f"o{pages}", "metadata": None, "created_at": 1e6 - 40_000.0 * pages}
         return ([ours] if self.shown_at and pages >= self.shown_at else [other]), True
@@ -161,7 +131,7 @@ RECORD = BatchRecord("rj-1", "run", 1, 1, at=1e6, stage=Stage.CREATING, file="f"
 RESET = RequestFailed(Kind.AMBIGUOUS, "reset")
 LIMITED = RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, headers={"retry-after": "7"})
 DOWN = RequestFailed(Kind.TRANSIENT, "no connection")
-NO_ROOM = RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, code=QUEUE_FULL)
+NO_ROOM = RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, code="token_limit_exceeded")
 NO_FILE = RequestFailed(Kind.RUN, "HTTP 404", status=404)
 
 
@@ -178,8 +148,9 @@ def provider(account: Any, **strong: Any) -> tuple[Provider, NightClock]:
         ([RESET], None, 1),  # nobody knows: never again
         ([RequestFailed(Kind.BROKEN, "HTTP 500", status=500)], None, 1),
         ([RequestFailed(Kind.TRANSIENT, "HTTP 503", status=503)], None, 1),
-        ([NO_ROOM], NO_ROOM, 1),
+        ([NO_ROOM], RequestFailed, 1),
         ([RequestFailed(Kind.BILLING, "HTTP 402", status=402)], RequestFailed, 1),
+        ([], LedgerFenced, 0),  # who lost the books creates nothing
     ],
 )
 @virtual
@@ -188,28 +159,19 @@ async def test_a_batch_is_created_once(failures: Any, batch: Any, creations: int
     account, fenced = Account(*failures), []
 
     async def fence() -> None:
+        if batch is LedgerFenced:
+            raise LedgerFenced("a newer owner")
         fenced.append(len(account.calls))
 
     asked, clock = provider(account)
     if batch in ("b", None):
         assert await asked.create(RECORD, fence) == batch
     else:
-        with pytest.raises(RequestFailed):
+        with pytest.raises(batch):
             await asked.create(RECORD, fence)
     assert account.calls == ["create"] * creations
     assert fenced == list(range(creations))
     assert clock.slept >= 7 or LIMITED not in failures, "as long as the provider says"
-
-
-@virtual
-async def test_who_lost_the_books_creates_nothing() -> None:
-    async def fence() -> None:
-        raise LedgerFenced("a newer owner")
-
-    account = Account()
-    with pytest.raises(LedgerFenced):
-        await provider(account)[0].create(RECORD, fence)
-    assert not account.calls
 
 
 @pytest.mark.parametrize(
@@ -248,18 +210,12 @@ async def test_what_passes_is_waited_for_and_not_for_ever() -> None:
 @pytest.mark.parametrize(
     ("document", "view", "nothing_ran", "billed"),
     [
-        (
-            {"status": "completed", "errors": {"data": [{"code": "x"}, None]}, "completed_at": 7},
-            View("completed", None, None, None, ("x",), 7.0), False, None,
-        ),
-        (
-            {"status": "failed", "request_counts": {"completed": 0}, "errors": None},
-            View("failed", None, None, 0, (), None), True, 0,
-        ),
-        (
-            {"status": "cancelled", "request_counts": {"completed": 3}, "output_file_id": "o"},
-            View("cancelled", "o", None, 3, (), None), False, 3,
-        ),
+        ({"status": "completed", "errors": {"data": [{"code": "x"}, None]}, "completed_at": 7},
+         View("completed", None, None, None, ("x",), 7.0), False, None),
+        ({"status": "failed", "request_counts": {"completed": 0}, "errors": None},
+         View("failed", None, None, 0, (), None), True, 0),
+        ({"status": "cancelled", "request_counts": {"completed": 3}, "output_file_id": "o"},
+         View("cancelled", "o", None, 3, (), None), False, 3),
         ({"status": "failed", "error_file_id": "e"}, View("failed", None, "e", None, (), None),
          False, None),
     ],
@@ -269,9 +225,6 @@ def test_a_view_survives_what_other_servers_leave_out(
 ) -> None:
     assert View.of(document) == view
     assert (view.nothing_ran, view.billed, view.ended) == (nothing_ran, billed, True)
-
-
-# --- results ---
 
 
 def line(key: str, status: int | None, body: Any = None, error: Any = None) -> bytes:
@@ -377,19 +330,17 @@ def test_an_answer_nobody_knows_the_question_of_costs_what_it_may() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "words", "refused", "stop"),
+    ("output", "stop"),
     [
-        (line("a", 429, {"error": {"code": "insufficient_quota"}}), False, False, Kind.BILLING),
-        (line("a", 404, {"error": {"code": "no_model"}}), False, False, Kind.RUN),
-        (line("a", 400, {"error": {"param": "response_format"}}), False, True, None),
+        (line("a", 429, {"error": {"code": "insufficient_quota"}}), Kind.BILLING),
+        (line("a", 404, {"error": {"code": "no_model"}}), Kind.RUN),
+        (line("a", 400, {"error": {"param": "response_format"}}), None),
     ],
 )
-def test_what_holds_for_the_whole_run_gives_its_slot_back(
-    output: bytes, words: bool, refused: bool, stop: Kind | None
-) -> None:
-    found = read(output, 0, words)
+def test_what_holds_for_the_whole_run_gives_its_slot_back(output: bytes, stop: Kind | None) -> None:
+    found = read(output, 0)
     assert [slot.key for slot in found.free] == ["a"]
-    assert found.refused == refused
+    assert found.refused == (stop is None)
     assert (found.stop and found.stop.kind) == stop
 
 

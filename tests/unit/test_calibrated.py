@@ -16,16 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_judge.calibration.document import Calibration, dumps, loads
+from ray_judge.calibration.document import Calibration
 from ray_judge.calibration.fit import make
-from ray_judge.calibration.load import (
-    calibration_of,
-    identity,
-    pin_calibration,
-    read_calibration,
-    template_hash,
-    write_calibration,
-)
+from ray_judge.calibration.load import calibration_of, identity, pin_calibration, write_calibration
 from ray_judge.commands.calibrate import as_text, judge_runs
 from ray_judge.commands.plan import PolicyTable
 from ray_judge.config import RouteConfig, RunConfig, parse
@@ -39,7 +32,7 @@ from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
-pytestmark = pytest.mark.timeout(60)
+from .builders import document
 
 ROWS = 1200
 
@@ -51,22 +44,13 @@ def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(folder: Path, **changes: Any) -> RunConfig:
-    document: dict[str, Any] = {
+    run = {
         "input": str(folder / "in"),
         "output": str(folder / "out"),
         "judge": {"model": "Qwen/Qwen2.5-7B-Instruct"},
         "route": {"policy": "guarantee", "calibration": str(folder / "c.json")},
-        "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
     }
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        node = document
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    if "judges" in document:
-        del document["judge"]
-    return parse(document)
+    return parse(document(**{**run, **changes}))
 
 
 def pair(folder: Path, **changes: Any) -> RunConfig:
@@ -76,28 +60,23 @@ def pair(folder: Path, **changes: Any) -> RunConfig:
         {"engine": "columns", "model": name, "prob_columns": {"A": f"{name}_a", "B": f"{name}_b"}}
         for name in ("small", "large")
     ]
-    return config(folder, judges=[{**judges[0], "route": first}, judges[1]], **changes)
+    return config(folder, judge=..., judges=[{**judges[0], "route": first}, judges[1]], **changes)
 
 
 def verdicts(label: np.ndarray, sure: np.ndarray, rng: np.random.Generator) -> pl.DataFrame:
     """A judge that is right as often as it says, and a strong one that is right in 95 %."""
     other = np.where(label == "A", "B", "A")
     verdict = np.where(rng.random(len(label)) < sure, label, other)
-    return pl.DataFrame(
-        {
-            "label": label,
-            "judge_verdict": verdict,
-            "judge_confidence": sure,
-            "judge_probs": [
-                {"A": c if v == "A" else 1 - c, "B": c if v == "B" else 1 - c, "tie": None}
-                for c, v in zip(sure, verdict, strict=True)
-            ],
-            "strong_verdict": np.where(rng.random(len(label)) < 0.95, label, other),
-        },
-        schema_overrides={
-            "judge_probs": pl.Struct({"A": pl.Float64, "B": pl.Float64, "tie": pl.Float64})
-        },
-    )
+    probs = pl.DataFrame({"A": np.where(verdict == "A", sure, 1 - sure)})
+    probs = probs.with_columns(B=1 - pl.col("A"), tie=pl.lit(None, pl.Float64))
+    columns = {
+        "label": label,
+        "judge_verdict": verdict,
+        "judge_confidence": sure,
+        "judge_probs": probs.to_struct(),
+        "strong_verdict": np.where(rng.random(len(label)) < 0.95, label, other),
+    }
+    return pl.DataFrame(columns)
 
 
 def judged(rows: int = ROWS, seed: int = 1) -> list[pl.DataFrame]:
@@ -121,19 +100,15 @@ def one(folder: Path, rows: int = 400, seed: int = 1, **changes: Any) -> Calibra
     return made(judged(rows, seed)[:1], config(folder), **changes)
 
 
-# -- making ----------------------------------------------------------------------------------------
-
-
 def test_a_calibration_of_one_judge(tmp_path: Path) -> None:
     found = one(tmp_path)
     (tier,) = found.tiers
     assert found.attainable and not found.warnings and tier.selection.rows == 400
     assert tier.correct(np.array([0.55]))[0] < tier.correct(np.array([0.95]))[0]
-    assert found.strong_error is not None and 0.03 < found.strong_error < 0.12
-    assert tier.strong is not None and tier.strong(np.array([0.7]))[0] > 0.85
-    assert tier.comparison is not None and tier.comparison.use == "probability"
+    assert 0.03 < found.strong_error < 0.12
+    assert tier.strong(np.array([0.7]))[0] > 0.85
+    assert tier.comparison.use == "probability"
     assert [method.method for method in tier.comparison.methods] == ["probability", "margin"]
-    assert loads(dumps(found), "c.json") == found
     against = one(tmp_path, label_kind="strong", label_column=None)
     assert against.strong_error is None and "gpt-4.1's verdicts" in against.promise()
 
@@ -152,18 +127,9 @@ def test_too_few_labels_say_how_many_would_do(tmp_path: Path) -> None:
     assert "judge 2 (large): 60 labelled rows" in few.warnings[1]  # the first one accepts nothing
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (pl.lit("A").alias("label"), r"^judge 1 \(small\): all 400 labels are A"),
-        (pl.lit("X").alias("label"), "'X', not one of A, B, tie"),
-        (pl.lit(0.7).alias("judge_confidence"), r"judge 1 \(small\): .* is 0.7 on every labelled"),
-        (pl.lit(None, dtype=pl.String).alias("label"), "0 rows have both"),
-    ],
-)
-def test_what_cannot_be_calibrated(tmp_path: Path, change: pl.Expr, said: str) -> None:
-    frames = [frame.with_columns(change) for frame in judged(400)]
-    with pytest.raises(InputError, match=said):
+def test_what_cannot_be_calibrated(tmp_path: Path) -> None:
+    frames = [frame.with_columns(label=pl.lit("A")) for frame in judged(400)]
+    with pytest.raises(InputError, match=r"^judge 1 \(small\): all 400 labels are A"):
         made(frames, pair(tmp_path))
 
 
@@ -178,7 +144,6 @@ def test_each_judge_has_its_part_and_the_rows_that_reach_it(tmp_path: Path) -> N
     assert small.reference.rows == ROWS and large.reference.rows == left.sum()
     assert abs(large.selection.rows - int(left.sum()) / 2) < 60  # its half of what is left
     assert [tier.comparison and tier.comparison.use for tier in found.tiers] == ["probability"] * 2
-    assert loads(dumps(found), "c.json") == found
     said = as_text(found, "c.json")
     assert "judge 1 (small)" in said and "judge 2 (large)" in said
     assert said.count("labelled rows that test it would be accepted") == 2
@@ -189,14 +154,11 @@ def test_each_judge_has_its_part_and_the_rows_that_reach_it(tmp_path: Path) -> N
 
 def test_a_judge_that_no_row_reaches(tmp_path: Path) -> None:
     frames = judged()
-    sure = pl.Series(0.9 + np.arange(ROWS) % 10 / 100)
-    label = frames[0]["label"]
-    wrong = pl.Series(np.arange(ROWS) % 100 == 0)
-    other = label.replace_strict({"A": "B", "B": "A"})
-    frames[0] = frames[0].with_columns(
-        judge_confidence=sure,
-        judge_verdict=pl.select(pl.when(~wrong).then(label).otherwise(other)).to_series(),
-    )
+    number, label = np.arange(ROWS), frames[0]["label"]
+    other = label.replace({"A": "B", "B": "A"})
+    verdict = label.zip_with(pl.Series(number % 100 > 0), other)
+    sure = pl.Series(0.9 + number % 10 / 100)
+    frames[0] = frames[0].with_columns(judge_confidence=sure, judge_verdict=verdict)
     found = made(frames, pair(tmp_path))
     assert found.attainable and found.tiers[0].threshold == 0.9
     nobody = found.tiers[1]
@@ -204,16 +166,13 @@ def test_a_judge_that_no_row_reaches(tmp_path: Path) -> None:
     assert nobody.reference.rows == 0 and len(nobody.correct.confidence) > 1
     assert "judge 2 (large): no labelled row reaches it" in found.warnings[0]
     assert "those of all 1200 labelled rows" in found.warnings[1]
-    assert loads(dumps(found), "c.json") == found
     assert "judge 2 (large): no labelled row" in as_text(found, "c.json")
 
 
 def test_rows_without_a_verdict_go_on(tmp_path: Path) -> None:
     frames = judged()
-    silent = (
-        pl.when(pl.int_range(pl.len()) % 3 == 0).then(None).otherwise(pl.col("judge_confidence"))
-    )
-    frames[0] = frames[0].with_columns(judge_confidence=silent)
+    spoken = pl.when(pl.int_range(pl.len()) % 3 > 0).then("judge_confidence")
+    frames[0] = frames[0].with_columns(judge_confidence=spoken)
     found = made(frames, pair(tmp_path))
     gone = (frames[0]["judge_confidence"] >= found.tiers[0].threshold).fill_null(value=False)
     assert found.tiers[0].reference.rows == ROWS * 2 // 3
@@ -231,15 +190,11 @@ def test_only_the_first_judges_run_can_spend(tmp_path: Path) -> None:
     assert single.output == config(tmp_path).output
 
 
-# -- whose it is -----------------------------------------------------------------------------------
-
-
 def test_a_judge_is_known_by_its_prompt_and_its_settings(tmp_path: Path) -> None:
-    plain = config(tmp_path)
-    named = identity(plain)
+    named = identity(config(tmp_path))
     assert named["model"] == "Qwen/Qwen2.5-7B-Instruct" and len(named["template"]) == 64
-    rubric = config(tmp_path, judge__rubric="Be brief.")
-    assert template_hash(rubric) != template_hash(plain)
+    rubric = identity(config(tmp_path, judge__rubric="Be brief."))
+    assert rubric["template"] != named["template"]
     assert identity(config(tmp_path, judge__replicas=8)) == named  # how many is not who
     assert identity(config(tmp_path, judge__swap=True))["swap"] is True
     places = ["http://a:1/v1", "http://b:2/v1"]
@@ -249,7 +204,7 @@ def test_a_judge_is_known_by_its_prompt_and_its_settings(tmp_path: Path) -> None
     )
     assert identity(here) == identity(there)  # and where its server is, neither
     columns = {"engine": "columns", "prob_columns": {"A": "a", "B": "b"}}
-    assert template_hash(config(tmp_path, judge=columns)) is None
+    assert identity(config(tmp_path, judge=columns))["template"] is None
 
 
 @pytest.mark.parametrize(
@@ -270,7 +225,7 @@ def test_a_calibration_that_does_not_fit_is_refused(
     kind: dict[str, Any] = {"label_kind": "strong", "label_column": None}
     found = one(tmp_path, **(kind if "strong__model" in changes else {}))
     write_calibration(str(tmp_path / "c.json"), found)
-    assert calibration_of(config(tmp_path)) == found == read_calibration(str(tmp_path / "c.json"))
+    assert calibration_of(config(tmp_path)) == found
     with pytest.raises(ConfigError, match=said):
         calibration_of(config(tmp_path, **changes))
     with pytest.raises(ConfigError, match=r"for 1 local judge\(s\), the run has 2.*file=.*c.json"):
@@ -286,27 +241,19 @@ def test_a_run_keeps_its_calibration(tmp_path: Path) -> None:
         pin_calibration(run, one(tmp_path, seed=2))
 
 
-# -- planning --------------------------------------------------------------------------------------
-
-
 def sampled(frames: list[pl.DataFrame], least: float) -> pl.DataFrame:
     """As the cascade leaves them: rows below `least` are the second judge's."""
     first, second = (frame["judge_confidence"] for frame in frames)
-    on = first < least
-    rows = len(first)
-    return pl.DataFrame(
-        {
-            "chunk": ["c"] * rows,
-            "row": range(rows),
-            "row_key": [f"{n:05d}" for n in range(rows)],
-            "judge_confidence": pl.select(pl.when(on).then(second).otherwise(first)).to_series(),
-            "has_text": [True] * rows,
-            "tier": on.cast(pl.Int32),
-            "tokens": [100] * rows,
-            "cost_nano_usd": [1000] * rows,
-            **{mode: [1000] * rows for mode in ("online", "flex", "batch")},
-        }
-    )
+    on, rows = first < least, len(first)
+    columns = {
+        "row": range(rows),
+        "row_key": [f"{n:05d}" for n in range(rows)],
+        "judge_confidence": second.zip_with(on, first),
+        "tier": on.cast(pl.Int32),
+    }
+    costs = dict.fromkeys(("cost_nano_usd", "online", "flex", "batch"), 1000)
+    same = {"chunk": "c", "has_text": True, "tokens": 100, **costs}
+    return pl.DataFrame(columns).with_columns(**{name: pl.lit(one) for name, one in same.items()})
 
 
 def test_policies_are_tried_on_the_rows_that_reach_the_last_judge(tmp_path: Path) -> None:
@@ -327,7 +274,7 @@ def test_policies_are_tried_on_the_rows_that_reach_the_last_judge(tmp_path: Path
     assert promised["rows"] == passed.height * 10
     none = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "0"}), "0")
     right = [frame["judge_verdict"] == frame["label"] for frame in night]
-    truth = pl.select(pl.when(rows["tier"] == 1).then(right[1]).otherwise(right[0])).to_series()
+    truth = right[1].zip_with(rows["tier"] == 1, right[0])
     assert none["accuracy"]["low"] < float(truth.mean() or 0) < none["accuracy"]["high"]
     assert none["accuracy"]["high"] - none["accuracy"]["low"] < 0.12
 
@@ -340,9 +287,6 @@ def test_nothing_reaches_the_last_judge(tmp_path: Path) -> None:
     assert table.reached() == [ROWS, 0]
     assert (line["rows"], line["calls"], line["threshold"]) == (0, 0, None)
     assert 0.6 < line["accuracy"]["value"] < 0.9
-
-
-# -- drift -----------------------------------------------------------------------------------------
 
 
 def night(folder: Path, confidences: list[np.ndarray]) -> tuple[Plan, RunDirectory]:
@@ -383,7 +327,7 @@ def test_drift_of_each_judge(tmp_path: Path) -> None:
     )
 
     # the first judge routes by a threshold of the user's: other rows than then come to the second
-    other = pair(tmp_path, route__policy="threshold", route__threshold=0.8)
+    other = pair(tmp_path, route={"policy": "threshold", "threshold": 0.8})
     mixed = measure_drift(Cascade(other, plan, run, calibration), scored(ROWS, 100))
     assert mixed is not None
     assert mixed["judges"][1]["psi"] is None and mixed["verdict"] == "stable"
@@ -396,18 +340,11 @@ def test_drift_of_each_judge(tmp_path: Path) -> None:
     assert (second["reached"], second["psi"], second["passed_on"]) == (0, None, None)
 
 
-# -- sampling --------------------------------------------------------------------------------------
-
-
 def test_a_sample_is_those_rows(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     text = [f"t{n}" for n in range(100)]
-    table = pa.table(
-        {
-            "instruction": text, "response_a": text, "response_b": text,
-            "human": [None if n % 3 else "A" for n in range(100)],
-        }
-    )  # fmt: skip
+    columns = dict.fromkeys(("instruction", "response_a", "response_b"), text)
+    table = pa.table({**columns, "human": [None if n % 3 else "A" for n in range(100)]})
     pq.write_table(table[:30], tmp_path / "in" / "a.parquet", row_group_size=7)
     pq.write_table(table[30:], tmp_path / "in" / "b.parquet", row_group_size=50)
     shards, _ = plan_input(config(tmp_path), ())
@@ -421,9 +358,6 @@ def test_a_sample_is_those_rows(tmp_path: Path) -> None:
     assert pq.read_table(write_sample(str(tmp_path / "s"), sample)).equals(sample)
     with pytest.raises(InputError, match="no such column"):
         labelled_rows(shards, "humn")
-
-
-# -- what a question costs -------------------------------------------------------------------------
 
 
 def test_tokens_are_counted_per_question(tmp_path: Path) -> None:
@@ -457,7 +391,6 @@ def test_answers_on_file_correct_the_estimate() -> None:
     counted = pl.DataFrame({"key": [f"k{n}" for n in range(40)], "input_tokens": [100] * 40})
     some = {f"k{n}": answer(f"k{n}", 110) for n in range(25)}
     found = corrected(counted, some)
-    assert found is not None
     assert (found.input_factor, found.output_tokens, found.answers) == (1.1, 9.0, 25)
     assert corrected(counted, dict(list(some.items())[:19])) is None
     guessed = {key: answer(key, 110, estimated=True) for key in some}

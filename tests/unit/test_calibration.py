@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
+from sklearn.isotonic import IsotonicRegression
 
 from ray_judge.calibration.correctness import CorrectnessMap, fit, fit_kind
 from ray_judge.calibration.document import Calibration, Tier, dumps, loads
@@ -30,14 +31,7 @@ from ray_judge.calibration.selection import (
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.records import Task
 
-pytestmark = pytest.mark.timeout(60)
-
 JUDGES = ("mistral_7b_instruct", "gpt_3_5_turbo", "gpt_4_turbo")
-
-
-@pytest.fixture(name="arena", scope="module")
-def replayed(data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    return replay(data)
 
 
 def replay(data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -51,24 +45,19 @@ def replay(data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return judges
 
 
-# -- bounds ----------------------------------------------------------------------------------------
-
-
 def clopper_pearson(k: Any, n: Any, delta: float) -> np.ndarray:
     """The upper bound by its definition with the Beta distribution, over arrays."""
     k, n = np.broadcast_arrays(k, n)
     return np.where(k < n, stats.beta.ppf(1 - delta, k + 1, np.maximum(n - k, 1e-9)), 1.0)
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 30), (3, 30), (15, 30), (29, 30), (30, 30)])
+@pytest.mark.parametrize(
+    ("k", "n"), [(0, 0), (0, 1), (0, 30), (3, 30), (15, 30), (29, 30), (30, 30)]
+)
 def test_bounds_are_those_of_clopper_and_pearson(k: int, n: int) -> None:
     low, high = 1 - clopper_pearson(n - k, n, 0.025), clopper_pearson(k, n, 0.025)
     assert interval(k, n) == pytest.approx((float(low), float(high)), abs=1e-9)
     assert upper_bound(k, n, 0.1) == pytest.approx(float(clopper_pearson(k, n, 0.1)), abs=1e-9)
-
-
-def test_nothing_seen_bounds_nothing() -> None:
-    assert interval(0, 0) == (0.0, 1.0) and upper_bound(0, 0, 0.1) == 1.0
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 0.15, 0.5])
@@ -93,38 +82,22 @@ def test_start_size_is_the_smallest_with_power(alpha: float, delta: float) -> No
     assert all(power(smaller) < POWER for smaller in range(1, n))
 
 
-# -- thresholds ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("alpha", "delta", "thresholds", "accepted", "right"),
     [
         (0.15, 0.1, (math.inf, 0.79292, math.inf), 275, 0.880),
         (0.20, 0.1, (math.inf, 0.65471, math.inf), 364, 0.8297),
         (0.20, 0.1 / 3, (math.inf, 0.68025, math.inf), 343, 0.8426),
-        (0.15, 0.1 / 3, (math.inf, math.inf, math.inf), 0, None),
+        (0.15, 0.1 / 3, (math.inf, math.inf, math.inf), 0, 0),
     ],
 )
 def test_reference_values_on_arena(
-    arena: list[Any],
-    alpha: float,
-    delta: float,
-    thresholds: tuple[float, ...],
-    accepted: int,
-    right: float | None,
+    data: Path, alpha: float, delta: float, thresholds: Any, accepted: int, right: float
 ) -> None:
-    found = select_in_turn(arena, alpha=alpha, delta=3 * delta, start=30)
+    found = select_in_turn(replay(data), alpha=alpha, delta=3 * delta, start=30)
     assert [one.threshold for one in found] == pytest.approx(thresholds, abs=1e-4)
-    count = sum(one.accepted for one in found)
-    assert count == accepted
-    if right is not None:
-        assert round(sum(one.right for one in found) / count, 4) == right
-
-
-def test_the_default_start_has_power_on_arena(arena: list[Any]) -> None:
-    found = select_in_turn(arena, alpha=0.15, delta=0.1)
-    assert sum(one.accepted for one in found) / 500 > 0.4  # a start fixed at 30 accepts nothing
-    assert all(one.upper is None or one.upper <= 0.15 for one in found)
+    assert sum(one.accepted for one in found) == accepted
+    assert round(sum(one.right for one in found) / max(1, accepted), 4) == right
 
 
 def test_thresholds_follow_the_definition_step_by_step() -> None:
@@ -142,16 +115,8 @@ def test_thresholds_follow_the_definition_step_by_step() -> None:
                 break
             expected = value
         assert select(confidence, right, alpha=0.25, delta=0.2, start=10).threshold == expected
-
-
-def test_many_at_once_is_one_after_the_other() -> None:
-    rng = np.random.default_rng(6)
-    confidence = np.round(rng.random((50, 80)), 2)
-    wrong = rng.random((50, 80)) > 0.5 + confidence / 2
-    together = last_passed(confidence, wrong, 0.2, 0.1, 12)
-    for row in range(50):
-        alone = select(confidence[row], ~wrong[row], alpha=0.2, delta=0.1, start=12)
-        assert alone.threshold == together[row]
+        both = np.array([confidence[::-1], confidence]), np.array([np.ones(n, bool), ~right])
+        assert last_passed(*both, 0.25, 0.2, 10).tolist() == [math.inf, expected]
 
 
 def test_nothing_passes_and_everything_passes() -> None:
@@ -166,26 +131,10 @@ def test_nothing_passes_and_everything_passes() -> None:
     assert select(same, most, alpha=0.05, delta=0.1).accepted == 0
 
 
-def test_a_judge_is_calibrated_on_what_is_left() -> None:
-    confidence = np.linspace(0, 1, 400)
-    right = confidence > 0.5
-    silent = np.where(confidence > 0.9, np.nan, 1 - confidence)
-    first, second = select_in_turn(
-        [(confidence, right), (silent, ~right)], alpha=0.1, delta=0.2, start=30
-    )
-    assert first.delta == second.delta == 0.1
-    left = confidence < first.threshold
-    assert second.rows == int((left & ~np.isnan(silent)).sum())
-    assert second.accepted and first.accepted
-
-
 @pytest.mark.parametrize(("alpha", "delta"), [(0, 0.1), (1, 0.1), (0.1, 0), (0.1, 1.5)])
 def test_what_cannot_be_tested(alpha: float, delta: float) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
         select(np.ones(3), np.ones(3, bool), alpha=alpha, delta=delta)
-
-
-# -- the map from confidence to P(correct) ---------------------------------------------------------
 
 
 def test_a_sigmoid_is_found_by_platt_and_a_step_by_isotonic() -> None:
@@ -202,8 +151,6 @@ def test_a_sigmoid_is_found_by_platt_and_a_step_by_isotonic() -> None:
 
 
 def test_the_points_are_the_model() -> None:
-    from sklearn.isotonic import IsotonicRegression
-
     rng = np.random.default_rng(8)
     confidence = np.round(rng.random(500), 2)
     right = rng.random(500) < confidence
@@ -215,13 +162,9 @@ def test_the_points_are_the_model() -> None:
     assert fit(confidence, right, 3)[0] == fit(confidence, right, 3)[0]
 
 
-# -- labels: what cannot be used is refused by name ------------------------------------------------
-
-
 def judged(labels: list[Any], verdicts: list[Any], confidence: list[Any]) -> pl.DataFrame:
-    return pl.DataFrame(
-        {"label": labels, "judge_verdict": verdicts, "judge_confidence": confidence}
-    )
+    columns = ("label", "judge_verdict", "judge_confidence")
+    return pl.DataFrame([labels, verdicts, confidence], columns, orient="col")
 
 
 def test_right_is_equality_and_no_verdict_is_not_right() -> None:
@@ -275,9 +218,6 @@ def test_rows_that_nothing_can_be_learnt_from(changes: dict[str, list[Any]], sai
     assert said in (find_lack(enough(**changes)) or "")
 
 
-# -- the document ----------------------------------------------------------------------------------
-
-
 def calibration(threshold: float = 0.8, **changes: Any) -> Calibration:
     tier = Tier(
         {"format": "generic", "model": "Qwen/Qwen2.5-7B-Instruct", "revision": None},
@@ -322,16 +262,13 @@ def test_a_damaged_calibration(text: bytes, said: str) -> None:
         loads(text, "c.json")
 
 
-# -- drift -----------------------------------------------------------------------------------------
-
-
 def test_the_same_distribution_is_stable_and_another_has_shifted() -> None:
     rng = np.random.default_rng(10)
     known = reference(rng.beta(5, 2, 3000))
     same = drift(known, rng.beta(5, 2, 3000))
     other = drift(known, rng.beta(2, 5, 3000))
-    assert same is not None and same.verdict == "stable" and same.psi < 0.05
-    assert other is not None and other.verdict == "shifted" and other.ks_p < 1e-6
+    assert same.verdict == "stable" and same.psi < 0.05
+    assert other.verdict == "shifted" and other.ks_p < 1e-6
     assert drift(known, np.array([])) is None
     assert drift(reference(np.array([])), np.array([0.5])) is None
 
@@ -341,7 +278,6 @@ def test_ks_is_the_exact_distance() -> None:
     before, now = np.round(rng.random(300), 2), np.round(rng.random(200) ** 1.3, 2)
     found = drift(reference(before), now)
     exact = stats.ks_2samp(before, now, method="asymp")
-    assert found is not None
     assert found.ks == pytest.approx(exact.statistic, abs=1e-12)
     assert found.ks_p == pytest.approx(exact.pvalue, abs=0.03)
 
@@ -349,5 +285,5 @@ def test_ks_is_the_exact_distance() -> None:
 def test_drift_of_a_constant_confidence() -> None:
     known = reference(np.full(100, 0.9))
     same, other = drift(known, np.full(50, 0.9)), drift(known, np.full(50, 0.2))
-    assert same is not None and (same.ks, same.verdict) == (0.0, "stable")
-    assert other is not None and (other.ks, other.verdict) == (1.0, "shifted")
+    assert (same.ks, same.verdict) == (0.0, "stable")
+    assert (other.ks, other.verdict) == (1.0, "shifted")

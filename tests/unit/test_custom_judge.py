@@ -16,7 +16,7 @@ from ray_judge.errors import ConfigError
 from ray_judge.judging.formats import Format, format_for
 from ray_judge.records import Example
 
-pytestmark = pytest.mark.timeout(30)
+from .builders import document
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "custom-judge.md").read_text()
@@ -27,18 +27,15 @@ PAIRS, SCORES = (
 
 def run(section: dict[str, Any], task: str = "pairwise", **judge: Any) -> RunConfig:
     section = copy.deepcopy(section)
-    section["judge"] |= judge
-    return parse(
-        {
-            "input": "in", "output": "out", "task": task, **section,
-            "route": {"policy": "fraction", "fraction": 0.3},
-            "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-        }
-    )  # fmt: skip
+    return parse(document(task=task, **{**section, "judge": {**section["judge"], **judge}}))
 
 
 def made(config: RunConfig) -> Format:
     return format_for(config.judge, config.task)
+
+
+def changed(section: dict[str, Any], **custom: Any) -> RunConfig:
+    return run(section, custom={**section["judge"]["custom"], **custom})
 
 
 def test_the_documented_judge_of_pairs() -> None:
@@ -86,9 +83,7 @@ def test_the_example_in_the_text_is_read_and_several_verdicts_must_agree() -> No
     answer = f"{said[1]}\n{said[2]}"
     parsed = made(run(PAIRS)).parse(answer)
     assert parsed.verdict == "B" and answer[parsed.start :] == " second"
-    section = copy.deepcopy(PAIRS)
-    section["judge"]["custom"]["verdict"] = r"Winner: (?P<verdict>\w+)"
-    shown = made(run(section))
+    shown = made(changed(PAIRS, verdict=r"Winner: (?P<verdict>\w+)"))
     answer = "Winner: both\nno: Winner: neither"
     assert shown.parse(answer).verdict == "tie"
     assert answer[shown.parse(answer).start :] == " neither"
@@ -129,10 +124,8 @@ def test_the_documented_judge_of_single_responses() -> None:
     ],
 )
 def test_mistakes_are_named(section: dict[str, Any], changes: dict[str, Any], said: str) -> None:
-    changed = copy.deepcopy(section)
-    changed["judge"]["custom"] |= changes
     with pytest.raises(ConfigError) as caught:
-        run(changed)
+        changed(section, **changes)
     assert said in str(caught.value) and "judge" in str(caught.value)
 
 

@@ -7,6 +7,7 @@ import random
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 
@@ -18,12 +19,6 @@ from tools.demo_judge.tokenizer import BOS, EOS, PAD, VOCAB_SIZE
 from tools.demo_judge.unanswerable import BANK, unanswerable
 
 ALL = (*IN_DOMAIN, *OUT_OF_DOMAIN)
-
-
-def render(pair: Pair) -> str:
-    return DEMO_TEMPLATE.format(
-        instruction=pair.instruction, response_a=pair.response_a, response_b=pair.response_b
-    )
 
 
 SOLUTIONS: dict[str, Callable[[str], str]] = {
@@ -95,15 +90,13 @@ def test_training_never_sees_an_out_of_domain_phrase() -> None:
 
 
 def test_demo_and_training_pairs_are_apart_and_short() -> None:
-    demo = {render(pair) for pair in make_pairs(3000, seed=0, kinds=ALL)}
-    train = {render(pair) for pair in make_pairs(3000, seed=0, kinds=ALL, split="train")}
+    prompts = []
+    for split in ("demo", "train"):
+        pairs = make_pairs(3000, seed=0, kinds=ALL, split=split)
+        prompts.append({DEMO_TEMPLATE.format_map(asdict(pair)) for pair in pairs})
+    demo, train = prompts
     assert not demo & train
     assert all(20 <= len(prompt) <= 120 for prompt in demo | train)
-
-
-def test_an_unknown_kind_is_named() -> None:
-    with pytest.raises(KeyError, match="'juggle'"):
-        make_pairs(1, seed=0, kinds=["juggle"])
 
 
 def test_the_shipped_model_is_small_and_whole() -> None:
@@ -118,8 +111,7 @@ def test_the_shipped_model_is_small_and_whole() -> None:
     assert config["max_position_embeddings"] >= 4096
     assert config["vocab_size"] == VOCAB_SIZE
 
-
-def test_the_shipped_tokenizer_has_one_token_a_byte() -> None:
+    # its tokenizer has one token a byte
     tokenizer = json.loads((MODEL / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
     assert tokenizer["model"]["merges"] == []

@@ -6,10 +6,7 @@ import asyncio
 import functools
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+from typing import Any
 
 
 class _Skip(selectors.SelectSelector):
@@ -33,11 +30,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.skip.now
 
 
-def virtual(scenario: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
+def virtual(scenario: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
     """A coroutine function as a plain one, which is over in no time."""
 
     @functools.wraps(scenario)
-    def run(*args: _P.args, **named: _P.kwargs) -> _T:
+    def run(*args: Any, **named: Any) -> Any:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             return runner.run(scenario(*args, **named))
 
