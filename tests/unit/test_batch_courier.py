@@ -10,7 +10,7 @@ import pytest
 
 from ray_judge.errors import ConfigError, CorruptedError, EscalationError, PausedError, ProviderDown
 from ray_judge.escalation.failures import LOST_TRIES, TRIES
-from tests.fault.batch_night import CrashAt, NearProvider, Night, clean, end
+from tests.fault.batch_night import CrashAt, NearProvider, Night, end
 
 IN_ONE = {"batch": {"max_requests": 12}}
 SMALL = {"max_output_tokens": 20}
@@ -19,8 +19,7 @@ SMALL = {"max_output_tokens": 20}
 
 @pytest.fixture
 def server() -> NearProvider:
-    clean(server := NearProvider())
-    return server
+    return NearProvider()
 
 
 def lines(kind: str, **more: Any) -> dict[str, Any]:
@@ -236,20 +235,6 @@ def test_a_batch_that_the_provider_forgot(tmp_path: Path, server: NearProvider) 
     night.run()
     assert night.outcomes() == {"resolved": 12}
     assert night.books.recorded()[1] == promised > 0, "the lost batch counts as spent"
-
-
-def test_a_batch_is_found_behind_a_hundred_others(tmp_path: Path, server: NearProvider) -> None:
-    server.configure(**calls(create=["reset_after"]))
-    night, others = Night(tmp_path, server, 3), []
-
-    def crowd(name: str) -> None:
-        if name.startswith("page") and not others:
-            file = server.store.upload(b"")
-            others.extend(server.store.create(file, {"somebody": str(n)}) for n in range(130))
-
-    night.run(crowd)
-    assert len(others) == 130 and server.stats()["batch_creations"] == 131
-    assert night.outcomes() == {"resolved": 3}
 
 
 def test_a_damaged_record_is_not_guessed_at(tmp_path: Path, server: NearProvider) -> None:
