@@ -227,22 +227,48 @@ def test_a_limit_answers_429_with_headers(server: RunningServer, client: OpenAI)
     assert 0 < int(caught.value.response.headers["retry-after-ms"]) <= 60_000
 
 
-def test_a_batch_has_half_the_price(server: RunningServer, client: OpenAI) -> None:
-    body: Any = {"model": "strong", "messages": [{"role": "user", "content": "question 0"}]}
-    line = {"custom_id": "row-0", "method": "POST", "url": "/v1/chat/completions", "body": body}
+ASKED: Any = {"model": "strong", "messages": [{"role": "user", "content": "question 0"}]}
+
+
+def create(client: OpenAI) -> Any:
+    line = {"custom_id": "row-0", "method": "POST", "url": "/v1/chat/completions", "body": ASKED}
     file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
-    batch = client.batches.create(
+    return client.batches.create(
         input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
         metadata={"job": "a1"},
     )  # fmt: skip
+
+
+def test_a_batch_has_half_the_price(server: RunningServer, client: OpenAI) -> None:
+    batch = create(client)
     for _ in range(3):
         server.advance_batch(batch.id)
     batch = client.batches.retrieve(batch.id)
     assert (batch.status, batch.metadata) == ("completed", {"job": "a1"})
-    client.chat.completions.create(**body)
+    client.chat.completions.create(**ASKED)
     half, full = server.bills()
     assert (half["tier"], Decimal(half["usd"]) * 2) == ("batch", Decimal(full["usd"]))
     assert server.stats()["billed_twice"] == 1  # the same question, by chat and by batch
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "error", "recorded"),
+    [
+        ("create", "reset_before", openai.APIConnectionError, 0),
+        ("create", "reset_after", openai.APIConnectionError, 1),
+        ("create", "rate_limit", openai.RateLimitError, 0),
+        ("upload", "error_after", openai.InternalServerError, 0),
+    ],
+)
+def test_lost_calls(
+    call: str, kind: str, error: Any, recorded: int, server: RunningServer, client: OpenAI
+) -> None:
+    server.configure(batches={f"{call}_faults": [{"kind": kind, "calls": [1]}]})
+    with pytest.raises(error):
+        create(client)
+    assert len(server.batches()) == recorded
+    create(client)
+    assert server.stats()["uploads"] == 2
 
 
 def test_wrong_settings_are_refused(server: RunningServer) -> None:
