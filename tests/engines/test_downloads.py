@@ -20,7 +20,6 @@ from ray_judge.config import JudgeConfig
 from ray_judge.judging.formats import format_for
 from ray_judge.judging.formats.templates import MIRROR_ENV, PINS, cache_path, pin_for, read_cache
 
-pytestmark = pytest.mark.timeout(60)
 NOBODY = "http://127.0.0.1:9"
 PANDALM = JudgeConfig(model="m", format="pandalm")
 

@@ -23,7 +23,7 @@ from ray_judge.records import Example, Scored
 
 from . import tiny
 
-pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
+pytestmark = tiny.NEEDS_VLLM
 CLOSE = 1e-4
 FORMATS = {
     "letters": (tiny.letters, 240, 1400),

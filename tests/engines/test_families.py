@@ -21,7 +21,7 @@ from ray_judge.records import Example, Judgment, Task
 
 from . import tiny
 
-pytestmark = [pytest.mark.timeout(240), tiny.NEEDS_VLLM]
+pytestmark = tiny.NEEDS_VLLM
 
 
 @pytest.fixture(scope="module")

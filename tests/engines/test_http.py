@@ -29,7 +29,7 @@ from ray_judge.judging.engines.tokens import TokenReader
 
 from . import tiny
 
-pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
+pytestmark = tiny.NEEDS_VLLM
 CLOSE = 1e-4
 STARTS_WITHIN_S = 200
 

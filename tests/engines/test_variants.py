@@ -17,7 +17,7 @@ from ray_judge.judging.engines.tokens import TokenReader
 from . import parallel, tiny
 from .test_exactness import CLOSE, Reference
 
-pytestmark = [pytest.mark.timeout(240), tiny.NEEDS_VLLM]
+pytestmark = tiny.NEEDS_VLLM
 ROOT = Path(__file__).resolve().parents[2]
 RANK, ALPHA = 8, 16
 

@@ -18,7 +18,7 @@ from tests.provider import RunningServer
 from .batch_night import CrashAt, Night, end
 
 DEAD = "ignore:unclosed file:ResourceWarning"  # the dead close nothing
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings(DEAD)]
+pytestmark = pytest.mark.filterwarnings(DEAD)
 
 
 def test_killed_at_every_step(tmp_path: Path, server: RunningServer) -> None:

@@ -17,7 +17,7 @@ from tests.provider import RunningServer
 from .batch_night import CrashAt, Night, end
 
 DEAD = "ignore:unclosed file:ResourceWarning"  # the dead close nothing
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings(DEAD)]
+pytestmark = pytest.mark.filterwarnings(DEAD)
 STRIDE = 3
 SHARES = [0, *(pytest.param(first, marks=pytest.mark.long) for first in range(1, STRIDE))]
 """Which steps are met: every third in `make test`, the others in `make test-long`."""

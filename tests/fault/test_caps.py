@@ -13,7 +13,6 @@ from tests.provider import RunningServer
 
 from .one_process import ask, configuration
 
-pytestmark = pytest.mark.timeout(120)
 STEPS = 20
 SAMPLE = range(0, STEPS, 4)
 QUESTIONS = 60

@@ -19,8 +19,6 @@ from ray_judge.records import Usage
 from tests.provider import RunningServer
 from tests.provider.faults import ALL_KINDS, BILLED_TRANSPORT, HTTP_ERRORS, MODEL_FAULTS
 
-pytestmark = pytest.mark.timeout(60)
-
 FORMAT = {"type": "json_schema", "json_schema": {"name": "v", "strict": True, "schema": {
     "type": "object", "properties": {"verdict": {"type": "string", "enum": ["A", "B", "tie"]}},
     "required": ["verdict"], "additionalProperties": False}}}  # fmt: skip

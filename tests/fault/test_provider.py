@@ -25,7 +25,6 @@ from tests.provider.config import Limits
 from tests.provider.faults import MODEL_FAULTS
 from tests.provider.limits import Bucket, RateLimiter, format_reset
 
-pytestmark = pytest.mark.timeout(60)
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -11,8 +11,6 @@ from tests.provider import RunningServer, running_server
 
 from .storm import run_storm
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
