@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.books.ledger import LeaseSlot
-from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.escalation.failures import Kind, RequestFailed, failure_of
 from ray_judge.escalation.pricing import cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable
 from ray_judge.records import Answer, Outcome, Usage, Verdict
+
+ANSWER_PARTS = ("text", "output_text")
+"""Types of the parts of a message that are its answer, not its reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,37 @@ def read_json(text: str) -> Any:
 
 
 def read_reply(document: Any, headers: Mapping[str, str]) -> Reply:
-    """Read a chat completion. Raises RequestFailed, AMBIGUOUS: computed, billed, lost."""
+    """Read a chat completion, as servers write it.
+
+    Raises RequestFailed: AMBIGUOUS (computed, billed, lost) for what is no completion, and what
+    an error in its place says.
+    """
     try:
-        choice = document["choices"][0]
-        text, refusal = map(_text, map(choice["message"].get, ("content", "refusal")))
+        choices, usage = document.get("choices"), _usage(document)
+        if not choices and (error := document.get("error")):
+            raise failure_of(200, error, headers)
+        if usage is None:
+            choice = document["choices"][0]
+            message = choice["message"]
+        else:  # computed, though there may be nothing to show for it
+            choice = choices[0] if choices else {}
+            message = choice.get("message") or {}
+        text, refusal = _content(message.get("content")), _text(message.get("refusal"))
         model, reply_id = map(_text, map(document.get, ("model", "id")))
-        finish, usage = _text(choice.get("finish_reason")), _usage(document)
-        return Reply(text, refusal, finish, usage, model, reply_id, headers)
     except (LookupError, TypeError, AttributeError):
         raise RequestFailed(Kind.AMBIGUOUS, "the answer is not a chat completion") from None
+    if text and usage is not None and not usage.output_tokens:
+        usage = None  # it cannot be true
+    return Reply(text, refusal, _text(choice.get("finish_reason")), usage, model, reply_id, headers)
+
+
+def _content(content: Any) -> str | None:
+    """The text of a message; of one in parts, the parts that are the answer."""
+    if not isinstance(content, list):
+        return _text(content)
+    parts = [part for part in content if isinstance(part, dict)]
+    texts = [_text(part.get("text")) or "" for part in parts if part.get("type") in ANSWER_PARTS]
+    return "".join(texts)
 
 
 def _text(value: Any) -> str | None:
@@ -73,7 +98,7 @@ def _usage(document: Mapping[str, Any]) -> Usage | None:
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
         return None
     sound = 0 <= usage.cached_input_tokens <= usage.input_tokens and usage.output_tokens >= 0
-    return usage if sound else None
+    return usage if sound and usage.input_tokens else None  # there is no question without tokens
 
 
 def read_answer(
@@ -101,9 +126,11 @@ def read_answer(
     model, cost_usd = reply.model or maker.strong.model, cost(maker.price, usage)
     reply_id = reply.response_id
     answer = Answer(key, Outcome.RESOLVED, None, cost_usd, usage, model, reply_id, *slot, at)
-    if reply.refusal or reply.finish_reason == "content_filter":
+    if reply.finish_reason == "content_filter":  # it would stop the same question again
         why = (reply.refusal or "stopped by the content filter")[:200]
-        return replace(answer, outcome=Outcome.REFUSED, error=why, final=last)
+        return replace(answer, outcome=Outcome.REFUSED, error=why)
+    if reply.refusal:
+        return replace(answer, outcome=Outcome.REFUSED, error=reply.refusal[:200], final=last)
     try:
         return replace(answer, verdict=maker.read(reply.text))
     except Unparseable as error:

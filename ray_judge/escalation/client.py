@@ -17,12 +17,14 @@ import openai
 
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.answers import Reply, read_json, read_reply
-from ray_judge.escalation.failures import Kind, RequestFailed, classify
+from ray_judge.escalation.failures import Kind, RequestFailed, failure_of
 from ray_judge.escalation.questions import in_words
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 OPENAI = "api.openai.com"
 IDS_KEPT = 4096
+SHORTEST_ID = 8
+"""Characters of an id, behind its prefix, by which answers are told apart."""
 BATCH_TIMEOUT_S = 600.0
 """The least time for one call about a batch: its files have up to 200 MB."""
 NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
@@ -59,8 +61,9 @@ class StrongClient:
                     failure.kind = Kind.ROW
                 self._in_words = True
             raise
-        reply = read_reply(read_json(raw.http_response.text), dict(raw.headers))
-        ours, repeated = self._seen.look(reply.response_id, body)
+        text = raw.http_response.text
+        reply = read_reply(read_json(text), dict(raw.headers))
+        ours, repeated = self._seen.look(reply.response_id, body, text)
         # What comes next on this connection would be the answer before it, again and again.
         if repeated and (connection := raw.http_response.extensions.get("network_stream")):
             await connection.aclose()
@@ -73,24 +76,30 @@ class SeenIds:
     """Which question each answer was for, by the id that the server gave it.
 
     HTTP/1.1 tells answers apart by their order on a connection alone. An answer that a broken
-    proxy writes twice is taken for the next question's, and that one's for the next. Ids are
-    unique, so one that comes again is not ours; but servers that give every answer the same id,
-    and caches that give the same question its answer again, are believed.
+    proxy writes twice is taken for the next question's, and that one's for the next. So the same
+    answer under the same id is not another question's. Ids say nothing where they are short (some
+    servers draw them from a thousand), or once one of them came with two answers; a cache that
+    gives the same question its answer again is believed.
     """
 
     def __init__(self) -> None:
-        self._questions: OrderedDict[str, int] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._unique = True
 
-    def look(self, response_id: str | None, body: Mapping[str, Any]) -> tuple[bool, bool]:
-        """Whether the answer can be the one to this request, and whether its id came before."""
-        if response_id is None:
+    def look(self, name: str | None, body: Mapping[str, Any], text: str) -> tuple[bool, bool]:
+        """Whether this can be the answer to this request, and whether it came before.
+
+        `name`: the answer's id; `text`: the whole of it.
+        """
+        if name is None or len(name.rpartition("-")[2]) < SHORTEST_ID or not self._unique:
             return True, False
-        repeated, question = response_id in self._questions, hash(json.dumps(body["messages"]))
-        before = self._questions.setdefault(response_id, question)
-        if len(self._questions) > IDS_KEPT:
-            self._questions.popitem(last=False)
-        several = len(self._questions) > 1
-        return before == question or not several, repeated and several
+        question, answer = hash(json.dumps(body["messages"])), hash(text)
+        repeated = name in self._answers
+        asked, answered = self._answers.setdefault(name, (question, answer))
+        self._unique = answer == answered
+        if len(self._answers) > IDS_KEPT:
+            self._answers.popitem(last=False)
+        return asked == question or not self._unique, repeated and self._unique
 
 
 class BatchClient:
@@ -177,10 +186,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        status, code, kind = error.status_code, error.code, error.type
-        reason = f"HTTP {status} {code or kind or ''}".strip()
-        meaning, headers = classify(status, code, kind, error.param), dict(error.response.headers)
-        raise RequestFailed(meaning, reason, status, code, headers) from None
+        told = error.body if isinstance(error.body, dict) else {"message": error.response.text}
+        raise failure_of(error.status_code, told, dict(error.response.headers)) from None
     except (openai.OpenAIError, TimeoutError) as error:
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
         name = type(cause or error).__name__

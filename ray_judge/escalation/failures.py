@@ -6,15 +6,31 @@ Errors are classified by HTTP status and the API's error code
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
 
 BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTER_CODES = {"content_filter", "content_policy_violation"}
+STATUS_OF = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "overloaded_error": 503,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "invalid_request_error": 400,
+    "not_found_error": 404,
+    **dict.fromkeys(BILLING_CODES, 429),
+}
+"""The status that an error in an answer of 200 would have had, by its code or type."""
+SECRET = re.compile(r"\b(?:sk|key|rk|pk)-[\w*-]{6,}|(?<=Bearer )\S+")
+WORDS = 300
+"""Characters of a server's own words that are told."""
 TRIES = 8
 """How often the server may fail at one question before its row is given up as `failed`."""
 LOST_TRIES = 3
@@ -100,6 +116,25 @@ BY_STATUS = {
 }
 SCHEMA = ("response_format", "response_format.type", "response_format.json_schema")
 BY_PARAM = {**dict.fromkeys(SCHEMA, Kind.NO_SCHEMA), "service_tier": Kind.RUN}
+
+
+def failure_of(status: int, error: Any, headers: Mapping[str, str]) -> RequestFailed:
+    """The failure that an `error` object tells of, in an answer of this HTTP status.
+
+    A gateway puts its provider's error into an answer of 200, with that error's own status as its
+    code. The reason has the server's own words, up to `WORDS` characters, without keys.
+    """
+    error = error if isinstance(error, dict) else {"message": error}
+    code, kind, param, said = map(error.get, ("code", "type", "param", "message"))
+    inside = int(code) if str(code).isdigit() else None
+    names = [text for text in (code, kind) if isinstance(text, str) and not text.isdigit()]
+    if status < 400:
+        status = inside or STATUS_OF.get(str(code), STATUS_OF.get(str(kind), 500))
+    words = " ".join(SECRET.sub("…", said if isinstance(said, str) else "").split())[:WORDS]
+    reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
+    name = names[0] if names else None
+    meaning = classify(status, *(x if isinstance(x, str) else None for x in (code, kind, param)))
+    return RequestFailed(meaning, reason, status, name, headers)
 
 
 def classify(status: int, code: str | None, kind: str | None, param: str | None) -> Kind:

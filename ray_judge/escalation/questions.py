@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
@@ -31,7 +32,9 @@ TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
 """`strong.mode` → the service tier that is billed."""
 LIMITS = ("max_completion_tokens", "max_tokens")
 _max_cost = lru_cache(maxsize=2**16)(pricing.max_cost)
-FENCE = re.compile(r"\A\s*```(?:json)?\s*(\{.*\})\s*```\s*\Z", re.DOTALL)
+REASONING_BEGINS = re.compile(r"\s*(?:<(?:think|thinking|reasoning)>|\[THINK\])", re.IGNORECASE)
+REASONING_ENDS = re.compile(r"</(?:think|thinking|reasoning)>|\[/THINK\]", re.IGNORECASE)
+QUOTED_LINE = re.compile(r"^\s*>.*$", re.MULTILINE)
 
 
 class Unparseable(Exception):
@@ -129,20 +132,31 @@ class QuestionMaker:
         return [json.dumps({self._field: value}, separators=(",", ":")) for value in values]
 
     def read(self, text: str | None) -> Verdict:
-        """Read the verdict out of an answer's text. Raises Unparseable, never guesses."""
+        """Read the verdict out of an answer's text, whatever stands around it.
+
+        The one object with the field counts, behind the reasoning, outside of quoted lines; two
+        that differ are no verdict. Raises Unparseable, never guesses.
+        """
         if not text or not text.strip():
             raise Unparseable("the answer is empty")
-        fenced = FENCE.match(text)
-        try:
-            document = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=_once)
-        except (ValueError, RecursionError):
-            raise Unparseable(f"the answer is not JSON: {text[:80]!r}") from None
-        if not isinstance(document, dict) or self._field not in document:
-            raise Unparseable(f'the answer has no field "{self._field}": {text[:80]!r}')
-        value = document[self._field]
-        wanted = f"one of {', '.join(self._verdicts)}"
+        said = REASONING_ENDS.split(text)[-1]
+        if said == text and REASONING_BEGINS.match(text):
+            raise Unparseable(f"the answer is reasoning without an end: {text[:80]!r}")
+        objects = list(_objects(QUOTED_LINE.sub("", said)))
+        if not objects:
+            raise Unparseable(f"the answer is not JSON: {said.strip()[:80]!r}")
+        values = [found[self._field] for found in objects if self._field in found]
+        if not values:
+            raise Unparseable(f'the answer has no field "{self._field}": {said.strip()[:80]!r}')
+        verdicts = [self._verdict(value) for value in values]
+        if len(set(verdicts)) > 1:
+            raise Unparseable(f"the answer has several verdicts: {said.strip()[:80]!r}")
+        return verdicts[0]
+
+    def _verdict(self, value: Any) -> Verdict:
         if value in self._verdicts:
             return str(value)
+        wanted = f"one of {', '.join(self._verdicts)}"
         if not self._verdicts:
             wanted = f"a score from {self._low:g} to {self._high:g}"
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -172,11 +186,27 @@ class QuestionMaker:
         return body if strong.temperature is None else {**body, "temperature": strong.temperature}
 
 
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text that stand in no other one, nor in quotation marks."""
+    at = text.find("{")
+    while at >= 0:
+        end = at + 1
+        if text[at - 1 : at] not in QUOTES:
+            with suppress(ValueError, RecursionError):
+                found, end = READER.raw_decode(text, at)
+                yield found
+        at = text.find("{", end)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
         raise ValueError("a key occurs twice: the object has no one meaning")
     return document
+
+
+QUOTES = tuple("\"'“„«")
+READER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def canonical_key(body: Mapping[str, Any], sample: int = 0) -> str:

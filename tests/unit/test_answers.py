@@ -53,7 +53,8 @@ def test_a_body_that_is_no_completion_was_computed_and_lost(text: str) -> None:
 @pytest.mark.parametrize(
     "usage",
     [None, [], "10", {"completion_tokens": None}, {"prompt_tokens": -1}, {"completion_tokens": -1},
-     {"prompt_tokens": "x"}, {"prompt_tokens": None}, {"prompt_tokens_details": [1]},
+     {"prompt_tokens": "x"}, {"prompt_tokens": None}, {"prompt_tokens": 0},
+     {"completion_tokens": 0}, {"prompt_tokens_details": [1]},
      {"prompt_tokens_details": {"cached_tokens": 5}},
      {"prompt_tokens_details": {"cached_tokens": -5}}],
 )  # fmt: skip
@@ -93,7 +94,6 @@ def test_a_verdict_and_what_it_cost() -> None:
     [
         (body(None, refusal="I will not."), Outcome.REFUSED, "I will not."),
         (body('{"verdict": "A"}', refusal="n" * 900), Outcome.REFUSED, "n" * 200),
-        (body("", finish="content_filter"), Outcome.REFUSED, "stopped by the content filter"),
         (body("Let me", finish="length"), Outcome.UNPARSEABLE,
          "the answer is not JSON: 'Let me' (cut at max_output_tokens)"),
         (body('{"verdict": "C"}'), Outcome.UNPARSEABLE, "'C' is not one of A, B, tie"),
@@ -105,6 +105,45 @@ def test_an_unusable_answer_is_paid_and_ends_the_question_at_last(
     answer = read(text, last=last)
     assert (answer.outcome, answer.verdict, answer.error) == (outcome, None, error)
     assert answer.final is last and answer.cost_usd == Decimal("0.000036")
+
+
+def test_what_a_filter_stopped_is_not_asked_again() -> None:
+    """With or without a message: some servers send none."""
+    for text in (
+        body("", finish="content_filter"),
+        body(choices=[{"finish_reason": "content_filter"}]),
+    ):
+        answer = read(text)
+        assert (answer.outcome, answer.error) == (Outcome.REFUSED, "stopped by the content filter")
+        assert answer.final and answer.cost_usd == Decimal("0.000036")
+
+
+def test_answers_as_servers_write_them() -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "B"}]}]
+    parts += [{"type": "text", "text": '{"verdict":'}, {"type": "text", "text": ' "A"}'}]
+    assert read(body(parts)).verdict == "A"
+    nothing = read(body(choices=[]))
+    assert (nothing.outcome, nothing.error) == (Outcome.UNPARSEABLE, "the answer is empty")
+    assert nothing.cost_usd == Decimal("0.000036") and not nothing.final
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        ({"message": "provider error", "code": 429}, Kind.RATE_LIMIT, "HTTP 429: provider error"),
+        ({"message": "x", "code": "502"}, Kind.BROKEN, "HTTP 502: x"),
+        ({"message": "x", "code": "rate_limit_exceeded"}, Kind.RATE_LIMIT,
+         "HTTP 429 rate_limit_exceeded: x"),
+        ({"message": "bad key sk-abcdefgh1234", "type": "authentication_error"}, Kind.RUN,
+         "HTTP 401 authentication_error: bad key …"),
+        ("it broke", Kind.BROKEN, "HTTP 500"), ({"message": None}, Kind.BROKEN, "HTTP 500"),
+        ({"message": "n" * 900, "code": 403}, Kind.RUN, "HTTP 403: " + "n" * 300),
+    ],
+)  # fmt: skip
+def test_an_error_in_an_answer_of_200(error: Any, kind: Kind, reason: str) -> None:
+    with pytest.raises(RequestFailed) as caught:
+        read(json.dumps({"id": None, "choices": None, "usage": None, "error": error}))
+    assert caught.value.kind is kind and caught.value.reason.startswith(reason)
 
 
 @pytest.mark.parametrize(("text", "output"), [('{"verdict":"A"}', 15), ("é" * 400, 300)])

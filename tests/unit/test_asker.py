@@ -148,12 +148,11 @@ def test_the_money_runs_out_for_all_in_one_answer(cap: str, outcome: Outcome) ->
 
 CUT = Reply('{"verd', None, "length", Usage(100, 300), "gpt-4o", "id")
 REFUSAL = Reply(None, "I would rather not", "stop", Usage(100, 5), "gpt-4o", "id")
-FILTERED = Reply(None, None, "content_filter", Usage(100, 0), "gpt-4o", "id")
 
 
 @pytest.mark.parametrize(
     ("reply", "outcome"),
-    [(CUT, Outcome.UNPARSEABLE), (REFUSAL, Outcome.REFUSED), (FILTERED, Outcome.REFUSED)],
+    [(CUT, Outcome.UNPARSEABLE), (REFUSAL, Outcome.REFUSED)],
 )
 @pytest.mark.parametrize(
     ("reasks", "unusable", "asked"), [(0, 0, 1), (2, 0, 3), (2, 1, 2), (2, 2, 1), (2, 9, 1)]

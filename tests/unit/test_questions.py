@@ -182,6 +182,10 @@ def test_a_row_that_asks_something_else_now_is_not_asked(
         ('{"verdict": "A"}', "A"), (' \n{"verdict":"tie"}\n', "tie"), ('{"score": 1e1}', 10.0),
         ('{"reason": "x", "verdict": "B"}', "B"), ('```json\n{"verdict": "B"}\n```', "B"),
         ('```\n{"verdict": "A"}```', "A"), ('{"verdict": "\\u0041"}', "A"),
+        ('<think>\nOne might say {"verdict": "tie"}.\n</think>\n\n{"verdict": "A"}', "A"),
+        ('Here it is:\n```json\n{"verdict": "A"}\n```\nA is shorter.', "A"),
+        ('[THINK]B?[/THINK]{"verdict": "B"} As I said: {"verdict": "B"}', "B"),
+        ('> {"verdict": "A"}\n{"verdict": "B"}', "B"), ('{"score": 5}, of 10', 5.0),
         ('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 7.5}', 7.5),
     ],
 )  # fmt: skip
@@ -192,11 +196,14 @@ def test_answers_that_are_verdicts(text: str, verdict: str | float) -> None:
 
 NEITHER = [
     None, "", "  \n", "A", '"A"', "5", "null", "true", "[]", "{}", '["A"]', '{"Verdict": "A"}',
-    '{"verdict ": "A"}', '{"verdict": "A"', '{"verdict": "A"},,', '{"verdict": "A"}{"verdict": 1}',
+    '{"verdict ": "A"}', '{"verdict": "A"', '{"verdict": "A"}{"verdict": 1}',
     '{"verdict": "A", "verdict": "B"}', '{"answer": {"verdict": "A"}}', "{'verdict': 'A'}",
-    '{"verdict": A}', "The better answer is A.", '```json\n{"verdict": "A"}\n', "[" * 100_000,
+    '{"verdict": A}', "The better answer is A.", "[" * 100_000,
     '{"verdict":' * 5000, "\x00", '{"verdict": ' + "9" * 5000 + "}", '{"score": 5, "score": 6}',
     '```json\n{"verdict": "A"}\n```\n```json\n{"verdict": "B"}\n```',
+    '<think>{"verdict": "A"}', '[THINK] Hm. {"verdict": "A"}', "<think>A</think>",
+    '> {"verdict": "A"}', 'It may say "{"verdict": "A"}" to all.',
+    '{"verdict": "A"} or {"verdict": "tie"}',
 ]  # fmt: skip
 NO_VERDICTS = [
     "null", '""', '"a"', '"A "', '"A or B"', '"C"', '["A"]', '{"A": 1}', "1", "true",
@@ -233,7 +240,7 @@ def test_damage_never_turns_a_verdict_into_another(noise: str, cut: int, drop: i
             verdict = maker().read(text)
         except Unparseable:
             continue
-        assert json.loads(text.strip().strip("`").removeprefix("json"))["verdict"] == verdict
+        assert verdict == "B"
 
 
 def test_several_local_judges_share_one_question() -> None:

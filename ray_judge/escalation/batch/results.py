@@ -15,7 +15,7 @@ from typing import Any
 from ray_judge.escalation.answers import failed_answer, read_answer, read_reply
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import HeldSlot
-from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed, classify
+from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed, failure_of
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import Answer
 
@@ -63,13 +63,12 @@ def _result(document: Mapping[str, Any]) -> Result:
     status, body = int(response.get("status_code") or 0), response.get("body")
     if status == 200:
         return Result(body=body)
-    told = body.get("error") if isinstance(body, dict) else None
-    told = told if isinstance(told, dict) else {}
-    code, kind = told.get("code"), told.get("type")
-    meaning = classify(status, code, kind, told.get("param")) if status >= 400 else Kind.TRANSIENT
-    if meaning is Kind.BROKEN:  # a line of the error file was not billed, whatever its status
-        meaning = Kind.TRANSIENT
-    return Result(kind=meaning, reason=f"HTTP {status} {code or kind or ''}".strip())
+    if status < 400:
+        return Result(kind=Kind.TRANSIENT, reason=f"HTTP {status}")
+    failure = failure_of(status, body.get("error") if isinstance(body, dict) else body, {})
+    # A line of the error file was not billed, whatever its status.
+    kind = Kind.TRANSIENT if failure.kind is Kind.BROKEN else failure.kind
+    return Result(kind=kind, reason=failure.reason)
 
 
 @dataclass(slots=True)

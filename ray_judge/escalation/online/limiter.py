@@ -33,6 +33,8 @@ CLIMB = 0.1
 """After a 429 the share comes back by this much of the full rate each `CLIMB_EVERY_S` seconds."""
 FLOOR = 1 / 64
 MAX_RETRY_AFTER_S = 3600.0
+DATES_BEGIN_S = 1e9
+"""More seconds than that are a date, as Unix time, which some gateways send."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -272,6 +274,8 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     if seconds is None and text is not None:
         with contextlib.suppress(ValueError):
             seconds = parsedate_to_datetime(text).timestamp() - now
+    if seconds is not None and seconds > DATES_BEGIN_S:
+        seconds -= now
     return None if seconds is None else min(MAX_RETRY_AFTER_S, max(0.0, seconds))
 
 
