@@ -21,7 +21,7 @@ from ray_judge.calibration.fit import make
 from ray_judge.calibration.load import calibration_of, identity, pin_calibration, write_calibration
 from ray_judge.commands.calibrate import as_text, judge_runs
 from ray_judge.commands.plan import PolicyTable
-from ray_judge.config import RouteConfig, RunConfig, parse
+from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError, RunChangedError
 from ray_judge.records import Answer, Chunk, Outcome, Shard, Usage
 from ray_judge.report.drift import measure_drift
@@ -32,7 +32,7 @@ from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
-from .builders import document
+from . import builders
 
 ROWS = 1200
 
@@ -50,7 +50,7 @@ def config(folder: Path, **changes: Any) -> RunConfig:
         "judge": {"model": "Qwen/Qwen2.5-7B-Instruct"},
         "route": {"policy": "guarantee", "calibration": str(folder / "c.json")},
     }
-    return parse(document(**{**run, **changes}))
+    return builders.config(**{**run, **changes})
 
 
 def pair(folder: Path, **changes: Any) -> RunConfig:

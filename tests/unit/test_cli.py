@@ -18,13 +18,13 @@ import yaml
 
 import ray_judge
 from ray_judge.cli import main
-from ray_judge.config import load, parse
+from ray_judge.config import load
 from ray_judge.records import Shard
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
 
-from .builders import document
+from . import builders
 
 
 class Case:
@@ -34,7 +34,7 @@ class Case:
         self.folder, self.capsys = folder, capsys
         (folder / "in").mkdir()
         places = {"input": str(folder / "in"), "output": str(folder / "out")}
-        self.document = document(**places, strong__base_url="http://127.0.0.1:9/v1")
+        self.document = builders.document(**places, strong__base_url="http://127.0.0.1:9/v1")
 
     def shard(self, name: str = "a.parquet", rows: int = 3, **columns: Any) -> Path:
         data: dict[str, Any] = {
@@ -158,7 +158,7 @@ def test_status_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert "there is no run here" in capsys.readouterr().err
     run = RunDirectory(str(tmp_path / "out"))
     shard = Shard("/in/x.parquet", "x.parquet", 3, "f")
-    run.begin(parse(document()), Plan((shard,), Columns({}), 2))
+    run.begin(builders.config(), Plan((shard,), Columns({}), 2))
     assert main(["status", run.uri]) == 0
     status = json.loads(capsys.readouterr().out)
     assert (status["rows"], status["chunks"], status["judged"]) == (3, 2, 0)

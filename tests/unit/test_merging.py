@@ -178,7 +178,7 @@ def test_the_first_of_identical_rows_pays_in_input_order() -> None:
 
 
 def test_judged_rows_have_one_schema_whatever_is_null() -> None:
-    config = builders.config(judge=builders.COLUMNS_JUDGE)
+    config = builders.config()
     roles = {name: name for name in ("instruction", "response_a", "response_b")}
     columns, engine = Columns(roles, extra=("p_a", "p_b")), ColumnsEngine(config)
 
@@ -216,7 +216,7 @@ def test_judged_rows_have_one_schema_whatever_is_null() -> None:
 def test_columns_take_probabilities_as_they_are_or_that_row_has_an_error(
     p_a: float | None, p_b: float, verdict: str | None, confidence: float | None
 ) -> None:
-    engine = ColumnsEngine(builders.config(judge=builders.COLUMNS_JUDGE))
+    engine = ColumnsEngine(builders.config())
     rows = pa.table({"p_a": pa.array([p_a, 0.9]), "p_b": pa.array([p_b, 0.1])})
     found, good = engine.judge([], rows)
     assert (found.verdict, found.confidence) == (verdict, confidence)
