@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ def document(**changes: Any) -> dict[str, Any]:
         if value is ...:
             del node[last]
         else:
-            node[last] = value
+            node[last] = copy.deepcopy(value)
     return tree
 
 
