@@ -1,12 +1,15 @@
-"""What all tests share: a small local Ray, the real data where it is, and no way out."""
+"""What all tests share: a small local Ray, what real judges said, and no way out."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -59,11 +62,36 @@ def has_gpu() -> bool:
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of real judge data that lies beside the checkout (see its README)."""
+    """What real judges said, in numbers (see the README there)."""
+    return ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="session")
+def texts_data() -> Path:
+    """The folder of real texts that lies beside some checkouts."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("no ../shared/data beside this checkout: real judge data is not shipped")
+        pytest.skip("no ../shared/data beside this checkout: texts of others are not shipped")
     return folder
+
+
+@pytest.fixture
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A list of made-up templates, as long as the real ones, which the pins name for this test."""
+    from ray_judge.judging.formats import templates as module
+
+    entries, pins = [], []
+    for pin in module.PINS:
+        places = "\n".join(f"[{name}]\n{{{name}}}" for name in pin.placeholders)
+        words = " Feedback on \"A\" or 'B', which may be tied; no \\escape é.\n" * 20
+        text = (pin.name + "\n" + places + words)[: pin.characters]
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        pins.append(replace(pin, literal_sha256=sha256))
+        entries.append({"judge": pin.judge, "mode": pin.mode, "text": text})
+    monkeypatch.setattr(module, "PINS", tuple(pins))
+    path = tmp_path / "templates.json"
+    path.write_text(json.dumps(entries))
+    return str(path)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The commands on real judges and 500 pairs with human labels, end to end."""
+"""The commands on what three real judges and a person said of 500 pairs, end to end.
+
+The figures are real, the texts around them are made up.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,16 @@ MISTRAL = {
 
 
 @pytest.fixture
-def arena_path(data: Path) -> Path:
-    return data / "arena_replay.parquet"
+def arena_path(data: Path, tmp_path: Path) -> Path:
+    rows = pl.read_parquet(data / "arena_replay.parquet")
+    texts = {
+        "instruction": [f"Question {n}: what is it?" for n in range(rows.height)],
+        "response_a": [f"{n} is " + "one thing, and " * (n % 60) for n in range(rows.height)],
+        "response_b": [f"{n} is " + "the other, or " * (n % 37) for n in range(rows.height)],
+    }
+    path = tmp_path / "arena.parquet"
+    rows.with_columns(pl.Series(name, text) for name, text in texts.items()).write_parquet(path)
+    return path
 
 
 @pytest.fixture
@@ -185,7 +196,7 @@ def test_a_plans_dollars_are_the_ledgers(
 ) -> None:
     """Within 5 %. What the local judge says has no part in it, so its probabilities are drawn."""
     if source == "llmbar":
-        rows = pl.read_parquet(request.getfixturevalue("data") / "llmbar.parquet")
+        rows = pl.read_parquet(request.getfixturevalue("texts_data") / "llmbar.parquet")
     else:
         rows = write_pairs(tmp_path / "pairs", 1500, 2026)
     rng = random.Random(1)
