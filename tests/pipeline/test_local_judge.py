@@ -35,12 +35,8 @@ def test_pairs_in_both_orders(runs: Runs, server: RunningServer) -> None:
         "response_a": [*here, *there, "a", "a", "a"],
         "response_b": [*there, *here, "b", "b", "b"],
     }
-    odd = [
-        "def f(x):\n    return {x}\n",
-        "«Où?» 東京 🦊",
-        "\t \u200bA: B: Best: ",
-        "word " * 300,
-    ] * 10
+    odd = ["def f(x):\n    return {x}\n", "«Où?» 東京 🦊", "\t \u200bA: B: Best: ", "word " * 300]
+    odd = [f"{text}{number}" for number in range(10) for text in odd]
     strange = {"instruction": odd, "response_a": odd[1:] + odd[:1], "response_b": odd[::-1]}
     shards = [pa.table(rows), pa.table(strange)]
     run = local(runs, *shards, judge__swap=True, route__fraction=0.1, chunk_rows=20)
