@@ -6,12 +6,17 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +28,7 @@ settings.register_profile(
 settings.load_profile("any-machine")
 
 ROOT = Path(__file__).resolve().parent.parent
+STARTS_WITHIN_S = 200
 CPUS = 4
 """Of the tests' Ray, on any machine: actors that hold every CPU would starve the readers."""
 
@@ -134,12 +140,61 @@ def _start_ray(folder: Path, tries: int = 4) -> None:
             return
 
 
-class temporary_folder:  # noqa: N801  reads as a function
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
     """A short-lived folder under /tmp, removed whatever still writes into it."""
+    path = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
-    def __enter__(self) -> Path:
-        self._path = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
-        return self._path
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+@contextmanager
+def running(
+    command: list[str], log: Path, ready: Callable[[], bool], *, tries: int = 1, **options: Any
+) -> Iterator[None]:
+    """Start a server in a session of its own, and end it and all that it started."""
+    process = _start(command, log, ready, tries, options)
+    try:
+        yield
+    finally:
+        _stop(process)
+
+
+def _start(
+    command: list[str], log: Path, ready: Callable[[], bool], tries: int, options: dict[str, Any]
+) -> subprocess.Popen[bytes]:
+    for _ in range(tries):
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=out, start_new_session=True, **options
+            )
+        deadline = time.monotonic() + STARTS_WITHIN_S
+        while process.poll() is None and time.monotonic() < deadline:
+            if ready():
+                return process
+            time.sleep(0.2)
+        _stop(process)
+    pytest.fail(f"{command[:4]} did not start:\n{log.read_text()[-4000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=15)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=10)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
