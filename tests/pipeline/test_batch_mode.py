@@ -14,17 +14,15 @@ from .conftest import Runs, pairs
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_a_batch_over_two_nights(
-    runs: Runs, server: RunningServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_batch_over_two_nights(runs: Runs, server: RunningServer) -> None:
     server.configure(batches={"manual": True})
     batch = {"max_requests": 30, "poll_s": 0.05}
     run = runs(pairs(60), pairs(60, first=60), strong__mode="batch", strong__batch=batch)
     run.document["route"]["fraction"] = 0.5
-    assert run.score("strong.batch.wait_s=0", capsys=capsys) == 4
-    assert "batch pending: 0 of 60 requests done" in run.said[-1]
+    assert run.score("strong.batch.wait_s=0") == 4
+    assert "batch pending: 0 of 60 requests done" in run.said
     assert not (run.output / "summary.json").exists()
-    assert run.score("strong.batch.wait_s=0.1", capsys=capsys) == 4
+    assert run.score("strong.batch.wait_s=0.1") == 4
     for one in server.batches():
         while server.advance_batch(one["id"])["status"] != "completed":
             pass
@@ -42,16 +40,6 @@ def test_a_batch_over_two_nights(
     before = run.everything()
     assert run.score() == 0
     assert server.stats()["requests"] == stats["requests"] and run.everything() == before
-
-
-def test_the_mode_of_a_run_is_fixed(
-    runs: Runs, server: RunningServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A pending batch must not be forgotten by asking the same questions in another way."""
-    run = runs(pairs(10), strong__mode="batch", strong__batch={"wait_s": 0})
-    assert run.score() == 4
-    assert run.score("strong.mode=online", capsys=capsys) == 2
-    assert "strong.mode" in run.said[-1]
 
 
 def test_flex(runs: Runs, server: RunningServer) -> None:

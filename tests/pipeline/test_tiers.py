@@ -46,7 +46,6 @@ def test_two_local_judges(runs: Runs, server: RunningServer, last: str) -> None:
         route={"policy": last, last: 0.7 if last == "threshold" else 0.25},
         chunk_rows=13,
     )
-    del run.document["judge"]
     assert run.score() == 0
     rows = run.scored()
     source = pl.concat([pl.DataFrame(pl.from_arrow(shard)) for shard in shards])
@@ -86,7 +85,6 @@ def test_a_tier_that_nothing_comes_to(runs: Runs, server: RunningServer) -> None
         judges=[columns("small", {"policy": "threshold", "threshold": 0.1}), columns("large")],
         route={"policy": "fraction", "fraction": 0.5},
     )
-    del run.document["judge"]
     assert run.score() == 0
     assert run.outcomes() == {"not_needed": 30}
     assert server.stats()["requests"] == 0

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pytest
 
 from ray_judge.calibration.load import read_calibration
-from ray_judge.cli import main
 from tests.provider import RunningServer
 
-from .conftest import Run, Runs, pairs
+from .conftest import Run, Runs, answer_with, pairs
 from .test_tiers import columns
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
@@ -27,40 +26,32 @@ def honest(night: int) -> pa.Table:
     rng = np.random.default_rng(night)
     human = rng.random(ROWS) < 0.5
 
-    def judge(least: float) -> dict[str, list[float]]:
+    said: dict[str, list[float]] = {}
+    for name, least in (("small", 0.5), ("large", 0.75)):
         sure = least + (1 - least) * rng.random(ROWS)
         p_a = np.where((rng.random(ROWS) < sure) == human, sure, 1 - sure)
-        return {"a": p_a.tolist(), "b": (1 - p_a).tolist()}
-
-    small, large = judge(0.5), judge(0.75)
+        said |= {f"{name}_a": p_a.tolist(), f"{name}_b": (1 - p_a).tolist()}
     label = ["A" if is_a else "B" for is_a in human]
-    known = {f"small_{side}": values for side, values in small.items()}
-    known |= {f"large_{side}": values for side, values in large.items()}
-    return pairs(ROWS, first=night * ROWS, human=label, **known)
+    return pairs(ROWS, first=night * ROWS, human=label, **said)
 
 
 def cascade(runs: Runs, table: pa.Table, place: Path, audit: float = 0) -> Run:
     promise = {"policy": "guarantee", "calibration": str(place)}
-    run = runs(
+    return runs(
         table, judges=[columns("small", promise), columns("large")],
         route={**promise, "audit": audit}, columns={"label": "human"}, chunk_rows=500,
     )  # fmt: skip
-    del run.document["judge"]
-    return run
 
 
 def test_two_judges_from_calibration_to_promise(
-    runs: Runs, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Runs, server: RunningServer, tmp_path: Path
 ) -> None:
-    answers = tmp_path / "answers.json"
     both = pl.concat([pl.DataFrame(pl.from_arrow(honest(night))) for night in (1, 2)])
-    both.select("instruction", "response_a", "response_b", verdict="human").write_json(answers)
-    server.configure(truth=str(answers))
+    answer_with(server, tmp_path, both.with_columns(verdict="human"))
     place = tmp_path / "calibration.json"
     run = cascade(runs, honest(1), place)
-    command = ["calibrate", str(run.yaml), "--quiet", "--alpha", "0.2", "--against", "strong"]
-    assert main([*command, "--sample", "800"]) == 0
-    said = capsys.readouterr().out
+    wish = ("--alpha", "0.2", "--against", "strong", "--sample", "800")
+    said = run.command("calibrate", *wish)
     assert "judge 1 (small)" in said and "judge 2 (large)" in said and "gpt-4.1's verdicts" in said
     made = read_calibration(str(place))
     small, large = made.tiers
@@ -68,8 +59,7 @@ def test_two_judges_from_calibration_to_promise(
     assert small.selection.rows == 400 and 150 < large.selection.rows < 400
     assert small.threshold < 1 and large.threshold < 1 and not made.warnings
 
-    assert main(["plan", str(run.yaml), "--quiet", "--json", "--sample", "600"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+    planned = json.loads(run.command("plan", "--json", "--sample", "600"))
     assert server.stats()["billed"] == 800
     tonight = cascade(runs, honest(2), place, audit=0.2)
     assert tonight.score() == 0

@@ -188,6 +188,7 @@ def test_a_changed_configuration(case: Case) -> None:
     refused(case.score("route.fraction=0.4"), 2, "route.fraction: '0.5' → '0.4'", "out")
     refused(case.score("strong.max_cost_usd=0.5"), 2, "strong.max_cost_usd", "only be raised")
     refused(case.score("judge.prob_columns.A=p_b"), 2, "judge.prob_columns.A")
+    refused(case.score("strong.mode=batch"), 2, "strong.mode")  # a pending batch is not forgotten
 
 
 def test_a_changed_input_file(case: Case) -> None:
