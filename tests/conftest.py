@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +44,6 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: each worker has a Ray of its own, so more than a few gain nothing."""
     return min(4, os.cpu_count() or 1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in tests/gpu, and skip it where there is no GPU."""
-    for item in items:
-        if ROOT / "tests" / "gpu" in item.path.parents:
-            item.add_marker(pytest.mark.gpu)
-        if item.get_closest_marker("gpu") and not has_gpu():
-            item.add_marker(pytest.mark.skip(reason="this machine has no NVIDIA GPU"))
-
-
-@cache
-def has_gpu() -> bool:
-    """Whether an NVIDIA GPU answers."""
-    try:
-        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
-        return False
-    return found.returncode == 0 and "GPU" in found.stdout
 
 
 @pytest.fixture(scope="session")
@@ -98,13 +78,6 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     path = tmp_path / "templates.json"
     path.write_text(json.dumps(entries))
     return str(path)
-
-
-@pytest.fixture
-def short_tmp() -> Iterator[Path]:
-    """A folder with a short path: Ray's sockets lie in it, and may have 107 characters."""
-    with temporary_folder() as folder:
-        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -50,8 +50,7 @@ def provider() -> Iterator[RunningServer]:
 def server(provider: RunningServer, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
     """The provider with clean books and default settings, and its key in the environment."""
     defaults = ServerConfig(prices=GPT_41).public()
-    del defaults["api_key"]
-    provider.configure(**defaults)
+    provider.configure(**{**defaults, "api_key": provider.api_key})
     provider.reset()
     monkeypatch.setenv("OPENAI_API_KEY", provider.api_key)
     return provider

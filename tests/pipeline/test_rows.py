@@ -60,18 +60,13 @@ def broken_text(rows: int, at: int) -> pa.Array:
 
 def test_every_misfortune_is_its_rows_own(runs: Runs, server: RunningServer) -> None:
     """20 rows, 7 of them bad; all others are judged, asked and kept, whatever the columns."""
-    rows, nan = 20, float("nan")
-    table = pairs(rows, **zoo(rows))
-    good = table.to_pydict()
+    rows = 20
+    good = pairs(rows).to_pydict()
     text = {name: list(good[name]) for name in ("instruction", "response_a", "p_a")}
     text["instruction"][2], text["instruction"][3] = None, "  "
     text["response_a"][4] = ""
-    text["p_a"][6], text["p_a"][7], text["p_a"][8] = None, nan, 1.5
-    for name, values in text.items():
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(values))
-    place = table.column_names.index("response_b")
-    table = table.set_column(place, "response_b", broken_text(rows, 5))
+    text["p_a"][6:9] = None, float("nan"), 1.5
+    table = pairs(rows, **text, response_b=broken_text(rows, 5), **zoo(rows))
     fields = [f.with_nullable(f.name not in ("p_b", "z_date")) for f in table.schema]
     fields[0] = fields[0].with_metadata({"note": "kept"})
     table = table.cast(pa.schema(fields, metadata={"origin": "a test", "pandas": "not json"}))
