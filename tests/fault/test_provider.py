@@ -209,6 +209,22 @@ def test_a_limit_answers_429_with_headers(server: RunningServer, client: OpenAI)
     assert 0 < int(caught.value.response.headers["retry-after-ms"]) <= 60_000
 
 
+@pytest.mark.parametrize(
+    ("kind", "recorded"),
+    [("reset_before", 0), ("reset_after", 1), ("error_after", 1), ("rate_limit", 0)],
+)
+def test_lost_creations(kind: str, recorded: int, server: RunningServer, client: OpenAI) -> None:
+    server.configure(batches={"create_faults": [{"kind": kind, "calls": [1]}]})
+    body = {"model": "strong", "messages": [{"role": "user", "content": "x"}]}
+    line = {"custom_id": "0", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    with pytest.raises(openai.APIError):
+        client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+    assert len(server.batches()) == recorded
+
+
 def test_wrong_settings_are_refused(server: RunningServer) -> None:
     for name, value in (("latency_ms", 3), ("faults", [{"kind": "no_such_fault"}])):
         with pytest.raises(ValueError, match=name):
