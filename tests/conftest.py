@@ -1,14 +1,21 @@
-"""What all tests share: a small local Ray, the real data where it is, and no way out."""
+"""What all tests share: a small local Ray, what real judges said, and no way out."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from functools import cache
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +27,7 @@ settings.register_profile(
 settings.load_profile("any-machine")
 
 ROOT = Path(__file__).resolve().parent.parent
+STARTS_WITHIN_S = 200
 CPUS = 4
 """Of the tests' Ray, on any machine: actors that hold every CPU would starve the readers."""
 
@@ -38,39 +46,38 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, os.cpu_count() or 1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in tests/gpu, and skip it where there is no GPU."""
-    for item in items:
-        if ROOT / "tests" / "gpu" in item.path.parents:
-            item.add_marker(pytest.mark.gpu)
-        if item.get_closest_marker("gpu") and not has_gpu():
-            item.add_marker(pytest.mark.skip(reason="this machine has no NVIDIA GPU"))
-
-
-@cache
-def has_gpu() -> bool:
-    """Whether an NVIDIA GPU answers."""
-    try:
-        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
-        return False
-    return found.returncode == 0 and "GPU" in found.stdout
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """What real judges said, in numbers (see the README there)."""
+    return ROOT / "tests" / "data"
 
 
 @pytest.fixture(scope="session")
-def data() -> Path:
-    """The folder of real judge data that lies beside the checkout (see its README)."""
+def texts_data() -> Path:
+    """The folder of real texts that lies beside some checkouts."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("no ../shared/data beside this checkout: real judge data is not shipped")
+        pytest.skip("no ../shared/data beside this checkout: texts of others are not shipped")
     return folder
 
 
 @pytest.fixture
-def short_tmp() -> Iterator[Path]:
-    """A folder with a short path: Ray's sockets lie in it, and may have 107 characters."""
-    with temporary_folder() as folder:
-        yield folder
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A list of made-up templates, as long as the real ones, which the pins name for this test."""
+    from ray_judge.judging.formats import templates as module
+
+    entries, pins = [], []
+    for pin in module.PINS:
+        places = "\n".join(f"[{name}]\n{{{name}}}" for name in pin.placeholders)
+        words = " Feedback on \"A\" or 'B', which may be tied; no \\escape é.\n" * 20
+        text = (pin.name + "\n" + places + words)[: pin.characters]
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        pins.append(replace(pin, literal_sha256=sha256))
+        entries.append({"judge": pin.judge, "mode": pin.mode, "text": text})
+    monkeypatch.setattr(module, "PINS", tuple(pins))
+    path = tmp_path / "templates.json"
+    path.write_text(json.dumps(entries))
+    return str(path)
 
 
 @pytest.fixture(scope="session")
@@ -106,12 +113,61 @@ def start_ray(folder: Path, tries: int = 4) -> None:
             return
 
 
-class temporary_folder:  # noqa: N801  reads as a function
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
     """A short-lived folder under /tmp, removed whatever still writes into it."""
+    path = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
-    def __enter__(self) -> Path:
-        self._path = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))
-        return self._path
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+@contextmanager
+def running(
+    command: list[str], log: Path, ready: Callable[[], bool], *, tries: int = 1, **options: Any
+) -> Iterator[None]:
+    """Start a server in a session of its own, and end it and all that it started."""
+    process = _start(command, log, ready, tries, options)
+    try:
+        yield
+    finally:
+        _stop(process)
+
+
+def _start(
+    command: list[str], log: Path, ready: Callable[[], bool], tries: int, options: dict[str, Any]
+) -> subprocess.Popen[bytes]:
+    for _ in range(tries):
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=out, start_new_session=True, **options
+            )
+        deadline = time.monotonic() + STARTS_WITHIN_S
+        while process.poll() is None and time.monotonic() < deadline:
+            if ready():
+                return process
+            time.sleep(0.2)
+        _stop(process)
+    pytest.fail(f"{command[:4]} did not start:\n{log.read_text()[-4000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=15)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=10)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ import pytest
 from ray_judge.cli import main
 from ray_judge.config import JudgeConfig
 from ray_judge.judging.formats import format_for
-from ray_judge.judging.formats.templates import MIRROR_ENV, PINS, cache_path, pin_for, read_cache
+from ray_judge.judging.formats import templates as module
+from ray_judge.judging.formats.templates import MIRROR_ENV, cache_path, pin_for, read_cache
 
 NOBODY = "http://127.0.0.1:9"
 PANDALM = JudgeConfig(model="m", format="pandalm")
@@ -41,22 +41,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def texts(data: Path) -> dict[str, str]:
-    entries = json.loads((data / "judge_templates.json").read_text())
-    return {entry["literal_sha256"]: entry["text"] for entry in entries}
+def texts(templates: str) -> dict[module.Pin, str]:
+    return module.find(module.PINS, Path(templates))
 
 
 @pytest.fixture
 def mirror(
-    texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    texts: dict[module.Pin, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """A server with the pinned files at their paths; gives the folder it serves."""
     root = tmp_path / "mirror"
-    for pin in PINS:
+    for pin, text in texts.items():
         path = root / pin.location
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
-            file.write(f"text = {texts[pin.literal_sha256]!r}\n")
+            file.write(f"text = {text!r}\n")
     handler = partial(Quiet, directory=str(root))
     with serving(handler) as url:
         monkeypatch.setenv(MIRROR_ENV, url)
@@ -67,10 +66,10 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_pulling(mirror: Path, texts: dict[str, str]) -> None:
+def test_pulling(mirror: Path, texts: dict[module.Pin, str]) -> None:
     assert main(["judges", "pull"]) == 0
     assert main(["judges", "check"]) == 0
-    assert {pin.literal_sha256: read_cache(pin) for pin in PINS} == texts
+    assert {pin: read_cache(pin) for pin in module.PINS} == texts
 
 
 def test_the_first_use_pulls_by_itself_and_the_second_needs_no_network(

@@ -184,7 +184,7 @@ def test_full(models: Models, name: str) -> None:
         kept = max((n for n, said in enumerate(begun) if said == text[:4]), default=None)
         if kept is not None:  # the verdict's place is a border between two tokens
             wanted, _ = reference.probs([*prompt, *answer[:kept]], format_.spellings, text[:4])
-            check_probs(reading, wanted)
+            check_probs(reading.logprobs, wanted)
     assert len(scored) > 40
     check_base(models, scored)
 
@@ -225,7 +225,7 @@ def check_verdicts(
         assert isinstance(reading, Reading)
         prompt = reference.tokenizer(format_.render(example).plain())["input_ids"]
         wanted, each = reference.probs(prompt, format_.spellings, "\nVerdict:" + format_.opening)
-        check_probs(reading, wanted)
+        check_probs(reading.logprobs, wanted)
         best = max(each, key=lambda path: each[path])
         assert reading.scored is not None
         if sorted(each.values())[-2] < each[best] * 0.999:
@@ -234,9 +234,9 @@ def check_verdicts(
         assert reading.entropy == pytest.approx(math.fsum(own) / len(own), abs=CLOSE)
 
 
-def check_probs(reading: Reading, wanted: Mapping[str, float]) -> None:
+def check_probs(logprobs: Mapping[str, Sequence[float]], wanted: Mapping[str, float]) -> None:
     """Unmasked: a masked, renormalised distribution would have a mass of 1."""
-    probs, mass = verdict_probs(reading.logprobs)
+    probs, mass = verdict_probs(logprobs)
     total = math.fsum(wanted.values())
     assert total < 0.9, "random weights leave most of the probability to other tokens"
     assert mass == pytest.approx(total, abs=CLOSE)

@@ -7,7 +7,6 @@ trees of verdicts fit together: probabilities that are a distribution, or a reas
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,11 +30,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     folder = tiny.make_model(tmp_path_factory.mktemp("family") / "m", 5, chat=True)
     options = {"kv_cache_memory_bytes": 128 << 20}
     return VllmModel(tiny.judge(folder, confidence="entropy", engine_options=options))
-
-
-@pytest.fixture
-def templates(data: Path) -> str:
-    return str(data / "judge_templates.json")
 
 
 def config(task: Task, **judge: Any) -> RunConfig:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import signal
-import socket
-import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +20,12 @@ from ray_judge.judging.engines import http as module
 from ray_judge.judging.engines.engine import LanguageModel, Reading
 from ray_judge.judging.engines.http import HttpReader
 from ray_judge.judging.engines.tokens import TokenReader
+from tests.conftest import free_ports, listens, running
 
 from . import tiny
 
 pytestmark = tiny.NEEDS_VLLM
 CLOSE = 1e-4
-STARTS_WITHIN_S = 200
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +42,8 @@ def every(model: Path) -> int:
 
 @pytest.fixture(scope="module")
 def base_url(model: Path, every: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start `vllm serve`, wait until it answers, end it and all it started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Start `vllm serve`."""
+    (port,) = free_ports(1)
     log = tmp_path_factory.mktemp("serve") / "log"
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
@@ -59,24 +51,8 @@ def base_url(model: Path, every: int, tmp_path_factory: pytest.TempPathFactory) 
         "--dtype", "float32", "--enforce-eager", "--max-logprobs", str(every),
         "--kv-cache-memory-bytes", str(64 << 20), "--max-model-len", str(tiny.CONTEXT),
     ]  # fmt: skip
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
-    try:
-        wait = tenacity.wait_fixed(0.3)
-        starts = tenacity.stop_after_delay(STARTS_WITHIN_S) | (lambda _: process.poll() is not None)
-        for attempt in tenacity.Retrying(stop=starts, wait=wait):
-            with attempt, urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                pass
+    with running(command, log, lambda: listens(port)):
         yield f"http://127.0.0.1:{port}/v1"
-    except tenacity.RetryError:
-        pytest.fail(f"vllm serve did not start:\n{log.read_text()[-4000:]}")
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_judge.judging.confidence import verdict_probs
 from ray_judge.judging.engines.engine import Reading, name_model
 from ray_judge.judging.engines.tokens import TokenReader
 
 from . import parallel, tiny
-from .test_exactness import CLOSE, Reference
+from .test_exactness import CLOSE, Reference, check_probs
 
 pytestmark = tiny.NEEDS_VLLM
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,10 +67,8 @@ def test_an_adapter(tmp_path: Path) -> None:
         prompt = merged.tokenizer(format_.render(example).plain())["input_ids"]
         wanted, _ = merged.probs(prompt, format_.spellings, "\nVerdict:")
         before, _ = plain.probs(prompt, format_.spellings, "\nVerdict:")
-        probs, mass = verdict_probs(reading.logprobs)
-        for name, p in wanted.items():
-            assert probs[name] * mass == pytest.approx(p, abs=CLOSE)
-            moved = max(moved, abs(p - before[name]))
+        check_probs(reading.logprobs, wanted)
+        moved = max(moved, *(abs(p - before[name]) for name, p in wanted.items()))
     assert moved > 100 * CLOSE, "the adapter makes a difference"
 
 
@@ -93,8 +90,6 @@ def test_two_tensor_parallel_ranks(tmp_path: Path) -> None:
         prompt = reference.tokenizer(format_.render(example).plain())["input_ids"]
         tail = "\nVerdict:" + format_.opening
         wanted, each = reference.probs(prompt, format_.spellings, tail)
-        probs, mass = verdict_probs(reading["logprobs"])
-        for name, p in wanted.items():
-            assert probs[name] * mass == pytest.approx(p, abs=CLOSE)
+        check_probs(reading["logprobs"], wanted)
         best = max(each, key=lambda path: each[path])
         assert reading["again"] == pytest.approx(reference.entropies(prompt, best), abs=CLOSE)

@@ -23,7 +23,7 @@ from tests.provider import RunningServer
 from tests.provider.answers import Truth
 from tests.provider.config import Limits
 from tests.provider.faults import MODEL_FAULTS
-from tests.provider.limits import Bucket, RateLimiter, format_reset
+from tests.provider.limits import Bucket, RateLimiter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +54,7 @@ def content(client: OpenAI, text: str, **extra: Any) -> Any:
 
 
 def fault(server: RunningServer, kind: str, **more: Any) -> None:
-    server.configure(faults=[{"kind": kind, "probability": 1.0, **more}])
+    server.configure(faults=[{"kind": kind, **more}])
 
 
 def test_answer_usage_and_exact_bill(server: RunningServer, client: OpenAI) -> None:
@@ -85,8 +85,8 @@ def test_tiers_and_what_is_billed_twice(server: RunningServer, client: OpenAI) -
     server.configure(permit_flex=False)
     assert ask(client, service_tier="flex").service_tier == "default"
     ask(client, "another question")
-    assert [bill["attempt"] for bill in server.bills()] == [1, 2, 1]  # the tier is no question's
-    assert (server.stats()["billed"], server.stats()["billed_twice"]) == (3, 1)
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (3, 1)  # the tier is no question's
     flex, full, _ = (Decimal(bill["usd"]) for bill in server.bills())
     assert flex * 2 == full
 
@@ -182,36 +182,19 @@ def test_random_faults_repeat_whatever_the_order(server: RunningServer, client: 
     assert struck(list(reversed(range(40))), 5) == first != struck(list(range(40)), 6)
 
 
-def test_rules_by_number_text_count_and_tier(server: RunningServer, client: OpenAI) -> None:
-    rules = [
-        {"kind": "server_error", "requests": [2]},
-        {"kind": "refusal", "contains": "naughty", "max_times": 1},
-        {"kind": "flex_unavailable", "probability": 1},
-    ]
-    server.configure(faults=rules)
-    ask(client, "one")
-    with pytest.raises(openai.InternalServerError):
-        ask(client, "two")
-    refusals = [ask(client, "naughty").choices[0].message.refusal for _ in range(2)]
-    assert refusals[0] and refusals[1] is None
-    with pytest.raises(openai.RateLimitError, match="flex"):
-        ask(client, service_tier="flex")
-    told = {"server_error": 1, "refusal": 1, "flex_unavailable": 1}
-    assert server.stats()["faults_injected"] == told
-
-
 def test_a_bucket_refills_with_time() -> None:
     bucket = Bucket(120, now=0.0)  # two a second, and no more than two saved up
     assert [bucket.wait_s(amount, 100.0) for amount in (2, 120, 121)] == [0, 0, float("inf")]
     bucket.take(120, 100.0)
     assert bucket.wait_s(1, 100.0) == pytest.approx(59.5)
+    assert bucket.headers("tokens", 100.0)["x-ratelimit-reset-tokens"] == "60s"
     assert bucket.wait_s(1, 159.5) == 0
-    assert bucket.headers("tokens", 159.5)["x-ratelimit-remaining-tokens"] == "1"
+    told = {"limit": "120", "remaining": "1", "reset": "500ms"}
+    headers = {f"x-ratelimit-{name}-tokens": value for name, value in told.items()}
+    assert bucket.headers("tokens", 159.5) == headers
     both = RateLimiter(Limits(rpm=1, tpm=6000))
     assert both.admit(7000) == ("tokens", float("inf"))  # nothing is taken
     assert both.admit(50) is None and (both.admit(50) or ("",))[0] == "requests"
-    times = {0: "0ms", 0.12: "120ms", 1: "1s", 8.64: "8.64s", 360: "6m0s", 3661.5: "1h1m1.5s"}
-    assert {seconds: format_reset(seconds) for seconds in times} == times
 
 
 def test_a_limit_answers_429_with_headers(server: RunningServer, client: OpenAI) -> None:
@@ -226,55 +209,24 @@ def test_a_limit_answers_429_with_headers(server: RunningServer, client: OpenAI)
     assert 0 < int(caught.value.response.headers["retry-after-ms"]) <= 60_000
 
 
-ASKED: Any = {"model": "strong", "messages": [{"role": "user", "content": "question 0"}]}
-
-
-def create(client: OpenAI) -> Any:
-    line = {"custom_id": "row-0", "method": "POST", "url": "/v1/chat/completions", "body": ASKED}
-    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
-    return client.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
-        metadata={"job": "a1"},
-    )  # fmt: skip
-
-
-def test_a_batch_has_half_the_price(server: RunningServer, client: OpenAI) -> None:
-    batch = create(client)
-    for _ in range(3):
-        server.advance_batch(batch.id)
-    batch = client.batches.retrieve(batch.id)
-    assert (batch.status, batch.metadata) == ("completed", {"job": "a1"})
-    client.chat.completions.create(**ASKED)
-    half, full = server.bills()
-    assert (half["tier"], Decimal(half["usd"]) * 2) == ("batch", Decimal(full["usd"]))
-    assert server.stats()["billed_twice"] == 1  # the same question, by chat and by batch
-
-
 @pytest.mark.parametrize(
-    ("call", "kind", "error", "recorded"),
-    [
-        ("create", "reset_before", openai.APIConnectionError, 0),
-        ("create", "reset_after", openai.APIConnectionError, 1),
-        ("create", "rate_limit", openai.RateLimitError, 0),
-        ("upload", "error_after", openai.InternalServerError, 0),
-    ],
+    ("kind", "recorded"),
+    [("reset_before", 0), ("reset_after", 1), ("error_after", 1), ("rate_limit", 0)],
 )
-def test_lost_calls(
-    call: str, kind: str, error: Any, recorded: int, server: RunningServer, client: OpenAI
-) -> None:
-    server.configure(batches={f"{call}_faults": [{"kind": kind, "calls": [1]}]})
-    with pytest.raises(error):
-        create(client)
+def test_lost_creations(kind: str, recorded: int, server: RunningServer, client: OpenAI) -> None:
+    server.configure(batches={"create_faults": [{"kind": kind, "calls": [1]}]})
+    body = {"model": "strong", "messages": [{"role": "user", "content": "x"}]}
+    line = {"custom_id": "0", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    with pytest.raises(openai.APIError):
+        client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
     assert len(server.batches()) == recorded
-    create(client)
-    assert server.stats()["uploads"] == 2
 
 
 def test_wrong_settings_are_refused(server: RunningServer) -> None:
-    for name, value in (
-        ("latency_ms", 3), ("faults", [{"kind": "no_such_fault"}]),
-        ("latency", {"min_ms": 5, "max_ms": 1}),
-    ):  # fmt: skip
+    for name, value in (("latency_ms", 3), ("faults", [{"kind": "no_such_fault"}])):
         with pytest.raises(ValueError, match=name):
             server.configure(**{name: value})
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,8 @@ class Run:
     server: RunningServer
     document: dict[str, Any]
     output: Path
-    said: list[str] = field(default_factory=list)
+    said: str = ""
+    """What `score` wrote to stderr, the last time."""
 
     @property
     def yaml(self) -> Path:
@@ -65,26 +69,29 @@ class Run:
         path.write_text(yaml.safe_dump(self.document))
         return path
 
-    def score(self, *overrides: str, capsys: pytest.CaptureFixture[str] | None = None) -> int:
-        """Run `ray-judge score` in this process; gives its exit code."""
+    def words(self, overrides: Sequence[str]) -> list[str]:
         sets = [word for override in overrides for word in ("--set", override)]
-        code = main(["score", str(self.yaml), "--quiet", *sets])
-        if capsys is not None:
-            self.said.append(capsys.readouterr().err)
-        return code
+        return ["score", str(self.yaml), "--quiet", *sets]
 
-    def command(self, *overrides: str) -> list[str]:
-        """The same as a command line of another process."""
-        sets = [word for override in overrides for word in ("--set", override)]
-        code = "from ray_judge.cli import entry_point; entry_point()"
-        return [sys.executable, "-c", code, "score", str(self.yaml), "--quiet", *sets]
+    def command(self, name: str, *words: str) -> str:
+        return command(name, str(self.yaml), "--quiet", *words)
+
+    def score(self, *overrides: str) -> int:
+        """Run `ray-judge score` in this process; gives its exit code."""
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            code = main(self.words(overrides))
+        self.said = said.getvalue()
+        print(self.said)  # pytest shows it where a test failed
+        return code
 
     def start(self, address: str, *overrides: str) -> subprocess.Popen[str]:
         """Begin `ray-judge score` in another process, on the cluster of the tests."""
-        env = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
+        code = "from ray_judge.cli import entry_point; entry_point()"
         return subprocess.Popen(
-            self.command(*overrides), env=env, text=True, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            [sys.executable, "-c", code, *self.words(overrides)],
+            env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
+            text=True, cwd=self.folder, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def scored(self) -> pl.DataFrame:
@@ -124,6 +131,20 @@ class Run:
         return total
 
 
+def command(*words: str) -> str:
+    """Run `ray-judge WORDS`, which must end well, in this process; gives what it said."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*words]) == 0
+    return said.getvalue()
+
+
+def answer_with(server: RunningServer, folder: Path, rows: pl.DataFrame) -> None:
+    """Let the strong judge say what stands in the column `verdict`."""
+    path = folder / "answers.json"
+    rows.select("instruction", "response_a", "response_b", "verdict").write_json(path)
+    server.configure(truth=str(path))
+
+
 def pairs(rows: int, *, first: int = 0, **columns: Sequence[Any] | pa.Array) -> pa.Table:
     """Pairs with the probabilities of a judge that has run: the higher the row, the surer."""
     numbers = range(first, first + rows)
@@ -139,49 +160,42 @@ def pairs(rows: int, *, first: int = 0, **columns: Sequence[Any] | pa.Array) -> 
     return pa.table(data)
 
 
-class Runs:
-    """Makes runs: a folder with shards, a configuration, an output."""
-
-    def __init__(self, folder: Path, server: RunningServer) -> None:
-        self._folder = folder
-        self._server = server
-        self._count = 0
-
-    def __call__(self, *shards: pa.Table, source: Path | None = None, **changes: Any) -> Run:
-        """Write the shards and describe a run over them; `strong__swap=True` sets one key."""
-        self._count += 1
-        folder = self._folder / f"run{self._count}"
-        folder.mkdir()
-        if source is None:
-            source = folder / "in"
-            source.mkdir()
-            for number, table in enumerate(shards):
-                pq.write_table(table, source / f"part-{number:03d}.parquet")
-        document: dict[str, Any] = {
-            "input": str(source),
-            "output": str(folder / "out"),
-            "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
-            "route": {"policy": "fraction", "fraction": 0.5},
-            "strong": {
-                "model": "gpt-4.1",
-                "max_cost_usd": 5,
-                "base_url": self._server.base_url,
-                "requests_per_minute": 600_000,
-                "tokens_per_minute": 600_000_000,
-                "concurrency": 16,
-            },
-            "chunk_rows": 50,
-        }
-        for path, value in changes.items():
-            *parents, last = path.split("__")
-            node = document
-            for parent in parents:
-                node = node[parent]
-            node[last] = value
-        return Run(folder, self._server, document, folder / "out")
+Runs = Callable[..., Run]
 
 
 @pytest.fixture
 def runs(tmp_path: Path, server: RunningServer, ray_session: str) -> Runs:
     """Make runs on the shared cluster against the shared provider."""
-    return Runs(tmp_path, server)
+    return partial(describe, tmp_path, server)
+
+
+def describe(place: Path, server: RunningServer, *shards: pa.Table, **changes: Any) -> Run:
+    """Write the shards and describe a run over them; `strong__swap=True` sets one key."""
+    folder = place / f"run{len(list(place.glob('run*')))}"
+    (folder / "in").mkdir(parents=True)
+    for number, table in enumerate(shards):
+        pq.write_table(table, folder / "in" / f"part-{number:03d}.parquet")
+    document: dict[str, Any] = {
+        "input": str(folder / "in"),
+        "output": str(folder / "out"),
+        "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
+        "route": {"policy": "fraction", "fraction": 0.5},
+        "strong": {
+            "model": "gpt-4.1",
+            "max_cost_usd": 5,
+            "base_url": server.base_url,
+            "requests_per_minute": 600_000,
+            "tokens_per_minute": 600_000_000,
+            "concurrency": 16,
+        },
+        "chunk_rows": 50,
+    }
+    if "judges" in changes:
+        del document["judge"]
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = document
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return Run(folder, server, document, folder / "out")

@@ -1,4 +1,7 @@
-"""The commands on real judges and 500 pairs with human labels, end to end."""
+"""The commands on what three real judges and a person said of 500 pairs, end to end.
+
+The figures are real, the texts around them are made up.
+"""
 
 from __future__ import annotations
 
@@ -15,116 +18,96 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_judge.calibration.load import read_calibration
-from ray_judge.cli import main
 from ray_judge.demo.command import write_pairs
 from tests.provider import RunningServer
 
-from .conftest import Run, Runs
+from .conftest import Run, Runs, answer_with, command
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
-MISTRAL = {
-    "judge__prob_columns": {"A": "mistral_7b_instruct_p_a", "B": "mistral_7b_instruct_p_b"},
-    "route__fraction": 0.3,
-}
+MISTRAL = {"A": "mistral_7b_instruct_p_a", "B": "mistral_7b_instruct_p_b"}
+GPT_35 = {"A": "gpt_3_5_turbo_p_a", "B": "gpt_3_5_turbo_p_b"}
+WINS = pl.col("gpt_4_turbo_p_a") >= pl.col("gpt_4_turbo_p_b")
 
 
 @pytest.fixture
-def arena_path(data: Path) -> Path:
-    return data / "arena_replay.parquet"
+def pairs(data: Path) -> pl.DataFrame:
+    rows = pl.read_parquet(data / "arena_replay.parquet")
+    verdict = pl.when(WINS).then(pl.lit("A")).otherwise(pl.lit("B"))
+    return rows.with_columns(
+        pl.Series("instruction", [f"Question {n}: what is it?" for n in range(500)]),
+        pl.Series("response_a", [f"{n} is " + "one thing, and " * (n % 60) for n in range(500)]),
+        pl.Series("response_b", [f"{n} is " + "the other, or " * (n % 37) for n in range(500)]),
+        verdict.alias("verdict"),
+    )
 
 
 @pytest.fixture
-def strong(server: RunningServer, tmp_path: Path, arena_path: Path) -> RunningServer:
+def strong(server: RunningServer, pairs: pl.DataFrame, tmp_path: Path) -> RunningServer:
     """The provider answering with GPT-4-turbo's verdicts."""
-    answer_with(server, tmp_path / "answers.json", arena_path, flipped=False)
+    answer_with(server, tmp_path, pairs)
     return server
 
 
-def answer_with(server: RunningServer, path: Path, source: Path, *, flipped: bool) -> None:
-    wins = pl.col("gpt_4_turbo_p_a") >= pl.col("gpt_4_turbo_p_b")
-    wins = ~wins if flipped else wins
-    verdict = pl.when(wins).then(pl.lit("A")).otherwise(pl.lit("B"))
-    pl.read_parquet(source).select(
-        "instruction", "response_a", "response_b", verdict=verdict
-    ).write_json(path)
-    server.configure(truth=str(path))
+def arena(runs: Runs, *shards: pl.DataFrame, **changes: Any) -> Run:
+    values = {"judge__prob_columns": GPT_35, "columns": {"label": "human"}, "chunk_rows": 250}
+    return runs(*(shard.to_arrow() for shard in shards), **{**values, **changes})
 
 
-def arena(runs: Runs, source: Path | None, **changes: Any) -> Run:
-    columns = {"A": "gpt_3_5_turbo_p_a", "B": "gpt_3_5_turbo_p_b"}
-    values = {"judge__prob_columns": columns, "columns": {"label": "human"}, "chunk_rows": 250}
-    return runs(source=source, **{**values, **changes})
-
-
-def check(run: Run, source: pa.Table, server: RunningServer) -> None:
+@pytest.mark.parametrize(
+    ("cuts", "chunk_rows"), [([0, 500], 70), ([0, 1, 200, 333, 500], 37)], ids=["one", "several"]
+)
+def test_shards_and_the_same_run_again(
+    runs: Runs, strong: RunningServer, pairs: pl.DataFrame, cuts: list[int], chunk_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """The figures of the paper's replay; every row and every input column as it was."""
+    shards = [pairs[a:b] for a, b in itertools.pairwise(cuts)]
+    changes = {"judge__prob_columns": MISTRAL, "route__fraction": 0.3, "chunk_rows": chunk_rows}
+    run = arena(runs, *shards, **changes)
+    assert run.score() == 0
     summary = run.summary()
     assert summary["rows"] == 500
     assert summary["routes"] == {"accept": 350, "escalate": 150, "audit": 0}
     assert run.outcomes() == {"not_needed": 350, "resolved": 150}
     assert summary["label_accuracy"] == {"judge": 0.75, "final": 0.792}
-    stats = server.stats()
+    stats = strong.stats()
     assert stats["billed"] == stats["chat_requests"] == 150
     assert stats["unknown_questions"] == stats["billed_twice"] == 0
     assert run.check_costs() == Decimal(stats["total_usd"])
+    source = pq.read_table(run.folder / "in")
     scored = pa.concat_tables(pq.read_table(path) for path in run.scored_paths())
     kept = scored.select(source.column_names)
     assert kept.schema.equals(source.schema, check_metadata=True)
     assert kept.equals(source)
+    names = [path.name for path in run.scored_paths()]
+    assert names == [f"part-{n:03d}.parquet" for n in range(len(shards))]
 
-
-def test_one_shard_and_the_same_run_again(
-    runs: Runs, strong: RunningServer, arena_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = arena(runs, arena_path, chunk_rows=70, **MISTRAL)
-    assert run.score() == 0
-    check(run, pq.read_table(arena_path), strong)
-    assert run.scored_paths() == [run.output / "scored" / arena_path.name]
-
-    before, asked = run.everything(), strong.stats()["requests"]
+    before = run.everything()
     monkeypatch.delenv("OPENAI_API_KEY")  # there is nobody to be asked
     assert run.score() == 0
     assert run.score("strong.max_cost_usd=50", "strong.concurrency=3") == 0
     assert run.everything() == before
-    assert strong.stats()["requests"] == asked
-
-
-def test_several_shards_and_chunks_come_to_the_same(
-    runs: Runs, strong: RunningServer, arena_path: Path
-) -> None:
-    source = pq.read_table(arena_path)
-    cuts = [0, 1, 200, 333, 500]
-    parts = [source.slice(a, b - a) for a, b in itertools.pairwise(cuts)]
-    run = arena(runs, None, chunk_rows=37, **MISTRAL)
-    for number, part in enumerate(parts):
-        pq.write_table(part, run.folder / "in" / f"part-{number}.parquet", row_group_size=50)
-    assert run.score() == 0
-    check(run, source, strong)
+    assert strong.stats()["requests"] == stats["requests"]
 
 
 def test_from_calibration_to_a_promise_that_is_kept_and_one_that_is_broken(
-    runs: Runs,
-    strong: RunningServer,
-    arena_path: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    runs: Runs, strong: RunningServer, pairs: pl.DataFrame, tmp_path: Path
 ) -> None:
-    run = arena(runs, arena_path)
-    place = tmp_path / "calibration.json"
-    command = ["calibrate", str(run.yaml), "--quiet", "--alpha", "0.25", "--delta", "0.1"]
-    assert main([*command, "--against", "strong", "--to", str(place)]) == 0
-    made = read_calibration(str(place))
+    run = arena(runs, pairs)
+    place = str(tmp_path / "calibration.json")
+    wish = ("--alpha", "0.25", "--delta", "0.1", "--against", "strong", "--to", place)
+    said = run.command("calibrate", *wish)
+    assert "Use probability" in said and "gpt-4.1's verdicts" in said
+    made = read_calibration(place)
     assert made.label_kind == "strong" and made.attainable and made.labels >= 490
     bought = strong.stats()["requests"]
     assert bought >= 490
-    said = capsys.readouterr().out
-    assert "Use probability" in said and "gpt-4.1's verdicts" in said
-    assert main([*command, "--against", "strong", "--to", str(place)]) == 0
+    run.command("calibrate", *wish)
     assert strong.stats()["requests"] == bought  # continued: nothing is bought twice
 
-    route = {"policy": "guarantee", "calibration": str(place), "audit": 0.3, "audit_by": "human"}
-    kept = arena(runs, arena_path, route=route)
+    route = {"policy": "guarantee", "calibration": place, "audit": 0.3, "audit_by": "human"}
+    kept = arena(runs, pairs, route=route)
     assert kept.score() == 0
     summary = kept.summary()
     assert summary["promise"]["kept"] is not False and summary["drift"]["verdict"] == "stable"
@@ -137,63 +120,53 @@ def test_from_calibration_to_a_promise_that_is_kept_and_one_that_is_broken(
     page = (kept.output / "report.html").read_text()
     assert "Audit: accepted verdicts" in page and "Drift of confidence" in page
 
-    answer_with(strong, tmp_path / "flipped.json", arena_path, flipped=True)
-    broken = arena(runs, arena_path, route=route)
-    assert broken.score(capsys=capsys) == 5
-    assert "the audit contradicts the guarantee" in broken.said[-1]
+    flipped = pl.when(WINS).then(pl.lit("B")).otherwise(pl.lit("A"))
+    answer_with(strong, tmp_path, pairs.with_columns(verdict=flipped))
+    broken = arena(runs, pairs, route=route)
+    assert broken.score() == 5
+    assert "the audit contradicts the guarantee" in broken.said
     assert broken.summary()["promise"]["kept"] is False
     assert broken.score() == 5  # a finished run says it again
 
-    other = arena(runs, arena_path, route=route, judge__confidence="margin")
-    assert other.score(capsys=capsys) == 2
-    assert "confidence: 'probability' in the calibration, 'margin' in the run" in other.said[-1]
+    other = arena(runs, pairs, route=route, judge__confidence="margin")
+    assert other.score() == 2
+    assert "confidence: 'probability' in the calibration, 'margin' in the run" in other.said
 
 
-def test_plan_budget_and_evaluation(
-    runs: Runs, strong: RunningServer, arena_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = arena(runs, arena_path, route__fraction=1)
-    assert main(["plan", str(run.yaml), "--quiet", "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+def test_plan_budget_and_evaluation(runs: Runs, strong: RunningServer, pairs: pl.DataFrame) -> None:
+    run = arena(runs, pairs, route__fraction=1)
+    planned = json.loads(run.command("plan", "--json"))
     assert strong.stats()["requests"] == 0
     assert run.score() == 0
     spent = float(run.summary()["spent_usd"])
     assert planned["policies"][-1]["dollars"]["online"] == pytest.approx(spent, rel=0.05)
 
-    capsys.readouterr()
-    assert main(["report", str(run.output), "--labels"]) == 0
-    assert "of the rows asked the cascade is right in" in capsys.readouterr().out
+    said = command("report", str(run.output), "--labels")
+    assert "of the rows asked the cascade is right in" in said
     found = json.loads((run.output / "evaluation.json").read_text())
     assert found["judges"]["local judge"]["accuracy"] == 0.756
     assert "Evaluation against the labels" in (run.output / "report.html").read_text()
 
-    budget = arena(runs, arena_path, route={"policy": "budget", "budget_usd": 0.1})
+    budget = arena(runs, pairs, route={"policy": "budget", "budget_usd": 0.1})
     assert budget.score() == 0
-    dollars = float(budget.summary()["spent_usd"])
-    assert 0.09 < dollars <= 0.1
+    assert 0.09 < float(budget.summary()["spent_usd"]) <= 0.1
     assert budget.summary()["cap_usd"] == 0.1
 
 
 @pytest.mark.parametrize("source", ["llmbar", "demo"])
 def test_a_plans_dollars_are_the_ledgers(
-    runs: Runs,
-    server: RunningServer,
-    source: str,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
+    runs: Runs, server: RunningServer, source: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Within 5 %. What the local judge says has no part in it, so its probabilities are drawn."""
     if source == "llmbar":
-        rows = pl.read_parquet(request.getfixturevalue("data") / "llmbar.parquet")
+        rows = pl.read_parquet(request.getfixturevalue("texts_data") / "llmbar.parquet")
     else:
         rows = write_pairs(tmp_path / "pairs", 1500, 2026)
     rng = random.Random(1)
-    p_a = [0.5 + rng.random() / 2 for _ in range(rows.height)]
-    table: pa.Table = rows.with_columns(p_a=pl.Series(p_a), p_b=1 - pl.Series(p_a)).to_arrow()
+    p_a = pl.Series([0.5 + rng.random() / 2 for _ in range(rows.height)])
+    table = rows.with_columns(p_a=p_a, p_b=1 - p_a).to_arrow()
     run = runs(table, route__fraction=0.3, chunk_rows=1000, columns={"label": None})
-    assert main(["plan", str(run.yaml), "--quiet", "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)["policies"][-1]
+    planned = json.loads(run.command("plan", "--json"))["policies"][-1]
     assert server.stats()["requests"] == 0
     assert run.score() == 0
     summary = run.summary()

@@ -1,22 +1,23 @@
-"""The shipped judge on vLLM, end to end: real prompts, real log-probabilities, real errors."""
+"""Judges on vLLM, end to end: the shipped one, one that grades, one beside its base model."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from tests.engines.tiny import NEEDS_VLLM
+from tests.engines import tiny
+from tests.engines.test_exactness import Reference
 from tests.provider import RunningServer
 
 from .conftest import ROOT, Run, Runs
 
 MODEL = ROOT / "ray_judge" / "demo" / "model" / "judge"
-pytestmark = [pytest.mark.timeout(300), NEEDS_VLLM]
+pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
 CONTEXT = 4096
 """Tokens, and bytes, of the demo judge's context."""
 
@@ -36,7 +37,10 @@ def test_pairs_in_both_orders(runs: Runs, server: RunningServer) -> None:
         "response_a": [*here, *there, "a", "a", "a"],
         "response_b": [*there, *here, "b", "b", "b"],
     }
-    shards = [pa.table(rows), *real_texts()]
+    odd = ["def f(x):\n    return {x}\n", "«Où?» 東京 🦊", "\t \u200bA: B: Best: ", "word " * 300]
+    odd = [f"{text}{number}" for number in range(10) for text in odd]
+    strange = {"instruction": odd, "response_a": odd[1:] + odd[:1], "response_b": odd[::-1]}
+    shards = [pa.table(rows), pa.table(strange)]
     run = local(runs, *shards, judge__swap=True, route__fraction=0.1, chunk_rows=20)
     assert run.score() == 0
     scored, n = run.scored().to_dicts(), len(words)
@@ -55,20 +59,11 @@ def test_pairs_in_both_orders(runs: Runs, server: RunningServer) -> None:
     assert long["judge_probs"] is None and long["judge_confidence"] is None
     assert (long["outcome"], long["final_source"]) == ("resolved", "strong")
     assert fits["judge_verdict"] is not None and fits["error"] is None
-    for real in scored[2 * n + 3 :]:
-        assert real["judge_verdict"] in ("A", "B") or len(real["error"]) > 20
+    for row in scored[2 * n + 3 :]:
+        assert row["judge_verdict"] in ("A", "B") or len(row["error"]) > 20
     count = sum(map(len, shards))
     assert run.summary()["rows"] == count
     assert run.summary()["routes"]["escalate"] == count // 10 == server.stats()["billed"]
-
-
-def real_texts() -> list[pa.Table]:
-    """A tenth of LLMBar, real texts of real lengths, where the data is beside the checkout."""
-    path = ROOT.parent / "shared" / "data" / "llmbar.parquet"
-    if not path.exists():
-        return []
-    table = pq.read_table(path, columns=["instruction", "response_a", "response_b"])
-    return [table.take(list(range(0, len(table), 10)))]
 
 
 def test_scores_of_single_responses(runs: Runs, server: RunningServer) -> None:
@@ -97,3 +92,54 @@ def test_scores_of_single_responses(runs: Runs, server: RunningServer) -> None:
     kept = scored.filter(outcome="not_needed")["judge_confidence"].min()
     assert strong["judge_confidence"].max() <= kept  # type: ignore[operator]
     assert set(run.summary()["label_accuracy"]) == {"judge", "final"}
+
+
+TEMPLATE = "{instruction}\n{response_a}\n{response_b}\nVerdict:"
+
+
+def test_judge_and_base_model(runs: Runs, server: RunningServer, tmp_path: Path) -> None:
+    """`calibrated_entropy`, by a judge of the user's own, told in YAML alone."""
+    judge_model = tiny.make_model(tmp_path / "judge", 1)
+    base_model = tiny.make_model(tmp_path / "base", 2)
+    examples = tiny.examples(45, "pairwise", seed=3, longest=60)
+    table = pa.table(
+        {
+            "instruction": [example.instruction for example in examples] + [None],
+            "response_a": [example.responses[0] for example in examples] + ["a"],
+            "response_b": [example.responses[1] for example in examples] + ["word " * 3000],
+        }
+    )
+    judge = {
+        "format": "custom",
+        "custom": {"template": TEMPLATE, "choices": {"A": ["A", " A"], "B": ["B", " B"]}},
+        "model": str(judge_model),
+        "base_model": str(base_model),
+        "dtype": "float32",
+        "confidence": "calibrated_entropy",
+        "swap": True,
+        "min_mass": 0,
+        "engine_options": {"kv_cache_memory_bytes": 64 << 20},
+    }
+    run = runs(table, judge=judge, chunk_rows=16, route__fraction=0.5)
+    assert run.score() == 0
+    rows = run.scored().to_dicts()
+    assert rows[-1]["error"] == "input: instruction is null"
+
+    own, base = Reference(judge_model), Reference(base_model)
+    for example, row in zip(examples, rows, strict=False):
+        differences = []
+        for order in (example, example.swapped()):
+            text = "\n".join((order.instruction, *order.responses)) + "\nVerdict:"
+            prompt = own.tokenizer(text)["input_ids"]
+            _, each = own.probs(prompt, {"A": ("A", " A"), "B": ("B", " B")}, "\nVerdict:")
+            best = max(each, key=lambda path: each[path])
+            here, there = own.entropies(prompt, best), base.entropies(prompt, best)
+            differences.append(math.fsum(here) / len(here) - math.fsum(there) / len(there))
+        assert row["judge_confidence"] == pytest.approx(math.fsum(differences) / 2, abs=1e-4)
+    parts = sorted((run.output / "judged").rglob("*.parquet"))
+    agree = [value for path in parts for value in pl.read_parquet(path)["judge_orders_agree"]]
+    assert agree[-1] is None and None not in agree[:-1]
+    ranked = sorted((row["judge_confidence"], n) for n, row in enumerate(rows[:-1]))
+    asked = {n for n, row in enumerate(rows) if row["route"] == "escalate"}
+    assert asked == {n for _, n in ranked[:23]}
+    assert server.stats()["billed"] == 23

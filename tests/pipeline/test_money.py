@@ -1,4 +1,4 @@
-"""The cap binds, a raised cap asks only the rest, and a question is paid for once."""
+"""The cap binds, a raised cap asks only the rest, a question is paid for once, in every mode."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def test_a_finished_run_goes_on_when_the_cap_is_raised(runs: Runs, server: Runni
     assert run.check_costs() == Decimal(server.stats()["total_usd"])
 
 
-def test_nights_that_share_a_month(
-    runs: Runs, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nights_that_share_a_month(runs: Runs, server: RunningServer, tmp_path: Path) -> None:
     """The second night pauses where the month's money ends, and goes on when there is more."""
     shared = {
         "strong__books": str(tmp_path / "money"),
@@ -75,11 +73,11 @@ def test_nights_that_share_a_month(
     first, second = runs(pairs(30), **shared), runs(pairs(60, first=30), **shared)
     assert first.score() == 0
     paid = Decimal(server.stats()["total_usd"])
-    assert second.score(capsys=capsys) == 4
+    assert second.score() == 4
     stats = server.stats()
     asked = stats["billed"] - 30
     assert 0 < asked < 60
-    assert f"leaves no money for {60 - asked} questions" in second.said[0]
+    assert f"leaves no money for {60 - asked} questions" in second.said
     assert not (second.output / "summary.json").exists()
     # One question can cost $0.004 at most: what can be spent is spent, and not a cent more.
     assert Decimal("0.016") < Decimal(stats["total_usd"]) <= Decimal("0.02")
@@ -145,3 +143,42 @@ def test_both_orders_under_a_threshold(runs: Runs, server: RunningServer) -> Non
     assert run.check_costs() == Decimal(stats["total_usd"])
     assert run.summary()["threshold"] == 0.75
     assert set(unsure["strong_verdict"]) == {"A", "B", "tie"}  # hashed answers: orders disagree
+
+
+def test_a_batch_over_two_nights(runs: Runs, server: RunningServer) -> None:
+    batch = {"max_requests": 30, "poll_s": 0.05}
+    run = runs(pairs(60), pairs(60, first=60), strong__mode="batch", strong__batch=batch)
+    run.document["route"]["fraction"] = 0.5
+    assert run.score("strong.batch.wait_s=0") == 4
+    assert "batch pending: 0 of 60 requests done" in run.said
+    assert not (run.output / "summary.json").exists()
+    assert run.score("strong.batch.wait_s=0.1") == 4
+    for one in server.batches():
+        while server.advance_batch(one["id"])["status"] != "completed":
+            pass
+    assert run.score() == 0
+    stats = server.stats()
+    assert stats["batch_creations"] == 2 and stats["billed_twice"] == 0
+    assert stats["billed"] == 60
+    assert run.outcomes() == {"not_needed": 60, "resolved": 60}
+    assert run.check_costs() == Decimal(stats["total_usd"])
+    assert {bill["tier"] for bill in server.bills()} == {"batch"}
+    asked = run.scored().filter(pl.col("route") == "escalate")["p_a"]
+    kept = run.scored().filter(pl.col("route") == "accept")["p_a"]
+    assert asked.max() <= kept.min()  # type: ignore[operator]
+
+    before = run.everything()
+    assert run.score() == 0
+    assert server.stats()["requests"] == stats["requests"] and run.everything() == before
+
+
+def test_flex(runs: Runs, server: RunningServer) -> None:
+    """Half the price where there is room; without room it is asked again, not given up."""
+    server.configure(faults=[{"kind": "flex_unavailable", "requests": [3, 7]}])
+    run = runs(pairs(40), strong__mode="flex", strong__model="o3")
+    assert run.score() == 0
+    stats = server.stats()
+    assert stats["billed"] == 20 and stats["faults_injected"] == {"flex_unavailable": 2}
+    assert {bill["tier"] for bill in server.bills()} == {"flex"}
+    assert run.outcomes() == {"not_needed": 20, "resolved": 20}
+    assert run.check_costs() >= Decimal(stats["total_usd"])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,59 +17,32 @@ from ray_judge.run.plan import check_unchanged, find_shards, plan_input, read_ro
 from ray_judge.storage import lock as locks
 from ray_judge.storage.local import Storage, open_storage
 from ray_judge.storage.object_store import ObjectStorage
+from tests.conftest import free_ports, listens, running
 
 from ..unit.storage_promises import StoragePromises  # noqa: TID252
 from ..unit.test_inputs import config, pairs  # noqa: TID252
 
 pytestmark = pytest.mark.timeout(120)
-STARTS_WITHIN_S = 60
-NEEDED = ("boto3", "moto", "obstore")
 
 
 @pytest.fixture(scope="session")
 def s3_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket of a server in a process of its own: within ours its globals break vLLM's start."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in ("boto3", "moto", "obstore") if find_spec(name) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     import boto3
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=out,
-            stderr=out,
-        )
     settings = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")
     settings |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1")
     settings["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(port, server, log)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in settings.items():
-                patch.setenv(name, value)
-            boto3.client("s3").create_bucket(Bucket="nights")
-            yield "s3://nights"
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
-
-
-def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + STARTS_WITHIN_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"moto did not start: {log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        else:
-            return
+    with running(command, log, lambda: listens(port)), pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="nights")
+        yield "s3://nights"
 
 
 @pytest.fixture

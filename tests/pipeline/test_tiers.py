@@ -1,17 +1,24 @@
-"""Several local judges in front of the strong one: a row stops at the first that is sure."""
+"""Several local judges in front of the strong one: a row stops at the first that is sure.
+
+By thresholds that are given, and from a calibration to a promise, a plan and drift.
+"""
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 
+from ray_judge.calibration.load import read_calibration
 from tests.provider import RunningServer
 
-from .conftest import Runs, pairs
+from .conftest import Run, Runs, answer_with, pairs
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -46,7 +53,6 @@ def test_two_local_judges(runs: Runs, server: RunningServer, last: str) -> None:
         route={"policy": last, last: 0.7 if last == "threshold" else 0.25},
         chunk_rows=13,
     )
-    del run.document["judge"]
     assert run.score() == 0
     rows = run.scored()
     source = pl.concat([pl.DataFrame(pl.from_arrow(shard)) for shard in shards])
@@ -86,8 +92,74 @@ def test_a_tier_that_nothing_comes_to(runs: Runs, server: RunningServer) -> None
         judges=[columns("small", {"policy": "threshold", "threshold": 0.1}), columns("large")],
         route={"policy": "fraction", "fraction": 0.5},
     )
-    del run.document["judge"]
     assert run.score() == 0
     assert run.outcomes() == {"not_needed": 30}
     assert server.stats()["requests"] == 0
     assert run.summary()["threshold"] is None
+
+
+def honest(night: int) -> pa.Table:
+    """Labels, an honest small judge, a better large one: probability of A by each."""
+    rng = np.random.default_rng(night)
+    human = rng.random(1000) < 0.5
+
+    said: dict[str, list[float]] = {}
+    for name, least in (("small", 0.5), ("large", 0.75)):
+        sure = least + (1 - least) * rng.random(1000)
+        p_a = np.where((rng.random(1000) < sure) == human, sure, 1 - sure)
+        said |= {f"{name}_a": p_a.tolist(), f"{name}_b": (1 - p_a).tolist()}
+    label = ["A" if is_a else "B" for is_a in human]
+    return pairs(1000, first=night * 1000, human=label, **said)
+
+
+def cascade(runs: Runs, table: pa.Table, place: Path, audit: float = 0) -> Run:
+    promise = {"policy": "guarantee", "calibration": str(place)}
+    return runs(
+        table, judges=[columns("small", promise), columns("large")],
+        route={**promise, "audit": audit}, columns={"label": "human"}, chunk_rows=500,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_judges_from_calibration_to_promise(
+    runs: Runs, server: RunningServer, tmp_path: Path
+) -> None:
+    both = pl.concat([pl.DataFrame(pl.from_arrow(honest(night))) for night in (1, 2)])
+    answer_with(server, tmp_path, both.with_columns(verdict="human"))
+    place = tmp_path / "calibration.json"
+    run = cascade(runs, honest(1), place)
+    wish = ("--alpha", "0.2", "--against", "strong", "--sample", "800")
+    said = run.command("calibrate", *wish)
+    assert "judge 1 (small)" in said and "judge 2 (large)" in said and "gpt-4.1's verdicts" in said
+    made = read_calibration(str(place))
+    small, large = made.tiers
+    assert made.labels == 800 == server.stats()["billed"]  # each row is asked about once
+    assert small.selection.rows == 400 and 150 < large.selection.rows < 400
+    assert small.threshold < 1 and large.threshold < 1 and not made.warnings
+
+    planned = json.loads(run.command("plan", "--json", "--sample", "600"))
+    assert server.stats()["billed"] == 800
+    tonight = cascade(runs, honest(2), place, audit=0.2)
+    assert tonight.score() == 0
+    rows = tonight.scored()
+    sure = rows.filter(judge_model="small")
+    assert sure["judge_confidence"].min() >= small.threshold
+    asked = rows.filter(route="escalate")
+    assert (asked["judge_confidence"] < large.threshold).all()
+    local = rows.filter(pl.col("route") != "escalate")
+    assert (local["judge_verdict"] == local["human"]).mean() > 0.8
+    summary = tonight.summary()
+    assert summary["promise"]["kept"] is not False
+    first, second = summary["drift"]["judges"]
+    assert first["reached"] == 1000 and second["reached"] == 1000 - sure.height
+    assert summary["drift"]["verdict"] == first["verdict"] == second["verdict"] == "stable"
+    assert "judge 2 (large)" in (tonight.output / "report.html").read_text()
+
+    # a plan of one night is near what another night of the same kind does
+    assert planned["reached"][0] == 1000
+    assert planned["reached"][1] == pytest.approx(second["reached"], rel=0.15)
+    line = planned["policies"][-1]
+    assert line["policy"] == "route: guarantee"
+    assert line["rows"] == pytest.approx(asked.height, rel=0.3)
+    assert line["accuracy"]["low"] < float((rows["final_verdict"] == rows["human"]).mean())

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tests.provider.config import CallFault
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 ENDPOINT = "/v1/chat/completions"
 _WAITING = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 """Statuses of a batch that has not ended; its prompt tokens count as enqueued."""
-_STATUSES = "in_progress finalizing completed failed expired cancelling cancelled".split()
 _TOLD = "id model input_file_id status output_file_id error_file_id created_at metadata".split()
 _NUMBERS = itertools.count(1)
 """Of files and batches: none is used twice in one process."""
@@ -42,7 +40,7 @@ class Line:
 
 @dataclass(slots=True)
 class Batch:
-    """One batch; `times` maps status to the second (epoch) it was reached."""
+    """One batch; its status was reached `at` this second (epoch)."""
 
     id: str
     number: int
@@ -52,8 +50,7 @@ class Batch:
     problems: list[dict[str, Any]]
     status: str = "validating"
     created_at: int = field(default_factory=lambda: int(time.time()))
-    times: dict[str, int] = field(default_factory=dict)
-    failed: int = 0
+    at: int | None = None
     completed: int = 0
     output: list[bytes] = field(default_factory=list)
     errors: list[bytes] = field(default_factory=list)
@@ -65,8 +62,7 @@ class Batch:
         return str(self.lines[0].body.get("model")) if self.lines else None
 
     def enter(self, status: str) -> None:
-        self.status = status
-        self.times[status] = int(time.time())
+        self.status, self.at = status, int(time.time())
 
     def body(self) -> dict[str, Any]:
         failed = self.status == "failed"
@@ -80,9 +76,9 @@ class Batch:
             "request_counts": {
                 "total": len(self.lines) if self.status != "validating" else 0,
                 "completed": self.completed,
-                "failed": self.failed,
+                "failed": len(self.errors),
             },
-            **{f"{status}_at": self.times.get(status) for status in _STATUSES},
+            f"{self.status}_at": self.at,
         }
 
     def result(self, index: int, response: tuple[int, object] | None, error: object) -> bytes:
@@ -197,7 +193,6 @@ class Batches:
         for index in range(done):
             self._answer_line(batch, index)
         for index in range(done, len(batch.lines)):
-            batch.failed += 1
             batch.errors.append(batch.result(index, None, _EXPIRED))
         if share is None:
             batch.enter("finalizing")
@@ -217,11 +212,10 @@ class Batches:
             if fault in HTTP_ERRORS:
                 raise ApiFailure(HTTP_ERRORS[fault])
         except ApiFailure as failure:
-            batch.failed += 1
             error = failure.error
             batch.errors.append(batch.result(index, (error.status, error.body()), None))
             return
-        body, bill = provider.answer(request, attempt=attempt, fault=fault, in_batch=True)
+        body, bill = provider.answer(request, fault, in_batch=True)
         bill.answered()
         batch.completed += 1
         if index + 1 not in provider.config.batches.drop_lines:
@@ -259,34 +253,22 @@ def _problem(code: str, message: str, line: int | None = None) -> dict[str, Any]
 def _read(content: bytes) -> tuple[list[Line], list[dict[str, Any]]]:
     """The requests of an input file, and what is wrong with them (line numbers from 1)."""
     lines: dict[str, Line] = {}
-    problems: list[dict[str, Any]] = []
+    problems = [] if content else [_problem("empty_file", "The input file is empty.")]
     for number, raw in enumerate(content.splitlines(), 1):
-        code, message = _read_line(raw, lines)
-        if code:
-            problems.append(_problem(code, message, number))
-    if not lines and not problems:
-        problems.append(_problem("empty_file", "The input file is empty."))
+        try:
+            value = json.loads(raw)
+            line = Line(value["custom_id"], value["body"], prompt_tokens(value["body"]))
+            first = next(iter(lines.values()), line)
+            defects = {
+                "duplicate_custom_id": line.custom_id in lines,
+                "invalid_url": (value["method"], value["url"]) != ("POST", ENDPOINT),
+                "mismatched_model": first.body.get("model") != line.body.get("model"),
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            problems.append(_problem("invalid_json_line", "This line is no request.", number))
+            continue
+        met = [_problem(code, f"{code}.", number) for code, true in defects.items() if true]
+        problems += met
+        if not met:
+            lines[line.custom_id] = line
     return list(lines.values()), problems
-
-
-def _read_line(raw: bytes, lines: dict[str, Line]) -> tuple[str | None, str]:
-    """Add the request of one line, or return the code and message of its defect."""
-    try:
-        value = json.loads(raw)
-        custom_id, body = value.get("custom_id"), value.get("body")
-    except (ValueError, AttributeError):
-        return "invalid_json_line", "This line is not a JSON object."
-    if not isinstance(custom_id, str) or not isinstance(body, dict):
-        return "missing_required_parameter", "custom_id and body are required."
-    if custom_id in lines:
-        return "duplicate_custom_id", f"The custom_id '{custom_id}' is used twice."
-    if value.get("method") != "POST" or value.get("url") != ENDPOINT:
-        return "invalid_url", f"Every line must be a POST to {ENDPOINT}."
-    if {one.body.get("model") for one in islice(lines.values(), 1)} - {body.get("model")}:
-        return "mismatched_model", "All lines of a batch must name the same model."
-    try:
-        tokens = prompt_tokens(body)
-    except (KeyError, TypeError, AttributeError):
-        tokens = 0  # a malformed request: its line ends in the error file
-    lines[custom_id] = Line(custom_id, body, tokens)
-    return None, ""

@@ -47,7 +47,6 @@ class Bill:
 
     number: int
     canonical: str
-    attempt: int
     usd: str
     tier: str
     prompt_tokens: int

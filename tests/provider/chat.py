@@ -52,7 +52,7 @@ class ChatRoute:
             delay += rule.extra_ms / 1000.0
         if delay > 0:
             await asyncio.sleep(max(0.0, received + delay - time.monotonic()))
-        return await self._deliver(http, request, attempt, rule.kind if rule else None)
+        return await self._deliver(http, request, rule.kind if rule else None)
 
     def _admit(self, request: ChatRequest) -> None:
         """Pass the quota and the rate limits, or raise the 429."""
@@ -66,15 +66,15 @@ class ChatRoute:
         provider.admitted += 1
 
     async def _deliver(
-        self, http: web.Request, request: ChatRequest, attempt: int, fault: str | None
+        self, http: web.Request, request: ChatRequest, fault: str | None
     ) -> web.StreamResponse:
         """Compute, bill and send, with the transport fault if there is one."""
         if fault in faults.UNBILLED_TRANSPORT:
-            return await _fail_unbilled(http, str(fault))
-        answer, bill = self._provider.answer(request, attempt=attempt, fault=fault)
+            return await _fail(http, str(fault))
+        answer, bill = self._provider.answer(request, fault)
         body, headers = wire.encode(answer), self._headers()
         if fault in faults.BILLED_TRANSPORT - {"late", "duplicate"}:
-            return await _fail_billed(http, str(fault), body)
+            return await _fail(http, str(fault), body)
         response = web.Response(body=body, headers=headers, content_type=wire.JSON_TYPE)
         try:
             await response.prepare(http)
@@ -89,23 +89,17 @@ class ChatRoute:
         return response
 
 
-async def _fail_unbilled(http: web.Request, fault: str) -> web.Response:
+async def _fail(http: web.Request, fault: str, body: bytes = b"") -> web.Response:
+    half = body[: len(body) // 2]
     if fault == "bad_gateway_html":
         page = "<html><h1>502 Bad Gateway</h1></html>"
         return web.Response(status=502, text=page, content_type="text/html")
-    if fault == "hang":
-        return await wire.hang(http)
-    raise AnswerLost
-
-
-async def _fail_billed(http: web.Request, fault: str, body: bytes) -> web.Response:
-    half = body[: len(body) // 2]
     if fault == "server_error_billed":
         return wire.error_answer(HTTP_ERRORS["server_error"])
     if fault == "truncated_body":
         return web.Response(body=half, content_type=wire.JSON_TYPE)
     if fault == "broken_body":
         return wire.send_and_close(http, body, half)
-    if fault == "hang_billed":
+    if fault in {"hang", "hang_billed"}:
         return await wire.hang(http)
     raise AnswerLost

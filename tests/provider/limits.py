@@ -8,17 +8,10 @@ import time
 from tests.provider.config import Limits
 
 
-def format_reset(seconds: float) -> str:
-    """A duration as the x-ratelimit-reset headers write it: "120ms", "1s", "6m0s", "1h0m2s"."""
+def _duration(seconds: float) -> str:
+    """At most a minute, as the x-ratelimit-reset headers write it: "120ms", "8.64s"."""
     ms = math.ceil(max(0.0, seconds) * 1000)
-    if ms < 1000:
-        return f"{ms}ms"
-    minutes, rest_ms = divmod(ms, 60_000)
-    text = f"{rest_ms / 1000:g}s"
-    if minutes == 0:
-        return text
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m{text}" if hours else f"{minutes}m{text}"
+    return f"{ms}ms" if ms < 1000 else f"{ms / 1000:g}s"
 
 
 class Bucket:
@@ -57,7 +50,7 @@ class Bucket:
         return {
             f"x-ratelimit-limit-{name}": str(self.per_minute),
             f"x-ratelimit-remaining-{name}": str(max(0, math.floor(level + 1e-9))),
-            f"x-ratelimit-reset-{name}": format_reset((self._capacity - level) / self._rate),
+            f"x-ratelimit-reset-{name}": _duration((self._capacity - level) / self._rate),
         }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,48 +77,26 @@ def _checked(body: object, config: ServerConfig) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise bad_request("The body is not a JSON object.")
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise bad_request("Missing required parameter: 'messages'.", "messages")
-    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
-        raise bad_request("Every message needs a role.", "messages")
+    roles = [isinstance(m, dict) and m.get("role") for m in messages or ()]
+    if not roles or not all(isinstance(role, str) for role in roles):
+        raise bad_request("'messages' must be messages, each of which has a role.", "messages")
     if not isinstance(body.get("model"), str):
         raise bad_request("Missing required parameter: 'model'.", "model")
     for name in (*config.refuse_parameters, "stream"):
         if body.get(name):
             message = f"Unsupported parameter: '{name}' is not supported with this model."
             raise bad_request(message, name, "unsupported_parameter")
-    defect = format_defect(body.get("response_format"))
-    if defect is not None:
-        message = f"Invalid schema for response_format: {defect}"
-        raise bad_request(message, "response_format")
+    if body.get("response_format") is not None:
+        _check_format(body["response_format"])
     return body
 
 
-def format_defect(response_format: object) -> str | None:
-    """What is wrong with a `response_format`, or None.
-
-    With `strict: true` every object must forbid additional properties and require all of its own,
-    as providers demand, so that a client whose schema they would refuse fails here too.
-    """
-    if response_format is None:
-        return None
-    if not isinstance(response_format, dict) or response_format.get("type") != "json_schema":
-        return "type must be json_schema."
-    wrapper = response_format.get("json_schema")
-    if not isinstance(wrapper, dict) or not isinstance(wrapper.get("name"), str):
-        return "json_schema.name is required."
-    schema = wrapper.get("schema")
-    if not isinstance(schema, dict) or schema.get("type") != "object":
-        return "json_schema.schema must be of type object."
-    return next(_strict_defects(schema), None) if wrapper.get("strict") is True else None
-
-
-def _strict_defects(node: dict[str, Any]) -> Iterator[str]:
-    properties = node.get("properties", {})
-    if node.get("type") == "object" or properties:
-        if node.get("additionalProperties") is not False:
-            yield "'additionalProperties' is required to be supplied and to be false."
-        if set(node.get("required", ())) != set(properties):
-            yield "'required' must name every key of 'properties'."
-    for child in properties.values():
-        yield from _strict_defects(child)
+def _check_format(wanted: Any) -> None:
+    try:
+        named = wanted["type"] == "json_schema" and isinstance(wanted["json_schema"]["name"], str)
+        fits = named and wanted["json_schema"]["schema"]["type"] == "object"
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        message = "response_format needs type json_schema, a name and the schema of an object."
+        raise bad_request(message, "response_format")

@@ -85,13 +85,10 @@ class Provider:
         self, index: int, rule: FaultRule, request: ChatRequest, attempt: int, number: int
     ) -> bool:
         spent = rule.max_times is not None and self._struck[index] >= rule.max_times
-        other = rule.attempts and attempt not in rule.attempts
-        if spent or other or rule.contains not in request.prompt:
+        wrong_attempt = rule.attempts and attempt not in rule.attempts
+        wrong_request = rule.requests and number not in rule.requests
+        if spent or wrong_attempt or wrong_request or rule.contains not in request.prompt:
             return False
-        if not rule.probability and not rule.requests:
-            return bool(rule.attempts or rule.contains or rule.max_times)
-        if number in rule.requests:
-            return True
         drawn = draw(self.config.fault_seed, index, rule.kind, request.key, attempt)
         return drawn < rule.probability
 
@@ -101,7 +98,7 @@ class Provider:
         return (latency.min_ms + draw("latency", key, attempt) * span) / 1000.0
 
     def answer(
-        self, request: ChatRequest, *, attempt: int, fault: str | None, in_batch: bool = False
+        self, request: ChatRequest, fault: str | None, *, in_batch: bool = False
     ) -> tuple[dict[str, Any], Bill]:
         """Compute an answer and bill it, with the model's fault if one is named."""
         content, refusal, finish = _with_fault(self.judge.content(request), fault)
@@ -111,7 +108,7 @@ class Provider:
         usd = tokens.price(self.config.prices, billed_as)
         self._total += usd
         number, counts = len(self._bills) + 1, (tokens.prompt, tokens.completion)
-        what = (number, request.key, attempt, format(usd, "f"), billed_as, *counts)
+        what = (number, request.key, format(usd, "f"), billed_as, *counts)
         bill = Bill(*what, time.monotonic(), fault)
         self._bills.append(bill)
         message = {"role": "assistant", "content": content, "refusal": refusal}

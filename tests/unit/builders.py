@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pyarrow as pa
@@ -9,20 +10,7 @@ import pyarrow as pa
 from ray_judge.config import RunConfig, parse
 from ray_judge.records import PAIRWISE_ALTERNATIVES, judged_schema
 
-COLUMNS_JUDGE = {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}}
 JUDGED = judged_schema("pairwise", PAIRWISE_ALTERNATIVES)
-
-
-def config(**changes: Any) -> RunConfig:
-    """A small configuration; `...` takes a key of the top away."""
-    tree: dict[str, Any] = {
-        "input": "in",
-        "output": "out",
-        "judge": {"model": "m"},
-        "route": {"fraction": 0.5},
-        "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
-    }
-    return parse({key: value for key, value in (tree | changes).items() if value is not ...})
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -30,7 +18,7 @@ def document(**changes: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "input": "in",
         "output": "out",
-        "judge": dict(COLUMNS_JUDGE),
+        "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
         "route": {"policy": "fraction", "fraction": 0.3},
         "strong": {"model": "gpt-4.1", "max_cost_usd": 1},
     }
@@ -42,8 +30,12 @@ def document(**changes: Any) -> dict[str, Any]:
         if value is ...:
             del node[last]
         else:
-            node[last] = value
+            node[last] = copy.deepcopy(value)
     return tree
+
+
+def config(**changes: Any) -> RunConfig:
+    return parse(document(**changes))
 
 
 def judged(*rows: dict[str, Any]) -> pa.Table:

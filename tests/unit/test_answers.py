@@ -245,11 +245,9 @@ def test_what_follows_from_a_failure(kind: Kind) -> None:
     again = {*tries, Kind.RATE_LIMIT, Kind.NO_SCHEMA}
     fault = "provider" if kind in {*tries, Kind.RATE_LIMIT} else "run"
     fault = "question" if kind in (Kind.ROW, Kind.REFUSED) else fault
-    meaning = failures.Meaning(
-        failures.Fault(fault), kind in billed, kind in again, tries.get(kind)
-    )
+    follows = failures.Fault(fault), kind in billed, kind in again, tries.get(kind)
     failure = RequestFailed(kind, "HTTP 418", status=418)
-    assert failure.meaning == meaning and not failure.unreachable
+    assert failure.meaning == failures.Meaning(*follows) and not failure.unreachable
     assert RequestFailed(kind, "no status").unreachable is (kind is Kind.TRANSIENT)
     ends = run_error(failure, StrongConfig(model="m", max_cost_usd=Decimal(1), api_key_env="KEY"))
     errors = {"provider": ProviderDown, "run": EscalationError, "question": EscalationError}

@@ -21,7 +21,7 @@ from ray_judge.calibration.fit import make
 from ray_judge.calibration.load import calibration_of, identity, pin_calibration, write_calibration
 from ray_judge.commands.calibrate import as_text, judge_runs
 from ray_judge.commands.plan import PolicyTable
-from ray_judge.config import RouteConfig, RunConfig, parse
+from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError, RunChangedError
 from ray_judge.records import Answer, Chunk, Outcome, Shard, Usage
 from ray_judge.report.drift import measure_drift
@@ -32,7 +32,7 @@ from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
-from .builders import document
+from . import builders
 
 ROWS = 1200
 
@@ -50,7 +50,7 @@ def config(folder: Path, **changes: Any) -> RunConfig:
         "judge": {"model": "Qwen/Qwen2.5-7B-Instruct"},
         "route": {"policy": "guarantee", "calibration": str(folder / "c.json")},
     }
-    return parse(document(**{**run, **changes}))
+    return builders.config(**{**run, **changes})
 
 
 def pair(folder: Path, **changes: Any) -> RunConfig:
@@ -179,9 +179,12 @@ def test_rows_without_a_verdict_go_on(tmp_path: Path) -> None:
     assert found.tiers[1].reference.rows == ROWS - gone.sum()
 
 
+def fraction(share: str) -> RouteConfig:
+    return RouteConfig.model_validate({"policy": "fraction", "fraction": share})
+
+
 def test_only_the_first_judges_run_can_spend(tmp_path: Path) -> None:
-    every = RouteConfig.model_validate({"policy": "fraction", "fraction": 1})
-    first, second = judge_runs(pair(tmp_path).model_copy(update={"route": every}))
+    first, second = judge_runs(pair(tmp_path).model_copy(update={"route": fraction("1")}))
     assert (first.route.fraction, first.strong.max_cost_usd) == (1, 1)
     assert (second.route.fraction, second.strong.max_cost_usd) == (0, 0)
     assert first.output != second.output
@@ -197,12 +200,9 @@ def test_a_judge_is_known_by_its_prompt_and_its_settings(tmp_path: Path) -> None
     assert rubric["template"] != named["template"]
     assert identity(config(tmp_path, judge__replicas=8)) == named  # how many is not who
     assert identity(config(tmp_path, judge__swap=True))["swap"] is True
-    places = ["http://a:1/v1", "http://b:2/v1"]
-    here, there = (
-        config(tmp_path, judge={"engine": "http", "model": "m", "http": {"base_url": place}})
-        for place in places
-    )
-    assert identity(here) == identity(there)  # and where its server is, neither
+    http = {"engine": "http", "model": "m", "http": {"base_url": "http://a:1/v1"}}
+    there = identity(config(tmp_path, judge=http, judge__http__base_url="http://b:2/v1"))
+    assert identity(config(tmp_path, judge=http)) == there  # and where its server is, neither
     columns = {"engine": "columns", "prob_columns": {"A": "a", "B": "b"}}
     assert identity(config(tmp_path, judge=columns))["template"] is None
 
@@ -264,27 +264,20 @@ def test_policies_are_tried_on_the_rows_that_reach_the_last_judge(tmp_path: Path
     table = PolicyTable(settings, calibration, rows, ROWS * 10)
     on = int(rows["tier"].sum())
     assert table.reached() == [ROWS * 10, on * 10]
-    half = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "0.5"}), "0.5")
+    half = table.line(fraction("0.5"), "0.5")
     assert half["rows"] == on * 5 and half["share"] == on * 5 / (ROWS * 10)
     assert half["dollars"]["online"] == pytest.approx(on * 5 * 1000 / 1e9)
     promised = table.line(settings.route, "route: guarantee")
-    passed = rows.filter(
-        (pl.col("tier") == 1) & (pl.col("judge_confidence") < calibration.tiers[1].threshold)
-    )
+    passed = rows.filter(pl.col("judge_confidence") < calibration.tiers[1].threshold, tier=1)
     assert promised["rows"] == passed.height * 10
-    none = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "0"}), "0")
+    none = table.line(fraction("0"), "0")
     right = [frame["judge_verdict"] == frame["label"] for frame in night]
     truth = right[1].zip_with(rows["tier"] == 1, right[0])
     assert none["accuracy"]["low"] < float(truth.mean() or 0) < none["accuracy"]["high"]
     assert none["accuracy"]["high"] - none["accuracy"]["low"] < 0.12
-
-
-def test_nothing_reaches_the_last_judge(tmp_path: Path) -> None:
-    settings = pair(tmp_path)
-    calibration = made(judged(), settings)
-    table = PolicyTable(settings, calibration, sampled(judged(seed=2), 0.0), ROWS)
-    line = table.line(RouteConfig.model_validate({"policy": "fraction", "fraction": "1"}), "1")
-    assert table.reached() == [ROWS, 0]
+    table = PolicyTable(settings, calibration, sampled(night, 0.0), ROWS)
+    line = table.line(fraction("1"), "1")
+    assert table.reached() == [ROWS, 0], "nothing reaches the last judge"
     assert (line["rows"], line["calls"], line["threshold"]) == (0, 0, None)
     assert 0.6 < line["accuracy"]["value"] < 0.9
 
@@ -322,9 +315,8 @@ def test_drift_of_each_judge(tmp_path: Path) -> None:
     assert abs(first["passed_on"] - first["passed_on_then"]) < 0.06
     assert second["passed_on"] == 100 / on.sum()
     assert found["escalated"] == 100 / ROWS
-    assert found["escalated_then"] == pytest.approx(
-        first["passed_on_then"] * second["passed_on_then"]
-    )
+    then = first["passed_on_then"] * second["passed_on_then"]
+    assert found["escalated_then"] == pytest.approx(then)
 
     # the first judge routes by a threshold of the user's: other rows than then come to the second
     other = pair(tmp_path, route={"policy": "threshold", "threshold": 0.8})

@@ -18,13 +18,13 @@ import yaml
 
 import ray_judge
 from ray_judge.cli import main
-from ray_judge.config import load, parse
+from ray_judge.config import load
 from ray_judge.records import Shard
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import plan_input
 
-from .builders import document
+from . import builders
 
 
 class Case:
@@ -34,7 +34,7 @@ class Case:
         self.folder, self.capsys = folder, capsys
         (folder / "in").mkdir()
         places = {"input": str(folder / "in"), "output": str(folder / "out")}
-        self.document = document(**places, strong__base_url="http://127.0.0.1:9/v1")
+        self.document = builders.document(**places, strong__base_url="http://127.0.0.1:9/v1")
 
     def shard(self, name: str = "a.parquet", rows: int = 3, **columns: Any) -> Path:
         data: dict[str, Any] = {
@@ -70,18 +70,11 @@ def refused(said: tuple[int, str], code: int, *words: object) -> None:
 
 
 def test_input_that_cannot_be_judged(case: Case) -> None:
-    (case.folder / "in" / "a.parquet").mkdir()
-    refused(case.score(), 3, "no Parquet shards", case.folder / "in")
-    (case.folder / "in" / "a.parquet").rmdir()
-    path = case.shard(p_a=None, scenario=["a"] * 3)
+    path = case.shard(p_a=None)
     refused(case.score(), 3, path, "column=p_a", "did you mean p_b?")
+    case.shard(scenario=["a"] * 3)
     audit = "route={fraction: 1, audit: 0.1, audit_by: scenaro}"
-    path = case.shard(scenario=["a"] * 3)
     refused(case.score(audit), 3, path.parent, "no such column", "did you mean scenario?")
-    other = case.shard("b.parquet", scenario=[1, 2, 3])
-    refused(case.score(), 3, path, other, "column=scenario")
-    other.write_bytes(other.read_bytes()[:-9])
-    refused(case.score(), 3, other, "not a readable Parquet file")
     assert not (case.folder / "out" / "run.json").exists()
 
 
@@ -99,8 +92,6 @@ def test_no_key(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         ("judge={model: /no/model, format: demo}", "/no/model"),
         ("output=ftp://host/x", "ftp://"),
         ("strong.model=acme/judge-1", "strong.price"),
-        ("strong.price={input_usd_per_mtok: 1}", "strong.price"),
-        ("strong={model: gpt-4.1}", "no run without a cap"),
         ("route={policy: guarantee, calibration: /no/c.json}", "there is no calibration here"),
     ],
 )
@@ -121,8 +112,10 @@ def begun(case: Case) -> RunDirectory:
 
 
 def test_a_changed_input_file(case: Case) -> None:
-    run = begun(case)
-    path = case.shard(p_a=[0.7] * 3)
+    run, path = begun(case), case.folder / "in" / "a.parquet"
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1  # the same size, one bit elsewhere
+    path.write_bytes(bytes(data))
     refused(case.score(), 3, "changed", path)
     path.unlink()
     refused(case.score(), 3, "gone", path)
@@ -158,7 +151,7 @@ def test_status_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert "there is no run here" in capsys.readouterr().err
     run = RunDirectory(str(tmp_path / "out"))
     shard = Shard("/in/x.parquet", "x.parquet", 3, "f")
-    run.begin(parse(document()), Plan((shard,), Columns({}), 2))
+    run.begin(builders.config(), Plan((shard,), Columns({}), 2))
     assert main(["status", run.uri]) == 0
     status = json.loads(capsys.readouterr().out)
     assert (status["rows"], status["chunks"], status["judged"]) == (3, 2, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from ray_judge.config import OPERATIONAL, RunConfig, api_key, differences, load,
 from ray_judge.errors import ConfigError
 from ray_judge.escalation.escalate import check_strong
 
+from . import builders
 from .builders import document
 
 
 def refusal(**changes: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        parse(document(**changes))
+        builders.config(**changes)
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -154,26 +154,26 @@ def test_a_spoilt_key_is_refused_without_showing_it_and_a_good_one_taken(
     monkeypatch.delenv("MY_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("MY_KEY", value)
-    strong = parse(document(strong__api_key_env="MY_KEY")).strong
+    strong = builders.config(strong__api_key_env="MY_KEY").strong
     with pytest.raises(ConfigError) as caught:
         api_key(strong)
     assert "MY_KEY" in str(caught.value) and caught.value.exit_code == 2
     assert not (value or "").strip() or value not in str(caught.value)
     monkeypatch.setenv("MY_KEY", "sk-good")
     assert api_key(strong) == "sk-good"
-    assert api_key(parse(document(strong__api_key_env=None)).strong)  # a server without keys
+    assert api_key(builders.config(strong__api_key_env=None).strong)  # a server without keys
 
 
 def test_a_cap_needs_a_price_and_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     with pytest.raises(ConfigError, match="no price is known"):
-        check_strong(parse(document(strong__model="somebody/llama-9")))
+        check_strong(builders.config(strong__model="somebody/llama-9"))
     price = {"input_usd_per_mtok": 1, "output_usd_per_mtok": "2.5"}
-    check_strong(parse(document(strong__model="somebody/llama-9", strong__price=price)))
+    check_strong(builders.config(strong__model="somebody/llama-9", strong__price=price))
     monkeypatch.delenv("OPENAI_API_KEY")
-    check_strong(parse(document(strong__max_cost_usd=0)))
+    check_strong(builders.config(strong__max_cost_usd=0))
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
-        check_strong(parse(document(strong__max_cost_usd="0.01")))
+        check_strong(builders.config(strong__max_cost_usd="0.01"))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_cap_needs_a_price_and_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_could_change_a_verdict_is_named(changes: dict[str, Any], key: str) -> None:
-    before, now = parse(document()), parse(document(**changes))
+    before, now = builders.config(), builders.config(**changes)
     found = differences(before.document(), now.document())
     assert any(line.startswith(f"{key}:") for line in found)
     assert (now.digest() == before.digest()) == (key == "strong.max_cost_usd")
@@ -222,8 +222,8 @@ OPERATIONAL_CHANGES = {
 def test_operational_keys_may_change_and_leave_the_digest_alone(key: str) -> None:
     served = {"engine": "http", "model": "m", "http": {"base_url": "http://127.0.0.1:2/v1"}}
     base = {"judge": served} if key.startswith("judge.http") else {}
-    before = parse(document(**copy.deepcopy(base)))
-    now = parse(document(**base, **{key.replace(".", "__"): OPERATIONAL_CHANGES[key]}))
+    before = builders.config(**base)
+    now = builders.config(**base, **{key.replace(".", "__"): OPERATIONAL_CHANGES[key]})
     assert now != before
     assert differences(before.document(), now.document()) == []
     assert now.digest() == before.digest()
@@ -238,16 +238,15 @@ def test_a_key_of_one_of_several_judges() -> None:
 
     def made(**changes: Any) -> RunConfig:
         second = {**judges[1], **changes}
-        return parse(document(judge=..., judges=[judges[0], second]))
+        return builders.config(judge=..., judges=[judges[0], second])
 
     before = made()
     assert [tier.judge.model for tier in before.tiers()] == ["a", "b"]
     assert [tier.route.policy for tier in before.tiers()] == ["threshold", "fraction"]
     assert differences(before.document(), made(replicas=4).document()) == []
     assert made(replicas=4).digest() == before.digest()
-    assert differences(before.document(), made(model="c").document()) == [
-        "judges.1.model: 'b' → 'c'"
-    ]
+    found = differences(before.document(), made(model="c").document())
+    assert found == ["judges.1.model: 'b' → 'c'"]
 
 
 SURE = {"policy": "threshold", "threshold": 0.9}
@@ -276,7 +275,7 @@ def test_several_judges_that_do_not_go_together(
 def test_one_judge_is_a_list_of_one(path: Path) -> None:
     single = document(judge={"model": "m", "replicas": 2})
     config = parse(single)
-    assert config == parse(document(judge=..., judges=[single["judge"]])) == config.tiers()[0]
+    assert config == builders.config(judge=..., judges=[single["judge"]]) == config.tiers()[0]
     assert parse(config.document()) == config
     path.write_text(yaml.safe_dump(single))
     assert load(path, ["judge.model=n"]).judge.model == "n"
@@ -293,5 +292,5 @@ def test_one_judge_is_a_list_of_one(path: Path) -> None:
 def test_a_place_has_one_spelling(given: str, place: str) -> None:
     """The actors have other working directories, and the ledger keeps a run's cap by its name."""
     wanted = place.format(cwd=Path.cwd(), home=Path.home())
-    config = parse(document(output=given, strong__books=given))
+    config = builders.config(output=given, strong__books=given)
     assert (config.output, config.strong.books) == (wanted,) * 2

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ray_judge.config import RunConfig, parse
+from ray_judge.config import RunConfig
 from ray_judge.errors import ConfigError
 from ray_judge.judging.formats import Format, format_for
 from ray_judge.records import Example
 
-from .builders import document
+from .builders import config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "custom-judge.md").read_text()
@@ -27,11 +27,11 @@ PAIRS, SCORES = (
 
 def run(section: dict[str, Any], task: str = "pairwise", **judge: Any) -> RunConfig:
     section = copy.deepcopy(section)
-    return parse(document(task=task, **{**section, "judge": {**section["judge"], **judge}}))
+    return config(task=task, **{**section, "judge": {**section["judge"], **judge}})
 
 
-def made(config: RunConfig) -> Format:
-    return format_for(config.judge, config.task)
+def made(of: RunConfig) -> Format:
+    return format_for(of.judge, of.task)
 
 
 def changed(section: dict[str, Any], **custom: Any) -> RunConfig:

@@ -50,9 +50,8 @@ def test_the_cascade_on_real_judges(arena: pl.DataFrame) -> None:
     known = {0: 0.750, 50: 0.776, 100: 0.780, 150: 0.792, 200: 0.788, 250: 0.790, 500: 0.784}
     assert {n: round(at[n], 3) for n in known} == known
     assert curve["random"][50] == pytest.approx((0.750 + 0.784) / 2)
-    assert (
-        max(curve["oracle"]) == pytest.approx(curve["oracle"][50]) and curve["oracle"][-1] == 0.784
-    )
+    assert max(curve["oracle"]) == pytest.approx(curve["oracle"][50])
+    assert curve["oracle"][-1] == 0.784
     assert all(o >= c for o, c in zip(curve["oracle"], curve["cascade"], strict=True))
     assert curve["dollars"] is not None and curve["dollars"][30] == pytest.approx(1.5)
     index = next(n for n, right in enumerate(curve["cascade"]) if right >= 0.784)
@@ -73,9 +72,7 @@ def test_the_document_says_it(arena: pl.DataFrame) -> None:
 def test_scores_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(31)
     names = np.array(["A", "B", "tie"])
-    rows = pl.DataFrame(
-        {"label": names[rng.integers(0, 3, 300)], "v": names[rng.integers(0, 3, 300)]}
-    )
+    rows = pl.DataFrame({name: names[rng.integers(0, 3, 300)] for name in ("label", "v")})
     found = scores(rows, "v")
     assert found is not None
     assert found["macro_f1"] == pytest.approx(f1_score(rows["label"], rows["v"], average="macro"))
@@ -102,19 +99,15 @@ def test_missing_labels_verdicts_and_classes() -> None:
 
 def finished_run(folder: Path, *rows: int) -> RunDirectory:
     """A finished run whose shards have these many rows, as a run leaves it on disk."""
-    config = builders.config(
-        output=str(folder / "out"), columns={"label": "human"}, allow_empty_shards=True
-    )
+    wish = {"columns": {"label": "human"}, "allow_empty_shards": True}
+    config = builders.config(output=str(folder / "out"), **wish)
     run = RunDirectory(config.output)
     shards = [Shard(f"/in/{n}.parquet", f"{n}.parquet", count, "f") for n, count in enumerate(rows)]
     plan = Plan(tuple(shards), Columns({}, label="human"), 1000)
     run.begin(config, plan)
     for chunk in plan.chunks():
-        rows_of = (
-            {"row_key": f"{chunk.name}#{n}", "judge_orders_agree": n % 4 > 0}
-            for n in range(chunk.rows)
-        )
-        run.commit_judged(0, chunk.name, builders.judged(*rows_of))
+        judged = [{"judge_orders_agree": n % 4 > 0} for n in range(chunk.rows)]
+        run.commit_judged(0, chunk.name, builders.judged(*judged))
     for shard in shards:
         labels = ["AB"[n % 2] for n in range(shard.rows)]
         entries = [
@@ -162,9 +155,6 @@ def test_a_finished_run_is_held_against_its_labels(tmp_path: Path, rows: tuple[i
     page = run.storage.read("report.html").decode()
     for said in ("Evaluation against the labels", "&lt;small&gt;", "Guarantee: BROKEN", "1,234"):
         assert said in page
-
-
-# comparing confidence methods: what is advised
 
 
 def confidences(n: int = 400, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:

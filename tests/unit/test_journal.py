@@ -6,6 +6,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal as D
 from typing import Any
@@ -109,16 +110,6 @@ def test_questions_asked_in_vain_are_counted(
     assert load_journal(storage).in_vain() == ({"k": counted} if counted else {})
 
 
-def test_damage_in_the_middle_names_the_line() -> None:
-    storage = MemoryStorage()
-    write(storage, "w", *answers(4))
-    lines = storage.read("journal/w.log").split(b"\n")
-    lines[2] = lines[2].replace(b"0.001", b"0.000") + b" "
-    storage.write("journal/w.log", b"\n".join(lines))
-    with pytest.raises(CorruptedError, match=r"w\.log.*line=3"):
-        load_journal(storage)
-
-
 TABLE = io.BytesIO()
 pl.DataFrame({"key": ["k"]}).write_parquet(TABLE)
 
@@ -211,10 +202,7 @@ def test_a_crash_at_any_step_of_compaction_loses_and_doubles_nothing(step: int) 
             raise KeyboardInterrupt
 
     storage.before = crash
-    if step < 5:
-        with pytest.raises(KeyboardInterrupt):
-            compact(storage, everybody)
-    else:
+    with pytest.raises(KeyboardInterrupt) if step < 5 else nullcontext():
         compact(storage, everybody)
     storage.before = lambda *_: None
     for _ in range(2):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -88,11 +87,11 @@ def test_the_rubric_of_the_row_wins_over_the_configurations_over_ours() -> None:
 
 
 @pytest.fixture
-def upstream(data: Path) -> Callable[..., Format]:
-    templates = str(data / "judge_templates.json")
-    return lambda name, task, **changes: format_for(
-        judge(format=name, templates=templates, **changes), task
-    )
+def tuned(templates: str) -> Any:
+    def make(name: str, task: Task, **changes: Any) -> Format:
+        return format_for(judge(format=name, templates=templates, **changes), task)
+
+    return make
 
 
 TASKS: tuple[Task, ...] = ("pairwise", "pointwise")
@@ -105,11 +104,11 @@ MODES = [
 @pytest.mark.parametrize(("name", "task", "mode"), MODES)
 @pytest.mark.parametrize("decode", ["verdict", "full"])
 def test_each_judge_asks_with_its_own_prompt(
-    name: str, task: Task, mode: Task, decode: str, upstream: Any, data: Path
+    name: str, task: Task, mode: Task, decode: str, tuned: Any, templates: str
 ) -> None:
-    entries = json.loads((data / "judge_templates.json").read_text())
+    entries = json.loads(Path(templates).read_text())
     (text,) = (e["text"] for e in entries if (e["judge"], e["mode"]) == (name, mode))
-    shown = upstream(name, task, decode=decode)
+    shown = tuned(name, task, decode=decode)
     assert shown.task == mode
     example = Example(
         "ask {rubric}", ("uno {question_body}", "due")[: 2 if mode == "pairwise" else 1],
@@ -130,10 +129,10 @@ def test_each_judge_asks_with_its_own_prompt(
 
 @pytest.mark.parametrize(("name", "task", "mode"), MODES)
 def test_every_spelling_behind_its_opening_reads_as_what_it_means(
-    name: str, task: Task, mode: Task, upstream: Any
+    name: str, task: Task, mode: Task, tuned: Any
 ) -> None:
     """The two ways to decode agree: what `verdict` asks for is what `full` would have read."""
-    forced, full = upstream(name, task), upstream(name, task, decode="full")
+    forced, full = tuned(name, task), tuned(name, task, decode="full")
     assert forced.spellings == full.spellings
     closing = "]]" if (name, mode) == ("auto-j", "pointwise") else ""
     for alternative, texts in forced.spellings.items():
@@ -145,24 +144,24 @@ def test_every_spelling_behind_its_opening_reads_as_what_it_means(
             assert behind in texts and text.endswith(behind.lstrip())
 
 
-def test_scores_and_their_meaning(upstream: Any) -> None:
-    pairs = upstream("judgelm", "pairwise").spellings
+def test_scores_and_their_meaning(tuned: Any) -> None:
+    pairs = tuned("judgelm", "pairwise").spellings
     assert "8 7" in pairs["A"] and " 8 7" in pairs["A"] and "\n8 7" in pairs["A"]
     assert "9 10" in pairs["B"] and "10 10" in pairs["tie"]
     assert [len(texts) for texts in pairs.values()] == [30, 135, 135]
     for name in TUNED:
         highest = 10 if name in ("judgelm", "auto-j") else 5
-        shown = upstream(name, "pointwise")
+        shown = tuned(name, "pointwise")
         assert list(shown.spellings) == [str(n) for n in range(1, highest + 1)]
-        assert upstream(name, "pairwise", by_scores=True) == shown and shown.task == "pointwise"
-    assert list(upstream("prometheus-2", "pairwise").spellings) == ["A", "B"]
+        assert tuned(name, "pairwise", by_scores=True) == shown and shown.task == "pointwise"
+    assert list(tuned("prometheus-2", "pairwise").spellings) == ["A", "B"]
 
 
-def test_prometheus_has_criteria_of_its_own_form(upstream: Any) -> None:
-    text = upstream("prometheus", "pointwise").render(SINGLE).user
+def test_prometheus_has_criteria_of_its_own_form(tuned: Any) -> None:
+    text = tuned("prometheus", "pointwise").render(SINGLE).user
     assert all(f"\nScore {n}: " in text for n in range(1, 6))
-    assert "Score 1" not in upstream("prometheus-2", "pairwise").render(PAIR).user
-    own = upstream("prometheus-2", "pointwise", rubric="[own]\nScore 1: x").render(SINGLE).user
+    assert "Score 1" not in tuned("prometheus-2", "pairwise").render(PAIR).user
+    own = tuned("prometheus-2", "pointwise", rubric="[own]\nScore 1: x").render(SINGLE).user
     assert "[own]\nScore 1: x" in own and "Score 5: it" not in own
 
 

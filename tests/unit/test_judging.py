@@ -22,13 +22,6 @@ from . import builders
 CALIBRATED = {"confidence": "calibrated_entropy"}
 
 
-def judge(**changes: Any) -> JudgeConfig:
-    return JudgeConfig(**{"model": "m", "replicas": 4, **changes})
-
-
-CALIBRATED = {"confidence": "calibrated_entropy"}
-
-
 @pytest.mark.parametrize(
     ("wish", "cluster", "pool"),
     [
@@ -44,7 +37,8 @@ CALIBRATED = {"confidence": "calibrated_entropy"}
 )
 def test_pools(wish: dict[str, Any], cluster: dict[str, float], pool: Pool) -> None:
     """On a machine without GPUs all actors together hold at most half of the CPUs."""
-    assert pool_size(judge(**wish), cluster, chunks=10) == pool
+    judge = JudgeConfig(**{"model": "m", "replicas": 4, **wish})
+    assert pool_size(judge, cluster, chunks=10) == pool
     models = 2 if "confidence" in wish else 1
     assert "GPU" in cluster or models * pool.replicas * pool.cpus <= cluster["CPU"] / 2
 

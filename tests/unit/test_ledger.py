@@ -61,16 +61,11 @@ def total(ledger: Ledger) -> D:
     return ledger.spent_usd + ledger.open_usd
 
 
-def test_the_longest_prefix_that_fits() -> None:
+def test_the_longest_prefix_that_fits_each_slot_settled_once_and_in_full() -> None:
     ledger = opened(MemoryStorage())
     lease = grant(ledger, "0.4", "0.4", "0.4", "0.1")
     assert (lease.slots, ledger.open_usd) == (2, D("0.8"))
     assert ledger.held("a") == [HeldSlot(lease.id, n, f"key{n}", D("0.4")) for n in (0, 1)]
-
-
-def test_a_slot_is_settled_once_and_in_full() -> None:
-    ledger = opened(MemoryStorage())
-    lease = grant(ledger, "0.4", "0.4")
     assert ledger.settle(lease.id, 0, D("0.1"))
     assert not ledger.settle(lease.id, 0, D("0.1")) and not ledger.settle(lease.id, 0, D("0.3"))
     ledger.release(lease.id, [1])

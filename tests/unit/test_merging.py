@@ -51,19 +51,8 @@ GOOD = {
 }  # fmt: skip
 UNJUDGED = {"error": "judge: too long"}
 UNREAD = {"error": "input: response_a is null", "has_text": False}
-
-
 CENT = Decimal("0.01")
-RESOLVED = answer(Outcome.RESOLVED, "B")
-PAID: dict[str, Any] = {"k": (RESOLVED, CENT)}
-
-
-def one(row: dict[str, Any], route: str, asked: Asked = (), answers: Paid | None = None) -> Any:
-    """The verdict columns of one row; all null or all there, readers of shards find one type."""
-    table = builders.judged(row)
-    table = verdict_columns(table, {0: (route, asked)}, answers or {}, SCHEMA, STRONG)
-    assert table.schema.equals(SCHEMA, check_metadata=True)
-    return table.to_pylist()[0]
+PAID: dict[str, Any] = {"k": (answer(Outcome.RESOLVED, "B"), CENT)}
 
 
 def picked(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -78,74 +67,46 @@ L_A, L_B = ({"l": (answer(Outcome.RESOLVED, verdict), CENT)} for verdict in ("A"
 
 
 @pytest.mark.parametrize(
-    ("row", "route", "asked", "answers", "wanted"),
+    ("row", "asked", "answers", "wanted"),
     [
-        (GOOD, "accept", (), {}, ("not_needed", None, None, None, "A", "judge", None)),
+        (GOOD, (), {}, ("not_needed", None, None, None, "A", "judge", None)),
         # the answer of its twin is not an accepted row's
-        (GOOD, "accept", (), PAID, ("not_needed", None, None, None, "A", "judge", None)),
-        (GOOD, "escalate", ASKED, PAID, ("resolved", "B", "gpt-4.1", CENT, "B", "strong", None)),
+        (GOOD, (), PAID, ("not_needed", None, None, None, "A", "judge", None)),
+        (GOOD, ASKED, PAID, ("resolved", "B", "gpt-4.1", CENT, "B", "strong", None)),
         # denied by the cap, at once or after an attempt that was paid for
-        (GOOD, "escalate", ASKED, {}, ("denied_budget", None, None, None, "A", "judge", None)),
-        (
-            GOOD, "escalate", ASKED, {"k": (None, CENT)},
-            ("denied_budget", None, None, CENT, "A", "judge", None),
-        ),
-        (UNJUDGED, "accept", (), {}, ("failed", None, None, None, None, "none", LONG)),
-        (
-            UNJUDGED, "escalate", ASKED, PAID,
-            ("resolved", "B", "gpt-4.1", CENT, "B", "strong", LONG),
-        ),
-        (
-            UNJUDGED, "escalate", ASKED, {"k": (answer(Outcome.REFUSED), CENT)},
-            ("refused", None, "gpt-4.1", CENT, None, "none", f"{LONG}; strong: because"),
-        ),
-        (
-            UNJUDGED, "escalate", ASKED, {},
-            ("denied_budget", None, None, None, None, "none", LONG),
-        ),
+        (GOOD, ASKED, {}, ("denied_budget", None, None, None, "A", "judge", None)),
+        (GOOD, ASKED, {"k": (None, CENT)}, ("denied_budget", None, None, CENT, "A", "judge", None)),
+        (UNJUDGED, (), {}, ("failed", None, None, None, None, "none", LONG)),
+        (UNJUDGED, ASKED, PAID, ("resolved", "B", "gpt-4.1", CENT, "B", "strong", LONG)),
+        (UNJUDGED, ASKED, {"k": (answer(Outcome.REFUSED), CENT)},
+         ("refused", None, "gpt-4.1", CENT, None, "none", f"{LONG}; strong: because")),
+        (UNJUDGED, ASKED, {}, ("denied_budget", None, None, None, None, "none", LONG)),
         # a strong judge that fails leaves the local verdict
-        *(
-            (
-                GOOD, "escalate", ASKED, {"k": (answer(outcome), CENT)},
-                (outcome.value, None, "gpt-4.1", CENT, "A", "judge", "strong: because"),
-            )
-            for outcome in (Outcome.REFUSED, Outcome.UNPARSEABLE, Outcome.FAILED)
-        ),
-        (UNREAD, "accept", (), {}, ("failed", None, None, None, None, "none", NULL)),
+        *((GOOD, ASKED, {"k": (answer(outcome), CENT)},
+           (outcome.value, None, "gpt-4.1", CENT, "A", "judge", "strong: because"))
+          for outcome in (Outcome.REFUSED, Outcome.UNPARSEABLE, Outcome.FAILED)),
+        (UNREAD, (), {}, ("failed", None, None, None, None, "none", NULL)),
         # a twin that does not pay
-        (
-            GOOD, "escalate", [("k", False)], PAID,
-            ("resolved", "B", "gpt-4.1", Decimal(0), "B", "strong", None),
-        ),
+        (GOOD, [("k", False)], PAID, ("resolved", "B", "gpt-4.1", Decimal(0), "B", "strong", None)),
         # both orders agree, contradict each other, are half there, or one is refused
-        (
-            GOOD, "escalate", BOTH, PAID | L_A,
-            ("resolved", "B", "gpt-4.1", 2 * CENT, "B", "strong", None),
-        ),
-        (
-            GOOD, "escalate", BOTH, PAID | L_B,
-            ("resolved", "tie", "gpt-4.1", 2 * CENT, "tie", "strong", None),
-        ),
-        (
-            GOOD, "escalate", BOTH, PAID,
-            ("denied_budget", None, "gpt-4.1", CENT, "A", "judge", None),
-        ),
-        (
-            GOOD, "escalate", BOTH, PAID | {"l": (answer(Outcome.REFUSED), CENT)},
-            ("refused", None, "gpt-4.1", 2 * CENT, "A", "judge", "strong: because"),
-        ),
+        (GOOD, BOTH, PAID | L_A, ("resolved", "B", "gpt-4.1", 2 * CENT, "B", "strong", None)),
+        (GOOD, BOTH, PAID | L_B, ("resolved", "tie", "gpt-4.1", 2 * CENT, "tie", "strong", None)),
+        (GOOD, BOTH, PAID, ("denied_budget", None, "gpt-4.1", CENT, "A", "judge", None)),
+        (GOOD, BOTH, PAID | {"l": (answer(Outcome.REFUSED), CENT)},
+         ("refused", None, "gpt-4.1", 2 * CENT, "A", "judge", "strong: because")),
     ],
 )  # fmt: skip
 def test_what_becomes_of_a_row(
-    row: dict[str, Any], route: str, asked: Asked, answers: Paid, wanted: tuple[Any, ...]
+    row: dict[str, Any], asked: Asked, answers: Paid, wanted: tuple[Any, ...]
 ) -> None:
-    assert picked(one(row, route, asked, answers)) == wanted
-
-
-def test_the_local_verdict_stands_beside_the_final_one() -> None:
-    row = one(GOOD, "escalate", ASKED, PAID)
+    """All columns are null or all are there: readers of shards find one type."""
+    routed = {0: ("escalate" if asked else "accept", asked)}
+    table = verdict_columns(builders.judged(row), routed, answers, SCHEMA, STRONG)
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    (found,) = table.to_pylist()
+    assert picked(found) == wanted
     local = "judge_verdict", "judge_probs", "judge_confidence", "judge_model"
-    assert {name: row[name] for name in local} == {name: GOOD[name] for name in local}
+    assert [found[name] for name in local] == [row.get(name) for name in local]
 
 
 def test_scores_are_numbers() -> None:
@@ -178,7 +139,7 @@ def test_the_first_of_identical_rows_pays_in_input_order() -> None:
 
 
 def test_judged_rows_have_one_schema_whatever_is_null() -> None:
-    config = builders.config(judge=builders.COLUMNS_JUDGE)
+    config = builders.config()
     roles = {name: name for name in ("instruction", "response_a", "response_b")}
     columns, engine = Columns(roles, extra=("p_a", "p_b")), ColumnsEngine(config)
 
@@ -216,7 +177,7 @@ def test_judged_rows_have_one_schema_whatever_is_null() -> None:
 def test_columns_take_probabilities_as_they_are_or_that_row_has_an_error(
     p_a: float | None, p_b: float, verdict: str | None, confidence: float | None
 ) -> None:
-    engine = ColumnsEngine(builders.config(judge=builders.COLUMNS_JUDGE))
+    engine = ColumnsEngine(builders.config())
     rows = pa.table({"p_a": pa.array([p_a, 0.9]), "p_b": pa.array([p_b, 0.1])})
     found, good = engine.judge([], rows)
     assert (found.verdict, found.confidence) == (verdict, confidence)
@@ -243,8 +204,6 @@ def test_an_unsure_verdict_is_nobodys(
     assert picked(row) == (outcome, "A", "gpt-4.1", 3 * CENT, *final, "judge: too long")
     assert (row["strong_prob"], row["route"]) == (prob, route)
 
-
-# review.parquet: which rows a person gets to see, and what of them
 
 COLUMNS = Columns({"instruction": "prompt", "response_a": "row", "response_b": "b"}, "id")
 CHUNK = 3

@@ -172,9 +172,9 @@ def all_read(why: str, verdict: str) -> None:
                 assert reads(name, shape.format(text).replace("WHY", why)) == meant
 
 
-def test_all_real_verdicts_of_pandalm(data: Path) -> None:
+def test_all_real_verdicts_of_pandalm(texts_data: Path) -> None:
     columns = ("pandalm_7b_verdict", "pandalm_7b_reason", "response_b")
-    rows = pl.read_parquet(data / "pandalm_test.parquet").select(columns).rows()
+    rows = pl.read_parquet(texts_data / "pandalm_test.parquet").select(columns).rows()
     for verdict, reason, reference in rows:
         behind = f"\n\n### Reason: {reason}\n\n### Reference: {reference}"
         text = {"A": "1", "B": "2", "tie": "Tie"}[verdict]

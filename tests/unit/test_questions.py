@@ -1,6 +1,4 @@
-"""The strong judge's questions: one canonical form, made again alike, what they cost, and no
-guessed verdict.
-"""
+"""The strong judge's questions: canonical, made again alike, priced exactly; no guessed verdict."""
 
 from __future__ import annotations
 
@@ -253,9 +251,6 @@ def test_several_local_judges_share_one_question() -> None:
     assert keys == {key(rubric="Be brief.")}
 
 
-# prices: exact, never below the bill
-
-
 def test_the_table_is_dated_and_every_line_is_a_price() -> None:
     head = json.loads(resources.files("ray_judge.escalation").joinpath("prices.json").read_text())
     assert head["source"].startswith("genai-prices ")
@@ -283,6 +278,13 @@ def test_a_model_has_many_names(name: str, listed: str) -> None:
     assert price_of(name) == price_of(listed)
 
 
+OVERRIDE = {
+    "input_usd_per_mtok": 0.1,
+    "output_usd_per_mtok": "0.3",
+    "batch_factor": Decimal("0.25"),
+}
+
+
 @pytest.mark.parametrize(
     ("model", "rates"),
     [
@@ -294,42 +296,30 @@ def test_a_model_has_many_names(name: str, listed: str) -> None:
         ("cohere/command-r", "0.5 0.5 1.5"),  # a gateway's name, and that one is dearer
         ("groq/openai/gpt-oss-120b", "0.15 0.075 0.6"),
         ("gpt-oss-120b", "0.35 0.35 0.75"),  # the dearest of many sellers
+        ("my-llama", "0.1 0.1 0.3"),
     ],
 )
 def test_rates(model: str, rates: str) -> None:
-    price = price_of(model)
-    assert [price.input, price.cached_input, price.output] == [
-        Decimal(rate) for rate in rates.split()
-    ]
+    price = price_of(model, OVERRIDE if model == "my-llama" else None)
+    found = [price.input, price.cached_input, price.output]
+    assert found == [Decimal(rate) for rate in rates.split()]
+    assert model != "my-llama" or price.batch_factor == Decimal("0.25")
 
 
 @pytest.mark.parametrize(
     ("model", "nearest"),
     [("my-llama", ""), ("gpt-4.1-turbo", "gpt-4-turbo"), ("gpt-99", "gpt-5"), ("", ""),
-     ("gpt-4.1-2025", "gpt-4.1"), ("ft:gpt-5:acme::abc", ""),
-     ("sonar", "")],
+     ("gpt-4.1-2025", "gpt-4.1"), ("ft:gpt-5:acme::abc", ""), ("sonar", "")],
 )  # fmt: skip
 def test_an_unknown_model_names_the_way_out(model: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=rf"strong\.price.*{nearest}"):
         price_of(model)
 
 
-def test_an_override_and_what_is_none() -> None:
-    given = {
-        "input_usd_per_mtok": 0.1,
-        "output_usd_per_mtok": "0.3",
-        "batch_factor": Decimal("0.5"),
-    }
-    price = price_of("my-llama", given)
-    assert (price.input, price.cached_input, price.output) == (
-        Decimal("0.1"),
-        Decimal("0.1"),
-        Decimal("0.3"),
-    )
-    assert price.batch_factor == Decimal("0.5")
-    for bad in (-1, float("nan"), float("inf"), "cheap", None):
-        with pytest.raises(ValidationError):
-            PriceConfig.model_validate({"input_usd_per_mtok": bad, "output_usd_per_mtok": 1})
+@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf"), "cheap", None])
+def test_what_is_no_price(bad: Any) -> None:
+    with pytest.raises(ValidationError):
+        PriceConfig.model_validate({"input_usd_per_mtok": bad, "output_usd_per_mtok": 1})
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,8 @@ def frame(rows: Sequence[Row | float | None], nano: Sequence[int] | None = None)
         },
         schema_overrides={"judge_confidence": pl.Float64, "has_text": pl.Boolean, "row": pl.Int64},
     )
-    return (
-        judged
-        if nano is None
-        else judged.with_columns(cost_nano_usd=pl.Series(nano, dtype=pl.Int64))
-    )
+    costs = {} if nano is None else {"cost_nano_usd": pl.Series(nano, dtype=pl.Int64)}
+    return judged.with_columns(**costs)
 
 
 def by(policy: str, value: str | float, **keys: object) -> RouteConfig:
@@ -221,11 +218,8 @@ def test_audited_rows_are_accepted_ones_drawn_at_random(policy: str, value: Any)
     audited = route(judged, by(policy, value, audit="0.05"), tier(0.7), "n")
     chosen = audited.filter(route="audit")
     assert chosen["has_text"].all() and chosen["judge_confidence"].is_not_null().all()
-    accepted = audited.filter(
-        (pl.col("route") != "escalate")
-        & pl.col("has_text")
-        & pl.col("judge_confidence").is_not_null()
-    )
+    known = pl.col("judge_confidence").is_not_null()
+    accepted = audited.filter(pl.col("route") != "escalate", known, has_text=True)
     assert 0.035 < chosen.height / accepted.height < 0.065
     if policy != "budget":  # there the audit is paid out of the same budget
         assert escalated(audited) == escalated(plain)

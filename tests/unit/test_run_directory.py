@@ -53,22 +53,19 @@ def test_another_configuration_is_refused_key_by_key(run: RunDirectory) -> None:
     run.begin(config(), PLAN)
     run.check_config(config())
     with pytest.raises(RunChangedError) as caught:
-        run.check_config(config(route={"fraction": 0.6}, chunk_rows=7))
+        run.check_config(config(route__fraction=0.6, chunk_rows=7))
     assert caught.value.exit_code == 2
-    assert "route.fraction: '0.5' → '0.6'" in str(caught.value)
+    assert "route.fraction: '0.3' → '0.6'" in str(caught.value)
     assert "chunk_rows: 1000 → 7" in str(caught.value)
-    run.check_config(config(strong={"model": "gpt-4.1", "max_cost_usd": 2, "concurrency": 1}))
+    run.check_config(config(strong__max_cost_usd=2, strong__concurrency=1))
     with pytest.raises(RunChangedError, match="only be raised"):
-        run.check_config(config(strong={"model": "gpt-4.1", "max_cost_usd": "0.5"}))
+        run.check_config(config(strong__max_cost_usd="0.5"))
 
 
 def test_judged_chunks_are_what_is_committed(run: RunDirectory) -> None:
     assert run.judged(0) == set()
-    run.commit_judged(0, "00000-00001", judged({}))
-    run.commit_judged(0, "00000-00000", judged({}))
-    run.commit_judged(
-        0, "00000-00000", judged({}, {})
-    )  # a retried task commits again: the last stands
+    for name, rows in (("00000-00001", [{}]), ("00000-00000", [{}]), ("00000-00000", [{}, {}])):
+        run.commit_judged(0, name, judged(*rows))  # a retried task commits again: the last stands
     run.commit_judged(1, "00000-00001", judged({}))
     assert (run.judged(0), run.judged(1)) == ({"00000-00000", "00000-00001"}, {"00000-00001"})
     assert run.read_judged(0, "00000-00000").equals(judged({}, {}))

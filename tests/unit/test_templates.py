@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from ray_judge.cli import main
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
 from ray_judge.judging.formats import format_for
+from ray_judge.judging.formats import templates as module
 from ray_judge.judging.formats.templates import (
     MIRROR_ENV,
-    PINS,
     cache_path,
     find,
     keep,
@@ -36,8 +37,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def listed(data: Path) -> str:
-    return str(data / "judge_templates.json")
+def listed(templates: str) -> str:
+    return templates
 
 
 @pytest.fixture
@@ -70,15 +71,16 @@ def source(literals: list[str]) -> str:
     )
 
 
-def test_the_pins_are_those_of_the_list(listed: str) -> None:
-    entries = json.loads(Path(listed).read_text())
+def test_the_pins_are_those_of_the_real_list(texts_data: Path) -> None:
+    path = texts_data / "judge_templates.json"
     fields = ("judge", "mode", "repository", "commit", "path", "literal_sha256")
-    by_place = {tuple(entry[field] for field in fields): entry for entry in entries}
-    assert len(PINS) == len(entries) == 9
-    for pin in PINS:
-        entry = by_place[tuple(getattr(pin, field) for field in fields)]
-        assert sorted(pin.placeholders) == sorted(entry["placeholders"])
-        assert pin.characters == len(entry["text"])
+    listed = {tuple(entry[field] for field in fields) for entry in json.loads(path.read_text())}
+    assert listed == {tuple(getattr(pin, field) for field in fields) for pin in module.PINS}
+    for pin, text in find(module.PINS, path).items():
+        assert pin.characters == len(text)
+        assert set(re.findall(r"{(\w+)}", text)) == set(pin.placeholders)
+        assert not set("{}") & set(re.sub(r"{\w+}", "", text))  # a brace means nothing else
+    assert len(listed) == 9
 
 
 @every_form
@@ -90,7 +92,7 @@ def test_every_template_is_found_byte_for_byte(
     assert main(["judges", "pull", "--from", str(path)]) == 0
     out, err = capfd.readouterr()
     assert "executed" not in out + err and "a_module_that_is_nowhere" not in sys.modules
-    for pin in PINS:
+    for pin in module.PINS:
         assert cache_path(pin).read_bytes() == texts[pin.name].encode()
         assert template(pin) == texts[pin.name]
     assert main(["judges", "check"]) == 0
@@ -112,9 +114,9 @@ def test_one_changed_byte_is_refused(
             assert main(["judges", "pull", *wish, "--from", str(path)]) == 2, name
             said = capsys.readouterr().err
             assert name in said and "changed copy" in said and str(path) in said
-        others = [pin for pin in PINS if pin.name != name]
+        others = [pin for pin in module.PINS if pin.name != name]
         assert find(others, path) == {pin: texts[pin.name] for pin in others}
-        assert not any(state(pin) == "cached" for pin in PINS)
+        assert not any(state(pin) == "cached" for pin in module.PINS)
 
 
 def test_a_file_with_one_template_gives_that_one(
@@ -149,8 +151,8 @@ def test_a_folder_is_searched_whatever_else_lies_in_it(
     document = {"list": [1, None, {"text": each[4:8]}]}
     (folder / "deep" / "er" / "b.json").write_text(json.dumps(document))
     (folder / "c.txt").write_text(each[8])
-    assert {pin.name: text for pin, text in find(PINS, folder).items()} == texts
-    assert find(PINS, Path(listed)).keys() == set(PINS)
+    assert {pin.name: text for pin, text in find(module.PINS, folder).items()} == texts
+    assert find(module.PINS, Path(listed)).keys() == set(module.PINS)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +225,9 @@ def test_the_cache(
 ) -> None:
     """A file in it is whole or absent; a home that cannot be written is named."""
     for text in ("first", "second"):
-        keep(PINS[0], text)
-    assert list(cache.iterdir()) == [cache_path(PINS[0])]
-    assert cache_path(PINS[0]).read_text() == "second"
+        keep(module.PINS[0], text)
+    assert list(cache.iterdir()) == [cache_path(module.PINS[0])]
+    assert cache_path(module.PINS[0]).read_text() == "second"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert main(["judges", "pull", "--from", listed]) == 1
