@@ -49,6 +49,8 @@ class Answers:
     settled_usd: Decimal
     unproven_usd: Decimal
     """Promised to requests whose fate a crash hid: counted as spent."""
+    excess_usd: Decimal
+    """Billed beyond what the limits of the requests allow: see README on the cap."""
 
     def paid(self) -> dict[str, tuple[Answer | None, Decimal]]:
         """Question key → its final answer, and what this run's attempts at it cost.
@@ -127,7 +129,7 @@ def answers_of(books: Books, asked: pl.DataFrame) -> Answers:
     keys = asked["question_keys"].explode().drop_nulls().unique()
     return Answers(
         asked, journal.answers(keys), journal.costs(books.run), journal.requests(books.run),
-        settled, unproven,
+        settled, unproven, books.excess_usd(),
     )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ def summarise(
         "spent_usd": answers.settled_usd + answers.unproven_usd,
         "unproven_usd": answers.unproven_usd,
         "cap_usd": config.strong.max_cost_usd,
+        "excess_usd": answers.excess_usd,
         "threshold": threshold,
         "judge_model": config.judges[0].model,
         "strong_model": config.strong.model,

@@ -72,10 +72,26 @@ def test_the_longest_prefix_that_fits_each_slot_settled_once_and_in_full() -> No
     for unknown in ("x-1", "", "1", "x-0", "x--1", lease.id[:-1] + "2"):
         with pytest.raises(EscalationError):
             ledger.settle(unknown, 0, D("0.1"))
-    assert (total(ledger), ledger.overruns) == (D("0.1"), 0)
-    ledger.settle(grant(ledger, "0.4").id, 0, D("0.7"))  # more than its maximum: the money is gone
-    assert (total(ledger), ledger.overruns) == (D("0.8"), 1)
-    assert ledger.best_usd() == {"run": D("0.2")}
+    assert (total(ledger), ledger.excess_usd) == (D("0.1"), 0)
+
+
+def test_an_answer_beyond_its_lease_widens_those_to_come() -> None:
+    """What is gone is booked in full; later owners know of it, too."""
+    storage = MemoryStorage()
+    ledger = opened(storage)
+    first, second = grant(ledger, "0.1"), grant(ledger, "0.01")
+    ledger.settle(first.id, 0, D("0.25"))
+    assert (ledger.spent_usd, ledger.excess_usd, first.factor) == (D("0.25"), D("0.15"), 1000)
+    ledger.settle(second.id, 0, D("0.02"))  # granted before: twice its own maximum
+    ledger.commit()
+    for owner in (ledger, opened(storage)):
+        assert owner.best_usd() == {"run": D("0.292")}  # $0.73 are left, at 2.5 for 1
+        assert owner.fitting([D("0.146")] * 9) == 2
+    lease = grant(owner, "0.1")
+    assert (lease.factor, owner.open_usd) == (2500, D("0.25"))
+    assert owner.held("a")[0].max_usd == D("0.25")
+    owner.settle(lease.id, 0, D("0.5"))  # twice the widened one
+    assert grant(owner, "0.01").factor == 5000 and owner.excess_usd == D("0.41")
 
 
 @pytest.mark.parametrize("amount", [D("NaN"), D("-0.01"), D("Infinity"), D("sNaN"), 1.0, None])

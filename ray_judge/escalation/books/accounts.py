@@ -22,6 +22,8 @@ _NANO = Decimal(10) ** 9
 _EXACT = Context(prec=60)
 _MOST_USD = Decimal(10) ** 9
 """A sum beyond this is a mistake of units; it is also what `decimal128(18, 9)` can hold."""
+AS_IT_IS = 1000
+"""A factor of leases, in thousandths: what a request can cost by its limits, and no more."""
 BILLED_LATE_S = 3600.0
 """A request whose actor is lost may be billed this much later: longer than any client waits."""
 
@@ -60,13 +62,15 @@ class OpenLease:
     """What of a lease is not settled.
 
     `slots`: number of each open slot → (key of its question, maximum in nano-dollars). `lost_at`:
-    when its actor was given up (Unix seconds); None while it is believed to be at work. `amount`:
-    nano-dollars held by the open slots; a batch has too many to be added up at each look.
+    when its actor was given up (Unix seconds); None while it is believed to be at work. `factor`:
+    by how many thousandths the maxima were widened. `amount`: nano-dollars held by the open slots;
+    a batch has too many to be added up at each look.
     """
 
     actor: str
     accounts: list[str]
     slots: dict[int, tuple[str, int]]
+    factor: int = AS_IT_IS
     lost_at: float | None = None
     amount: int = field(init=False)
 
@@ -80,14 +84,17 @@ class Accounts:
 
     `settled` and `held`: nano-dollars per account. `granted`: how many leases each lease series
     (one per epoch of the ledger) has seen, so that a known lease whose slot is no longer open is
-    recognised as settled, without a list of all settled slots.
+    recognised as settled, without a list of all settled slots. `excess`: nano-dollars per account
+    that answers cost beyond their leases. `factors`: thousandths by which the leases of an account
+    are widened, after what its dearest answers cost.
     """
 
     settled: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     leases: dict[str, OpenLease] = field(default_factory=dict)
     granted: dict[str, int] = field(default_factory=dict)
-    overruns: int = 0
+    excess: dict[str, int] = field(default_factory=dict)
+    factors: dict[str, int] = field(default_factory=dict)
 
     def used(self, account: str) -> int:
         """Nano-dollars of the account that are settled or held."""
@@ -98,13 +105,21 @@ class Accounts:
         leases = self.leases.values()
         return sum(x.amount for x in leases if x.actor in actors and account in x.accounts)
 
+    def factor(self, account: str) -> int:
+        return self.factors.get(account, AS_IT_IS)
+
     def grant(
-        self, lease: str, actor: str, slots: Sequence[tuple[str, int]], accounts: Sequence[str]
+        self,
+        lease: str,
+        actor: str,
+        slots: Sequence[tuple[str, int]],
+        accounts: Sequence[str],
+        factor: int = AS_IT_IS,
     ) -> None:
         """Open a lease of (key, maximum) slots; the caller has checked that it fits."""
         series, _, number = lease.rpartition("-")
         self.granted[series] = max(self.granted.get(series, 0), int(number))
-        opened = OpenLease(actor, list(accounts), dict(enumerate(slots)))
+        opened = OpenLease(actor, list(accounts), dict(enumerate(slots)), factor)
         self.leases[lease] = opened
         for account in opened.accounts:
             self.held[account] = self.held.get(account, 0) + opened.amount
@@ -112,8 +127,8 @@ class Accounts:
     def settle(self, lease: str, slot: int, cost: int) -> bool:
         """Turn an open slot into `cost` spent. False when it was settled before: nothing changes.
 
-        A cost above the maximum (the provider counted more than the bound allows) is booked in
-        full and counted in `overruns`: the money is gone, so less is left to grant. Raises
+        A cost above the maximum (the provider does not keep to the limits of the request) is booked
+        in full: the money is gone, so less is left to grant. It widens the leases to come. Raises
         `EscalationError` for a lease that was never granted.
         """
         opened = self.leases.get(lease)
@@ -124,10 +139,13 @@ class Accounts:
             return False
         _, most = opened.slots.pop(slot)
         opened.amount -= most
-        self.overruns += cost > most
+        widened = -(-cost * opened.factor // max(most, 1))
         for account in opened.accounts:
             self.held[account] -= most
             self.settled[account] = self.settled.get(account, 0) + cost
+            if cost > most:
+                self.excess[account] = self.excess.get(account, 0) + cost - most
+                self.factors[account] = max(self.factor(account), widened)
         if not opened.slots:
             del self.leases[lease]
         return True
@@ -156,15 +174,17 @@ class Accounts:
 
     def to_json(self) -> dict[str, Any]:
         leases = {
-            name: [x.actor, x.accounts, x.lost_at, x.slots] for name, x in self.leases.items()
+            name: [x.actor, x.accounts, x.factor, x.lost_at, x.slots]
+            for name, x in self.leases.items()
         }
-        balances = {"settled": self.settled, "held": self.held, "overruns": self.overruns}
-        return {**balances, "granted": self.granted, "leases": leases}
+        names = ("settled", "held", "granted", "excess", "factors")
+        return {**{name: getattr(self, name) for name in names}, "leases": leases}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Accounts:
         leases = {}
-        for name, (actor, accounts, lost_at, slots) in state["leases"].items():
+        for name, (actor, accounts, factor, lost_at, slots) in state["leases"].items():
             numbered = {int(number): (key, most) for number, (key, most) in slots.items()}
-            leases[name] = OpenLease(actor, accounts, numbered, lost_at)
-        return cls(state["settled"], state["held"], leases, state["granted"], state["overruns"])
+            leases[name] = OpenLease(actor, accounts, numbered, factor, lost_at)
+        names = ("settled", "held", "granted", "excess", "factors")
+        return cls(**{name: state[name] for name in names}, leases=leases)

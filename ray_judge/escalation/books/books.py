@@ -157,6 +157,10 @@ class Books:
         accounts, name = recover(self.storage), f"run:{self.run}"
         return to_usd(accounts.settled.get(name, 0)), to_usd(accounts.held.get(name, 0))
 
+    def excess_usd(self) -> Decimal:
+        """What answers to this run cost beyond their leases, without owning."""
+        return to_usd(recover(self.storage).excess.get(f"run:{self.run}", 0))
+
     def compact(self, *, may_fold: Callable[[str], bool], token: str | None = None) -> int:
         """See `journal.compact`."""
         return compact(self.storage, may_fold, token)

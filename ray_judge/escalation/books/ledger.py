@@ -49,7 +49,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ray_judge.errors import AlreadyExists, CorruptedError, LedgerFenced, StorageError
-from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
+from ray_judge.escalation.books.accounts import AS_IT_IS, Accounts, month_of, to_nanos, to_usd
 from ray_judge.escalation.books.lines import LineLog, log_names, read_listed, read_log
 from ray_judge.storage.local import Storage
 
@@ -60,10 +60,14 @@ _NO_CAP = 10**30
 
 
 class Lease(NamedTuple):
-    """Money for the first `slots` of the requests that were asked for, maybe for none."""
+    """Money for the first `slots` of the requests that were asked for, maybe for none.
+
+    Each holds `factor` thousandths of what was asked for: see `Accounts.settle`.
+    """
 
     id: str
     slots: int
+    factor: int = AS_IT_IS
 
 
 class HeldSlot(NamedTuple):
@@ -121,35 +125,41 @@ class Ledger:
         """As `grant`, but nothing may be sent under the lease before `commit` has returned."""
         self._check_owner()
         self._roll()
-        maxima = [to_nanos(cost) for _, cost in needs]
+        maxima = self._widened([cost for _, cost in needs])
         fitting = self._fitting(maxima)
         if not fitting:
             return Lease("", 0)
         names, keys, maxima = self._names(), [key for key, _ in needs[:fitting]], maxima[:fitting]
         self._count += 1
         self._at_work.add(actor)
-        lease = f"{self._series}-{self._count}"
-        self._accounts.grant(lease, actor, [*zip(keys, maxima, strict=True)], names)
+        lease, factor = f"{self._series}-{self._count}", self._accounts.factor(self._run)
+        self._accounts.grant(lease, actor, [*zip(keys, maxima, strict=True)], names, factor)
         record = {"lease": lease, "actor": actor, "max": maxima, "keys": keys, "to": names}
-        self._log.append({"t": "grant", **record})
-        return Lease(lease, fitting)
+        self._log.append({"t": "grant", **record, "factor": factor})
+        return Lease(lease, fitting, factor)
 
     def fitting(self, max_costs_usd: Sequence[Decimal]) -> int:
         """How many of the first of these a grant would cover now; changes nothing."""
         self._roll()
-        return self._fitting([to_nanos(cost) for cost in max_costs_usd])
+        return self._fitting(self._widened(max_costs_usd))
+
+    def _widened(self, max_costs_usd: Sequence[Decimal]) -> list[int]:
+        factor = self._accounts.factor(self._run)
+        return [-(-to_nanos(cost) * factor // AS_IT_IS) for cost in max_costs_usd]
 
     def best_usd(self) -> dict[str, Decimal]:
         """The most that this owner could ever grant to one request, if all came back that may.
 
         By cap: `run`, and `month` where there is such a cap. Below zero: not even what is free.
+        In dollars as a request asks for them: what it is widened by is taken off.
         """
         self._roll()
         best = {}
         for name in self._names():
             if (room := self._room(name)) < _NO_CAP:
                 nanos = room + self._accounts.returnable(name, self._at_work)
-                best[name.partition(":")[0]] = to_usd(nanos)
+                asked = nanos * AS_IT_IS // self._accounts.factor(self._run)
+                best[name.partition(":")[0]] = to_usd(asked)
         return best
 
     def commit(self) -> None:
@@ -237,9 +247,9 @@ class Ledger:
         return to_usd(max(0, self._caps[self._run]))
 
     @property
-    def overruns(self) -> int:
-        """How many answers cost more than their slot's maximum: should be zero."""
-        return self._accounts.overruns
+    def excess_usd(self) -> Decimal:
+        """What answers to this run cost beyond their leases: none where limits are kept."""
+        return to_usd(self._accounts.excess.get(self._run, 0))
 
     def month_usd(self) -> Decimal:
         """Settled and open in the current UTC month, over all runs."""
@@ -313,7 +323,7 @@ def _replay(records: Sequence[Mapping[str, Any]], log: str) -> Accounts:
             accounts = Accounts.from_json(record)
         elif kind == "grant":
             slots = [*zip(record["keys"], record["max"], strict=True)]
-            accounts.grant(record["lease"], record["actor"], slots, record["to"])
+            accounts.grant(record["lease"], record["actor"], slots, record["to"], record["factor"])
         elif kind == "settle":
             accounts.settle(record["lease"], record["slot"], record["cost"])
         elif kind == "month":

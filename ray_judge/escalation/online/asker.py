@@ -175,7 +175,7 @@ class Asker:
         meaning = failure.meaning
         final = meaning.fault is Fault.QUESTION or tries.enough()
         # What may have been computed may have been billed: it counts in full.
-        cost_usd = slot.need.max_cost_usd if meaning.billed else Decimal(0)
+        cost_usd = slot.max_cost_usd if meaning.billed else Decimal(0)
         place, at = (slot.lease, slot.number), self._clock()
         key, kind, reason = slot.need.key, failure.kind, failure.reason
         answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)

@@ -18,7 +18,7 @@ from enum import Enum
 from itertools import takewhile
 from typing import Any, Protocol
 
-from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
+from ray_judge.escalation.books.ledger import Lease, LeaseSlot, Ledger
 from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, denying_cap
 
@@ -48,6 +48,9 @@ class WallClock:
         await asyncio.sleep(seconds)
 
 
+NONE = Lease("", 0)
+
+
 @dataclass(slots=True)
 class _Waiter:
     actor: str
@@ -60,7 +63,7 @@ class _Offer:
     """What a waiter gets: a lease, when each of its requests may be sent, how many are denied."""
 
     waiter: _Waiter
-    lease: str = ""
+    lease: Lease = NONE
     times: list[float] = field(default_factory=list)
     denied: int = 0
     cap: str | None = None
@@ -170,7 +173,7 @@ class Governor:
             "cap_usd": self._ledger.cap_usd,
             "best_usd": self._ledger.best_usd(),
             "month_usd": self._ledger.month_usd(),
-            "overruns": self._ledger.overruns,
+            "excess_usd": self._ledger.excess_usd,
             "waiting": sum(map(len, self._waiting.values())),
             "paused": self._paused,
             **self._limiter.state(self._clock.now()),
@@ -263,7 +266,7 @@ class Governor:
         if not lease.slots:
             return self._offer(waiter, now)
         self._in_flight.update((lease.id, slot) for slot in range(lease.slots))
-        offer = _Offer(waiter, lease.id, times[: lease.slots])
+        offer = _Offer(waiter, lease, times[: lease.slots])
         if lease.slots == affordable:
             offer.denied, offer.cap = denied, cap
         return offer
@@ -272,13 +275,16 @@ class Governor:
         now, slots = self._clock.now(), len(offer.times)
         if offer.waiter.permit.done():  # whoever asked is gone
             for slot in range(slots):
-                self._book(offer.lease, slot, Decimal(0), None, now)
+                self._book(offer.lease.id, slot, Decimal(0), None, now)
             self._wake.set()
             return
         after = tuple(max(0.0, at - now) for at in offer.times)
         offer.waiter.permit.set_result(
-            Permit(offer.lease, slots, after, denied=offer.denied, cap=offer.cap)
-        )
+            Permit(
+                offer.lease.id, slots, after,
+                denied=offer.denied, cap=offer.cap, factor=offer.lease.factor,
+            )
+        )  # fmt: skip
 
     async def _rest(self, held_by: _HeldBy) -> None:
         """Until what holds up the first waiter may have changed."""

@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Protocol
 
 from ray_judge.errors import PausedError, ProviderDown
+from ray_judge.escalation.books.accounts import AS_IT_IS
 from ray_judge.escalation.online.limiter import Feedback
 
 BATCH = 16
@@ -48,9 +49,9 @@ class Need:
 class Permit:
     """Leave to send the first `slots` of the requests asked for, each at most once.
 
-    `send_after_s[i]`: seconds after this permit arrived before request i goes out. `denied`: the
-    money for so many of those behind them can never be had, under `cap` (`run` or `month`).
-    `paused`: the reason why the whole run rests.
+    Each has `factor` thousandths of the money that it asked for. `send_after_s[i]`: seconds after
+    this permit arrived before request i goes out. `denied`: the money for so many of those behind
+    them can never be had, under `cap` (`run` or `month`). `paused`: why the whole run rests.
     """
 
     lease_id: str
@@ -59,6 +60,7 @@ class Permit:
     denied: int = 0
     cap: str | None = None
     paused: str | None = None
+    factor: int = AS_IT_IS
 
 
 class GovernorPort(Protocol):
@@ -87,11 +89,12 @@ def denying_cap(cost_usd: Decimal, best_usd: Mapping[str, Decimal]) -> str | Non
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Leave for one request: its place in a lease, its maximum, and when it may go."""
+    """Leave for one request: its place in a lease, the most it may cost, and when it may go."""
 
     lease: str
     number: int
     need: Need
+    max_cost_usd: Decimal
     send_at: float
     expires_at: float
     """As `send_at`, in seconds of the clock of `Permits`."""
@@ -194,7 +197,8 @@ class Permits:
         now = self._clock()
         for number, (need, future) in enumerate(batch[: permit.slots]):
             send_at = now + permit.send_after_s[number]
-            slot = Slot(permit.lease_id, number, need, send_at, since + PERMIT_LIFE_S)
+            most = need.max_cost_usd * permit.factor / AS_IT_IS
+            slot = Slot(permit.lease_id, number, need, most, send_at, since + PERMIT_LIFE_S)
             if future.cancelled():
                 self.give_back(slot)
             else:
