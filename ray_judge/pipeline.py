@@ -84,12 +84,16 @@ def kept_promise(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
-    """Give the summary of a finished run; a raised cap reopens it for the rows that it denied."""
+    """Give the summary of a finished run.
+
+    A raised cap reopens it for the rows that it denied, and so do questions that failed through
+    no fault of their own.
+    """
     summary, plan = run.summary(), run.plan()
     if summary is None or plan is None:
         return None
     raised = float(config.strong.max_cost_usd) > summary["cap_usd"]
-    if raised and summary["outcomes"]["denied_budget"]:
+    if (raised and summary["outcomes"]["denied_budget"]) or summary["asked_again"]:
         with run.locked():
             run.reopen()
         return None

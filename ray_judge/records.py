@@ -138,6 +138,8 @@ class Answer:
     error: str | None = None
     run: str | None = None
     """Which run paid for it, where several share a journal; null: the only one."""
+    limit: int | None = None
+    """The output tokens at which it was cut: under a higher limit it is asked again."""
 
 
 def verdict_type(task: Task) -> pa.DataType:

@@ -115,7 +115,8 @@ def read_answer(
     """Turn a computed (so billed) reply into an answer; what is unusable may be asked again.
 
     `input_bound`: the question's, in tokens, for servers that send no usage. `at`: Unix seconds.
-    `last`: an unusable answer ends the question. `tier`: what is billed, whatever the reply says.
+    `last`: an unusable answer ends the question for good; one that was cut always does, under its
+    limit. `tier`: what is billed, whatever the reply says.
     """
     usage = reply.usage
     if usage is None:  # counted here: upper bounds, since the cap depends on them
@@ -134,8 +135,12 @@ def read_answer(
     try:
         return replace(answer, verdict=maker.read(reply.text))
     except Unparseable as error:
-        cut = " (cut at max_output_tokens)" if reply.finish_reason == "length" else ""
-        return replace(answer, outcome=Outcome.UNPARSEABLE, error=f"{error}{cut}", final=last)
+        answer = replace(answer, outcome=Outcome.UNPARSEABLE, error=str(error), final=last)
+    if reply.finish_reason != "length":
+        return answer
+    most = maker.strong.max_output_tokens  # the same limit would cut it again
+    said = f"{answer.error} (cut at strong.max_output_tokens, {most})"
+    return replace(answer, error=said, final=True, limit=most)
 
 
 def failed_answer(

@@ -38,12 +38,12 @@ class Answers:
     """What the journal holds for a run when phase B is over.
 
     `asked`: a frame of `chunk`, `row`, `question_keys` (orders × samples) for every row that was
-    to be asked. `final`: key → answer, whoever paid for it. `cost`: key → dollars of this run's own
-    attempts. `requests`: how many those were.
+    to be asked. `last`: key → its final answer, else what came of it last, whoever paid for it.
+    `cost`: key → dollars of this run's own attempts. `requests`: how many those were.
     """
 
     asked: pl.DataFrame
-    final: Mapping[str, Answer]
+    last: Mapping[str, Answer]
     cost: Mapping[str, Decimal]
     requests: int
     settled_usd: Decimal
@@ -53,12 +53,17 @@ class Answers:
     """Billed beyond what the limits of the requests allow: see README on the cap."""
 
     def paid(self) -> dict[str, tuple[Answer | None, Decimal]]:
-        """Question key → its final answer, and what this run's attempts at it cost.
+        """Question key → its last answer, and what this run's attempts at it cost.
 
         A question that was paid for and then denied by the cap has no answer, but has a cost.
         """
-        keys = self.final.keys() | self.cost.keys()
-        return {key: (self.final.get(key), self.cost.get(key, Decimal(0))) for key in keys}
+        keys = self.last.keys() | self.cost.keys()
+        return {key: (self.last.get(key), self.cost.get(key, Decimal(0))) for key in keys}
+
+    @property
+    def unanswered(self) -> int:
+        """How many questions ended for this time only: the next `score` asks them again."""
+        return sum(not answer.final for answer in self.last.values())
 
 
 def check_strong(config: RunConfig) -> None:

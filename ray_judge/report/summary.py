@@ -55,6 +55,7 @@ def summarise(
         "unproven_usd": answers.unproven_usd,
         "cap_usd": config.strong.max_cost_usd,
         "excess_usd": answers.excess_usd,
+        "asked_again": answers.unanswered,
         "threshold": threshold,
         "judge_model": config.judges[0].model,
         "strong_model": config.strong.model,

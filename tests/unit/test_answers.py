@@ -94,8 +94,6 @@ def test_a_verdict_and_what_it_cost() -> None:
     [
         (body(None, refusal="I will not."), Outcome.REFUSED, "I will not."),
         (body('{"verdict": "A"}', refusal="n" * 900), Outcome.REFUSED, "n" * 200),
-        (body("Let me", finish="length"), Outcome.UNPARSEABLE,
-         "the answer is not JSON: 'Let me' (cut at max_output_tokens)"),
         (body('{"verdict": "C"}'), Outcome.UNPARSEABLE, "'C' is not one of A, B, tie"),
     ],
 )  # fmt: skip
@@ -116,6 +114,14 @@ def test_what_a_filter_stopped_is_not_asked_again() -> None:
         answer = read(text)
         assert (answer.outcome, answer.error) == (Outcome.REFUSED, "stopped by the content filter")
         assert answer.final and answer.cost_usd == Decimal("0.000036")
+
+
+def test_what_was_cut_is_not_asked_again_at_the_same_limit() -> None:
+    answer = read(body("Let me", finish="length"))
+    said = "the answer is not JSON: 'Let me' (cut at strong.max_output_tokens, 300)"
+    assert (answer.outcome, answer.error) == (Outcome.UNPARSEABLE, said)
+    assert (answer.final, answer.limit) == (True, 300)
+    assert read(body('{"verdict": "A"}', finish="length")).verdict == "A"
 
 
 def test_answers_as_servers_write_them() -> None:

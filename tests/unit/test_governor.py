@@ -13,7 +13,7 @@ import pytest
 from ray_judge.errors import ConfigError, LedgerFenced, StorageError
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.online.governor import Governor, WallClock
-from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
+from ray_judge.escalation.online.limiter import FIRST, Feedback, Limiter, Signal
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit
 
 from .memory import MemoryStorage
@@ -39,7 +39,7 @@ async def inline(work: Callable[[], None]) -> None:
 
 
 def governor(of: Books, **more: Any) -> Governor:
-    rates = {"requests_per_minute": 60_000, "concurrency": 64}
+    rates = {"requests_per_minute": 60_000, "concurrency": 64, "usable": FIRST}
     rates |= {name: more.pop(name) for name in rates if name in more}
     ledger, _ = of.claim("test")
     options = {"off_loop": inline, **more}
@@ -190,8 +190,11 @@ async def test_a_pause_and_the_end_answer_everyone(storage: MemoryStorage) -> No
     assert (await waiting).paused == "the run is ending"
 
 
+@pytest.mark.parametrize("signal", [Signal.UNAVAILABLE, Signal.RATE_LIMITED])
 @virtual
-async def test_a_provider_that_stays_down_pauses_the_run(storage: MemoryStorage) -> None:
+async def test_a_provider_that_stays_down_pauses_the_run(
+    storage: MemoryStorage, signal: Signal
+) -> None:
     gov = governor(books(storage, "1000"), patience_s=120.0)
     begun = asyncio.get_running_loop().time()
     while True:
@@ -199,9 +202,27 @@ async def test_a_provider_that_stays_down_pauses_the_run(storage: MemoryStorage)
         if permit.paused:
             break
         item = (permit.lease_id, 0, D(0))
-        await gov.settle("a", [item], feedback=[Feedback(Signal.UNAVAILABLE)])
-    assert permit.paused == PROVIDER_DOWN
+        await gov.settle("a", [item], feedback=[Feedback(signal, why="HTTP 5xx: no")])
+    assert (permit.paused, permit.ends) == (f"{PROVIDER_DOWN}: HTTP 5xx: no", False)
     assert 120 < asyncio.get_running_loop().time() - begun < 300
+
+
+@virtual
+async def test_first_answers_that_cannot_be_used_end_the_run(storage: MemoryStorage) -> None:
+    """They are asked one by one, and all who wait are told why."""
+    gov = governor(books(storage, "1000"), usable=0)
+    for number in range(FIRST):
+        permit = await gov.acquire("a", needs("0.001", "0.001"))
+        assert (permit.slots, permit.proven) == (1, False)
+        waiting = asyncio.ensure_future(gov.acquire("b", needs("0.001")))
+        await asyncio.sleep(10)
+        assert not waiting.done()
+        waiting.cancel()
+        told = Feedback(Signal.OK, usable=False, why=f"cut {number}")
+        await gov.settle("a", [(permit.lease_id, 0, D("0.001"))], feedback=[told])
+    permit = await gov.acquire("a", needs("0.001"))
+    said = "the strong judge's first 16 answers cannot be used: cut 15"
+    assert (permit.ends, permit.paused) == (True, said)
 
 
 @virtual

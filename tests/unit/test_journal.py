@@ -72,12 +72,26 @@ def test_everything_comes_back_as_it_was() -> None:
         journal = load_journal(storage)
         final = {one.key: one for one in reversed(written) if one.final}  # the earliest
         assert journal.rows == written
-        assert (journal.answered, journal.answers()) == (set(final), final)
-        assert journal.answers([written[1].key, written[2].key]) == {written[1].key: written[1]}
+        unanswered = {written[2].key: written[2]}
+        assert (journal.answered, journal.answers()) == (set(final), final | unanswered)
+        asked = {written[1].key: written[1], **unanswered}
+        assert journal.answers([*asked, "another"]) == asked
         assert compact(storage, everybody) == len(written)
     write(storage, "w3", answer(9, at=2e9, error="half a \ud83d character", model="\udc00")).close()
     assert compact(storage, nobody) == len(written) + 1
     assert (rows(storage)[-1].error, rows(storage)[-1].model) == ("half a ? character", "?")
+
+
+@pytest.mark.parametrize(("limit", "final"), [(300, True), (200, True), (301, False)])
+def test_an_answer_that_was_cut_is_open_under_a_higher_limit(limit: int, final: bool) -> None:
+    storage = MemoryStorage()
+    write(storage, "w1", replace(in_vain(0), final=True, limit=300)).close()
+    for _ in range(2):
+        journal = load_journal(storage, limit)
+        assert journal.answered == ({answer(0).key} if final else set())
+        assert bool(journal.in_vain()) is not final
+        assert journal.answers()[answer(0).key].final is final
+        assert compact(storage, everybody) == 1
 
 
 def test_each_run_is_told_what_it_paid() -> None:

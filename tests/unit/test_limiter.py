@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from ray_judge.escalation.online.limiter import Circuit, Feedback, Limiter, Signal
+from ray_judge.escalation.online.limiter import FIRST, Circuit, Feedback, Limiter, Signal
 
 START = 1_795_000_000.0
 
@@ -39,7 +39,7 @@ class Provider:
             "X-RateLimit-Remaining-Requests": str(int(self.levels[0])),
             "x-ratelimit-reset-requests": "120ms",
         }
-        return Feedback(Signal.OK, told if self.headers else {})
+        return Feedback(Signal.OK, told if self.headers else {}, usable=True)
 
 
 def drive(
@@ -79,7 +79,35 @@ def drive(
 
 
 def limits(requests: float = 5000, concurrency: int = 512, tokens: float = 1e9) -> Limiter:
-    return Limiter(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=concurrency)
+    rates = {"requests_per_minute": requests, "tokens_per_minute": tokens}
+    return Limiter(**rates, concurrency=concurrency, usable=FIRST)
+
+
+def test_a_run_begins_with_one_question_and_then_sixteen() -> None:
+    limiter = Limiter(requests_per_minute=1e6, tokens_per_minute=1e9, concurrency=64)
+
+    def let_go() -> int:
+        return sum(limiter.reserve(1, START, horizon_s=60) is not None for _ in range(99))
+
+    assert let_go() == 1 and math.isinf(limiter.wait_s(START))
+    limiter.done(Feedback(Signal.OK, usable=False, why="no"), START)
+    assert let_go() == 1 and not limiter.opening.proven
+    limiter.done(Feedback(Signal.UNAVAILABLE), START)
+    assert let_go() == 1, "a failure is no answer"
+    limiter.done(Feedback(Signal.OK, usable=True), START)
+    assert limiter.opening.proven and let_go() == 16
+    for _ in range(16):
+        limiter.done(Feedback(Signal.OK, usable=True), START)
+    assert let_go() > 48 and limiter.opening.failure is None
+
+
+def test_sixteen_answers_that_cannot_be_used_say_why() -> None:
+    limiter = Limiter(requests_per_minute=1e6, tokens_per_minute=1e9, concurrency=64)
+    for number in range(16):
+        assert limiter.opening.failure is None
+        assert limiter.reserve(1, START, horizon_s=60) is not None
+        limiter.done(Feedback(Signal.OK, usable=False, why=f"cut {number}"), START)
+    assert limiter.opening.failure == "cut 15"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +193,7 @@ def test_concurrency_is_bounded_and_adapts() -> None:
     assert limiter.state(START)["concurrency"] == 4
     for second in range(100):
         if limiter.reserve(1, START + second, 10) is not None:
-            limiter.done(Feedback(Signal.OK), START + second)
+            limiter.done(Feedback(Signal.OK, usable=True), START + second)
     assert limiter.state(START)["concurrency"] == 8
 
 
@@ -175,7 +203,7 @@ def test_a_provider_that_is_down_gets_probes_not_a_storm() -> None:
     def down(tokens: int, now: float) -> Feedback:
         asked.append(now)
         up = now > START + 60
-        return Feedback(Signal.OK if up else Signal.UNAVAILABLE)
+        return Feedback(Signal.OK if up else Signal.UNAVAILABLE, usable=up or None)
 
     limiter = limits(6000, 32)
     drive(limiter, down, 180)

@@ -69,14 +69,16 @@ class Books:
         run: str,
         cap_usd: Decimal,
         monthly_cap_usd: Decimal | None = None,
+        limit: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Touch nothing yet. Raises ConfigError for a cap that is no amount of money.
 
         `run`: under which name dollars are kept; `cap_usd` caps all that was ever spent under it,
-        `monthly_cap_usd` each UTC month over all runs. `clock`: Unix seconds.
+        `monthly_cap_usd` each UTC month over all runs. `limit`: output tokens of a request.
+        `clock`: Unix seconds.
         """
-        self.storage, self.shared, self.run = storage, shared, run
+        self.storage, self.shared, self.run, self._limit = storage, shared, run, limit
         self.cap_usd, self.monthly_cap_usd, self._clock = cap_usd, monthly_cap_usd, clock
         self._caps = {f"run:{run}": to_nanos(cap_usd, up=False)}
         if monthly_cap_usd is not None:
@@ -92,6 +94,7 @@ class Books:
             run=config.output if strong.books else "run",
             cap_usd=strong.max_cost_usd,
             monthly_cap_usd=strong.max_cost_usd_per_month,
+            limit=strong.max_output_tokens,
             clock=clock,
         )
 
@@ -143,7 +146,7 @@ class Books:
     # --- the journal, and looking at the ledger without owning it ---
 
     def journal(self) -> Journal:
-        return load_journal(self.storage)
+        return load_journal(self.storage, self._limit)
 
     def writer(self, writer_id: str) -> JournalWriter:
         linger_s = STORE_LINGER_S if "://" in self.storage.uri else 0.0

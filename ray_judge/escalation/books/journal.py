@@ -33,14 +33,14 @@ _TYPES: dict[pl.DataType, str] = {
     pl.Float64(): "score at",
     pl.Decimal(18, 9): "cost_usd",
     pl.Int64(): "input_tokens output_tokens cached_input_tokens cache_write_tokens "
-    "reasoning_tokens slot",
+    "reasoning_tokens slot limit",
     pl.Boolean(): "estimated final",
 }
 SCHEMA = pl.Schema({name: kind for kind, names in _TYPES.items() for name in names.split()})
 """One row per attempt. A verdict is in `verdict` (A, B, tie) or in `score`, never in both; usage
 is null where no answer arrived; `run` is who paid."""
 
-_PLAIN = "key cost_usd model response_id lease slot at final error".split()
+_PLAIN = "key cost_usd model response_id lease slot at final error limit".split()
 _EMPTY = SCHEMA.to_frame()
 _LINES = pl.Schema({**SCHEMA, "cost_usd": pl.String()})
 _NO_USAGE = pl.col("input_tokens").is_null()
@@ -108,7 +108,9 @@ class InVain(NamedTuple):
 class Journal:
     """Everything that was ever paid for and recorded, at the moment of reading."""
 
-    def __init__(self, frames: Iterable[pl.DataFrame]) -> None:
+    def __init__(self, frames: Iterable[pl.DataFrame], limit: int = 0) -> None:
+        """`limit`: the output tokens of a request now; answers that were cut below it are open."""
+        self._limit = limit
         attempt = ["key", "lease", "slot"]
         frame = pl.concat([_EMPTY, *frames]).sort("at", *attempt)
         self.frame = frame.unique(attempt, keep="first", maintain_order=True)
@@ -117,15 +119,21 @@ class Journal:
     @cached_property
     def final(self) -> pl.DataFrame:
         """The final answer of each question, the earliest one if two were paid for."""
-        return self.frame.filter("final").unique("key", keep="first", maintain_order=True)
+        cut_before = pl.col("limit").is_not_null() & (pl.col("limit") < self._limit)
+        ended = self.frame.filter(pl.col("final") & ~cut_before)
+        return ended.unique("key", keep="first", maintain_order=True)
 
     @cached_property
     def answered(self) -> set[str]:
         return set(self.final["key"])
 
     def answers(self, keys: Iterable[str] | None = None) -> dict[str, Answer]:
-        """Key → final answer, of these questions or of all."""
-        rows = self.final if keys is None else self.final.filter(pl.col("key").is_in(list(keys)))
+        """Key → final answer, else the last attempt, of these questions or of all."""
+        open_ones = self.frame.join(self.final.select("key"), on="key", how="anti")
+        last = open_ones.unique("key", keep="last", maintain_order=True).with_columns(final=False)
+        rows = pl.concat([self.final, last])
+        if keys is not None:
+            rows = rows.filter(pl.col("key").is_in(list(keys)))
         return {row["key"]: _answer(row) for row in rows.iter_rows(named=True)}
 
     def in_vain(self) -> dict[str, InVain]:
@@ -158,9 +166,9 @@ class Journal:
         return [_answer(row) for row in self.frame.iter_rows(named=True)]
 
 
-def load_journal(storage: Storage) -> Journal:
+def load_journal(storage: Storage, limit: int = 0) -> Journal:
     """Read every answer. Raises `CorruptedError` (file and line), `StorageError`."""
-    return Journal(_read(storage).frames.values())
+    return Journal(_read(storage).frames.values(), limit)
 
 
 class _Contents(NamedTuple):

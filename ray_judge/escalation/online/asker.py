@@ -97,9 +97,9 @@ class Asker:
                 answer = await self._attempt(question, reask == most)
             except Denied as denied:
                 return Outcome.PENDING if denied.cap == "month" else Outcome.DENIED_BUDGET
-            if answer.final:
-                return answer.outcome
-        raise AssertionError("the last attempt is final")
+            if answer.final or answer.usage is None:
+                break
+        return answer.outcome
 
     async def close(self) -> None:
         """Mark this actor's log as ended and close the connections.
@@ -142,13 +142,16 @@ class Asker:
     ) -> Answer:
         bound = question.input_bound
         place, at = (slot.lease, slot.number), self._clock()
+        # Until the server has given a verdict nobody knows whether the fault is the question's.
+        last = last and slot.proven
         answer = read_answer(self._maker, question.key, bound, reply, place, at, last=last)
         await self._keep(answer)
         spare = 0
         if reply.usage is not None:
             # No count above the bound is believed: the whole run would wait for those tokens.
             spare = question.tokens - min(reply.usage.input_tokens, bound)
-        told = Feedback(Signal.OK, reply.headers, sent_at, spare)
+        usable = answer.verdict is not None
+        told = Feedback(Signal.OK, reply.headers, sent_at, spare, usable, answer.error or "")
         self._permits.settle(slot, answer.cost_usd, told)
         return answer
 
@@ -173,20 +176,23 @@ class Asker:
         Raises where no other question can fare better: PausedError, EscalationError.
         """
         meaning = failure.meaning
-        final = meaning.fault is Fault.QUESTION or tries.enough()
+        of_question = meaning.fault is Fault.QUESTION
+        over, final = of_question or tries.enough(), of_question and slot.proven
         # What may have been computed may have been billed: it counts in full.
         cost_usd = slot.max_cost_usd if meaning.billed else Decimal(0)
         place, at = (slot.lease, slot.number), self._clock()
         key, kind, reason = slot.need.key, failure.kind, failure.reason
         answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)
-        if meaning.billed or final:
+        if meaning.billed or over:
             await self._keep(answer)
         signal = Signal.OK if meaning.tries is None else Signal.UNAVAILABLE
         if failure.kind is Kind.RATE_LIMIT:
             signal = Signal.RATE_LIMITED
-        self._permits.settle(slot, cost_usd, Feedback(signal, failure.headers, sent_at))
+        usable = False if of_question else None
+        told = Feedback(signal, failure.headers, sent_at, usable=usable, why=reason)
+        self._permits.settle(slot, cost_usd, told)
         if meaning.fault is Fault.RUN and not meaning.again:
             error = run_error(failure, self._strong)
             await self._permits.pause(str(error))
             raise error
-        return answer if final else None
+        return answer if over else None

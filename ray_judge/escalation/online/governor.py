@@ -19,7 +19,7 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from ray_judge.escalation.books.ledger import Lease, LeaseSlot, Ledger
-from ray_judge.escalation.online.limiter import Feedback, Limiter, Signal
+from ray_judge.escalation.online.limiter import FIRST, Feedback, Limiter, Signal
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, denying_cap
 
 HORIZON_S = 0.5
@@ -111,6 +111,7 @@ class Governor:
         self._pump: asyncio.Task[None] | None = None
         self._ledger_free = asyncio.Lock()
         self._paused: str | None = None
+        self._ends = False
         self._failure: BaseException | None = None
         self._offers: list[_Offer] = []
         self._in_flight: set[LeaseSlot] = set()
@@ -164,6 +165,9 @@ class Governor:
         self._urgent.set()
         self._wake.set()
 
+    def _pause_permit(self) -> Permit:
+        return Permit("", 0, paused=self._paused, ends=self._ends)
+
     def state(self) -> dict[str, Any]:
         """Money in USD (`best_usd`: see `denying_cap`) and rates per minute."""
         return {
@@ -185,7 +189,7 @@ class Governor:
         async with self._ledger_free:  # behind a commit that is under way, and its answers
             if self._pump is not None:
                 self._pump.cancel()
-            self._answer_all(Permit("", 0, paused=self._paused))
+            self._answer_all(self._pause_permit())
             await self._off_loop(self._ledger.close)
 
     async def _serve(self) -> None:
@@ -211,9 +215,9 @@ class Governor:
         async with self._ledger_free:
             now = self._clock.now()
             if self._limiter.down_s(now) > self._patience_s:
-                self._paused = PROVIDER_DOWN
+                self._paused = f"{PROVIDER_DOWN}: {self._limiter.last_failure}"
             if self._paused is not None:
-                self._answer_all(Permit("", 0, paused=self._paused))
+                self._answer_all(self._pause_permit())
                 return None
             offers = self._offers = []
             held_by: _HeldBy | None = None
@@ -283,6 +287,7 @@ class Governor:
             Permit(
                 offer.lease.id, slots, after,
                 denied=offer.denied, cap=offer.cap, factor=offer.lease.factor,
+                proven=self._limiter.opening.proven,
             )
         )  # fmt: skip
 
@@ -336,6 +341,9 @@ class Governor:
                 self._limiter.undo()
             else:
                 self._limiter.done(feedback, now)
+                if (why := self._limiter.opening.failure) and self._paused is None:
+                    self._ends = True
+                    self.pause(f"the strong judge's first {FIRST} answers cannot be used: {why}")
 
     def _check(self) -> None:
         if self._failure is not None:

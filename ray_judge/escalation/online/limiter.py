@@ -32,6 +32,8 @@ CLIMB_EVERY_S = 1.0
 CLIMB = 0.1
 """After a 429 the share comes back by this much of the full rate each `CLIMB_EVERY_S` seconds."""
 FLOOR = 1 / 64
+FIRST = 16
+"""So many answers show whether a run's questions can be answered."""
 MAX_RETRY_AFTER_S = 3600.0
 DATES_BEGIN_S = 1e9
 """More seconds than that are a date, as Unix time, which some gateways send."""
@@ -54,13 +56,47 @@ class Feedback:
     """One answer, as the limiter sees it.
 
     `sent_at`: Unix seconds, if known. `spare_tokens`: how many of the tokens reserved for it the
-    prompt did not have, by the provider's own count; negative when it had more.
+    prompt did not have, by the provider's own count; negative when it had more. `usable`: whether
+    it gave a verdict; None: it says nothing of that. `why` it was not, or what failed.
     """
 
     signal: Signal
     headers: Mapping[str, str] = field(default_factory=dict)
     sent_at: float | None = None
     spare_tokens: int = 0
+    usable: bool | None = None
+    why: str = ""
+
+
+class Opening:
+    """How a run begins: one question, then sixteen, then as many as the limits allow.
+
+    What goes wrong for all of the first ones would go wrong for all others, too.
+    """
+
+    def __init__(self, usable: int = 0) -> None:
+        """`usable`: how many answers of this server are known to be usable."""
+        self._usable, self._unusable = usable, 0
+        self.failure: str | None = None
+        """Why no answer can be used, once so many were not."""
+
+    @property
+    def proven(self) -> bool:
+        """Whether the server has given a verdict."""
+        return self._usable > 0
+
+    @property
+    def most(self) -> float:
+        """How many requests may be in flight."""
+        return 1 if not self.proven else FIRST if self._usable < FIRST else math.inf
+
+    def learn(self, feedback: Feedback) -> None:
+        if feedback.usable:
+            self._usable += 1
+        elif feedback.usable is False and not self.proven:
+            self._unusable += 1
+            if self._unusable >= FIRST:
+                self.failure = feedback.why
 
 
 @dataclass(slots=True)
@@ -114,6 +150,7 @@ class Limiter:
         tokens_per_minute: float,
         concurrency: int,
         failures_to_open: int = 10,
+        usable: int = 0,
     ) -> None:
         """`failures_to_open`: this many `UNAVAILABLE` in a row open the circuit."""
         self._requests = _Pace(requests_per_minute, requests_per_minute)
@@ -125,6 +162,10 @@ class Limiter:
         self._climbed_at = -math.inf
         self._resume_at = -math.inf
         self._circuit = Circuit(failures_to_open)
+        self._refused_since: float | None = None
+        self.last_failure = ""
+        """What the server said the last time that it did not answer."""
+        self.opening = Opening(usable)
         self.in_flight = 0
 
     def reserve(self, tokens: int, now: float, horizon_s: float = 0.0) -> float | None:
@@ -154,7 +195,7 @@ class Limiter:
         return max(at, self._resume_at, self._circuit.open_until, now) - now
 
     def _full(self) -> bool:
-        return self.in_flight >= int(self._concurrency)
+        return self.in_flight >= min(int(self._concurrency), self.opening.most)
 
     def undo(self) -> None:
         """A reservation will not be used."""
@@ -164,6 +205,11 @@ class Limiter:
     def done(self, feedback: Feedback, now: float) -> None:
         """An answer came (or a failure): end its reservation and learn from it."""
         self.in_flight = max(0, self.in_flight - 1)
+        self.opening.learn(feedback)
+        if feedback.signal is Signal.OK:
+            self._refused_since = None
+        else:
+            self.last_failure = feedback.why
         headers = {key.lower(): value for key, value in feedback.headers.items()}
         self._requests.learn(headers, "requests", now)
         self._tokens.learn(headers, "tokens", now)
@@ -175,6 +221,7 @@ class Limiter:
         else:
             self._circuit.succeeded()
         if feedback.signal is Signal.RATE_LIMITED:
+            self._refused_since = self._refused_since or now
             self._slow_down(feedback.sent_at, now)
         elif feedback.signal is Signal.OK:
             # One more at a time for each round of answers, as TCP does.
@@ -208,9 +255,8 @@ class Limiter:
         }
 
     def down_s(self, now: float) -> float:
-        """For how many seconds the provider has been down; 0 when it is not."""
-        since = self._circuit.down_since
-        return 0.0 if since is None else now - since
+        """For how many seconds the provider has been down, or said nothing but 429; 0: it is up."""
+        return max(now - (at or now) for at in (self._circuit.down_since, self._refused_since))
 
 
 class Circuit:

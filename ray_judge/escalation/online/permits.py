@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol
 
-from ray_judge.errors import PausedError, ProviderDown
+from ray_judge.errors import EscalationError, PausedError, ProviderDown
 from ray_judge.escalation.books.accounts import AS_IT_IS
 from ray_judge.escalation.online.limiter import Feedback
 
@@ -51,7 +51,8 @@ class Permit:
 
     Each has `factor` thousandths of the money that it asked for. `send_after_s[i]`: seconds after
     this permit arrived before request i goes out. `denied`: the money for so many of those behind
-    them can never be had, under `cap` (`run` or `month`). `paused`: why the whole run rests.
+    them can never be had, under `cap` (`run` or `month`). `paused`: why the whole run rests, or
+    `ends`: no question of it can be answered. `proven`: the server has given verdicts.
     """
 
     lease_id: str
@@ -61,6 +62,8 @@ class Permit:
     cap: str | None = None
     paused: str | None = None
     factor: int = AS_IT_IS
+    ends: bool = False
+    proven: bool = True
 
 
 class GovernorPort(Protocol):
@@ -98,6 +101,7 @@ class Slot:
     send_at: float
     expires_at: float
     """As `send_at`, in seconds of the clock of `Permits`."""
+    proven: bool = True
 
 
 _Asking = tuple[Need, asyncio.Future[Slot]]
@@ -198,14 +202,16 @@ class Permits:
         for number, (need, future) in enumerate(batch[: permit.slots]):
             send_at = now + permit.send_after_s[number]
             most = need.max_cost_usd * permit.factor / AS_IT_IS
-            slot = Slot(permit.lease_id, number, need, most, send_at, since + PERMIT_LIFE_S)
+            slot = Slot(
+                permit.lease_id, number, need, most, send_at, since + PERMIT_LIFE_S, permit.proven
+            )
             if future.cancelled():
                 self.give_back(slot)
             else:
                 future.set_result(slot)
         rest = batch[permit.slots :]
         if permit.paused:
-            self._refuse([*rest, *self._waiting], _pause(permit.paused))
+            self._refuse([*rest, *self._waiting], _pause(permit.paused, permit.ends))
             self._waiting.clear()
         else:
             self._refuse(rest[: permit.denied], Denied(permit.cap))
@@ -236,10 +242,13 @@ class Permits:
                 self._book()
 
 
-def _pause(reason: str) -> PausedError | ProviderDown:
-    if reason != PROVIDER_DOWN:
+def _pause(reason: str, ends: bool) -> EscalationError | PausedError | ProviderDown:
+    if ends:
+        return EscalationError(reason)
+    kind, _, why = reason.partition(": ")
+    if kind != PROVIDER_DOWN:
         return PausedError(reason)
     return ProviderDown(
-        "the strong judge's server did not answer for strong.give_up_after_s seconds: everything "
-        "is kept, run again later"
+        "the strong judge's server did not answer for strong.give_up_after_s seconds"
+        f"{f' ({why})' if why else ''}: everything is kept, run again later"
     )
