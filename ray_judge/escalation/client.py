@@ -37,7 +37,8 @@ class StrongClient:
 
     def __init__(self, strong: StrongConfig, key: str) -> None:
         self._client = _open(strong, key, strong.timeout_s)
-        self._timeout_s, self._in_words, self._seen = strong.timeout_s, False, SeenIds()
+        self._timeout_s, self._seen = strong.timeout_s, SeenIds()
+        self._in_words = self._told_no_schema = self._knows_schema = False
         self._tier = _tier(strong, self._client.base_url.host)
 
     async def close(self) -> None:
@@ -56,11 +57,9 @@ class StrongClient:
                     # type, which took a third of this process's time, for plain JSON.
                     raw = await create(model=sent["model"], messages=[], extra_body=sent)
         except RequestFailed as failure:
-            if failure.kind is Kind.NO_SCHEMA:
-                if "response_format" not in sent:  # asked in words, and still not content
-                    failure.kind = Kind.ROW
-                self._in_words = True
+            self._doubt_schema(failure, "response_format" in sent)
             raise
+        self._knows_schema |= "response_format" in sent
         text = raw.http_response.text
         reply = read_reply(read_json(text), dict(raw.headers))
         ours, repeated = self._seen.look(reply.response_id, body, text)
@@ -70,6 +69,21 @@ class StrongClient:
         if not ours:
             raise RequestFailed(Kind.AMBIGUOUS, "an answer to another question came once more")
         return reply
+
+    def _doubt_schema(self, failure: RequestFailed, asked_by_schema: bool) -> None:
+        """Ask in words where the server does not take the schema, or may not, as some do not say.
+
+        Where it refuses the question in words as well, the fault is the question's.
+        """
+        if failure.kind not in (Kind.NO_SCHEMA, Kind.ROW) or failure.status not in (400, 422):
+            return
+        if not asked_by_schema:
+            self._in_words = self._told_no_schema
+            self._knows_schema = not self._told_no_schema
+            failure.kind = Kind.ROW
+        elif failure.kind is Kind.NO_SCHEMA or not self._knows_schema:
+            self._told_no_schema |= failure.kind is Kind.NO_SCHEMA
+            self._in_words, failure.kind = True, Kind.NO_SCHEMA
 
 
 class SeenIds:

@@ -33,6 +33,10 @@ WORDS = 300
 """Characters of a server's own words that are told."""
 TRIES = 8
 """How often the server may fail at one question before its row is given up as `failed`."""
+DENIALS = 8
+"""So many questions in a row that a server that answers others does not let through end the run."""
+BUSY_TRIES = 5
+"""How often a question may meet a rate limit while others are answered: it may be too large."""
 LOST_TRIES = 3
 """How often a question's answer may be lost after it was sent: each of those counts in full."""
 
@@ -93,6 +97,7 @@ class RequestFailed(Exception):
     status: int | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    key: str | None = None  # of the configuration, where it can be named
 
     def __str__(self) -> str:
         return self.reason
@@ -100,6 +105,11 @@ class RequestFailed(Exception):
     @property
     def meaning(self) -> Meaning:
         return MEANING[self.kind]
+
+    @property
+    def denied(self) -> bool:
+        """Whether the server does not let the request through: the key, the model or its text."""
+        return self.kind is Kind.RUN and self.status in (401, 403, 404)
 
     @property
     def unreachable(self) -> bool:
@@ -114,8 +124,15 @@ BY_STATUS = {
     408: Kind.BROKEN,
     429: Kind.RATE_LIMIT,
 }
-SCHEMA = ("response_format", "response_format.type", "response_format.json_schema")
-BY_PARAM = {**dict.fromkeys(SCHEMA, Kind.NO_SCHEMA), "service_tier": Kind.RUN}
+KEY_OF = {
+    "temperature": "strong.temperature",
+    "max_tokens": "strong.max_tokens_field",
+    "max_completion_tokens": "strong.max_tokens_field",
+    "model": "strong.model",
+    "service_tier": "strong.mode",
+}
+"""Parameter of a request → the key that sets it: where it is refused, every question is."""
+UNSUPPORTED = {"unsupported_value", "unsupported_parameter", "unknown_parameter"}
 
 
 def failure_of(status: int, error: Any, headers: Mapping[str, str]) -> RequestFailed:
@@ -134,7 +151,8 @@ def failure_of(status: int, error: Any, headers: Mapping[str, str]) -> RequestFa
     reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
     name = names[0] if names else None
     meaning = classify(status, *(x if isinstance(x, str) else None for x in (code, kind, param)))
-    return RequestFailed(meaning, reason, status, name, headers)
+    key = KEY_OF.get(str(param).partition(".")[0])
+    return RequestFailed(meaning, reason, status, name, headers, key)
 
 
 def classify(status: int, code: str | None, kind: str | None, param: str | None) -> Kind:
@@ -145,8 +163,11 @@ def classify(status: int, code: str | None, kind: str | None, param: str | None)
         return BY_STATUS[status]
     if status >= 500:
         return Kind.BROKEN
-    if status in (400, 422) and param in BY_PARAM:
-        return BY_PARAM[param]
+    name = (param or "").partition(".")[0]
+    if status in (400, 422) and name == "response_format":
+        return Kind.NO_SCHEMA
+    if status in (400, 422) and (name in KEY_OF or code in UNSUPPORTED):
+        return Kind.RUN
     return Kind.REFUSED if code in FILTER_CODES else Kind.ROW
 
 
@@ -159,8 +180,7 @@ def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
             f"the strong judge's server did not do its work ({failure.reason}) for "
             "strong.give_up_after_s seconds: everything is kept, run again later"
         )
+    key = f"the key in {strong.api_key_env}, " if strong.api_key_env else ""
     batch = ", strong.batch" if strong.mode == "batch" else ""
-    return EscalationError(
-        f"the strong judge cannot be asked: {failure.reason}. Check the key in "
-        f"{strong.api_key_env}, strong.model{batch} and strong.base_url"
-    )
+    check = failure.key or f"{key}strong.model{batch} and strong.base_url"
+    return EscalationError(f"the strong judge cannot be asked: {failure.reason}. Check {check}")

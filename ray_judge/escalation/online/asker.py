@@ -18,7 +18,14 @@ from ray_judge.errors import StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.failures import Fault, Kind, RequestFailed, run_error
+from ray_judge.escalation.failures import (
+    BUSY_TRIES,
+    DENIALS,
+    Fault,
+    Kind,
+    RequestFailed,
+    run_error,
+)  # fmt: skip
 from ray_judge.escalation.online.limiter import Feedback, Signal
 from ray_judge.escalation.online.permits import Denied, Need, Permits, Slot
 from ray_judge.escalation.questions import Question, QuestionMaker
@@ -32,11 +39,18 @@ class _Tries:
 
     def __init__(self) -> None:
         self._failures: Counter[int] = Counter()
+        self._answers = 0
 
-    def count(self, failure: RequestFailed) -> None:
-        """How long a server that cannot be reached is borne is the governor's decision."""
+    def count(self, failure: RequestFailed, answers: int) -> None:
+        """Count a failure; `answers`: how many other questions were answered by then.
+
+        How long a server that cannot be reached is borne is the governor's decision.
+        """
         if failure.meaning.tries is not None and not failure.unreachable:
             self._failures[failure.meaning.tries] += 1
+        if failure.kind is Kind.RATE_LIMIT and answers > self._answers:
+            self._failures[BUSY_TRIES] += 1
+        self._answers = answers
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
         return any(count >= most for most, count in self._failures.items())
@@ -82,6 +96,9 @@ class Asker:
         self._clock = clock
         self._sleep = sleep
         self._journal_failed: StorageError | None = None
+        self._answers = 0
+        self._denials = 0
+        """Of questions in a row."""
 
     async def ask(self, question: Question, unusable: int = 0) -> Outcome:
         """Ask one question to its end. The answer is in the journal when this returns.
@@ -129,7 +146,7 @@ class Asker:
                     try:
                         reply = await self._client.send(question.body)
                     except RequestFailed as failure:
-                        tries.count(failure)
+                        tries.count(failure, self._answers)
                         given_up = await self._failed(slot, sent_at, failure, tries)
                         raise
         except RequestFailed:
@@ -146,6 +163,7 @@ class Asker:
         last = last and slot.proven
         answer = read_answer(self._maker, question.key, bound, reply, place, at, last=last)
         await self._keep(answer)
+        self._answers, self._denials = self._answers + 1, 0
         spare = 0
         if reply.usage is not None:
             # No count above the bound is believed: the whole run would wait for those tokens.
@@ -175,9 +193,13 @@ class Asker:
 
         Raises where no other question can fare better: PausedError, EscalationError.
         """
+        if failure.denied and slot.proven:  # others were let through: a moderated text, perhaps
+            self._denials += 1
+            failure.kind = Kind.RUN if self._denials >= DENIALS else Kind.REFUSED
         meaning = failure.meaning
         of_question = meaning.fault is Fault.QUESTION
-        over, final = of_question or tries.enough(), of_question and slot.proven
+        over = of_question or tries.enough()
+        final = of_question and slot.proven and failure.status not in (401, 404)
         # What may have been computed may have been billed: it counts in full.
         cost_usd = slot.max_cost_usd if meaning.billed else Decimal(0)
         place, at = (slot.lease, slot.number), self._clock()

@@ -1,0 +1,101 @@
+"""A plain OpenAI-compatible server: it answers as a test says, and counts its own bill.
+
+The simulated provider proves what we thought of; this one sends what real servers and gateways are
+reported to send.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+PRICES = Decimal("0.000002"), Decimal("0.000008")
+"""Dollars per token, in and out: gpt-4.1's."""
+
+
+@dataclass
+class Said:
+    """One answer; `text` in place of a document."""
+
+    document: Any = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    text: str | None = None
+
+
+def completion(
+    content: Any = '{"verdict": "A"}', tokens: tuple[int, int] = (200, 8), **more: Any
+) -> dict[str, Any]:
+    """A good answer, but for what is given; `id=...` and the like change the document."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}}
+    return {
+        "id": f"chatcmpl-{next(_numbers):032x}", "object": "chat.completion", "model": "m",
+        "choices": [{**choice, "finish_reason": more.pop("finish_reason", "stop")}],
+        "usage": {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]},
+        **more,
+    }  # fmt: skip
+
+
+_numbers = iter(range(1 << 62))
+
+
+def error(status: int, message: str, headers: Mapping[str, str] | None = None, **more: Any) -> Said:
+    return Said({"error": {"message": message, **more}}, status, headers or {})
+
+
+@dataclass
+class PlainServer:
+    """What `one_process.ask` needs of a server, and what it saw."""
+
+    base_url: str
+    api_key: str = "sk-plain"
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    usd: Decimal = Decimal(0)
+
+    def bill(self, document: Any) -> None:
+        usage = document.get("usage") if isinstance(document, dict) else None
+        if usage and document.get("choices") is not None:
+            counts = usage["prompt_tokens"], usage["completion_tokens"]
+            self.usd += sum((n * each for n, each in zip(counts, PRICES, strict=True)), Decimal(0))
+
+
+@contextmanager
+def plain_server(reply: Callable[[dict[str, Any], int], Said]) -> Iterator[PlainServer]:
+    """`reply` gives the answer to a request's body; its number counts from 1."""
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            with lock:
+                server.requests.append(body)
+                said = reply(body, len(server.requests))
+                server.bill(said.document)
+            text = json.dumps(said.document) if said.text is None else said.text
+            self.send_response(said.status)
+            for name, value in {**said.headers, "content-length": len(text.encode())}.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    class Listener(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+    with Listener(("127.0.0.1", 0), Handler) as listener:
+        server = PlainServer(f"http://127.0.0.1:{listener.server_port}/v1")
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        yield server
+        listener.shutdown()
