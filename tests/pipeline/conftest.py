@@ -140,7 +140,7 @@ def command(*words: str) -> str:
 
 def answer_with(server: RunningServer, folder: Path, rows: pl.DataFrame) -> None:
     """Let the strong judge say what stands in the column `verdict`."""
-    path = folder / "answers.json"
+    path = folder / f"answers{len(list(folder.glob('answers*')))}.json"
     rows.select("instruction", "response_a", "response_b", "verdict").write_json(path)
     server.configure(truth=str(path))
 
