@@ -17,11 +17,13 @@ from typing import Any
 from ray_judge.calibration.load import calibration_of, pin_calibration
 from ray_judge.cluster import connected
 from ray_judge.config import RunConfig
-from ray_judge.errors import PromiseBroken
+from ray_judge.errors import EscalationError, PromiseBroken
+from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.escalate import check_books, check_strong, escalate
 from ray_judge.judging.engines.engine import check_engine, extra_columns
 from ray_judge.judging.stage import JudgeTask, judge_chunks
 from ray_judge.merge import merge
+from ray_judge.records import Outcome
 from ray_judge.report.page import write_page
 from ray_judge.report.summary import summarise
 from ray_judge.review import write_review
@@ -30,6 +32,8 @@ from ray_judge.routing.tiers import Cascade, Rows
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory
 from ray_judge.run.plan import check_unchanged, plan_input
 
+TOLERATED = 20
+"""So many rows may fail in any run: see `strong.tolerate_failed`."""
 Watch = Callable[[str, Mapping[str, Any]], None]
 """Told what happens: (phase, figures)."""
 
@@ -41,17 +45,20 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
     """
     config = config.within_budget()
     run = RunDirectory(config.output)
-    run.check_config(config)
+    books = Books.of(config)
+    changed = run.check_config(config, lambda: books.journal().usable(books.run))
     for shard in begun.shards if (begun := run.plan()) else ():
         check_unchanged(shard)
     if summary := finished(config, run):
-        return kept_promise(summary)
+        return checked(config, summary)
     check_strong(config)
     for tier in config.tiers():
         check_engine(tier)
     calibration = calibration_of(config)
     seconds: dict[str, float] = {}
     with run.locked():
+        if changed:
+            run.change(config)
         with timed("plan", seconds):
             plan = planned(config, run)
             pin_calibration(run, calibration)
@@ -72,11 +79,26 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
         write_page(run, config.output, summary, rows)
         run.finish(summary)
     watch("done", summary)
-    return kept_promise(summary)
+    return checked(config, summary)
 
 
-def kept_promise(summary: dict[str, Any]) -> dict[str, Any]:
-    """Give the summary, or raise PromiseBroken where its audit contradicts the guarantee."""
+def checked(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
+    """Give the summary of a run, or raise what it has to be ashamed of.
+
+    EscalationError where too many of the asked rows have no verdict; PromiseBroken where the audit
+    contradicts the guarantee. Everything is written by then.
+    """
+    outcomes = summary["outcomes"]
+    untouched = (Outcome.NOT_NEEDED, Outcome.DENIED_BUDGET, Outcome.PENDING)
+    asked = sum(count for name, count in outcomes.items() if name not in untouched)
+    failed = outcomes["failed"] + outcomes["unparseable"]
+    if failed > max(TOLERATED, config.strong.tolerate_failed * asked):
+        raise EscalationError(
+            f"{failed:,} of the {asked:,} rows that the strong judge was asked about have no "
+            f"verdict of it (strong.tolerate_failed): {summary['commonest_failure']}. Everything "
+            "is written",
+            output=config.output,
+        )
     promise = summary.get("promise")
     if promise and promise["kept"] is False:
         raise PromiseBroken(promise["said"])

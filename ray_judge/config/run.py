@@ -24,7 +24,7 @@ OPERATIONAL = tuple(
     judge.http.concurrency judge.http.timeout_s strong.base_url strong.api_key_env
     strong.concurrency strong.requests_per_minute strong.tokens_per_minute strong.timeout_s
     strong.max_cost_usd strong.max_cost_usd_per_month strong.give_up_after_s strong.price
-    strong.batch
+    strong.batch strong.max_output_tokens strong.reasks strong.tolerate_failed
     """.split()
 )
 """Keys that say how fast, where and for how much, but cannot change a verdict: they may differ
@@ -141,18 +141,24 @@ class RunConfig(Tree):
         return tuple(str(score) for score in range(low, high + 1))
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name every key that may not change between two configurations of one run, with values."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Every key that may not change between two configurations of one run, and how it did."""
     old, new = _flatten(before), _flatten(now)
-    found = [
-        f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+    found = {
+        key: f"{key}: {old.get(key)!r} → {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not _operational(key)
-    ]
+    }
     cap = "strong.max_cost_usd"
     if cap in old and Decimal(str(new[cap])) < Decimal(str(old[cap])):
-        found.append(f"{cap}: {old[cap]} → {new[cap]} (a cap may only be raised)")
+        found[cap] = f"{cap}: {old[cap]} → {new[cap]} (a cap may only be raised)"
     return found
+
+
+def is_asked(key: str) -> bool:
+    """Whether a key says only what the strong judge is asked, or where."""
+    fixed = ("strong.mode", "strong.books", "strong.max_cost_usd")
+    return key.startswith("strong.") and key not in fixed
 
 
 def _flatten(value: Any, key: str = "") -> dict[str, Any]:

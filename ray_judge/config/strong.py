@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ray_judge.config.tree import Place, Positive, Tree, Usd
+from ray_judge.config.tree import Place, Positive, Share, Tree, Usd
 from ray_judge.errors import ConfigError
 
 
@@ -68,6 +69,8 @@ class StrongConfig(Tree):
     """A verdict with a smaller share of the samples is left to a person (review.parquet)."""
     reasks: int = Field(default=1, ge=0, le=5)
     """How often an answer that cannot be used is asked again, each time paid for."""
+    tolerate_failed: Share = Decimal("0.05")
+    """A larger share of the asked rows without a verdict (and more than 20) is exit 1, not 0."""
     timeout_s: float = Field(default=120, gt=0, le=3_500)
     """For one request; with mode: flex, 900 unless given (OpenAI's advice). Under an hour: what was
     in flight so long ago counts as over, for the month's cap and for who may ask again."""

@@ -50,6 +50,7 @@ def summarise(
         "outcomes": _counts(rows, "outcome", outcomes),
         "sources": _counts(rows, "final_source", [str(source) for source in Source]),
         "errors": rows["error"].count(),
+        "commonest_failure": commonest_failure(rows),
         "api_requests": answers.requests,
         "spent_usd": answers.settled_usd + answers.unproven_usd,
         "unproven_usd": answers.unproven_usd,
@@ -71,6 +72,13 @@ def summarise(
             "final": accuracy(rows, "final_verdict"),
         }
     return document, rows
+
+
+def commonest_failure(rows: pl.DataFrame) -> str | None:
+    """Why the strong judge gave no verdict, most often; what stands in quotes is left out."""
+    failed = rows.filter(pl.col("outcome").is_in(["failed", "unparseable"]))
+    said = failed["error"].str.replace_all(r"'[^']*'|\"[^\"]*\"", "…").drop_nulls()
+    return str(said.mode().sort().first()) if len(said) else None
 
 
 def describe_audit(cascade: Cascade, rows: pl.DataFrame) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge import __version__
-from ray_judge.config import RunConfig, differences, parse
+from ray_judge.config import RunConfig, differences, is_asked, parse
 from ray_judge.errors import AlreadyExists, CorruptedError, RunChangedError, RunLockedError
 from ray_judge.records import Chunk, Shard
 from ray_judge.run.columns import Columns
@@ -107,15 +107,31 @@ class RunDirectory:
         document = self._document("run.json")
         return None if document is None else parse(document["config"], file=f"{self.uri}/run.json")
 
-    def check_config(self, config: RunConfig) -> None:
-        """Refuse another configuration than the one the run began with, naming every key."""
+    def check_config(self, config: RunConfig, answered: Callable[[], int]) -> bool:
+        """Refuse another configuration than the one the run began with, naming every key.
+
+        Give whether the strong judge is asked otherwise now, which may be as long as it gave no
+        verdict (`answered` counts them): see `change`.
+        """
         document = self._document("run.json")
-        if document and (found := differences(document["config"], config.document())):
-            raise RunChangedError(
-                f"this run directory was made by another configuration: {'; '.join(found)}. "
-                "Choose another output, or go back to the first configuration",
-                run=self.uri,
-            )
+        found = differences(document["config"], config.document()) if document else {}
+        if not found:
+            return False
+        usable = answered() if all(map(is_asked, found)) else None
+        if usable == 0:
+            return True
+        told = f"; {usable} verdicts of the strong judge are on file" if usable else ""
+        raise RunChangedError(
+            f"this run directory was made by another configuration: {'; '.join(found.values())}"
+            f"{told}. Choose another output, or go back to the first configuration",
+            run=self.uri,
+        )
+
+    def change(self, config: RunConfig) -> None:
+        """Keep this configuration as the one that the run began with."""
+        document = self._document("run.json") or {}
+        document |= {"digest": config.digest(), "config": config.document()}
+        self.storage.write("run.json", json.dumps(document, indent=1).encode())
 
     def commit_judged(self, tier: int, chunk: str, table: pa.Table) -> None:
         """Make a judge's verdicts on a chunk durable under their final name, all at once."""

@@ -41,7 +41,7 @@ def test_chunks_cover_every_row_once() -> None:
 
 def test_the_plan_comes_back_as_it_was(run: RunDirectory) -> None:
     assert run.plan() is None
-    run.check_config(config())  # nothing there, nothing to differ from
+    assert not run.check_config(config(), answered)  # nothing there, nothing to differ from
     run.begin(config(), PLAN)
     assert run.plan() == PLAN and run.config() == config()
     assert pickle.loads(pickle.dumps(run)).plan() == PLAN
@@ -51,15 +51,33 @@ def test_the_plan_comes_back_as_it_was(run: RunDirectory) -> None:
 
 def test_another_configuration_is_refused_key_by_key(run: RunDirectory) -> None:
     run.begin(config(), PLAN)
-    run.check_config(config())
+    assert not run.check_config(config(), answered)
     with pytest.raises(RunChangedError) as caught:
-        run.check_config(config(route__fraction=0.6, chunk_rows=7))
+        run.check_config(config(route__fraction=0.6, chunk_rows=7), answered)
     assert caught.value.exit_code == 2
     assert "route.fraction: '0.3' → '0.6'" in str(caught.value)
     assert "chunk_rows: 1000 → 7" in str(caught.value)
-    run.check_config(config(strong__max_cost_usd=2, strong__concurrency=1))
+    assert not run.check_config(config(strong__max_cost_usd=2, strong__concurrency=1), answered)
     with pytest.raises(RunChangedError, match="only be raised"):
-        run.check_config(config(strong__max_cost_usd="0.5"))
+        run.check_config(config(strong__max_cost_usd="0.5"), answered)
+
+
+def answered() -> int:
+    return 0
+
+
+def test_what_is_asked_may_change_until_it_was_answered(run: RunDirectory) -> None:
+    run.begin(config(), PLAN)
+    other = config(strong__model="gpt-4o", strong__temperature=0)
+    with pytest.raises(RunChangedError, match=r"strong\.temperature.*7 verdicts .* are on file"):
+        run.check_config(other, lambda: 7)
+    assert run.check_config(other, answered)
+    run.change(other)
+    assert (run.config(), run.plan()) == (other, PLAN)
+    assert not run.check_config(other, lambda: 7)
+    for changes in ({"route__fraction": 0.6}, {"strong__mode": "batch"}, {"strong__books": "b"}):
+        with pytest.raises(RunChangedError, match="made by another configuration"):
+            run.check_config(config(**changes), answered)
 
 
 def test_judged_chunks_are_what_is_committed(run: RunDirectory) -> None:

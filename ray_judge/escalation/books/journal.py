@@ -157,6 +157,10 @@ class Journal:
         ours = self.frame.filter(run=run).group_by("key")
         return dict(ours.agg(pl.col("cost_usd").sum()).iter_rows())
 
+    def usable(self, run: str) -> int:
+        """How many verdicts this run has paid for."""
+        return self.frame.filter(run=run, outcome=Outcome.RESOLVED.value).height
+
     def requests(self, run: str) -> int:
         """How many attempts are this run's own."""
         return int((self.frame["run"] == run).sum())
