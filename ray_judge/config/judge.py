@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ray_judge.config.tree import Positive, RouteConfig, Tree
+from ray_judge.config.tree import Address, Positive, RouteConfig, Tree
 from ray_judge.records import REQUIRED, Task
 
 FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
@@ -82,7 +82,7 @@ class CustomFormat(Tree):
 class HttpConfig(Tree):
     """`engine: http`: a server of OpenAI's API that returns log-probabilities."""
 
-    base_url: str
+    base_url: Address
     api: Literal["completions", "chat"] = "completions"
     """completions: the prompt is one text. chat: messages, in the server's template."""
     api_key_env: str | None = None

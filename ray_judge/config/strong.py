@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ray_judge.config.tree import Place, Positive, Share, Tree, Usd
+from ray_judge.config.tree import Address, Place, Positive, Share, Tree, Usd
 from ray_judge.errors import ConfigError
 
 
@@ -41,7 +41,7 @@ class StrongConfig(Tree):
     """The strong judge: any OpenAI-compatible chat API, under a cap."""
 
     model: str
-    base_url: str | None = None
+    base_url: Address | None = None
     api_key_env: str | None = "OPENAI_API_KEY"
     mode: Literal["online", "batch", "flex"] = "online"
     """batch: within a day, at half the price; flex: at half the price when there is room."""

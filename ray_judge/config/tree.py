@@ -29,6 +29,18 @@ def _absolute(place: str) -> str:
 Place = Annotated[str, AfterValidator(_absolute)]
 """A folder by path or URI, in one spelling: the ledger keeps a run's cap under it. A relative path
 is the command's, since actors have other working directories."""
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("this is no address: it is to be like https://host/v1")
+    if parts.username or parts.password:
+        raise ValueError("a user and a password in an address would be written down: not taken")
+    return url
+
+
+Address = Annotated[str, AfterValidator(_checked)]
 Share = Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)]
 
 

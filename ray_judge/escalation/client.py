@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import openai
 
@@ -163,11 +163,13 @@ class BatchClient:
 
 def _open(strong: StrongConfig, key: str, timeout_s: float) -> openai.AsyncOpenAI:
     # A server on this machine is never behind the proxy that the environment names.
-    local = urlsplit(strong.base_url or "").hostname in LOOPBACK
+    address = urlsplit(strong.base_url or "")
+    local = address.hostname in LOOPBACK
     quarter = timeout_s / 4  # for pool, connection and TLS each: so a limit strikes behind them
     return openai.AsyncOpenAI(
         api_key=key,
-        base_url=strong.base_url,
+        base_url=address._replace(query="", fragment="").geturl() or None,
+        default_query=dict(parse_qsl(address.query)),
         timeout=openai.Timeout(timeout_s, connect=quarter, pool=quarter),
         max_retries=0,
         http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if local else None,

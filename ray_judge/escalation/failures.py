@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
@@ -183,4 +184,9 @@ def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
     key = f"the key in {strong.api_key_env}, " if strong.api_key_env else ""
     batch = ", strong.batch" if strong.mode == "batch" else ""
     check = failure.key or f"{key}strong.model{batch} and strong.base_url"
+    path = urlsplit(strong.base_url or "").path.rstrip("/")
+    if failure.status == 404 and path.endswith("/completions"):
+        check = "strong.base_url: it is to end before /chat/completions"
+    elif failure.status == 404 and strong.base_url and not re.search(r"/v\d[^/]*$", path):
+        check += ", which most servers want to end in /v1"
     return EscalationError(f"the strong judge cannot be asked: {failure.reason}. Check {check}")

@@ -57,6 +57,7 @@ class PlainServer:
     api_key: str = "sk-plain"
     requests: list[dict[str, Any]] = field(default_factory=list)
     usd: Decimal = Decimal(0)
+    paths: set[str] = field(default_factory=set)
 
     def bill(self, document: Any) -> None:
         usage = document.get("usage") if isinstance(document, dict) else None
@@ -75,6 +76,7 @@ def plain_server(reply: Callable[[dict[str, Any], int], Said]) -> Iterator[Plain
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
+            server.paths.add(self.path)
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with lock:
                 server.requests.append(body)

@@ -196,3 +196,28 @@ def test_a_usage_that_cannot_be_true_is_counted_here(
     phase, _ = run(tmp_path, lambda body, n: Said(completion(tokens=usage)), cap="0.05")
     assert phase.outcomes["denied_budget"] > 0 and phase.error is None
     assert all(answer.usage and answer.usage.estimated for answer in phase.journal.rows)
+
+
+def test_a_query_in_the_address_stays_in_its_place(tmp_path: Path) -> None:
+    with plain_server(good) as server:
+        root = server.base_url.removesuffix("/v1")
+        server.base_url = f"{root}/openai/deployments/x?api-version=2024-10-21"
+        phase = ask(configuration(tmp_path, server, "5"), server, ROWS[:9])  # type: ignore[arg-type]
+    assert phase.outcomes == {"resolved": 9}
+    assert server.paths == {"/openai/deployments/x/chat/completions?api-version=2024-10-21"}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v1/chat/completions", "it is to end before /chat/completions"),
+        ("", "which most servers want to end in /v1"),
+        ("/v1", "strong.model and strong.base_url"),
+    ],
+)
+def test_an_address_that_leads_nowhere(tmp_path: Path, path: str, said: str) -> None:
+    with plain_server(lambda body, n: Said({"detail": "Not Found"}, 404)) as server:
+        server.base_url = server.base_url.removesuffix("/v1") + path
+        phase = ask(configuration(tmp_path, server, "5"), server, ROWS[:9])  # type: ignore[arg-type]
+    assert isinstance(phase.error, EscalationError) and str(phase.error).endswith(said)
+    assert len(server.requests) == 1

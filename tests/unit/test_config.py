@@ -24,6 +24,9 @@ def refusal(**changes: Any) -> str:
     return str(caught.value)
 
 
+ADDRESSES = ["127.0.0.1:8000/v1", "localhost/v1", "", "ftp://h/v1", "https://u:hunter2@h/v1"]
+
+
 @pytest.mark.parametrize(
     ("path", "nearest"),
     [
@@ -79,6 +82,7 @@ def test_an_unknown_key_names_the_nearest(path: str, nearest: str) -> None:
         *[({f"strong__{key}": rate}, f"strong.{key}")
           for key in ("requests_per_minute", "tokens_per_minute", "concurrency")
           for rate in (0, -1, None, float("nan"), 2.5)],
+        *(({"strong__base_url": url}, "strong.base_url") for url in ADDRESSES),
         ({"strong__timeout_s": 0}, "strong.timeout_s"),
         ({"strong__samples": 0}, "strong.samples"),
         ({"strong__samples": 3, "strong__abstain_below": 0}, "strong.abstain_below"),
