@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_judge import __version__
-from ray_judge.errors import RayJudgeError
+from ray_judge.errors import RayJudgeError, Stopped
 from ray_judge.progress import Progress
 
 EXIT_CODES = """exit codes:
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
+    except Stopped as stopped:
+        print(f"ray-judge: {stopped}", file=sys.stderr)
+        return 130
     except RayJudgeError as error:
         print(f"ray-judge: {error}", file=sys.stderr)
         return error.exit_code

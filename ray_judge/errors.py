@@ -83,5 +83,9 @@ class PausedError(RayJudgeError):
     exit_code = 4
 
 
+class Stopped(PausedError):
+    """The run was told to stop (Ctrl-C, SIGTERM), and has let go of everything in good order."""
+
+
 class PromiseBroken(RayJudgeError):
     exit_code = 5

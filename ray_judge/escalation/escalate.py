@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Mapping
+import signal
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 import polars as pl
 
 from ray_judge.config import RunConfig, api_key
-from ray_judge.errors import LedgerFenced
+from ray_judge.errors import LedgerFenced, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.client import BatchClient
@@ -26,11 +26,14 @@ from ray_judge.escalation.online.governor import WallClock
 from ray_judge.escalation.online.permits import quiet_s
 from ray_judge.escalation.processes import is_dead
 from ray_judge.escalation.questions import QuestionMaker, price_of_strong
-from ray_judge.escalation.session import Courier, Report, Session
+from ray_judge.escalation.session import STOPPED, Courier, Report, Session
 from ray_judge.escalation.source import RoutedQuestions
 from ray_judge.records import Answer
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.storage.local import Missing
+
+DRAIN_S = 20.0
+"""So long what is in flight is waited for after Ctrl-C or SIGTERM; Kubernetes waits for 30."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def escalate(
         # What is scored by now knows less than is to come.
         before_asking=RunDirectory(config.output).reopen,
     )
-    _wait_for(session.run())
+    _wait_for(session)
     books.compact(may_fold=is_dead)
     return answers_of(books, source.asked())
 
@@ -138,12 +141,31 @@ def answers_of(books: Books, asked: pl.DataFrame) -> Answers:
     )  # fmt: skip
 
 
-def _wait_for(session: Coroutine[Any, Any, None]) -> None:
+def _wait_for(session: Session) -> None:
     """Run a session to its end, also where a loop runs already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        asyncio.run(session)
+        asyncio.run(_run_until_told(session))
         return
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, session).result()
+        pool.submit(asyncio.run, session.run()).result()
+
+
+async def _run_until_told(session: Session) -> None:
+    """Run a session. The first Ctrl-C or SIGTERM lets it end in good order, the second at once."""
+    loop, running = asyncio.get_running_loop(), asyncio.ensure_future(session.run())
+
+    def stop() -> None:
+        if session.stopping:
+            running.cancel()
+        session.stop()
+        loop.call_later(DRAIN_S, running.cancel)
+
+    with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
+        for told in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(told, stop)
+    try:
+        await running
+    except asyncio.CancelledError:
+        raise Stopped(STOPPED) from None

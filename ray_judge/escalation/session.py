@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Protocol
 
-from ray_judge.errors import EscalationError, PausedError, RayJudgeError, RunLockedError
+from ray_judge.errors import EscalationError, PausedError, RayJudgeError, RunLockedError, Stopped
 from ray_judge.escalation.books.books import Books, Claim, InFlight
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.online.governor import Clock
@@ -36,6 +36,7 @@ POLL_S = 0.25
 LOCKED_POLL_S = 2.0
 IDLE_S = 5.0
 """A run that shares its books lets go of them after so long without a question."""
+STOPPED = "stopped: everything is kept, the same command continues"
 LONG_LOST_S = 3600.0
 """What was lost so long before a claim, by whatever clock, is not in flight any more."""
 
@@ -122,6 +123,8 @@ class Session:
         """Of questions without an answer: DENIED_BUDGET, or PENDING until the next month."""
         self.denied = 0
         """How many of them are DENIED_BUDGET."""
+        self.stopping = False
+        """Nothing new is asked any more; what is in flight is waited for."""
 
     async def run(self) -> None:
         """Ask until every question is answered or denied.
@@ -155,6 +158,10 @@ class Session:
             raise self._books.month_is_full(left)
         if self.aside:
             raise self._books.asked_elsewhere({key: self.batched[key] for key in self.aside})
+
+    def stop(self) -> None:
+        """End soon, in good order: `run` raises Stopped then."""
+        self.stopping = True
 
     # --- owning the books ---
 
@@ -201,6 +208,8 @@ class Session:
                         "kept, run again later",
                         books=self._books.storage.uri,
                     ) from None
+                if self.stopping:
+                    raise Stopped(STOPPED) from None
                 self._report({"waits": error.message})
                 await self._clock.sleep(LOCKED_POLL_S)
                 self._source.check()

@@ -12,6 +12,8 @@ from subprocess import Popen
 import polars as pl
 import pytest
 
+from ray_judge.config import load
+from ray_judge.escalation.books.books import Books
 from ray_judge.run.directory import RunDirectory
 from tests.provider import RunningServer
 
@@ -57,6 +59,27 @@ def test_kill_9_while_judging(runs: Runs, server: RunningServer, ray_session: st
         del summary["seconds"], summary["spent_usd"]
     assert summaries[0] == summaries[1]
     assert torn.check_costs() == whole.check_costs()
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_while_asking(
+    runs: Runs, server: RunningServer, ray_session: str, told: signal.Signals
+) -> None:
+    """What is in flight is waited for and kept: nothing is lost, nothing asked again."""
+    server.configure(latency={"min_ms": 200, "max_ms": 400})
+    run = runs(pairs(200), route__fraction=1)
+    process = run.start(ray_session)
+    while server.stats()["billed"] < 20 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(told)
+    _, said = process.communicate(timeout=25)
+    assert process.returncode == 130 and "the same command continues" in said
+    stats = server.stats()
+    assert 20 <= stats["billed"] < 200 and stats["billed_twice"] == 0
+    books = Books.of(load(run.yaml))
+    assert books.recorded() == (Decimal(stats["total_usd"]), 0)
+    assert run.score() == 0 and run.outcomes() == {"resolved": 200}
+    assert (server.stats()["billed"], server.stats()["billed_twice"]) == (200, 0)
 
 
 def test_a_crash_after_any_phase(runs: Runs, server: RunningServer) -> None:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import EscalationError, PausedError
+from ray_judge.errors import EscalationError, PausedError, Stopped
 from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import BatchQueue, Request
 from ray_judge.escalation.batch.results import Result, ResultReader, read_results
@@ -39,7 +39,7 @@ from ray_judge.escalation.failures import Kind, RequestFailed, run_error
 from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.processes import unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
-from ray_judge.escalation.session import POLL_S, Report, Session
+from ray_judge.escalation.session import POLL_S, STOPPED, Report, Session
 from ray_judge.records import Chunk, Outcome
 
 STRIKES = 3
@@ -127,7 +127,11 @@ class BatchCourier:
                 raise PausedError(self._describe_pending(session))
             await session.release()
             await self._show(session)
-            await self._clock.sleep(min(self._strong.batch.poll_s, rest_s))
+            until = self._clock.now() + min(self._strong.batch.poll_s, rest_s)
+            while not session.stopping and (left_s := until - self._clock.now()) > 0:
+                await self._clock.sleep(min(POLL_S, left_s))
+            if session.stopping:
+                raise Stopped(STOPPED)
 
     async def close(self) -> None:
         """Write the ledger's final snapshot, and end the journal's log."""
