@@ -64,7 +64,7 @@ def calibrate(
     for single in judge_runs(part):
         score(single, watch)
         run = RunDirectory(single.output)
-        judged.append(read_scored(run, "rows.parquet", labels, more=("judge_probs",)))
+        judged.append(read_scored(run, "rows.parquet", single, labels, more=("judge_probs",)))
     terms = Calibration(
         alpha,
         delta,

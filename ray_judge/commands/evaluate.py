@@ -30,7 +30,8 @@ def evaluate(output: str, column: str | None = None) -> dict[str, Any]:
     if label is None:
         raise InputError("this run has no label column: name one with --labels COLUMN", run=output)
     more = ("strong_cost_usd",)
-    rows = pl.concat(read_scored(run, shard.name, label, more=more) for shard in plan.shards)
+    names = [shard.name for shard in plan.shards]
+    rows = pl.concat(read_scored(run, name, config, label, more=more) for name in names)
     own = ["row_key", "judge_orders_agree"]
     judged = [run.read_judged(0, chunk.name).select(own) for chunk in plan.chunks()]
     keys, agreed = pa.concat_tables(judged).columns

@@ -44,8 +44,16 @@ class RunConfig(Tree):
     route: RouteConfig
     """Which of the rows that reach the last local judge the strong judge is asked about."""
     strong: StrongConfig
+    labels: dict[str, str | float] = Field(default_factory=dict)
+    """What the values of the label column mean, where they are no verdicts: `{model_a: A}`."""
     chunk_rows: Positive = 1000
     allow_empty_shards: bool = False
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _named_by_text(cls, value: Any) -> Any:
+        """YAML has numbers and truth values, too: `{1: A, 2: B}`."""
+        return {label_text(k): v for k, v in value.items()} if isinstance(value, dict) else value
 
     @field_validator("columns")
     @classmethod
@@ -57,8 +65,18 @@ class RunConfig(Tree):
 
     @model_validator(mode="after")
     def _fits_task(self) -> RunConfig:
+        for label, verdict in self.labels.items():
+            number = isinstance(verdict, float)
+            if number is (self.task == "pairwise") or not (number or verdict in "A B tie".split()):
+                wanted = "A, B or tie" if self.task == "pairwise" else "a number"
+                raise ValueError(f"labels: {label} is to mean {wanted}, not {verdict!r}")
         if self.task == "pairwise":
             return self
+        scores = self.judges[0].score_range() if self.judges else None
+        if self.strong.scores not in (None, scores):
+            raise ValueError(
+                f"strong.scores: a run has one range of scores, the local judge's: {scores}"
+            )
         for judge in self.judges:
             if judge.format == "demo" or judge.swap or self.strong.swap:
                 raise ValueError("task: pointwise goes without format: demo and without swap")
@@ -153,6 +171,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     if cap in old and Decimal(str(new[cap])) < Decimal(str(old[cap])):
         found[cap] = f"{cap}: {old[cap]} → {new[cap]} (a cap may only be raised)"
     return found
+
+
+def label_text(value: Any) -> str:
+    """A label as text, in which 1 and 1.0 are one: keys of `labels`, and values of the column."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def is_asked(key: str) -> bool:

@@ -58,7 +58,8 @@ class StrongConfig(Tree):
     rubric: str | None = None
     """Criteria for the strong judge; null uses the judge's."""
     ties: bool = True
-    scores: tuple[float, float] = (1, 10)
+    scores: tuple[float, float] | None = None
+    """Of a pointwise run: the local judge's range, and no other."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Not sent when null (reasoning models refuse it)."""
     max_output_tokens: Positive = 300

@@ -64,7 +64,7 @@ class QuestionMaker:
         self.price = price_of_strong(strong)
         self._columns = columns
         self._rubric = config.rubric()
-        self._low, self._high = strong.scores
+        self._low, self._high = config.judges[0].score_range()
         self._verdicts: list[str] = []
         if config.task == "pairwise":
             self._verdicts = ["A", "B", "tie"] if strong.ties else ["A", "B"]
@@ -74,9 +74,9 @@ class QuestionMaker:
             ask = f"Which answer is better by the criteria? Verdicts: {names}."
         else:
             self._system, self._field = POINTWISE_SYSTEM, "score"
-            value = {"type": "number", "minimum": self._low, "maximum": self._high}
-            ends = f"from {self._low:g} (worst) to {self._high:g} (best)"
-            ask = f"How good is the answer by the criteria, {ends}?"
+            value = {"type": "integer", "minimum": self._low, "maximum": self._high}
+            ends = f"from {self._low} (worst) to {self._high} (best)"
+            ask = f"How good is the answer by the criteria, as a whole number {ends}?"
         self._ask = f'{ask} Reply with a JSON object that has the one field "{self._field}".'
         fields = {"properties": {self._field: value}, "required": [self._field]}
         schema = {"type": "object", **fields, "additionalProperties": False}

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.calibration.audit import audit, check_promise
-from ray_judge.config import nearest
+from ray_judge.config import RunConfig, nearest
 from ray_judge.errors import CorruptedError, InputError, PromiseBroken
 from ray_judge.records import Outcome, Route, Source
 from ray_judge.report.drift import measure_drift
 from ray_judge.routing.tiers import Cascade
+from ray_judge.run.columns import read_labels
 from ray_judge.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def summarise(
     outcomes = [str(o) for o in Outcome if abstains or o is not Outcome.ABSTAINED]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         names = [shard.name for shard in plan.shards]
-        rows = pl.concat(pool.map(lambda name: read_scored(run, name, label, by), names))
+        rows = pl.concat(pool.map(lambda name: read_scored(run, name, config, label, by), names))
     document: dict[str, Any] = {
         "layout": 1,
         "digest": config.digest(),
@@ -118,7 +119,12 @@ def _counts(rows: pl.DataFrame, column: str, names: Sequence[str]) -> dict[str, 
 
 
 def read_scored(
-    run: RunDirectory, name: str, label: str | None, by: str | None = None, more: Sequence[str] = ()
+    run: RunDirectory,
+    name: str,
+    config: RunConfig,
+    label: str | None,
+    by: str | None = None,
+    more: Sequence[str] = (),
 ) -> pl.DataFrame:
     """Read the counted columns of one scored shard, its labels as `label`, `by` as text.
 
@@ -137,9 +143,8 @@ def read_scored(
             rows = pl.DataFrame(pl.from_arrow(shard.read(columns=wanted)))
     except pa.ArrowException as error:
         raise CorruptedError(f"a scored shard is damaged: {error}", file=file) from None
-    types = {"label": rows.schema["judge_verdict"], AUDIT_GROUP: pl.String()}
-    cast = {role: pl.col(column).cast(types[role]) for role, column in given.items()}
-    try:
-        return rows.select(*COUNTED, *more, **cast)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"this column has no labels: {error}", file=file, column=label) from None
+    counted = rows.select(*COUNTED, *more)
+    if label:
+        meant = read_labels(rows[label], config, file=file, column=label)
+        counted = counted.with_columns(label=meant)
+    return counted.with_columns(rows[by].cast(pl.String).alias(AUDIT_GROUP)) if by else counted

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
-from ray_judge.config import RunConfig, nearest
+from ray_judge.config import RunConfig, label_text, nearest
 from ray_judge.errors import ConfigError, InputError
-from ray_judge.records import OPTIONAL, REQUIRED, Task, verdict_schema
+from ray_judge.records import OPTIONAL, PAIRWISE_ALTERNATIVES, REQUIRED, verdict_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +49,12 @@ def resolve_columns(
     for column in extra:
         if column not in schema.names:
             raise _missing(schema, "judge.prob_columns", column, path)
-    kinds = "A, B or tie" if config.task == "pairwise" else "a number"
-    ids, labels = (
-        "id must be text or whole numbers",
-        f"label must be {kinds} (name another in columns.label, or say null)",
-    )
+    ids = "id must be text or whole numbers"
+    labels = "label must be text or numbers (name another in columns.label, or say null)"
     checks: list[tuple[str | None, Callable[[pa.DataType], bool], str]] = [
         *((column, is_text, f"{role} must be text") for role, column in text.items()),
         (key, lambda kind: is_text(kind) or pa.types.is_integer(kind), ids),
-        (label, lambda kind: _is_label(kind, config.task), labels),
+        (label, _is_label, labels),
         *((column, _is_number, "probabilities must be numbers") for column in extra),
     ]
     for column, fits, wanted in checks:
@@ -62,6 +63,9 @@ def resolve_columns(
             raise InputError(f"{wanted}, this column is {kind}", file=path, column=column)
     if (by := config.route.audit_by) and by not in schema.names:
         raise _missing(schema, "route.audit_by", by, path)
+    if by and pa.types.is_nested(kind := schema.field(by).type):
+        said = f"route.audit_by must be a column of plain values, this one is {kind}"
+        raise InputError(said, file=path, column=by)
     return Columns(text, key, label, tuple(extra))
 
 
@@ -98,6 +102,39 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _is_label(kind: pa.DataType, task: Task) -> bool:
-    """Whether a verdict of this task can equal a value of this type."""
-    return pa.types.is_null(kind) or (is_text(kind) if task == "pairwise" else _is_number(kind))
+def _is_label(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or pa.types.is_boolean(kind) or is_text(kind) or _is_number(kind)
+
+
+def read_labels(values: pl.Series, config: RunConfig, **where: str) -> pl.Series:
+    """Turn the values of a label column into verdicts, null where they are null.
+
+    Raises InputError for values that are no verdicts and that `labels` does not name.
+    """
+    pairwise, plain = config.task == "pairwise", values.dtype.is_numeric()
+    if not plain and values.dtype != pl.Boolean:
+        values = values.cast(pl.String, strict=False)
+    found: dict[Any, str | float | None] = {}
+    for value in values.unique().drop_nulls().to_list():
+        found[value] = config.labels.get(label_text(value))
+        if found[value] is None and pairwise and value in PAIRWISE_ALTERNATIVES:
+            found[value] = value
+        elif found[value] is None and not pairwise and plain and math.isfinite(value):
+            found[value] = float(value)
+    strange = [value for value, verdict in found.items() if verdict is None]
+    if strange:
+        counts = values.filter(values.is_in(strange)).value_counts(sort=True, name="n")
+        listed = [f"{label_text(value)!r} ({n:,} rows)" for value, n in counts.head(10).rows()]
+        verdict = "A, B or tie" if pairwise else "a number"
+        line = ", ".join(f"{json.dumps(label_text(value))}: ..." for value in counts[:10, 0])
+        raise InputError(
+            f"these labels are no verdicts: {', '.join(listed)}; a missing label is null. Say what "
+            f"they mean ({verdict}): labels: {{{line}}}",
+            **where,
+        )
+    kind = pl.String() if pairwise else pl.Float64()
+    return (
+        values.replace_strict(found, default=None, return_dtype=kind)
+        if found
+        else values.cast(kind)
+    )

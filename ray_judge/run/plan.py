@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,13 +22,14 @@ import pyarrow.parquet as pq
 from ray_judge.config import RunConfig
 from ray_judge.errors import InputChangedError, InputError, StorageError
 from ray_judge.records import OPTIONAL, Example, Shard
-from ray_judge.run.columns import Columns, is_text, resolve_columns
+from ray_judge.run.columns import Columns, is_text, read_labels, resolve_columns
 from ray_judge.storage.local import open_storage
 
 BATCH = 4096
 """Rows that are decoded at a time."""
-SUFFIXES = (".parquet", ".pq")
+SUFFIXES = (".parquet", ".parq", ".pq")
 WILD = frozenset("*?[")
+log = logging.getLogger(__name__)
 AT_ONCE = 8
 """Shards that are looked at together while planning (hashing and I/O leave Python's lock)."""
 
@@ -54,7 +56,16 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> tuple[list[Shard], Co
         raise InputError("there is nothing to judge: the input has no rows", input=config.input)
     if columns.id:
         _unique_ids(shards, columns.id)
+    if columns.label:
+        parts = [_read_column(shard.path, columns.label) for shard in shards]
+        where = {"file": shards[0].path} if len(shards) == 1 else {"input": config.input}
+        read_labels(pl.concat(parts), config, **where, column=columns.label)
     return shards, columns
+
+
+def _read_column(path: str, column: str) -> pl.Series:
+    with open_shard(path) as file:
+        return pl.Series(pl.from_arrow(file.read(columns=[column]).column(0)))
 
 
 def _inspect(path: str) -> tuple[pa.Schema, int, str]:
@@ -80,13 +91,20 @@ def find_shards(uri: str) -> list[tuple[str, str]]:
     if wild and not (local and path.is_dir()):
         cut = wild[0]
     storage, pattern = open_storage("/".join(parts[:cut]) or "/"), parts[cut:]
-    names = [
+    listed = storage.list("")
+    if any("_delta_log" in name.split("/") for name in listed):
+        said = "this is a Delta table, whose log says which files count: write plain Parquet first"
+        raise InputError(said, input=uri)
+    found = [
         name
-        for name in storage.list("")
-        if not any(part.startswith((".", "_")) for part in name.split("/"))
-        and (_matches(name.split("/"), pattern) if pattern else name.endswith(SUFFIXES))
+        for name in listed
+        if (_matches(name.split("/"), pattern) if pattern else name.lower().endswith(SUFFIXES))
     ]
-    if not names:
+    hidden = [n for n in found if any(part.startswith((".", "_")) for part in n.split("/"))]
+    if hidden:
+        said = "not taken, since names with a leading _ or . are no data by custom: %s"
+        log.warning(said, ", ".join(hidden[:10]))
+    if not (names := [name for name in found if name not in hidden]):
         raise InputError("no Parquet shards here (*.parquet)", input=uri)
     return [(storage.uri, name) for name in names]
 
@@ -117,12 +135,19 @@ def open_shard(path: str) -> Iterator[pq.ParquetFile]:
 def _same_schema(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> None:
     (first_path, wanted), (path, schema) = first, other
     for name in sorted(set(wanted.names) | set(schema.names)):
-        here = schema.field(name).type if name in schema.names else "missing"
-        there = wanted.field(name).type if name in wanted.names else "missing"
-        if here != there:
+        pair = here, there = _kind(schema, name), _kind(wanted, name)
+        if here != there and ("missing" in pair or "null" not in pair):
             raise InputError(
                 f"shards differ: {here} here, {there} in {first_path}", file=path, column=name
             )
+
+
+def _kind(schema: pa.Schema, name: str) -> str:
+    """The type of a column; how its writer keeps text makes no difference."""
+    if name not in schema.names:
+        return "missing"
+    kind = schema.field(name).type
+    return "text" if is_text(kind) else str(kind)
 
 
 def _unique_ids(shards: Sequence[Shard], column: str) -> None:

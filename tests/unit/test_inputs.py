@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from ray_judge.config import RunConfig
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.records import Example, verdict_schema
-from ray_judge.run.columns import Columns
+from ray_judge.run.columns import Columns, read_labels
 from ray_judge.run.plan import (
     find_shards,
     plan_input,
@@ -95,11 +96,11 @@ TWICE = pairs().append_column("response_a", pairs()["response_b"])
         ([pairs(response_b=None, respose_b=["x"] * 3)], {}, "response_b", "mean respose_b?"),
         ([pairs()], {"columns": {"response_a": "answer_1"}}, "answer_1", "for response_a"),
         ([pairs()], {"columns": {"label": "humann"}}, "humann", "for label"),
-        ([pairs(label=[0, 1, 0])], {}, "label", "label must be A, B or tie"),
+        ([pairs(label=[0, 1, 0])], {}, "label", 'labels: {"0": ..., "1": ...}'),
         ([pairs(strong_prob=[1, 2, 3])], {"strong": STRONG}, "strong_prob", "rename it"),
         *(([pairs(**{name: [1, 2, 3]})], {}, name, "rename it") for name in OUTPUT),
         ([TWICE], {}, "response_a", "two columns have the same name"),
-        ([pairs(score=[1] * 3), pairs(score=["1"] * 3)], {}, "score", "string here, int64 in"),
+        ([pairs(score=[1] * 3), pairs(score=["1"] * 3)], {}, "score", "text here, int64 in"),
         ([pairs(score=[1] * 3), pairs()], {}, "score", "missing here"),
         ([pairs(), NO_ROWS], {}, None, "allow_empty_shards"),
         ([NO_ROWS], {"allow_empty_shards": True}, None, "nothing to judge"),
@@ -268,3 +269,55 @@ def test_optional_text_that_is_missing_is_left_out() -> None:
     assert isinstance(first, Example) and isinstance(second, Example)
     assert (first.reference, first.rubric, first.input) == ("r", None, None)
     assert (second.reference, second.rubric, second.input) == (None, "strict", "x")
+
+
+@pytest.mark.parametrize(
+    ("given", "labels", "meant"),
+    [
+        (["model_a", "tie (bothbad)", None, "model_b"],
+         {"model_a": "A", "model_b": "B", "tie (bothbad)": "tie"}, ["A", "tie", None, "B"]),
+        ([1, 2, 0], {1: "A", 2: "B", 0: "tie"}, ["A", "B", "tie"]),
+        ([-3.0, 0.0, 3.0], {-3: "A", 0: "tie", 3: "B"}, ["A", "tie", "B"]),
+        ([True, False], {True: "A", False: "B"}, ["A", "B"]),
+        (["a", "B", "Tie"], {"a": "A", "Tie": "tie"}, ["A", "B", "tie"]),
+        ([None, None], {}, [None, None]),
+    ],
+)  # fmt: skip
+def test_labels_mean_what_the_configuration_says(
+    tmp_path: Path, given: list[Any], labels: Any, meant: list[str | None]
+) -> None:
+    config = builders.config(labels=labels)
+    assert read_labels(pl.Series("l", given), config).to_list() == meant
+
+
+def test_labels_that_are_no_verdicts_are_listed_with_their_counts() -> None:
+    given = pl.Series("l", ["model_a", "A", "model_b", "model_a", None])
+    with pytest.raises(InputError) as caught:
+        read_labels(given, builders.config(labels={"model_b": "B"}), column="l")
+    said = "these labels are no verdicts: 'model_a' (2 rows)"
+    assert said in str(caught.value) and 'labels: {"model_a": ...}' in str(caught.value)
+    with pytest.raises(ConfigError, match="labels: x is to mean A, B or tie, not 'C'"):
+        builders.config(labels={"x": "C"})
+
+
+def test_files_as_others_write_and_name_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = pairs()
+    views = text.cast(pa.schema([pa.field(f.name, pa.string_view()) for f in text.schema]))
+    large = text.cast(pa.schema([pa.field(f.name, pa.large_string()) for f in text.schema]))
+    more = text.append_column("note", pa.array(["x"] * 3))
+    nulls = text.append_column("note", pa.nulls(3))
+    for folder, tables in (("texts", (text, views, large)), ("nulls", (more, nulls))):
+        (tmp_path / folder).mkdir()
+        for number, table in enumerate(tables):
+            shard(tmp_path / folder, f"{number}.parquet", table)
+        assert len(plan_input(builders.config(input=str(tmp_path / folder)), ())[0]) == len(tables)
+    for name in ("a.PARQUET", "b.parq", "c.pq", "_d.parquet", "e.csv"):
+        (tmp_path / name).write_bytes(b"")
+    found = [name for _, name in find_shards(str(tmp_path)) if "/" not in name]
+    assert found == ["a.PARQUET", "b.parq", "c.pq"] and "_d.parquet" in caplog.text
+    (tmp_path / "_delta_log").mkdir()
+    (tmp_path / "_delta_log" / "0.json").write_text("{}")
+    with pytest.raises(InputError, match="Delta table"):
+        find_shards(str(tmp_path))

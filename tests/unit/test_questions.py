@@ -117,7 +117,7 @@ def test_a_question_knows_its_tokens_and_its_cost(mode: str, tier: str) -> None:
     ("task", "field", "values"),
     [
         ("pairwise", "verdict", {"type": "string", "enum": ["A", "B", "tie"]}),
-        ("pointwise", "score", {"type": "number", "minimum": 1, "maximum": 10}),
+        ("pointwise", "score", {"type": "integer", "minimum": 1, "maximum": 5}),
     ],
 )
 def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values: Any) -> None:
@@ -177,14 +177,14 @@ def test_a_row_that_asks_something_else_now_is_not_asked(
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [
-        ('{"verdict": "A"}', "A"), (' \n{"verdict":"tie"}\n', "tie"), ('{"score": 1e1}', 10.0),
+        ('{"verdict": "A"}', "A"), (' \n{"verdict":"tie"}\n', "tie"), ('{"score": 0.5e1}', 5.0),
         ('{"reason": "x", "verdict": "B"}', "B"), ('```json\n{"verdict": "B"}\n```', "B"),
         ('```\n{"verdict": "A"}```', "A"), ('{"verdict": "\\u0041"}', "A"),
         ('<think>\nOne might say {"verdict": "tie"}.\n</think>\n\n{"verdict": "A"}', "A"),
         ('Here it is:\n```json\n{"verdict": "A"}\n```\nA is shorter.', "A"),
         ('[THINK]B?[/THINK]{"verdict": "B"} As I said: {"verdict": "B"}', "B"),
         ('> {"verdict": "A"}\n{"verdict": "B"}', "B"), ('{"score": 5}, of 10', 5.0),
-        ('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 7.5}', 7.5),
+        ('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 4.5}', 4.5),
     ],
 )  # fmt: skip
 def test_answers_that_are_verdicts(text: str, verdict: str | float) -> None:
