@@ -29,7 +29,8 @@ AT_ASKER = 2
 class Processes(Protocol):
     """What starts processes, here or elsewhere in the cluster.
 
-    Each is used as the server that runs in it, and has `kill`; every call raises ProcessDied.
+    Each is called as the server that runs in it, and has `kill`. A call raises ProcessDied where
+    the process has ended.
     """
 
     async def governor(self) -> Any:
