@@ -14,6 +14,7 @@
     │   ├── LedgerFenced               1   another owner took over the ledger
     │   └── ProviderDown               4   the provider does not answer: paused, run again later
     ├── PausedError                    4   quota, billing, monthly cap, pending batch
+    │   └── Stopped                    4   told to stop (Ctrl-C, SIGTERM): all in good order
     └── PromiseBroken                  5   the audit contradicts the guarantee
 
 Every class pickles (Ray carries them between processes), and nothing of a third party's

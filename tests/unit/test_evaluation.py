@@ -136,7 +136,7 @@ def finished_run(folder: Path, *rows: int) -> RunDirectory:
 
 @pytest.mark.parametrize(
     ("column", "said"),
-    [("humn", "no such column.*did you mean human"), ("route", "'escalate', not one of A, B, tie")],
+    [("humn", "no such column.*did you mean human"), ("route", "no verdicts: 'escalate' .3 rows.")],
 )
 def test_a_column_without_labels(tmp_path: Path, column: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
