@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.books.ledger import LeaseSlot
-from ray_judge.escalation.failures import Kind, RequestFailed, failure_of
 from ray_judge.escalation.pricing import cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable
+from ray_judge.failures import Kind, RequestFailed, failure_of
 from ray_judge.records import Answer, Outcome, Usage, Verdict
 
 ANSWER_PARTS = ("text", "output_text")

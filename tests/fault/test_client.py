@@ -14,7 +14,7 @@ import pytest
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.failures import Kind, RequestFailed
 from ray_judge.records import Usage
 from tests.provider import RunningServer
 from tests.provider.faults import ALL_KINDS, BILLED_TRANSPORT, HTTP_ERRORS, MODEL_FAULTS

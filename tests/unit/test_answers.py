@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from ray_judge import failures
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown
-from ray_judge.escalation import failures
 from ray_judge.escalation.answers import (
     RowAnswer,
     answer_row,
@@ -20,7 +20,7 @@ from ray_judge.escalation.answers import (
     read_json,
     read_reply,
 )
-from ray_judge.escalation.failures import Kind, RequestFailed, classify, run_error
+from ray_judge.failures import Kind, RequestFailed, classify, run_error
 from ray_judge.records import Answer, Outcome, Usage, Verdict
 
 from .test_questions import maker

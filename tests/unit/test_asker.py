@@ -13,10 +13,10 @@ import pytest
 
 from ray_judge.errors import EscalationError, PausedError, ProviderDown
 from ray_judge.escalation.answers import Reply
-from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.limiter import Feedback, Signal
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, Permits
+from ray_judge.failures import LOST_TRIES, TRIES, Kind, RequestFailed
 from ray_judge.records import Answer, Example, Outcome, Usage
 
 from .test_questions import maker

@@ -19,8 +19,8 @@ from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_
 from ray_judge.escalation.books.batches import BatchRecord, Stage, load, save
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import HeldSlot
-from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed
 from ray_judge.escalation.questions import Question
+from ray_judge.failures import LOST_TRIES, TRIES, Kind, RequestFailed
 from ray_judge.records import Example
 from tests.fault.batch_night import NightClock
 

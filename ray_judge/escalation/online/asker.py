@@ -18,7 +18,10 @@ from ray_judge.errors import StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.failures import (
+from ray_judge.escalation.online.limiter import Feedback, Signal
+from ray_judge.escalation.online.permits import Denied, Need, Permits, Slot
+from ray_judge.escalation.questions import Question, QuestionMaker
+from ray_judge.failures import (
     BUSY_TRIES,
     DENIALS,
     Fault,
@@ -26,9 +29,6 @@ from ray_judge.escalation.failures import (
     RequestFailed,
     run_error,
 )  # fmt: skip
-from ray_judge.escalation.online.limiter import Feedback, Signal
-from ray_judge.escalation.online.permits import Denied, Need, Permits, Slot
-from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import Answer, Outcome
 
 log = logging.getLogger(__name__)
