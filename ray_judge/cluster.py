@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from ray_judge.errors import RayJudgeError
+from ray_judge.errors import RayJudgeError, brief
 
 IN_FLIGHT = 32
 
@@ -51,6 +51,11 @@ def _connect(address: str | None, tries: int = 2) -> None:
         if address or tries == 1:
             raise RayJudgeError(f"Ray did not start: {str(error)[:500]}", address=address) from None
         _connect(address, tries - 1)
+
+
+def is_own_machine() -> bool:
+    """Whether the work will be done by a Ray that this process starts: here, as things are here."""
+    return not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
 
 
 def answer_promptly() -> None:
@@ -103,4 +108,5 @@ def our_error(error: RayError) -> RayJudgeError:
         if isinstance(cause, RayJudgeError) and not isinstance(cause, RayTaskError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return RayJudgeError(f"a worker failed: {str(error)[-2000:]}")
+    failed = getattr(error, "cause", None) or error
+    return RayJudgeError(f"a worker failed: {type(failed).__name__}: {brief(str(failed))}")
