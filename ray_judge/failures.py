@@ -43,50 +43,95 @@ LOST_TRIES = 3
 
 
 class Kind(StrEnum):
-    """How a request failed."""
+    """How a request failed, or an answer that was billed has no verdict."""
 
-    RATE_LIMIT = "rate_limit"  # 429: wait as told
-    TRANSIENT = "transient"  # the server did not begin (503, 409), or was never reached
-    BROKEN = "broken"  # the server, or a gateway, failed while it may have been at work (5xx, 408)
-    AMBIGUOUS = "ambiguous"  # the request was sent, and no whole answer came back
-    ROW = "row"  # this question will never be answered (too long, invalid)
-    REFUSED = "refused"  # the provider's filter does not let this question through
-    NO_SCHEMA = "no_schema"  # the server does not take `response_format`: ask in words
-    BILLING = "billing"  # quota or billing: the run pauses
-    RUN = "run"  # no question of this run can be answered (key, permission, model)
+    RATE_LIMIT = "rate_limit"
+    TRANSIENT = "transient"
+    BROKEN = "broken"
+    AMBIGUOUS = "ambiguous"
+    ROW = "row"
+    REFUSED = "refused"
+    FILTERED = "filtered"
+    CUT = "cut"
+    UNUSABLE = "unusable"
+    NO_SCHEMA = "no_schema"
+    PARAMETER = "parameter"
+    DENIED = "denied"
+    BILLING = "billing"
 
 
 class Fault(StrEnum):
     """Where the cause of a failure lies, and so what it befalls."""
 
-    QUESTION = "question"  # this question ends; others may fare better
-    RUN = "run"  # every question of the run would fare alike
-    PROVIDER = "provider"  # it passes by itself
+    QUESTION = "the row"  # this question ends; others may fare better
+    RUN = "the run"  # every question would fare alike
+    PROVIDER = "the provider"  # it passes by itself
+
+
+class Bill(StrEnum):
+    """What a failed request counts as."""
+
+    NOTHING = "nothing"
+    MOST = "its lease"  # an answer may have been computed, and billed
+    USAGE = "its usage"
+
+
+class Signal(StrEnum):
+    """What the governor learns from an answer about the provider's state."""
+
+    OK = "it is well"
+    RATE_LIMITED = "it wants less"  # 429 for the rate or for capacity
+    UNAVAILABLE = "it is unwell"  # 5xx, a refused or broken connection, a time-out
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What follows from a kind of failure."""
+    """What follows from a kind of failure. `said`: how servers say it."""
 
+    said: str
     fault: Fault
-    billed: bool = False  # an answer may have been computed: the request counts at its maximum
-    again: bool = False  # the same question may be sent again
+    signal: Signal = Signal.OK
+    bill: Bill = Bill.NOTHING
+    again: str = ""
+    """How often the same question is sent again in this session; empty: never."""
     tries: int | None = None
-    """How many such failures end the question; None: none does. The provider is unwell where it
-    is set, and merely busy at a rate limit."""
+    """How many such failures end the question; None: none does, or the configuration says it."""
 
 
+_UNWELL = (Fault.PROVIDER, Signal.UNAVAILABLE)
+_TRIES = f"up to {TRIES} times in all"
 MEANING: Mapping[Kind, Meaning] = {
-    Kind.RATE_LIMIT: Meaning(Fault.PROVIDER, again=True),
-    Kind.TRANSIENT: Meaning(Fault.PROVIDER, again=True, tries=TRIES),
-    Kind.BROKEN: Meaning(Fault.PROVIDER, billed=True, again=True, tries=TRIES),
-    Kind.AMBIGUOUS: Meaning(Fault.PROVIDER, billed=True, again=True, tries=LOST_TRIES),
-    Kind.ROW: Meaning(Fault.QUESTION),
-    Kind.REFUSED: Meaning(Fault.QUESTION),
-    Kind.NO_SCHEMA: Meaning(Fault.RUN, again=True),
-    Kind.BILLING: Meaning(Fault.RUN),
-    Kind.RUN: Meaning(Fault.RUN),
-}
+    Kind.RATE_LIMIT: Meaning(
+        "429", Fault.PROVIDER, Signal.RATE_LIMITED,
+        again=f"when it may; up to {BUSY_TRIES} times while others are answered", tries=BUSY_TRIES,
+    ),
+    Kind.TRANSIENT: Meaning(
+        "503, 409, no connection; a line of a batch that did not run", *_UNWELL,
+        again=f"{_TRIES}; without a connection as long as the run waits", tries=TRIES,
+    ),
+    Kind.BROKEN: Meaning("other 5xx, 408", *_UNWELL, Bill.MOST, again=_TRIES, tries=TRIES),
+    Kind.AMBIGUOUS: Meaning(
+        "no whole answer; an answer that is no completion", *_UNWELL, Bill.MOST,
+        again=f"up to {LOST_TRIES} times in all", tries=LOST_TRIES,
+    ),
+    Kind.ROW: Meaning("400, 413, 422 and other 4xx, such as a text that is too long",
+                      Fault.QUESTION),
+    Kind.REFUSED: Meaning("an error of the content filter", Fault.QUESTION),
+    Kind.FILTERED: Meaning("an answer that the content filter stopped", Fault.QUESTION,
+                           bill=Bill.USAGE),
+    Kind.CUT: Meaning("an answer that was cut at its limit, without a verdict", Fault.QUESTION,
+                      bill=Bill.USAGE),
+    Kind.UNUSABLE: Meaning("a refusal in words, no verdict, two verdicts", Fault.QUESTION,
+                           bill=Bill.USAGE, again="`strong.reasks` times, over all sessions"),
+    Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again="in words"),
+    Kind.PARAMETER: Meaning("400, 422 that names another parameter", Fault.RUN),
+    Kind.DENIED: Meaning(
+        f"401, 403, 404 (after a verdict: the row's, unless {DENIALS} in a row are such)",
+        Fault.RUN,
+    ),
+    Kind.BILLING: Meaning("402, an exhausted quota: the run pauses", Fault.RUN),
+}  # fmt: skip
+"""The table of failures: README's is made from it (`tests/unit/test_failures.py`)."""
 
 
 @dataclass(eq=False)
@@ -108,18 +153,13 @@ class RequestFailed(Exception):
         return MEANING[self.kind]
 
     @property
-    def denied(self) -> bool:
-        """Whether the server does not let the request through: the key, the model or its text."""
-        return self.kind is Kind.RUN and self.status in (401, 403, 404)
-
-    @property
     def unreachable(self) -> bool:
         """Whether the server never saw the request; this says nothing about the question."""
         return self.kind is Kind.TRANSIENT and self.status is None
 
 
 BY_STATUS = {
-    **dict.fromkeys((401, 403, 404), Kind.RUN),
+    **dict.fromkeys((401, 403, 404), Kind.DENIED),
     **dict.fromkeys((409, 503), Kind.TRANSIENT),  # locked or overloaded: it did not begin
     402: Kind.BILLING,
     408: Kind.BROKEN,
@@ -168,7 +208,7 @@ def classify(status: int, code: str | None, kind: str | None, param: str | None)
     if status in (400, 422) and name == "response_format":
         return Kind.NO_SCHEMA
     if status in (400, 422) and (name in KEY_OF or code in UNSUPPORTED):
-        return Kind.RUN
+        return Kind.PARAMETER
     return Kind.REFUSED if code in FILTER_CODES else Kind.ROW
 
 

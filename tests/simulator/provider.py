@@ -15,7 +15,7 @@ from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.online.permits import Slot
 from ray_judge.escalation.questions import Question
-from ray_judge.failures import Kind, RequestFailed
+from ray_judge.failures import Bill, Kind, RequestFailed
 from ray_judge.records import Usage
 
 from .loop import PROCESS, Process, resolve
@@ -50,6 +50,8 @@ class Request:
 class Provider:
     """Bills, answers, refuses."""
 
+    in_words = False
+
     def __init__(self, night: Night) -> None:
         self._loop, self._rng, self._plan = night.loop, night.rng, night.plan
         self._oracle, self._note = night.oracle, night.note
@@ -75,7 +77,7 @@ class Provider:
         try:
             reply = await answer
         except RequestFailed as failure:
-            request.lost = failure.meaning.billed
+            request.lost = failure.meaning.bill is Bill.MOST
             raise
         finally:
             timer.cancel()
