@@ -18,6 +18,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray_judge.errors import RayJudgeError, brief
 
 IN_FLIGHT = 32
+SHOW_ALL = "RAY_JUDGE_WORKER_LOGS"
+"""Where it is set, Ray and its workers may write to the terminal, too."""
 
 
 @contextmanager
@@ -30,11 +32,32 @@ def connected() -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    _connect(os.environ.get("RAY_ADDRESS") or None)
+    with contextlib.ExitStack() as quiet:
+        if not os.environ.get(SHOW_ALL):
+            quiet.enter_context(_silenced())
+        _connect(os.environ.get("RAY_ADDRESS") or None)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep Ray from writing to the terminal: what befell a worker on stdout, where our summary
+    goes, and choices of its own on stderr (ray-project/ray#53727). What is our affair is raised.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray._private.worker.listen_error_messages = lambda *_: None
+    # That there is such a level is told on stderr, too, while Ray starts.
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _connect(address: str | None, tries: int = 2) -> None:
@@ -43,7 +66,7 @@ def _connect(address: str | None, tries: int = 2) -> None:
         ray.init(
             address=address,
             include_dashboard=False,
-            log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
+            log_to_driver=bool(os.environ.get(SHOW_ALL)),
             logging_level=logging.ERROR,
         )
     except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one

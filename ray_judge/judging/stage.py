@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
 
 from ray_judge.cluster import our_error
 from ray_judge.config import JudgeConfig, RunConfig
@@ -48,6 +50,9 @@ WEIGHTS_SHARE = 0.6
 """Of a GPU's memory that the weights of two models may take together; the rest is for caches."""
 CHUNKS_PER_ACTOR = 3
 """In flight at once: one being judged, one being read and tokenised, one being committed."""
+RESTARTS = 3
+"""How often a judge's process that died begins anew, and what it was at. Nodes that are taken away
+with notice do not count (Ray's own default is for ever, whatever it dies of)."""
 STUCK_AFTER_S = 1800
 """Ray Data gives up when nothing at all has moved for so long."""
 
@@ -265,7 +270,28 @@ def judge_chunks(
         stages.append((load, task.calibrate, partial(explain, base=True)))
     pool = pool_size(task.config.judge, ray.cluster_resources(), len(chunks))
     for stage in stages:
-        dataset = dataset.map_batches(
+        dataset = _through(dataset, stage, pool)
+    try:
+        for row in dataset.iter_rows():
+            if row[FAILED] is not None:
+                raise pickle.loads(row[FAILED])  # noqa: S301  our own worker's
+            yield row["chunk"]
+    except RayTaskError as error:
+        raise our_error(error) from None
+    except RayError as error:
+        why = brief(str(error).rpartition("Worker exit detail:")[2])
+        raise EngineError(f"a judge's process died {RESTARTS + 1} times: {why}") from None
+    except ExecutionTimeoutError:
+        said = f"no chunk was judged, read or begun for {STUCK_AFTER_S // 60} minutes"
+        raise EngineError(f"{said}: the run is stuck; the same command continues it") from None
+
+
+def _through(dataset: ray.data.Dataset, stage: tuple[Any, ...], pool: Pool) -> ray.data.Dataset:
+    """Lead the chunks through a pool of actors of one model."""
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to say how often an actor is restarted, and warns of this one.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return dataset.map_batches(
             ModelActor,
             fn_constructor_args=stage,
             batch_size=None,
@@ -279,19 +305,9 @@ def judge_chunks(
             ),
             num_gpus=pool.gpus or None,
             num_cpus=pool.cpus,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
         )
-    try:
-        for row in dataset.iter_rows():
-            if row[FAILED] is not None:
-                raise pickle.loads(row[FAILED])  # noqa: S301  our own worker's
-            yield row["chunk"]
-    except RayTaskError as error:
-        raise our_error(error) from None
-    except RayError as error:
-        raise EngineError(f"the judge's processes died: {brief(str(error))}") from None
-    except ExecutionTimeoutError:
-        said = f"no chunk was judged, read or begun for {STUCK_AFTER_S // 60} minutes"
-        raise EngineError(f"{said}: the run is stuck; the same command continues it") from None
 
 
 @dataclass(frozen=True, slots=True)

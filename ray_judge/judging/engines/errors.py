@@ -18,6 +18,12 @@ MEMORY = (
     "judge.max_model_len and judge.quantization"
 )
 OPTION = r"unexpected keyword argument '(\w+)'|multiple values for keyword argument '(\w+)'"
+OF_MODEL = (
+    "safetensor", "deserializ", "unpickl", "central directory", "model weights",
+    "from checkpoint", "parameter named", "size mismatch", "architecture", "support generation",
+    "valid model", "snapshot folder", "huggingface.co", "no file named", "valid JSON", "gated repo",
+)  # fmt: skip
+"""What engines and hubs say of a checkpoint that is not there, not whole, or of another kind."""
 KEYS: tuple[tuple[str, str, type[RayJudgeError]], ...] = (
     (OPTION, "judge.engine_options", ConfigError),
     (r"trust_remote_code", "judge.engine_options: {trust_remote_code: true}", ConfigError),
@@ -27,13 +33,7 @@ KEYS: tuple[tuple[str, str, type[RayJudgeError]], ...] = (
     (r"quantiz", "judge.quantization", ConfigError),
     (r"\bdtype\b|bfloat16|float16", "judge.dtype", ConfigError),
     (r"tokenizer|sentencepiece", "the tokenizer's files of judge.model", ConfigError),
-    (
-        r"safetensor|deserializ|unpickl|central directory|model weights|from checkpoint|"
-        r"no module or parameter named|size mismatch|architecture|support generation|is not a valid "
-        r"model|snapshot folder|huggingface\.co|no file named|not a valid JSON|gated repo",
-        "judge.model",
-        ConfigError,
-    ),
+    ("|".join(OF_MODEL), "judge.model", ConfigError),
 )
 """What an engine's words are about → the keys to look at, and whose fault that is."""
 
@@ -56,8 +56,9 @@ def engine_error(
     words = words if words.endswith((".", "…")) else f"{words}."
     known = _key(error, f"{type(error).__name__}: {error}", judge)
     if known is None:
-        check = "RAY_JUDGE_WORKER_LOGS=1 shows all that the engine says"
-        return EngineError(f"{doing}: {words} {check}", **where)
+        check = "Check judge.engine_options. " if judge.engine_options else ""
+        show = "RAY_JUDGE_WORKER_LOGS=1 shows all that the engine says"
+        return EngineError(f"{doing}: {words} {check}{show}", **where)
     key, kind = known
     key = key.replace("judge.model", "judge.base_model") if base else key
     return kind(f"{doing}: {words} Check {key}", **where)
@@ -77,9 +78,9 @@ def _key(error: Exception, said: str, judge: JudgeConfig) -> tuple[str, type[Ray
 def _words(error: Exception) -> str:
     """What it says, on one line; by its type where that is all there is to say."""
     problems = [problem["msg"].removeprefix("Value error, ") for problem in _problems(error)]
-    name = "" if problems or type(error) in (ValueError, RuntimeError, OSError) else type(error)
-    said = problems[0] if problems else str(error)
-    return brief(f"{name.__name__}: {said}" if name else said or type(error).__name__)
+    said, name = problems[0] if problems else str(error), type(error).__name__
+    plain = said and name in ("ValidationError", "ValueError", "RuntimeError", "OSError")
+    return brief(said if plain else f"{name}: {said}")
 
 
 def _problems(error: Exception) -> list[dict[str, Any]]:

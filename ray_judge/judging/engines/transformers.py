@@ -128,9 +128,9 @@ def _load(judge: JudgeConfig) -> tuple[Any, Any]:
     # What a checkpoint lacks would be drawn at random, and would judge all the same.
     if lost := sorted(told["missing_keys"]):
         raise ConfigError(
-            f"{len(lost)} of the weights that {type(model).__name__} needs are not in the "
-            f"checkpoint ({', '.join(lost[:3])}): a reward model, or the body of one, writes no "
-            "text: take another judge.model",
+            f"this checkpoint lacks {len(lost)} of the weights of {type(model).__name__} "
+            f"({', '.join(lost[:3])}): a reward model, or a body without a head, writes no text. "
+            "Take another judge.model",
             judge=judge.model,
         )
     if judge.adapter:
