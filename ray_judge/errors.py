@@ -32,7 +32,7 @@ WORDS = 300
 def brief(text: str) -> str:
     """Somebody else's words as a part of a sentence: on one line, and cut at `WORDS`."""
     text = " ".join(text.split())
-    return text if len(text) <= WORDS else text[: WORDS - 1] + "…"
+    return text if len(text) <= WORDS else text[:WORDS] + "…"
 
 
 class RayJudgeError(Exception):

@@ -116,8 +116,11 @@ def test_a_server_that_fails_is_asked_some_times(said: Said, words: str) -> None
 )
 def test_a_server_that_is_not_there(address: str, cause: str) -> None:
     said = f"cannot be reached .*{cause}.*base_url"
-    with reader(lambda body, number: GOOD, address) as (judge, _):
-        pytest.raises(EngineError, judge.read, ROWS).match(said)
+    with (
+        reader(lambda body, number: GOOD, address) as (judge, _),
+        pytest.raises(EngineError, match=said),
+    ):
+        judge.read(ROWS)
 
 
 @pytest.mark.parametrize(

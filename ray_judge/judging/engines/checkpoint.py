@@ -26,9 +26,15 @@ def check_model(key: str, model: str, options: Mapping[str, Any]) -> None:
 
     A name such as `org/model` is left to the hub. `options`: the engine's.
     """
-    path = find_folder(key, model, "config.json")
-    if path is None:
-        return
+    try:
+        path = find_folder(key, model, "config.json")
+        if path is not None:
+            _check_folder(key, path, options)
+    except OSError as error:
+        raise ConfigError(f"{key} cannot be read: {error.strerror}", path=model) from None
+
+
+def _check_folder(key: str, path: Path, options: Mapping[str, Any]) -> None:
     kinds = _read_json(key, path / "config.json").get("architectures") or []
     if kinds and all(str(kind).endswith(CLASSIFIERS) for kind in kinds):
         raise ConfigError(
@@ -91,7 +97,7 @@ def _damage(file: Path) -> str | None:
 def _read_json(key: str, file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"{key}: this file is not JSON: {error}", file=file) from None
     if not isinstance(document, dict):
         raise ConfigError(f"{key}: this file is no JSON object", file=file)
