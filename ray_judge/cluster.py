@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -131,5 +132,6 @@ def our_error(error: RayError) -> RayJudgeError:
         if isinstance(cause, RayJudgeError) and not isinstance(cause, RayTaskError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    failed = getattr(error, "cause", None) or error
-    return RayJudgeError(f"a worker failed: {type(failed).__name__}: {brief(str(failed))}")
+    # The first exception of the traceback that Ray gives as text is where it began.
+    named = re.search(r"^[\w.]+(?:Error|Exception)\b.*", str(error), re.MULTILINE)
+    return RayJudgeError(f"a worker failed: {brief(named[0] if named else str(error))}")

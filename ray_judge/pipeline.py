@@ -167,7 +167,7 @@ def judge_tier(
     ready = {name: n for name, n in counts.items() if name in committed or not n}
     done, whole = sum(ready.values()), sum(counts.values())
     todo = [chunk for chunk in chunks if chunk.name not in ready]
-    check = chunk_to_check(chunks, counts, task.tier)
+    check = chunk_to_check(task.config.judge, task.tier, chunks, counts)
     held: list[str] | None = list(ready)
     if check is None or check in ready:
         yield from ready

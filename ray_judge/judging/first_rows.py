@@ -20,12 +20,16 @@ FIRST_ROWS = 100
 KEYS = "judge.format, judge.model, judge.chat and judge.min_mass (0 lets everything pass)"
 
 
-def chunk_to_check(chunks: Sequence[Chunk], counts: Mapping[str, int], tier: int) -> str | None:
+def chunk_to_check(
+    judge: JudgeConfig, tier: int, chunks: Sequence[Chunk], counts: Mapping[str, int]
+) -> str | None:
     """Name the chunk whose first rows are looked at: the first with `FIRST_ROWS` of them.
 
     It is the same one whenever a run is continued. Where no chunk has so many it is the largest,
     but of a later judge none: a handful that its predecessor left over is no sample of anything.
     """
+    if judge.engine == "columns" or not judge.min_mass:
+        return None
     first = max(chunks, key=lambda chunk: min(counts[chunk.name], FIRST_ROWS))
     return None if tier and counts[first.name] < FIRST_ROWS else first.name
 
@@ -38,7 +42,7 @@ def check_first_rows(judged: pa.Table, judge: JudgeConfig) -> None:
     use. Rows without text say nothing about the model.
     """
     rows = judged.filter(judged["has_text"])
-    if not len(rows) or not judge.min_mass:
+    if not len(rows):
         return
     masses = rows["judge_mass"].drop_null()
     middle = pc.quantile(masses, 0.5)[0].as_py() if len(masses) else None

@@ -121,7 +121,7 @@ class JudgeTask:
 
     def judge(self, block: pa.Table, engine: Engine) -> pa.Table:
         """Judge one chunk and commit it; with calibrated_entropy it goes on to the base model."""
-        if engine.needs_text and block.column(CHUNK)[0].as_py() == self.check:
+        if block.column(CHUNK)[0].as_py() == self.check:
             head, rest = block.slice(0, FIRST_ROWS), block.slice(FIRST_ROWS)
             judged = judge_rows(head, engine, self.config, self.columns)
             check_first_rows(judged, self.config.judge)

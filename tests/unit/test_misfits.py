@@ -22,6 +22,7 @@ from . import builders
 
 HEADER = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
 WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)
+HERE = {"base_url": "http://127.0.0.1:9/v1"}
 INDEX = json.dumps({"weight_map": {"v": "one.safetensors", "w": "two.safetensors"}})
 
 
@@ -94,6 +95,9 @@ def test_what_the_engine_is_told_may_stand_in_for_files(folder: Path) -> None:
         ({"engine": "transformers", "quantization": "awq"}, "quantization goes with engine: vllm"),
         ({"adapter": "/no/adapter"}, r"judge\.adapter: there is no such path"),
         ({"engine": "nothing"}, "needs the package no_such_package"),
+        ({"engine": "http", "http": HERE, "overlong": "cut"}, "overlong: cut needs"),
+        ({"engine": "http", "http": {**HERE, "api": "chat"}, "chat": False}, "api: completions"),
+        ({"engine": "http", "http": {**HERE, "api_key_env": "NO_KEY"}}, "set NO_KEY"),
     ],
 )
 def test_what_is_known_before_anything_starts(
@@ -129,7 +133,8 @@ class ValidationError(ValueError):
         (ValidationError("1 error"), ConfigError,
          r"cannot: it is to be a number\. Check judge\.engine_options\.max_num_seqs"),
         (OSError("org/m is not a valid model identifier"), ConfigError, r"Check judge\.model"),
-        (ImportError("no module named vllm"), ConfigError, r"install ray-judge\[cpu\]"),
+        (ImportError("no module", name="vllm.x"), ConfigError, r"install ray-judge\[cpu\]"),
+        (ImportError("it needs peft"), ConfigError, r"not there \(ImportError: it needs peft"),
         (KeyError("x"), EngineError, "cannot: KeyError: 'x'.*RAY_JUDGE_WORKER_LOGS"),
         (RuntimeError(), EngineError, "cannot: RuntimeError"),
         (ValueError("a\n  b " * 300), EngineError, "a b a b.*…"),
@@ -175,7 +180,6 @@ FITS, LOW = 0.9, 0.002
 )
 def test_the_first_rows(judged: Any, said: str | None) -> None:
     judge = JudgeConfig(model="m")
-    check_first_rows(judged, judge.model_copy(update={"min_mass": 0.0}))
     if said is None:
         check_first_rows(judged, judge)
     else:
@@ -194,5 +198,8 @@ def test_which_chunk_is_looked_at(counts: list[int], first: str, later: str | No
     chunks = [Chunk(str(n), "in", "in", 0, 1000) for n in range(len(counts))]
     sizes = {str(n): count for n, count in enumerate(counts)}
     assert FIRST_ROWS == 100
-    assert chunk_to_check(chunks, sizes, 0) == first
-    assert chunk_to_check(chunks, sizes, 1) == later
+    judge = JudgeConfig(model="m")
+    assert chunk_to_check(judge, 0, chunks, sizes) == first
+    assert chunk_to_check(judge, 1, chunks, sizes) == later
+    takes_all = judge.model_copy(update={"min_mass": 0.0})
+    assert chunk_to_check(takes_all, 0, chunks, sizes) is None

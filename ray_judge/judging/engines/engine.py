@@ -206,7 +206,14 @@ def check_engine(config: RunConfig) -> Format | None:
         return None
     if judge.engine in ("vllm", "transformers"):
         _check_local(judge)
-    return format_for(judge, config.task)
+    format_ = format_for(judge, config.task)
+    if judge.http is not None:
+        from ray_judge.judging.engines.http import check_request, read_key
+
+        check_request(judge, format_)
+        if is_own_machine():
+            read_key(judge.http)
+    return format_
 
 
 def _check_local(judge: JudgeConfig) -> None:

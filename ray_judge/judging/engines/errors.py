@@ -20,7 +20,7 @@ MEMORY = (
 OPTION = r"unexpected keyword argument '(\w+)'|multiple values for keyword argument '(\w+)'"
 OF_MODEL = (
     "safetensor", "deserializ", "unpickl", "central directory", "model weights",
-    "from checkpoint", "parameter named", "size mismatch", "architecture", "support generation",
+    "from checkpoint", "parameter named", "mismatch", "architecture", "support generation",
     "valid model", "snapshot folder", "huggingface.co", "no file named", "valid JSON", "gated repo",
 )  # fmt: skip
 """What engines and hubs say of a checkpoint that is not there, not whole, or of another kind."""
@@ -32,6 +32,7 @@ KEYS: tuple[tuple[str, str, type[RayJudgeError]], ...] = (
     (r"\blora\b", "judge.adapter and judge.engine_options.max_lora_rank", ConfigError),
     (r"quantiz", "judge.quantization", ConfigError),
     (r"\bdtype\b|bfloat16|float16", "judge.dtype", ConfigError),
+    (r"TemplateError", "judge.chat (false goes without the chat template)", ConfigError),
     (r"tokenizer|sentencepiece", "the tokenizer's files of judge.model", ConfigError),
     ("|".join(OF_MODEL), "judge.model", ConfigError),
 )
@@ -50,8 +51,9 @@ def engine_error(
     where = {"judge": base_of(judge) if base else judge.model}
     words = _words(error)
     if isinstance(error, ImportError):
-        install = "install ray-judge[cpu] or ray-judge[gpu]"
-        said = f"engine: {judge.engine} needs a package that is not there: {install} ({words})"
+        needed = (error.name or "").partition(".")[0] in ("vllm", "torch", "transformers")
+        install = ": install ray-judge[cpu] or ray-judge[gpu]" if needed else ""
+        said = f"engine: {judge.engine} needs a package that is not there{install} ({words})"
         return ConfigError(said, **where)
     words = words if words.endswith((".", "…")) else f"{words}."
     known = _key(error, f"{type(error).__name__}: {error}", judge)

@@ -102,14 +102,8 @@ class TextNode(Node):
 class HttpReader:
     def __init__(self, judge: JudgeConfig, format_: Format) -> None:
         assert judge.http is not None
+        check_request(judge, format_)
         self._judge, self._format, self._http = judge, format_, judge.http
-        chat = format_.chat if judge.chat is None else judge.chat
-        if judge.http.api == "completions" and chat:
-            raise ConfigError("this judge is asked through its chat template: judge.http.api: chat")
-        if judge.http.api == "chat" and chat is False:
-            raise ConfigError("this judge has no chat template: judge.http.api: completions")
-        if judge.overlong == "cut":
-            raise ConfigError("judge.overlong: cut needs the model's tokenizer: engine: vllm")
         self._client = _client(judge.http)
         self._pool = ThreadPoolExecutor(judge.http.concurrency, thread_name_prefix="judge-http")
         self._first = Lock()
@@ -262,10 +256,28 @@ def _told(document: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {**error, "message": words, "param": error.get("param") or (named and named[0])}
 
 
-def _client(http: HttpConfig) -> httpx.Client:
+def check_request(judge: JudgeConfig, format_: Format) -> None:
+    """Refuse what such a server cannot be asked for (ConfigError)."""
+    assert judge.http is not None
+    chat = format_.chat if judge.chat is None else judge.chat
+    if judge.http.api == "completions" and chat:
+        raise ConfigError("this judge is asked through its chat template: judge.http.api: chat")
+    if judge.http.api == "chat" and chat is False:
+        raise ConfigError("this judge has no chat template: judge.http.api: completions")
+    if judge.overlong == "cut":
+        raise ConfigError("judge.overlong: cut needs the model's tokenizer: engine: vllm")
+
+
+def read_key(http: HttpConfig) -> str:
+    """The server's key, from this process's environment; empty where it needs none."""
     key = os.environ.get(http.api_key_env or "", "")
     if http.api_key_env and not key:
         raise ConfigError(f"no key for the judge's server: set {http.api_key_env}")
+    return key
+
+
+def _client(http: HttpConfig) -> httpx.Client:
+    key = read_key(http)
     address = urlsplit(http.base_url)
     return httpx.Client(
         base_url=address._replace(query="", fragment="").geturl().rstrip("/") + "/",
