@@ -232,17 +232,3 @@ def test_no_flex(server: RunningServer, settings: dict[str, Any], kind: Kind) ->
         send(server, mode="flex")
     assert caught.value.kind is kind
     assert send(server).usage is not None, "a request that names no tier"
-
-
-@pytest.mark.parametrize(
-    ("mode", "base_url", "tier"),
-    [
-        ("online", None, "default"),  # a project may be set to a dearer one
-        ("online", "https://eu.api.openai.com/v1", "default"),
-        ("online", "https://api.openai.com.example/v1", None),
-        ("online", "http://127.0.0.1:1/v1", None),
-        ("flex", "http://127.0.0.1:1/v1", "flex"),
-    ],
-)
-def test_openai_is_told_which_tier(mode: Any, base_url: Any, tier: str | None) -> None:
-    assert StrongClient(strong(base_url, mode=mode), "k")._tier == tier

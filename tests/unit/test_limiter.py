@@ -108,7 +108,7 @@ def test_sixteen_answers_that_cannot_be_used_say_why() -> None:
         assert limiter.opening.failure is None
         assert limiter.reserve(1, START, horizon_s=60) is not None
         limiter.done(Feedback(Signal.OK, usable=False, why=f"cut {number}"), START)
-    assert limiter.opening.failure == "cut 15"
+    assert limiter.opening.failure and limiter.opening.failure.why == "cut 15"
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,6 @@ class OnlineCourier:
             self._failure = failure
             if self._governor is not None:
                 with contextlib.suppress(ProcessDied):  # dead, it lets nobody send either
-                    await self._governor.pause(str(failure))
+                    await self._governor.pause(failure)
         elif isinstance(known, PausedError) and not isinstance(failure, PausedError | ProcessDied):
             self._failure = failure
