@@ -50,6 +50,8 @@ class Request:
 class Provider:
     """Bills, answers, refuses."""
 
+    in_words = False
+
     def __init__(self, night: Night) -> None:
         self._loop, self._rng, self._plan = night.loop, night.rng, night.plan
         self._oracle, self._note = night.oracle, night.note
