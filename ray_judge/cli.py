@@ -155,7 +155,7 @@ def _count(text: str) -> int:
 def _status(options: argparse.Namespace) -> None:
     from ray_judge.report.status import status
 
-    print(json.dumps(status(options.output), indent=1, default=float))
+    print(json.dumps(status(options.output), indent=1, default=float, ensure_ascii=False))
 
 
 def _report(options: argparse.Namespace) -> None:

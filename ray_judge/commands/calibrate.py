@@ -24,7 +24,8 @@ from ray_judge.calibration.selection import check_levels
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.judging.engines.engine import extra_columns
-from ray_judge.pipeline import Watch, score
+from ray_judge.pipeline import score
+from ray_judge.progress import Watch
 from ray_judge.report.summary import read_scored
 from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import fingerprint, plan_input
@@ -45,7 +46,7 @@ def calibrate(
     alpha: float | None = None,
     delta: float | None = None,
     to: str | None = None,
-    watch: Watch = lambda phase, figures: None,
+    watch: Watch = lambda phase, document: None,
 ) -> tuple[Calibration, str]:
     """Calibrate the run's local judges; give the calibration and where it was written.
 

@@ -23,7 +23,8 @@ from ray_judge.commands.calibrate import sample_run
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.escalation.questions import price_of_strong
 from ray_judge.judging.engines.engine import extra_columns
-from ray_judge.pipeline import Watch, score
+from ray_judge.pipeline import score
+from ray_judge.progress import Watch
 from ray_judge.report.status import find_run
 from ray_judge.routing.cost import Correction, correction, count_chunk, output_tokens, row_costs
 from ray_judge.routing.policies import accepted, fraction_count, route
@@ -37,7 +38,7 @@ Z = 1.96
 
 
 def plan(
-    config: RunConfig, sample: int = SAMPLE, watch: Watch = lambda phase, figures: None
+    config: RunConfig, sample: int = SAMPLE, watch: Watch = lambda phase, document: None
 ) -> dict[str, Any]:
     """Try policies on a sample; dollars, calls and hours are for the whole input.
 

@@ -241,7 +241,8 @@ def cause_in_words(error: BaseException) -> str:
     inner: BaseException | None = error
     while inner is not None:
         last = inner
-        inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__
+        several = inner.exceptions if isinstance(inner, BaseExceptionGroup) else ()
+        inner = several[0] if several else inner.__cause__ or inner.__context__
     if isinstance(last, ssl.SSLError):
         return f"{IN_C.sub('', str(last))}{TLS_HINTS.get(last.reason or '', '')}"
     if isinstance(last, OSError) and last.errno:

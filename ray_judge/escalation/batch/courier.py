@@ -130,7 +130,7 @@ class BatchCourier:
                 return
             rest_s = begun + self._strong.batch.wait_s - self._clock.now()
             if rest_s <= 0:
-                raise PausedError(self._describe_pending(session))
+                raise PausedError(f"{self._describe_pending(session)}; run again to go on")
             await session.release()
             await self._show(session)
             until = self._clock.now() + min(self._strong.batch.poll_s, rest_s)
@@ -334,6 +334,8 @@ class BatchCourier:
         for slot in reading.free:
             ledger.release(slot.lease, [slot.slot])
         await asyncio.to_thread(ledger.commit)
+        usd, said = ledger.excess.usd, ledger.excess.said
+        self._report({"excess_usd": usd, "excess_said": said})
         await self._step(record, Stage.READ, refused=reading.words)
         self._queue.words |= reading.words
         self._opening.proven |= reading.usable
@@ -370,8 +372,8 @@ class BatchCourier:
                 "spent_usd": settled,
                 "open_usd": held,
                 "cap_usd": self._books.cap_usd,
-                "denied": session.denied,
-                "waiting": len(session.waiting),
+                **session.figures(),
+                "waits": self._describe_pending(session),
                 "in_batches": sum(record.requests for record in self._pending.values()),
             }
         )
@@ -381,4 +383,4 @@ class BatchCourier:
         done = sum(self._completed[batch] for batch in self._pending)
         left = len(self._free(session))
         more = f", {left} questions wait for a batch" if left else ""
-        return f"batch pending: {done} of {total} requests done{more}; run again to go on"
+        return f"batch pending: {done} of {total} requests done{more}"

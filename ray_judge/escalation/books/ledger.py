@@ -49,7 +49,14 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ray_judge.errors import AlreadyExists, CorruptedError, LedgerFenced, StorageError
-from ray_judge.escalation.books.accounts import AS_IT_IS, Accounts, Excess, month_of, to_nanos, to_usd
+from ray_judge.escalation.books.accounts import (
+    AS_IT_IS,
+    Accounts,
+    Excess,
+    month_of,
+    to_nanos,
+    to_usd,
+)
 from ray_judge.escalation.books.lines import LineLog, log_names, read_listed, read_log
 from ray_judge.storage.local import Storage
 

@@ -158,7 +158,7 @@ class OnlineCourier:
             return
         figures = await self._governor.state()
         session.deny(figures["best_usd"])
-        self._report({**figures, "denied": session.denied})
+        self._report({**figures, **session.figures()})
         load = [0] * len(self._askers)
         for number, _ in self._running.values():
             load[number] += 1
