@@ -136,12 +136,17 @@ class Progress:
         if not self._live:
             sys.stderr.write(f"{line}\n")
         else:
-            room, full = os.get_terminal_size(sys.stderr.fileno()).columns - 1, ""
+            room, full = width() - 1, ""
             if document["waits"] and len(line) > room and now - self._in_full >= IN_FULL_S:
                 self._in_full, full = now, f"{line}\n"
             end = "\n" if last else ""
             sys.stderr.write(f"\r\x1b[2K{full}{line[:room]}{end}")
         sys.stderr.flush()
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
 
 
 def describe(document: Mapping[str, Any]) -> str:

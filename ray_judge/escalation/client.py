@@ -74,7 +74,7 @@ class StrongClient:
             reply = read_reply(read_json(text), dict(raw.headers))
         except RequestFailed as failure:
             if failure.kind is Kind.AMBIGUOUS:
-                failure.reason += f", but {in_short(text) or 'empty'}"
+                failure.reason += f": {in_short(text) or 'it is empty'}"
             raise
         ours, repeated = self._seen.look(reply.response_id, body, text)
         # What comes next on this connection would be the answer before it, again and again.
@@ -196,7 +196,7 @@ async def _document(sent: Awaitable[Any]) -> dict[str, Any]:
         answer = await sent
     document = read_json(text := answer.http_response.text)
     if not isinstance(document, dict) or ("id" not in document and "data" not in document):
-        said = f"the answer is not an object of the API, but {in_short(text) or 'empty'}"
+        said = f"the answer is not an object of the API: {in_short(text) or 'it is empty'}"
         raise RequestFailed(Kind.AMBIGUOUS, said)
     return document
 
@@ -248,4 +248,4 @@ def cause_in_words(error: BaseException) -> str:
     if isinstance(last, OSError) and last.errno:
         return os.strerror(last.errno) if last.errno > 0 else str(last.strerror)
     name = type(error).__name__
-    return str(last) or ("it timed out" if "Timeout" in name else name)
+    return str(last) or ("it timed out, strong.timeout_s" if "Timeout" in name else name)

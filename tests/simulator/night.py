@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ray_judge.config import RunConfig
 from ray_judge.errors import LedgerFenced, PausedError, RayJudgeError
 from ray_judge.escalation.batch.courier import BatchCourier
-from ray_judge.escalation.batch.opening import Opening
+from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger, recover
 from ray_judge.escalation.online.asker import Asker
@@ -279,12 +279,12 @@ class Night:
         if run in self.plan.batch:
             config, name = self.configs[run], partial(self.name, process)
             maker, governor = SimMaker(config), SimGovernor(self, process)
-            opening = Opening(
+            first = FirstQuestions(
                 maker.online(), {}, governor,
                 lambda governor: SimAsker(self, process, Near(self, governor), 1),
             )  # fmt: skip
             courier = self.parts.batch(
-                config, books, maker, {}, self.batches, self, _ignore, opening, name
+                config, books, maker, {}, self.batches, self, _ignore, first, name
             )
         else:
             courier = self.parts.online(

@@ -34,7 +34,7 @@ CLIMB_EVERY_S = 1.0
 CLIMB = 0.1
 """After a 429 the share comes back by this much of the full rate each `CLIMB_EVERY_S` seconds."""
 FLOOR = 1 / 64
-TOLD_S = 5.0
+TOLD_S = 2.0
 """What holds all requests up for longer is told."""
 SILENT_S = 25.0
 """So is it when none of the requests in flight was answered for so long."""
@@ -271,7 +271,7 @@ class Limiter:
         if max(held_s, down_s) > TOLD_S:
             since = f" for {down_s:.0f} s" if down_s else ""
             then = f", asked again in {held_s:.0f} s" if held_s >= 1 else ""
-            return f"no answer of the strong judge's server{since}{then}: {self.last_failure}"
+            return f"the strong judge's server answers nothing{since}{then}: {self.last_failure}"
         if self.in_flight and now - self._heard_at > SILENT_S:
             since = f"{now - self._heard_at:.0f} s"
             return f"{self.in_flight} requests are in flight, and none was answered for {since}"
