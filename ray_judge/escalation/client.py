@@ -36,7 +36,9 @@ which the server cannot have seen the request."""
 IN_C = re.compile(r"^\[.*?\] | \(_ssl\.c:\d+\)$")
 """What Python puts around OpenSSL's words."""
 TLS_HINTS = {
-    "WRONG_VERSION_NUMBER": " (does it speak plain http://?)",
+    **dict.fromkeys(
+        ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"), " (does it speak plain http://?)"
+    ),
     "CERTIFICATE_VERIFY_FAILED": " (SSL_CERT_FILE names the certificates that are trusted)",
 }
 
@@ -221,10 +223,7 @@ def _translated() -> Iterator[None]:
 
 
 def unreachable(url: Any, error: BaseException) -> str:
-    """Why there is no connection to a server, nor to the proxy that the environment names.
-
-    `url` may have a user and a password, which are not told.
-    """
+    """Why there is no connection to a server, or to the proxy that the environment names."""
     proxies = {} if url.host in LOOPBACK or proxy_bypass(url.host) else getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all") or ""
     via = f" through the proxy {_place(proxy)}" if proxy else ""
