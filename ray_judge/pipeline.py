@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray_judge.calibration.load import calibration_of, pin_calibration
-from ray_judge.cluster import connected
+from ray_judge.cluster import check_cluster, connected
 from ray_judge.config import RunConfig
 from ray_judge.errors import EscalationError, PromiseBroken
 from ray_judge.escalation.books.books import Books
@@ -55,6 +55,7 @@ def score(config: RunConfig, watch: Watch = lambda phase, document: None) -> dic
     check_strong(config)
     for tier in config.tiers():
         check_engine(tier)
+    check_cluster()
     calibration = calibration_of(config)
     seconds: dict[str, float] = {}
     with run.locked():
@@ -138,8 +139,7 @@ def planned(config: RunConfig, run: RunDirectory) -> Plan:
     """Fix what is judged: read the plan of a run that began, or make it and begin."""
     if plan := run.plan():
         return plan
-    shards, columns = plan_input(config, extra_columns(config))
-    plan = Plan(tuple(shards), columns, config.chunk_rows)
+    plan = plan_input(config, extra_columns(config))
     run.begin(config, plan)
     return plan
 

@@ -125,8 +125,9 @@ def sample_run(
     if len(config.judges) > 1 and calibration is not None:
         route = route.model_copy(update={"calibration": config.route.calibration})
     source = config.model_copy(update={"columns": columns, "route": route})
-    shards, found = plan_input(source, extra_columns(source))
-    everything = np.arange(sum(shard.rows for shard in shards), dtype=np.int64)
+    whole = plan_input(source, extra_columns(source))
+    shards, found = whole.shards, whole.columns
+    everything = np.arange(whole.rows, dtype=np.int64)
     rows = labelled_rows(shards, labels) if labels else everything
     if not len(rows):
         raise InputError("no row has a label", column=labels)

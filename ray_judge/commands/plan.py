@@ -47,8 +47,8 @@ def plan(
     config = config.within_budget()
     price = price_of_strong(config.strong)
     calibration = calibration_of(config)
-    shards, _ = plan_input(config, extra_columns(config))
-    total = sum(shard.rows for shard in shards)
+    whole = plan_input(config, extra_columns(config))
+    total = whole.rows
     part = sample_run(config, "plan", None, sample, ask=False, calibration=calibration)
     score(part, watch)
     rows, fix = _sampled(config, part)
@@ -61,6 +61,7 @@ def plan(
         "rows": total,
         "reached": table.reached(),
         "sampled": rows.height,
+        "not_taken": whole.not_taken,
         "strong_model": config.strong.model,
         "sold": {mode: bool(factor) for mode, factor in modes.items()},
         "answers_on_file": fix.answers if fix else 0,
@@ -184,6 +185,8 @@ def as_text(found: Mapping[str, Any]) -> str:
     if len(found["reached"]) > 1:
         counts = ", ".join(f"judge {n}: {count:,}" for n, count in enumerate(found["reached"], 1))
         lines.append(f"Rows that reach {counts}. Shares are of those that reach the last one.")
+    if found["not_taken"]:
+        lines.append(f"not taken: {', '.join(found['not_taken'])}")
     head = f"{'':<18}{'rows':>10}{'below':>9}{'online $':>11}{'flex $':>11}{'batch $':>11}"
     lines.append(f"{head}{'calls':>10}{'hours':>8}   expected accuracy")
     for line in found["policies"]:

@@ -50,6 +50,8 @@ class Plan:
     shards: tuple[Shard, ...]
     columns: Columns
     chunk_rows: int
+    not_taken: tuple[str, ...] = ()
+    """Files of the input that are none of its shards, each with the reason."""
 
     @property
     def rows(self) -> int:
@@ -83,7 +85,7 @@ class RunDirectory:
             return None
         shards = tuple(Shard(**shard) for shard in document["shards"])
         columns = Columns(**document["columns"] | {"extra": tuple(document["columns"]["extra"])})
-        return Plan(shards, columns, document["chunk_rows"])
+        return Plan(shards, columns, document["chunk_rows"], tuple(document["not_taken"]))
 
     def begin(self, config: RunConfig, plan: Plan) -> None:
         """Write run.json, once."""
@@ -95,6 +97,7 @@ class RunDirectory:
             "config": config.document(),
             "rows": plan.rows,
             "chunk_rows": plan.chunk_rows,
+            "not_taken": plan.not_taken,
             "columns": asdict(plan.columns),
             "shards": [asdict(shard) for shard in plan.shards],
         }
