@@ -41,6 +41,7 @@ class SimBooks(Books):
             run=run,
             cap_usd=plan.cap_usd,
             monthly_cap_usd=plan.monthly_cap_usd,
+            limit=plan.strong.max_output_tokens,
             clock=night.now,
         )
         self._night, self.owner_type = night, night.parts.ledger

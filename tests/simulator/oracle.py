@@ -247,7 +247,7 @@ class Oracle:
             used = ledger._accounts.used(f"run:{process.run}")
             if used * 10_000 > self._cap:
                 self.fail(f"a ledger holds {used} nano-dollars")
-            if ledger.overruns:
+            if ledger.excess_usd:
                 self.fail("a settlement above its slot's maximum")
 
     def driver_ended(
