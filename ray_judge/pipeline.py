@@ -25,8 +25,8 @@ from ray_judge.judging.stage import JudgeTask, judge_chunks
 from ray_judge.merge import merge
 from ray_judge.records import Outcome
 from ray_judge.report.page import write_page
+from ray_judge.report.review import write_review
 from ray_judge.report.summary import summarise
-from ray_judge.review import write_review
 from ray_judge.routing.stream import Routed
 from ray_judge.routing.tiers import Cascade, Rows
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.books.ledger import LeaseSlot
-from ray_judge.escalation.failures import Kind, RequestFailed, failure_of
 from ray_judge.escalation.pricing import cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable
+from ray_judge.failures import MEANING, WORDS, Kind, RequestFailed, failure_of
 from ray_judge.records import Answer, Outcome, Usage, Verdict
 
 ANSWER_PARTS = ("text", "output_text")
@@ -127,20 +127,20 @@ def read_answer(
     model, cost_usd = reply.model or maker.strong.model, cost(maker.price, usage)
     reply_id = reply.response_id
     answer = Answer(key, Outcome.RESOLVED, None, cost_usd, usage, model, reply_id, *slot, at)
+    kind, outcome, why = Kind.UNUSABLE, Outcome.REFUSED, reply.refusal
     if reply.finish_reason == "content_filter":  # it would stop the same question again
-        why = (reply.refusal or "stopped by the content filter")[:200]
-        return replace(answer, outcome=Outcome.REFUSED, error=why)
-    if reply.refusal:
-        return replace(answer, outcome=Outcome.REFUSED, error=reply.refusal[:200], final=last)
-    try:
-        return replace(answer, verdict=maker.read(reply.text))
-    except Unparseable as error:
-        answer = replace(answer, outcome=Outcome.UNPARSEABLE, error=str(error), final=last)
-    if reply.finish_reason != "length":
-        return answer
-    most = maker.strong.max_output_tokens  # the same limit would cut it again
-    said = f"{answer.error} (cut at strong.max_output_tokens, {most})"
-    return replace(answer, error=said, final=True, limit=most)
+        kind, why = Kind.FILTERED, why or "stopped by the content filter"
+    elif not why:
+        try:
+            return replace(answer, verdict=maker.read(reply.text))
+        except Unparseable as error:
+            outcome, why = Outcome.UNPARSEABLE, str(error)
+    limit = None
+    if reply.finish_reason == "length":  # the same limit would cut it again
+        kind, limit = Kind.CUT, maker.strong.max_output_tokens
+        why = f"{why[:WORDS]} (cut at strong.max_output_tokens, {limit})"
+    final = last or not MEANING[kind].again
+    return replace(answer, outcome=outcome, error=why[:WORDS], final=final, limit=limit)
 
 
 def failed_answer(

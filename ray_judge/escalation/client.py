@@ -17,8 +17,8 @@ import openai
 
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.answers import Reply, read_json, read_reply
-from ray_judge.escalation.failures import Kind, RequestFailed, failure_of
 from ray_judge.escalation.questions import in_words
+from ray_judge.failures import Kind, RequestFailed, failure_of
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 OPENAI = "api.openai.com"

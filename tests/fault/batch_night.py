@@ -25,9 +25,9 @@ from ray_judge.escalation.books.batches import BatchRecord, load
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.books.journal import Journal
 from ray_judge.escalation.client import BatchClient
-from ray_judge.escalation.failures import Kind, RequestFailed, classify
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.escalation.session import Session
+from ray_judge.failures import Kind, RequestFailed, classify
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.run.directory import Plan
 from ray_judge.run.plan import plan_input

@@ -12,7 +12,7 @@ import pytest
 from ray_judge.errors import PausedError
 from ray_judge.escalation.books.batches import Stage
 from ray_judge.escalation.client import BatchClient
-from ray_judge.escalation.failures import RequestFailed
+from ray_judge.failures import RequestFailed
 from tests.provider import RunningServer
 
 from .batch_night import CrashAt, Night, end

@@ -14,7 +14,7 @@ import pytest
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.failures import Kind, RequestFailed
 from ray_judge.records import Usage
 from tests.provider import RunningServer
 from tests.provider.faults import ALL_KINDS, BILLED_TRANSPORT, HTTP_ERRORS, MODEL_FAULTS
@@ -62,7 +62,7 @@ FAULTS = {
     Kind.BILLING: ["insufficient_quota", "billing_hard_limit"],
     Kind.BROKEN: ["server_error", "server_error_billed", "request_timeout", "bad_gateway_html"],
     Kind.TRANSIENT: ["unavailable"],
-    Kind.RUN: ["invalid_api_key", "permission_denied", "model_not_found"],
+    Kind.DENIED: ["invalid_api_key", "permission_denied", "model_not_found"],
     Kind.ROW: ["context_length_exceeded", "invalid_request"],
     Kind.REFUSED: ["content_filter_400"],
     Kind.AMBIGUOUS: ["hang", "hang_billed", "reset_before", "reset_after", "truncated_body",
@@ -113,7 +113,7 @@ def test_a_server_without_response_format_is_asked_in_words_from_then_on(
 def test_a_wrong_key_and_nobody_who_listens(server: RunningServer) -> None:
     with pytest.raises(RequestFailed) as caught:
         send(server, key="sk-not-the-key")
-    assert caught.value.kind is Kind.RUN and "sk-not-the-key" not in caught.value.reason
+    assert caught.value.kind is Kind.DENIED and "sk-not-the-key" not in caught.value.reason
     with pytest.raises(RequestFailed) as caught:
         send(server, base_url="http://127.0.0.1:9/v1")
     assert caught.value.kind is Kind.TRANSIENT and caught.value.unreachable
@@ -223,7 +223,7 @@ def test_flex_is_asked_for_and_what_was_served_is_billed(server: RunningServer) 
     ("settings", "kind"),
     [
         ({"faults": [{"kind": "flex_unavailable", "probability": 1}]}, Kind.RATE_LIMIT),
-        ({"refuse_parameters": ["service_tier"]}, Kind.RUN),  # no question would fare better
+        ({"refuse_parameters": ["service_tier"]}, Kind.DENIED),  # no question would fare better
     ],
 )
 def test_no_flex(server: RunningServer, settings: dict[str, Any], kind: Kind) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.batch.provider import METADATA, QUEUE_FULL
-from ray_judge.escalation.failures import Kind, RequestFailed
+from ray_judge.failures import Kind, RequestFailed
 
 from .loop import PROCESS
 from .provider import Request

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.books.ledger import LeaseSlot
-from ray_judge.escalation.failures import Kind, RequestFailed
 from ray_judge.escalation.online.permits import Slot
 from ray_judge.escalation.questions import Question
+from ray_judge.failures import Bill, Kind, RequestFailed
 from ray_judge.records import Usage
 
 from .loop import PROCESS, Process, resolve
@@ -75,7 +75,7 @@ class Provider:
         try:
             reply = await answer
         except RequestFailed as failure:
-            request.lost = failure.meaning.billed
+            request.lost = failure.meaning.bill is Bill.MOST
             raise
         finally:
             timer.cancel()

@@ -22,12 +22,12 @@ from ray_judge.escalation.books.batches import BatchRecord, Stage
 from ray_judge.escalation.books.books import Claim
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger, claim_path, recover
-from ray_judge.escalation.failures import Kind
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.online.limiter import Feedback
 from ray_judge.escalation.online.permits import Need, Permit, Slot
 from ray_judge.escalation.session import Session
+from ray_judge.failures import Kind
 from ray_judge.records import Answer
 from ray_judge.storage.local import AppendLog
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from ray_judge import failures
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown
-from ray_judge.escalation import failures
 from ray_judge.escalation.answers import (
     RowAnswer,
     answer_row,
@@ -20,7 +20,7 @@ from ray_judge.escalation.answers import (
     read_json,
     read_reply,
 )
-from ray_judge.escalation.failures import Kind, RequestFailed, classify, run_error
+from ray_judge.failures import Kind, RequestFailed, classify, run_error
 from ray_judge.records import Answer, Outcome, Usage, Verdict
 
 from .test_questions import maker
@@ -140,10 +140,10 @@ def test_answers_as_servers_write_them() -> None:
         ({"message": "x", "code": "502"}, Kind.BROKEN, "HTTP 502: x"),
         ({"message": "x", "code": "rate_limit_exceeded"}, Kind.RATE_LIMIT,
          "HTTP 429 rate_limit_exceeded: x"),
-        ({"message": "bad key sk-abcdefgh1234", "type": "authentication_error"}, Kind.RUN,
+        ({"message": "bad key sk-abcdefgh1234", "type": "authentication_error"}, Kind.DENIED,
          "HTTP 401 authentication_error: bad key …"),
         ("it broke", Kind.BROKEN, "HTTP 500"), ({"message": None}, Kind.BROKEN, "HTTP 500"),
-        ({"message": "n" * 900, "code": 403}, Kind.RUN, "HTTP 403: " + "n" * 300),
+        ({"message": "n" * 900, "code": 403}, Kind.DENIED, "HTTP 403: " + "n" * 300),
     ],
 )  # fmt: skip
 def test_an_error_in_an_answer_of_200(error: Any, kind: Kind, reason: str) -> None:
@@ -229,8 +229,8 @@ def test_what_the_questions_of_a_row_come_to(
     [
         (429, {}, Kind.RATE_LIMIT), (429, {"code": "insufficient_quota"}, Kind.BILLING),
         (400, {"kind": "billing_not_active"}, Kind.BILLING), (402, {}, Kind.BILLING),
-        (401, {"code": "invalid_api_key"}, Kind.RUN), (403, {}, Kind.RUN), (404, {}, Kind.RUN),
-        (400, {"param": "service_tier"}, Kind.RUN), (409, {}, Kind.TRANSIENT),
+        (401, {"code": "invalid_api_key"}, Kind.DENIED), (403, {}, Kind.DENIED), (404, {}, Kind.DENIED),
+        (400, {"param": "service_tier"}, Kind.DENIED), (409, {}, Kind.TRANSIENT),
         (503, {}, Kind.TRANSIENT), (408, {}, Kind.BROKEN), (500, {}, Kind.BROKEN),
         (529, {}, Kind.BROKEN), (400, {"param": "response_format"}, Kind.NO_SCHEMA),
         (422, {"param": "response_format.type"}, Kind.NO_SCHEMA),

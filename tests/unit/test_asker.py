@@ -13,10 +13,10 @@ import pytest
 
 from ray_judge.errors import EscalationError, PausedError, ProviderDown
 from ray_judge.escalation.answers import Reply
-from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed
 from ray_judge.escalation.online.asker import Asker
-from ray_judge.escalation.online.limiter import Feedback, Signal
+from ray_judge.escalation.online.limiter import Feedback
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, Permits
+from ray_judge.failures import LOST_TRIES, TRIES, Kind, RequestFailed, Signal
 from ray_judge.records import Answer, Example, Outcome, Usage
 
 from .test_questions import maker
@@ -219,7 +219,7 @@ def test_a_failure_that_never_gives_up_a_row(
 
 @pytest.mark.parametrize(
     ("kind", "error", "said"),
-    [(Kind.BILLING, PausedError, "wants money"), (Kind.RUN, EscalationError, "THE_KEY")],
+    [(Kind.BILLING, PausedError, "wants money"), (Kind.DENIED, EscalationError, "THE_KEY")],
 )
 def test_a_failure_that_ends_the_run(kind: Kind, error: type[Exception], said: str) -> None:
     governor, server = FakeGovernor(), FakeServer(kind)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ray_judge.errors import ConfigError, CorruptedError, EscalationError, PausedError, ProviderDown
-from ray_judge.escalation.failures import TRIES
+from ray_judge.failures import TRIES
 from tests.fault.batch_night import CrashAt, NearProvider, Night, end
 
 IN_ONE = {"batch": {"max_requests": 12}}

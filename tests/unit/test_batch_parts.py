@@ -19,8 +19,8 @@ from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_
 from ray_judge.escalation.books.batches import BatchRecord, Stage, load, save
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import HeldSlot
-from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed
 from ray_judge.escalation.questions import Question
+from ray_judge.failures import LOST_TRIES, TRIES, Kind, RequestFailed
 from ray_judge.records import Example
 from tests.fault.batch_night import NightClock
 
@@ -132,7 +132,7 @@ RESET = RequestFailed(Kind.AMBIGUOUS, "reset")
 LIMITED = RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, headers={"retry-after": "7"})
 DOWN = RequestFailed(Kind.TRANSIENT, "no connection")
 NO_ROOM = RequestFailed(Kind.RATE_LIMIT, "HTTP 429", status=429, code="token_limit_exceeded")
-NO_FILE = RequestFailed(Kind.RUN, "HTTP 404", status=404)
+NO_FILE = RequestFailed(Kind.DENIED, "HTTP 404", status=404)
 
 
 def provider(account: Any, **strong: Any) -> tuple[Provider, NightClock]:
@@ -249,7 +249,7 @@ LINES: dict[bytes, Kind | None] = {
     error("content_filter"): Kind.REFUSED,
     error("unsupported", param="response_format"): Kind.NO_SCHEMA,
     error("insufficient_quota", 429): Kind.BILLING,
-    error("model_not_found", 404): Kind.RUN,
+    error("model_not_found", 404): Kind.DENIED,
     line("k", 400, "text"): Kind.ROW,
     b'\n{torn\n[1]\nnull\n"k"\n{"custom_id": "other"}\n' + line("k", 200): None,
 }
@@ -333,7 +333,7 @@ def test_an_answer_nobody_knows_the_question_of_costs_what_it_may() -> None:
     ("output", "stop"),
     [
         (line("a", 429, {"error": {"code": "insufficient_quota"}}), Kind.BILLING),
-        (line("a", 404, {"error": {"code": "no_model"}}), Kind.RUN),
+        (line("a", 404, {"error": {"code": "no_model"}}), Kind.DENIED),
         (line("a", 400, {"error": {"param": "response_format"}}), None),
     ],
 )

@@ -13,8 +13,9 @@ import pytest
 from ray_judge.errors import ConfigError, LedgerFenced, StorageError
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.online.governor import Governor, WallClock
-from ray_judge.escalation.online.limiter import FIRST, Feedback, Limiter, Signal
+from ray_judge.escalation.online.limiter import FIRST, Feedback, Limiter
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit
+from ray_judge.failures import Signal
 
 from .memory import MemoryStorage
 from .test_ledger import END, books

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from ray_judge.escalation.online.limiter import FIRST, Circuit, Feedback, Limiter, Signal
+from ray_judge.escalation.online.limiter import FIRST, Circuit, Feedback, Limiter
+from ray_judge.failures import Signal
 
 START = 1_795_000_000.0
 

@@ -25,7 +25,7 @@ from ray_judge.records import (
     judged_schema,
     verdict_schema,
 )
-from ray_judge.review import review_schema, write_review
+from ray_judge.report.review import review_schema, write_review
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory
 

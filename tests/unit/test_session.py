@@ -18,11 +18,11 @@ from ray_judge.errors import EscalationError, InputError, PausedError, RunLocked
 from ray_judge.escalation.answers import failed_answer
 from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.ledger import Ledger
-from ray_judge.escalation.failures import Kind
 from ray_judge.escalation.online.courier import AT_ASKER, PER_UNIT, OnlineCourier
 from ray_judge.escalation.processes import ProcessDied
 from ray_judge.escalation.questions import Question
 from ray_judge.escalation.session import BARREN_SESSIONS, ENOUGH, IDLE_S, LONG_LOST_S, Session
+from ray_judge.failures import Kind
 from ray_judge.records import Answer, Outcome
 from tests.fault.batch_night import NightClock
 

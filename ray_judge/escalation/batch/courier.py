@@ -35,11 +35,11 @@ from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.escalation.client import BatchClient
-from ray_judge.escalation.failures import Kind, RequestFailed, run_error
 from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.processes import unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.escalation.session import POLL_S, STOPPED, Report, Session
+from ray_judge.failures import Kind, RequestFailed, run_error
 from ray_judge.records import Chunk, Outcome
 
 STRIKES = 3

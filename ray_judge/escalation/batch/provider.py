@@ -24,9 +24,9 @@ from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, RayJudgeError
 from ray_judge.escalation.books.batches import BatchRecord
 from ray_judge.escalation.client import BatchClient
-from ray_judge.escalation.failures import Fault, Kind, RequestFailed, run_error
 from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.online.limiter import retry_after_s
+from ray_judge.failures import Fault, Kind, RequestFailed, run_error
 
 METADATA = "ray_judge_submission"
 LOOKS = 5

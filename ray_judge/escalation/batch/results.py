@@ -15,8 +15,8 @@ from typing import Any
 from ray_judge.escalation.answers import failed_answer, read_answer, read_reply
 from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import HeldSlot
-from ray_judge.escalation.failures import LOST_TRIES, TRIES, Kind, RequestFailed, failure_of
 from ray_judge.escalation.questions import Question, QuestionMaker
+from ray_judge.failures import LOST_TRIES, TRIES, Kind, RequestFailed, failure_of
 from ray_judge.records import Answer
 
 log = logging.getLogger(__name__)

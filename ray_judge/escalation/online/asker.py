@@ -18,17 +18,10 @@ from ray_judge.errors import StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.failures import (
-    BUSY_TRIES,
-    DENIALS,
-    Fault,
-    Kind,
-    RequestFailed,
-    run_error,
-)  # fmt: skip
-from ray_judge.escalation.online.limiter import Feedback, Signal
+from ray_judge.escalation.online.limiter import Feedback
 from ray_judge.escalation.online.permits import Denied, Need, Permits, Slot
 from ray_judge.escalation.questions import Question, QuestionMaker
+from ray_judge.failures import DENIALS, Bill, Fault, Kind, RequestFailed, Signal, run_error
 from ray_judge.records import Answer, Outcome
 
 log = logging.getLogger(__name__)
@@ -46,10 +39,9 @@ class _Tries:
 
         How long a server that cannot be reached is borne is the governor's decision.
         """
-        if failure.meaning.tries is not None and not failure.unreachable:
+        others_fare_better = failure.kind is not Kind.RATE_LIMIT or answers > self._answers
+        if failure.meaning.tries and others_fare_better and not failure.unreachable:
             self._failures[failure.meaning.tries] += 1
-        if failure.kind is Kind.RATE_LIMIT and answers > self._answers:
-            self._failures[BUSY_TRIES] += 1
         self._answers = answers
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
@@ -66,8 +58,8 @@ _BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, max=20)
 def _wait(state: tenacity.RetryCallState) -> float:
     """Back off when the server failed. A 429's own wait is the governor's, for all at once."""
     failure = state.outcome.exception() if state.outcome else None
-    unwell = isinstance(failure, RequestFailed) and failure.meaning.tries is not None
-    return _BACKOFF(state) if unwell else 0.0
+    assert isinstance(failure, RequestFailed)
+    return _BACKOFF(state) if failure.meaning.signal is Signal.UNAVAILABLE else 0.0
 
 
 RETRY = tenacity.AsyncRetrying(retry=tenacity.retry_if_exception(_again), wait=_wait, reraise=True)
@@ -193,25 +185,22 @@ class Asker:
 
         Raises where no other question can fare better: PausedError, EscalationError.
         """
-        if failure.denied and slot.proven:  # others were let through: a moderated text, perhaps
+        if failure.kind is Kind.DENIED and slot.proven:  # others were let through: moderated?
             self._denials += 1
-            failure.kind = Kind.RUN if self._denials >= DENIALS else Kind.REFUSED
+            failure.kind = Kind.DENIED if self._denials >= DENIALS else Kind.REFUSED
         meaning = failure.meaning
         of_question = meaning.fault is Fault.QUESTION
         over = of_question or tries.enough()
         final = of_question and slot.proven and failure.status not in (401, 404)
-        # What may have been computed may have been billed: it counts in full.
-        cost_usd = slot.max_cost_usd if meaning.billed else Decimal(0)
+        billed = meaning.bill is Bill.MOST
+        cost_usd = slot.max_cost_usd if billed else Decimal(0)
         place, at = (slot.lease, slot.number), self._clock()
         key, kind, reason = slot.need.key, failure.kind, failure.reason
         answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)
-        if meaning.billed or over:
+        if billed or over:
             await self._keep(answer)
-        signal = Signal.OK if meaning.tries is None else Signal.UNAVAILABLE
-        if failure.kind is Kind.RATE_LIMIT:
-            signal = Signal.RATE_LIMITED
         usable = False if of_question else None
-        told = Feedback(signal, failure.headers, sent_at, usable=usable, why=reason)
+        told = Feedback(meaning.signal, failure.headers, sent_at, usable=usable, why=reason)
         self._permits.settle(slot, cost_usd, told)
         if meaning.fault is Fault.RUN and not meaning.again:
             error = run_error(failure, self._strong)

@@ -19,8 +19,9 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from ray_judge.escalation.books.ledger import Lease, LeaseSlot, Ledger
-from ray_judge.escalation.online.limiter import FIRST, Feedback, Limiter, Signal
+from ray_judge.escalation.online.limiter import FIRST, Feedback, Limiter
 from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, denying_cap
+from ray_judge.failures import Signal
 
 HORIZON_S = 0.5
 """How far ahead permits are handed out: long enough to batch, and to bear a commit or a process

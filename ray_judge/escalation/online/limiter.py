@@ -17,7 +17,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
+
+from ray_judge.failures import Signal
 
 PACE = 0.99
 """Share of the allowed rate that is used. The rest refills the provider's bucket after requests
@@ -39,16 +40,6 @@ DATES_BEGIN_S = 1e9
 """More seconds than that are a date, as Unix time, which some gateways send."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-class Signal(StrEnum):
-    """What an answer says about the provider's state, whatever it says about the question."""
-
-    OK = "ok"
-    RATE_LIMITED = "rate_limited"
-    """429 for the rate or for capacity; not for billing, which pauses the run."""
-    UNAVAILABLE = "unavailable"
-    """5xx, a refused or broken connection, a time-out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,50 +43,90 @@ LOST_TRIES = 3
 
 
 class Kind(StrEnum):
-    """How a request failed."""
+    """How a request failed, or an answer that was billed has no verdict."""
 
-    RATE_LIMIT = "rate_limit"  # 429: wait as told
-    TRANSIENT = "transient"  # the server did not begin (503, 409), or was never reached
-    BROKEN = "broken"  # the server, or a gateway, failed while it may have been at work (5xx, 408)
-    AMBIGUOUS = "ambiguous"  # the request was sent, and no whole answer came back
-    ROW = "row"  # this question will never be answered (too long, invalid)
-    REFUSED = "refused"  # the provider's filter does not let this question through
-    NO_SCHEMA = "no_schema"  # the server does not take `response_format`: ask in words
-    BILLING = "billing"  # quota or billing: the run pauses
-    RUN = "run"  # no question of this run can be answered (key, permission, model)
+    RATE_LIMIT = "rate_limit"
+    TRANSIENT = "transient"
+    BROKEN = "broken"
+    AMBIGUOUS = "ambiguous"
+    ROW = "row"
+    REFUSED = "refused"
+    FILTERED = "filtered"
+    CUT = "cut"
+    UNUSABLE = "unusable"
+    NO_SCHEMA = "no_schema"
+    PARAMETER = "parameter"
+    DENIED = "denied"
+    BILLING = "billing"
 
 
 class Fault(StrEnum):
     """Where the cause of a failure lies, and so what it befalls."""
 
-    QUESTION = "question"  # this question ends; others may fare better
-    RUN = "run"  # every question of the run would fare alike
-    PROVIDER = "provider"  # it passes by itself
+    QUESTION = "the row"  # this question ends; others may fare better
+    RUN = "the run"  # every question would fare alike
+    PROVIDER = "the provider"  # it passes by itself
+
+
+class Bill(StrEnum):
+    """What a failed request counts as."""
+
+    NOTHING = "nothing"
+    MOST = "its lease"  # an answer may have been computed, and billed
+    USAGE = "its usage"
+
+
+class Signal(StrEnum):
+    """What the governor learns from an answer about the provider's state."""
+
+    OK = "it is well"
+    RATE_LIMITED = "it wants less"  # 429 for the rate or for capacity
+    UNAVAILABLE = "it is unwell"  # 5xx, a refused or broken connection, a time-out
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What follows from a kind of failure."""
+    """What follows from a kind of failure. `said`: how servers say it."""
 
+    said: str
     fault: Fault
-    billed: bool = False  # an answer may have been computed: the request counts at its maximum
-    again: bool = False  # the same question may be sent again
+    signal: Signal = Signal.OK
+    bill: Bill = Bill.NOTHING
+    again: bool = False
+    """Whether the same question is sent again in this session."""
     tries: int | None = None
-    """How many such failures end the question; None: none does. The provider is unwell where it
-    is set, and merely busy at a rate limit."""
+    """How many such failures end the question; None: none does, or the configuration says it."""
 
 
+_WAITS = (Fault.PROVIDER, Signal.UNAVAILABLE)
 MEANING: Mapping[Kind, Meaning] = {
-    Kind.RATE_LIMIT: Meaning(Fault.PROVIDER, again=True),
-    Kind.TRANSIENT: Meaning(Fault.PROVIDER, again=True, tries=TRIES),
-    Kind.BROKEN: Meaning(Fault.PROVIDER, billed=True, again=True, tries=TRIES),
-    Kind.AMBIGUOUS: Meaning(Fault.PROVIDER, billed=True, again=True, tries=LOST_TRIES),
-    Kind.ROW: Meaning(Fault.QUESTION),
-    Kind.REFUSED: Meaning(Fault.QUESTION),
-    Kind.NO_SCHEMA: Meaning(Fault.RUN, again=True),
-    Kind.BILLING: Meaning(Fault.RUN),
-    Kind.RUN: Meaning(Fault.RUN),
-}
+    Kind.RATE_LIMIT: Meaning(
+        "429", Fault.PROVIDER, Signal.RATE_LIMITED, again=True, tries=BUSY_TRIES
+    ),
+    Kind.TRANSIENT: Meaning(
+        "503, 409, no connection, a line of a batch that did not run", *_WAITS,
+        again=True, tries=TRIES,
+    ),
+    Kind.BROKEN: Meaning("other 5xx, 408", *_WAITS, Bill.MOST, again=True, tries=TRIES),
+    Kind.AMBIGUOUS: Meaning(
+        "no whole answer, or what is no completion", *_WAITS, Bill.MOST,
+        again=True, tries=LOST_TRIES,
+    ),
+    Kind.ROW: Meaning("400, 413, 422 and the like, such as a text that is too long",
+                      Fault.QUESTION),
+    Kind.REFUSED: Meaning("an error of the content filter", Fault.QUESTION),
+    Kind.FILTERED: Meaning("an answer that the content filter stopped", Fault.QUESTION,
+                           bill=Bill.USAGE),
+    Kind.CUT: Meaning("an answer without a verdict, cut at its limit", Fault.QUESTION,
+                      bill=Bill.USAGE),
+    Kind.UNUSABLE: Meaning("a refusal in words, an answer without a verdict or with several",
+                           Fault.QUESTION, bill=Bill.USAGE, again=True),
+    Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again=True),
+    Kind.PARAMETER: Meaning("400, 422 that names another parameter", Fault.RUN),
+    Kind.DENIED: Meaning("401, 403, 404", Fault.RUN),
+    Kind.BILLING: Meaning("402, an exhausted quota", Fault.RUN),
+}  # fmt: skip
+"""The table of failures: README's is made from it (`tests/unit/test_failures.py`)."""
 
 
 @dataclass(eq=False)
@@ -108,18 +148,13 @@ class RequestFailed(Exception):
         return MEANING[self.kind]
 
     @property
-    def denied(self) -> bool:
-        """Whether the server does not let the request through: the key, the model or its text."""
-        return self.kind is Kind.RUN and self.status in (401, 403, 404)
-
-    @property
     def unreachable(self) -> bool:
         """Whether the server never saw the request; this says nothing about the question."""
         return self.kind is Kind.TRANSIENT and self.status is None
 
 
 BY_STATUS = {
-    **dict.fromkeys((401, 403, 404), Kind.RUN),
+    **dict.fromkeys((401, 403, 404), Kind.DENIED),
     **dict.fromkeys((409, 503), Kind.TRANSIENT),  # locked or overloaded: it did not begin
     402: Kind.BILLING,
     408: Kind.BROKEN,
@@ -168,7 +203,7 @@ def classify(status: int, code: str | None, kind: str | None, param: str | None)
     if status in (400, 422) and name == "response_format":
         return Kind.NO_SCHEMA
     if status in (400, 422) and (name in KEY_OF or code in UNSUPPORTED):
-        return Kind.RUN
+        return Kind.PARAMETER
     return Kind.REFUSED if code in FILTER_CODES else Kind.ROW
 
 
