@@ -84,6 +84,7 @@ class SimGovernor(GovernorServer):
     ) -> None:
         self._night.oracle.settled(items)
         await super().settle(actor, items, *rest)
+        self._night.oracle.booked(PROCESS.get(), items)
 
 
 class SimAsker(AskerServer):
@@ -102,7 +103,7 @@ class SimAsker(AskerServer):
         return self._night.parts.journal(storage, self._name, run=run, linger_s=linger_s)
 
     def make_client(self) -> Any:
-        return self._night.provider
+        return self._night.parts.client(self._night, self._config.strong)
 
     def make_permits(self) -> Any:
         return self._night.parts.permits(self._name, self._governor, clock=self._night.loop.time)

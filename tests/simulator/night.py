@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import LedgerFenced, PausedError, RayJudgeError
+from ray_judge.errors import LedgerFenced, PausedError, ProviderDown, RayJudgeError
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger, recover
@@ -32,7 +32,7 @@ from .hosts import SimBooks, SimMaker, SimProcesses, WatchedPermits
 from .loop import Deadlock, Process, SimLoop
 from .oracle import Broken, Oracle
 from .plan import Plan, draw, parts
-from .provider import Provider
+from .provider import Client, Provider
 
 MOST_STEPS = 400_000
 MONTH_S = 31 * 86_400.0
@@ -53,6 +53,7 @@ class Parts:
     journal: Any = JournalWriter
     permits: Any = WatchedPermits
     asker: Any = Asker
+    client: Any = Client
     storage: Any = SimStorage
     oracle: Any = Oracle
     plan: Callable[[Plan], Plan] = lambda plan: plan
@@ -256,7 +257,7 @@ class Night:
             if paused:
                 left = Outcome.PENDING in session.outcomes.values()
                 left = left and not session.waiting and not session.aside
-                later_s = 3000.0 if session.aside else 0.0
+                later_s = 3000.0 if session.aside or isinstance(error, ProviderDown) else 0.0
             elif isinstance(error, LedgerFenced):
                 later_s = 600.0  # two owners that come back at once would fence each other for ever
         except Exception as error:
@@ -305,11 +306,11 @@ class Night:
 
     def _next_month(self, process: Process, session: Session) -> None:
         """Run again when there is money again; where none will ever do, this is the end."""
+        self._check_denials(process, session)
         left = [key for key, what in session.outcomes.items() if what is Outcome.PENDING]
-        if all(map(self.oracle.never, left)):
+        if all(self.oracle.never(process.run, key) for key in left):
             self._end_of(process, session)
             return
-        self._check_denials(process, session)
         self.later(MONTH_S, self._start, process.run)
 
     def _leave(self, process: Process) -> None:
