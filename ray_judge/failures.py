@@ -92,39 +92,44 @@ class Meaning:
     fault: Fault
     signal: Signal = Signal.OK
     bill: Bill = Bill.NOTHING
-    again: bool = False
-    """Whether the same question is sent again in this session."""
+    again: str = ""
+    """How often the same question is sent again in this session; empty: never."""
     tries: int | None = None
     """How many such failures end the question; None: none does, or the configuration says it."""
 
 
-_WAITS = (Fault.PROVIDER, Signal.UNAVAILABLE)
+_UNWELL = (Fault.PROVIDER, Signal.UNAVAILABLE)
+_TRIES = f"up to {TRIES} times in all"
 MEANING: Mapping[Kind, Meaning] = {
     Kind.RATE_LIMIT: Meaning(
-        "429", Fault.PROVIDER, Signal.RATE_LIMITED, again=True, tries=BUSY_TRIES
+        "429", Fault.PROVIDER, Signal.RATE_LIMITED,
+        again=f"when it may; up to {BUSY_TRIES} times while others are answered", tries=BUSY_TRIES,
     ),
     Kind.TRANSIENT: Meaning(
-        "503, 409, no connection, a line of a batch that did not run", *_WAITS,
-        again=True, tries=TRIES,
+        "503, 409, no connection; a line of a batch that did not run", *_UNWELL,
+        again=f"{_TRIES}; without a connection as long as the run waits", tries=TRIES,
     ),
-    Kind.BROKEN: Meaning("other 5xx, 408", *_WAITS, Bill.MOST, again=True, tries=TRIES),
+    Kind.BROKEN: Meaning("other 5xx, 408", *_UNWELL, Bill.MOST, again=_TRIES, tries=TRIES),
     Kind.AMBIGUOUS: Meaning(
-        "no whole answer, or what is no completion", *_WAITS, Bill.MOST,
-        again=True, tries=LOST_TRIES,
+        "no whole answer; an answer that is no completion", *_UNWELL, Bill.MOST,
+        again=f"up to {LOST_TRIES} times in all", tries=LOST_TRIES,
     ),
-    Kind.ROW: Meaning("400, 413, 422 and the like, such as a text that is too long",
+    Kind.ROW: Meaning("400, 413, 422 and other 4xx, such as a text that is too long",
                       Fault.QUESTION),
     Kind.REFUSED: Meaning("an error of the content filter", Fault.QUESTION),
     Kind.FILTERED: Meaning("an answer that the content filter stopped", Fault.QUESTION,
                            bill=Bill.USAGE),
-    Kind.CUT: Meaning("an answer without a verdict, cut at its limit", Fault.QUESTION,
+    Kind.CUT: Meaning("an answer that was cut at its limit, without a verdict", Fault.QUESTION,
                       bill=Bill.USAGE),
-    Kind.UNUSABLE: Meaning("a refusal in words, an answer without a verdict or with several",
-                           Fault.QUESTION, bill=Bill.USAGE, again=True),
-    Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again=True),
+    Kind.UNUSABLE: Meaning("a refusal in words, no verdict, two verdicts", Fault.QUESTION,
+                           bill=Bill.USAGE, again="`strong.reasks` times, over all sessions"),
+    Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again="in words"),
     Kind.PARAMETER: Meaning("400, 422 that names another parameter", Fault.RUN),
-    Kind.DENIED: Meaning("401, 403, 404", Fault.RUN),
-    Kind.BILLING: Meaning("402, an exhausted quota", Fault.RUN),
+    Kind.DENIED: Meaning(
+        f"401, 403, 404 (after a verdict: the row's, unless {DENIALS} in a row are such)",
+        Fault.RUN,
+    ),
+    Kind.BILLING: Meaning("402, an exhausted quota: the run pauses", Fault.RUN),
 }  # fmt: skip
 """The table of failures: README's is made from it (`tests/unit/test_failures.py`)."""
 

@@ -38,7 +38,7 @@ class StrongClient:
     def __init__(self, strong: StrongConfig, key: str) -> None:
         self._client = _open(strong, key, strong.timeout_s)
         self._timeout_s, self._seen = strong.timeout_s, SeenIds()
-        self._in_words = self._told_no_schema = self._knows_schema = False
+        self.in_words = self._told_no_schema = self._knows_schema = False
         self._tier = _tier(strong, self._client.base_url.host)
 
     async def close(self) -> None:
@@ -46,7 +46,7 @@ class StrongClient:
 
     async def send(self, body: Mapping[str, Any]) -> Reply:
         """Send one request, once; it is over within `strong.timeout_s`. Raises RequestFailed."""
-        sent = in_words(body) if self._in_words else dict(body)
+        sent = in_words(body) if self.in_words else dict(body)
         if self._tier:
             sent["service_tier"] = self._tier  # how it is served is no part of what is asked
         create = self._client.chat.completions.with_raw_response.create
@@ -78,12 +78,12 @@ class StrongClient:
         if failure.kind not in (Kind.NO_SCHEMA, Kind.ROW) or failure.status not in (400, 422):
             return
         if not asked_by_schema:
-            self._in_words = self._told_no_schema
+            self.in_words = self._told_no_schema
             self._knows_schema = not self._told_no_schema
             failure.kind = Kind.ROW
         elif failure.kind is Kind.NO_SCHEMA or not self._knows_schema:
             self._told_no_schema |= failure.kind is Kind.NO_SCHEMA
-            self._in_words, failure.kind = True, Kind.NO_SCHEMA
+            self.in_words, failure.kind = True, Kind.NO_SCHEMA
 
 
 class SeenIds:

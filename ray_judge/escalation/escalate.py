@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import polars as pl
+from pydantic import SecretStr
 
 from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import LedgerFenced, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
+from ray_judge.escalation.batch.opening import Opening
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.online.actors import RayProcesses
 from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import WallClock
 from ray_judge.escalation.online.permits import quiet_s
+from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.processes import is_dead
 from ray_judge.escalation.questions import QuestionMaker, price_of_strong
 from ray_judge.escalation.session import STOPPED, Courier, Report, Session
@@ -103,8 +106,12 @@ def escalate(
     courier: Courier
     key = api_key(strong) if strong.max_cost_usd > 0 else "none"
     if strong.mode == "batch":
-        client = BatchClient(strong, key)
-        courier = BatchCourier(config, books, maker, chunks, client, clock, report)
+        client, online = BatchClient(strong, key), maker.online()
+        opening = Opening(
+            online, chunks, GovernorServer(online.config, books),
+            lambda governor: AskerServer(online.config, books, governor, SecretStr(key), 1),
+        )  # fmt: skip
+        courier = BatchCourier(config, books, maker, chunks, client, clock, report, opening)
     else:
         courier = OnlineCourier(
             RayProcesses(config, books, key),

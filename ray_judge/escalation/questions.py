@@ -60,7 +60,8 @@ class QuestionMaker:
 
     def __init__(self, config: RunConfig, columns: Columns | None = None) -> None:
         """Without `columns` it makes questions about examples only, not about rows."""
-        self.strong = strong = config.strong
+        self.config, self.strong = config, config.strong
+        strong = self.strong
         self.price = price_of_strong(strong)
         self._columns = columns
         self._rubric = config.rubric()
@@ -125,6 +126,12 @@ class QuestionMaker:
                 raise InputChangedError("this row changed since the run began", file=shard, row=row)
             again += found
         return again
+
+    def online(self) -> QuestionMaker:
+        """What makes the same questions for a run that is not in batches: at the full price."""
+        strong = self.strong.model_copy(update={"mode": "online"})
+        config = self.config.model_copy(update={"strong": strong})
+        return type(self)(config, self._columns)
 
     def answer_texts(self) -> list[str]:
         """The answers that the schema allows, as a terse model writes them (scores: the ends)."""

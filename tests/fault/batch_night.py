@@ -17,23 +17,29 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import SecretStr
 
 from ray_judge.config import RunConfig, parse
+from ray_judge.escalation.answers import Reply, read_reply
 from ray_judge.escalation.batch.courier import BatchCourier
+from ray_judge.escalation.batch.opening import Opening
 from ray_judge.escalation.batch.provider import METADATA
 from ray_judge.escalation.books.batches import BatchRecord, load
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.books.journal import Journal
 from ray_judge.escalation.client import BatchClient
+from ray_judge.escalation.online.limiter import FIRST
+from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.escalation.session import Session
-from ray_judge.failures import Kind, RequestFailed, classify
+from ray_judge.failures import Kind, RequestFailed, failure_of
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.run.directory import Plan
 from ray_judge.run.plan import plan_input
 from tests.provider import RunningServer
 from tests.provider.config import ServerConfig
-from tests.provider.faults import AnswerLost, ApiFailure
+from tests.provider.faults import HTTP_ERRORS, AnswerLost, ApiFailure
+from tests.provider.requests import ChatRequest
 from tests.provider.state import Provider
 
 from .runs import document, pairs
@@ -92,6 +98,21 @@ class NearProvider(Provider):
     async def close(self) -> None:
         """Nothing is open."""
 
+    in_words = False
+
+    async def send(self, body: Mapping[str, Any]) -> Reply:
+        def ask() -> dict[str, Any]:
+            self.check_quota()
+            request = ChatRequest.parse(dict(body), self.config)
+            rule = self.pick_fault(request, self.next_attempt(request.key), self.requests, "chat")
+            if rule and rule.kind in HTTP_ERRORS:
+                raise ApiFailure(HTTP_ERRORS[rule.kind])
+            answer, bill = self.answer(request, rule and rule.kind)
+            bill.answered()
+            return answer
+
+        return read_reply(self._do(ask), {})
+
     async def upload(self, name: str, content: bytes) -> str:
         return self._do(self.store.upload, content)
 
@@ -118,9 +139,7 @@ class NearProvider(Provider):
             raise RequestFailed(Kind.AMBIGUOUS, "scripted") from None
         except ApiFailure as failure:
             told = failure.error
-            kind = classify(told.status, told.code, told.type, told.param)
-            reason = f"HTTP {told.status} {told.code}"
-            raise RequestFailed(kind, reason, status=told.status, code=told.code) from None
+            raise failure_of(told.status, told.body()["error"], failure.headers) from None
 
 
 AnyProvider = NearProvider | RunningServer
@@ -148,6 +167,17 @@ class NightClock:
         self.wall += seconds
         self.slept += seconds
         self.meanwhile()
+
+
+class NearAsker(AskerServer):
+    """Asks the provider that is near, where there is one."""
+
+    def __init__(self, client: Any, config: RunConfig, books: Books, governor: Any) -> None:
+        super().__init__(config, books, governor, SecretStr("sim-key"), 1)
+        self._near = client
+
+    def make_client(self) -> Any:
+        return self._near if isinstance(self._near, NearProvider) else super().make_client()
 
 
 class Questions:
@@ -179,6 +209,8 @@ class Night:
         self.document["chunk_rows"] = 5
         self.clock = NightClock(lambda: end(server), time.time())
         self.said: list[Mapping[str, Any]] = []
+        self.proven = True
+        """Whether the server gave verdicts before, so that nothing is asked online."""
 
     @property
     def config(self) -> RunConfig:
@@ -200,7 +232,15 @@ class Night:
         client = Watched(client, before, *sent)
         maker, plan = self._maker_and_plan
         chunks = {chunk.name: chunk for chunk in plan.chunks()}
-        courier = BatchCourier(config, books, maker, chunks, client, self.clock, self.said.append)
+        online = maker.online()
+        governor = GovernorServer(online.config, books, self.clock)
+        opening = Opening(
+            online, chunks, governor, partial(NearAsker, self.server, online.config, books)
+        )
+        opening.proven = self.proven
+        courier = BatchCourier(
+            config, books, maker, chunks, client, self.clock, self.said.append, opening
+        )
         return Session(
             books, courier, Questions(self.questions), self.clock, self.said.append,
             quiet_s=QUIET_S, patience_s=config.strong.give_up_after_s, is_dead=lambda name: False,
@@ -257,7 +297,8 @@ class Night:
         assert billed in (None, stats["billed"])
         assert total <= settled <= self.config.strong.max_cost_usd
         assert promised == 0
-        assert {bill["tier"] for bill in bills} <= {"batch"}
+        online = [bill for bill in bills if bill["tier"] != "batch"]
+        assert len(online) <= (0 if self.proven else FIRST)
         if exact:
             assert settled - total < Decimal("1e-9") * (len(bills) + 1)
         submitted = [batch["metadata"][METADATA] for batch in self.server.batches()]

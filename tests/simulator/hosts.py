@@ -113,6 +113,19 @@ class SimAsker(AskerServer):
         return asker(maker, client, self._permits, journal, clock=self._night.now)
 
 
+class Near:
+    """A governor in the driver's own process, which a batch run begins with."""
+
+    def __init__(self, night: Night, governor: SimGovernor) -> None:
+        self._night, self._governor = night, governor
+        self.settle, self.pause = governor.settle, governor.pause
+
+    async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
+        permit = await self._governor.acquire(actor, needs)
+        self._night.oracle.permitted(PROCESS.get(), permit.lease_id, needs[: permit.slots])
+        return permit
+
+
 class WatchedPermits(Permits):
     """The real permits; the slot that is given is remembered for the provider's own books."""
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ray_judge.config import RunConfig
 from ray_judge.errors import LedgerFenced, PausedError, ProviderDown, RayJudgeError
 from ray_judge.escalation.batch.courier import BatchCourier
+from ray_judge.escalation.batch.opening import Opening
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger, recover
 from ray_judge.escalation.online.asker import Asker
@@ -28,7 +29,7 @@ from tests.unit.memory import MemoryStorage
 
 from .batches import Batches
 from .disk import Disk, SimStorage
-from .hosts import SimBooks, SimMaker, SimProcesses, WatchedPermits
+from .hosts import Near, SimAsker, SimBooks, SimGovernor, SimMaker, SimProcesses, WatchedPermits
 from .loop import Deadlock, Process, SimLoop
 from .oracle import Broken, Oracle
 from .plan import Plan, draw, parts
@@ -278,8 +279,13 @@ class Night:
         courier: Any
         if run in self.plan.batch:
             config, name = self.configs[run], partial(self.name, process)
+            maker, governor = SimMaker(config), SimGovernor(self, process)
+            opening = Opening(
+                maker.online(), {}, governor,
+                lambda governor: SimAsker(self, process, Near(self, governor), 1),
+            )  # fmt: skip
             courier = self.parts.batch(
-                config, books, SimMaker(config), {}, self.batches, self, _ignore, name
+                config, books, maker, {}, self.batches, self, _ignore, opening, name
             )
         else:
             courier = self.parts.online(

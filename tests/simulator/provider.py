@@ -167,6 +167,8 @@ class Client(StrongClient):
 class Provider:
     """Bills, answers, refuses."""
 
+    in_words = False
+
     def __init__(self, night: Night) -> None:
         self._loop, self._rng, self._plan = night.loop, night.rng, night.plan
         self._oracle, self._note = night.oracle, night.note

@@ -219,7 +219,7 @@ def test_a_failure_that_never_gives_up_a_row(
 
 @pytest.mark.parametrize(
     ("kind", "error", "said"),
-    [(Kind.BILLING, PausedError, "wants money"), (Kind.DENIED, EscalationError, "THE_KEY")],
+    [(Kind.BILLING, PausedError, "wants money"), (Kind.PARAMETER, EscalationError, "THE_KEY")],
 )
 def test_a_failure_that_ends_the_run(kind: Kind, error: type[Exception], said: str) -> None:
     governor, server = FakeGovernor(), FakeServer(kind)

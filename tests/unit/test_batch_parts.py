@@ -21,7 +21,7 @@ from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.books.ledger import HeldSlot
 from ray_judge.escalation.questions import Question
 from ray_judge.failures import LOST_TRIES, TRIES, Kind, RequestFailed
-from ray_judge.records import Example
+from ray_judge.records import Example, Outcome
 from tests.fault.batch_night import NightClock
 
 from .memory import MemoryStorage
@@ -257,8 +257,9 @@ LINES: dict[bytes, Kind | None] = {
 
 @pytest.mark.parametrize("lines", LINES)
 def test_what_a_line_says(lines: bytes) -> None:
-    assert read_results(lines, b"")["k"].kind is LINES[lines]
-    assert read_results(b"", lines)["k"].kind is LINES[lines]
+    for found in (read_results(lines, b""), read_results(b"", lines)):
+        failure = found["k"].failure
+        assert (failure and failure.kind) is LINES[lines]
 
 
 MAKER = maker(reasks=1)
@@ -272,13 +273,18 @@ def completion(text: str, usage: Any = None) -> bytes:
 
 
 def read(
-    output: bytes = b"", billed: int | None = None, words: bool = False, **past: InVain
+    output: bytes = b"",
+    billed: int | None = None,
+    words: bool = False,
+    proven: bool = True,
+    **past: InVain,
 ) -> BatchReading:
     """What a batch of `a`, `b` and `c` (for at most 1, 2 and 3 dollars) comes to."""
     held = [HeldSlot("l-1", n, key, Decimal(n + 1)) for n, key in enumerate("abc")]
     return ResultReader(MAKER).read(
-        held, {"a": ASKED}, read_results(output, b""), past, billed=billed, at=1.0, words=words
-    )
+        held, {"a": ASKED}, read_results(output, b""), past,
+        billed=billed, at=1.0, words=words, proven=proven,
+    )  # fmt: skip
 
 
 def outcomes(reading: BatchReading) -> list[tuple[str, str, Decimal, bool]]:
@@ -286,19 +292,22 @@ def outcomes(reading: BatchReading) -> list[tuple[str, str, Decimal, bool]]:
 
 
 @pytest.mark.parametrize(
-    ("billed", "past", "answers"),
+    ("billed", "past", "costs"),
     [
         # What stands in no file counts as billed, as far as it may have been, the dearest first.
-        (None, {}, [("a", 1, False), ("b", 2, False), ("c", 3, False)]),
-        (1, {}, [("a", 0, False), ("b", 0, False), ("c", 3, False)]),
-        (0, {}, [("a", 0, False), ("b", 0, False), ("c", 0, False)]),
-        (0, {"b": InVain(not_run=TRIES - 1)}, [("a", 0, False), ("b", 0, True), ("c", 0, False)]),
-        (1, {"c": InVain(lost=LOST_TRIES - 1)}, [("a", 0, False), ("b", 0, False), ("c", 3, True)]),
+        (None, {}, [1, 2, 3]),
+        (1, {}, [0, 0, 3]),
+        (0, {}, [0, 0, 0]),
+        (0, {"b": InVain(not_run=TRIES - 1)}, [0, 0, 0]),
+        (1, {"c": InVain(lost=LOST_TRIES - 1)}, [0, 0, 3]),
     ],
 )
-def test_what_is_missing(billed: int | None, past: Any, answers: Any) -> None:
+def test_what_is_missing(billed: int | None, past: Any, costs: list[int]) -> None:
     found = read(billed=billed, **past)
-    assert [(a.key, a.cost_usd, a.final) for a in found.answers] == answers
+    assert [(a.key, a.cost_usd, a.final) for a in found.answers] == [
+        (key, cost, False) for key, cost in zip("abc", costs, strict=True)
+    ]
+    assert found.ended == dict.fromkeys(past, Outcome.FAILED)  # the next session asks it again
     assert not found.free
 
 
@@ -338,9 +347,35 @@ def test_an_answer_nobody_knows_the_question_of_costs_what_it_may() -> None:
     ],
 )
 def test_what_holds_for_the_whole_run_gives_its_slot_back(output: bytes, stop: Kind | None) -> None:
-    found = read(output, 0)
+    found = read(output, 0, proven=False)
     assert [slot.key for slot in found.free] == ["a"]
-    assert found.refused == (stop is None)
+    assert found.words == (stop is None)
     assert (found.stop and found.stop.kind) == stop
-    if found.refused:  # a server that refuses words, too, ends the question
+    if found.words:  # a server that refuses words, too, ends the question
         assert outcomes(read(output, 0, words=True))[0] == ("a", "failed", Decimal(0), True)
+
+
+DENIED = {"error": {"message": "flagged", "code": 403}}
+
+
+def test_what_befalls_a_whole_batch_is_no_fault_of_a_question() -> None:
+    """One refused line among others is the row's; all of them are the run's, and not final."""
+    held = [HeldSlot("l-1", n, f"q{n}", Decimal(1)) for n in range(16)]
+
+    def reading(good: int, bad: tuple[int, Any]) -> BatchReading:
+        text = completion('{"verdict": "A"}', USAGE)
+        lines = [text.replace(b'"a"', f'"q{n}"'.encode()) for n in range(good)]
+        lines += [line(f"q{n}", *bad) for n in range(good, 16)]
+        return ResultReader(MAKER).read(
+            held, {}, read_results(b"".join(lines), b""), {},
+            billed=None, at=1.0, words=False, proven=True,
+        )  # fmt: skip
+
+    some = reading(1, (403, DENIED))
+    assert {(a.outcome, a.final) for a in some.answers[1:]} == {(Outcome.REFUSED, True)}
+    assert some.usable and some.stop is None and not some.free
+    none = reading(0, (403, DENIED))
+    assert none.stop is not None and len(none.free) == 16 and not none.answers
+    odd = reading(0, (400, {"error": {"message": "no such endpoint"}}))
+    assert not any(answer.final for answer in odd.answers)
+    assert odd.useless == ["HTTP 400: no such endpoint"] * 16 and len(odd.ended) == 16

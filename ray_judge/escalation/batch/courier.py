@@ -26,20 +26,22 @@ from dataclasses import replace
 from typing import Any
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import EscalationError, PausedError, Stopped
+from ray_judge.errors import EscalationError, PausedError, RayJudgeError, Stopped
+from ray_judge.escalation.batch.opening import Opening
 from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import BatchQueue, Request
-from ray_judge.escalation.batch.results import Result, ResultReader, read_results
+from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_results
 from ray_judge.escalation.books.batches import BatchRecord, Stage, load, path_of, save
 from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.online.governor import Clock
+from ray_judge.escalation.online.limiter import FIRST
 from ray_judge.escalation.processes import unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.escalation.session import POLL_S, STOPPED, Report, Session
-from ray_judge.failures import Kind, RequestFailed, run_error
+from ray_judge.failures import RequestFailed, run_error
 from ray_judge.records import Chunk, Outcome
 
 STRIKES = 3
@@ -58,9 +60,11 @@ class BatchCourier:
         client: BatchClient,
         clock: Clock,
         report: Report,
+        opening: Opening,
         make_name: Callable[[], str] = unique_name,
     ) -> None:
         """Own nothing yet. `make_name` gives a new name each time, as `unique_name` does."""
+        self._opening = opening
         self._make_name = make_name
         self._strong, self._books, self._clock, self._report = config.strong, books, clock, report
         self._provider = Provider(config.strong, client, clock)
@@ -79,7 +83,7 @@ class BatchCourier:
         self._strikes = 0
         self._full = False
         """No room, or no money, until a pending batch has ended."""
-        self._stop: Result | None = None
+        self._stop: RayJudgeError | None = None
 
     # --- what the session calls ---
 
@@ -117,6 +121,8 @@ class BatchCourier:
             return  # nothing to ask: no lease, no owner, nothing changed
         begun = self._clock.now()
         await session.own()
+        journal = await asyncio.to_thread(self._books.journal)
+        self._opening.proven |= journal.usable(self._books.run) > 0
         while True:
             await self._collect(session)
             await self._submit(session)
@@ -200,7 +206,14 @@ class BatchCourier:
             await session.own()
             ledger = self._owned()
             session.deny(ledger.best_usd())
+            if not self._opening.proven:
+                if self._pending:
+                    return
+                await self._opening.ask(session, ledger)
+                self._queue.words |= self._opening.words
             free = self._free(session)
+            if not self._opening.proven:  # there is no money to ask online: one alone, then
+                free = free[:1]
             fitting = ledger.fitting([question.max_cost_usd for question in free])
             if free and not fitting and not self._pending:
                 for question in free:
@@ -281,8 +294,7 @@ class BatchCourier:
                 file = f"{self._books.storage.uri}/{path_of(record.id)}"
                 raise lost_batch_error(failure, self._strong, record.batch, file) from None
         if self._stop is not None:
-            kind = self._stop.kind or Kind.RUN
-            raise run_error(RequestFailed(kind, self._stop.reason), self._strong)
+            raise self._stop
 
     def _is_ready(self, record: BatchRecord, view: View) -> bool:
         """Whether the batch has ended, and its answers can be expected to be there."""
@@ -314,6 +326,7 @@ class BatchCourier:
         reading = self._results.read(
             ledger.held(record.actor), self._questions, results, session.in_vain,
             billed=view.billed, at=self._clock.now(), words=record.words,
+            proven=self._opening.proven,
         )  # fmt: skip
         await asyncio.to_thread(self._keep, reading.answers)
         for answer in reading.answers:
@@ -321,10 +334,25 @@ class BatchCourier:
         for slot in reading.free:
             ledger.release(slot.lease, [slot.slot])
         await asyncio.to_thread(ledger.commit)
-        await self._step(record, Stage.READ, refused=reading.refused)
-        self._queue.words |= reading.refused
-        self._stop = self._stop or reading.stop
+        await self._step(record, Stage.READ, refused=reading.words)
+        self._queue.words |= reading.words
+        self._opening.proven |= reading.usable
+        for key, outcome in reading.ended.items():
+            session.waiting.pop(key, None)
+            session.settle({key: outcome})
+        if self._stop is None:
+            self._stop = self._judge(reading)
         await session.look()
+
+    def _judge(self, reading: BatchReading) -> RayJudgeError | None:
+        """What a batch says of every question of the run."""
+        if reading.stop is not None:
+            return run_error(reading.stop, self._strong)
+        useless = Counter(reading.useless)
+        if reading.usable or useless.total() < FIRST:
+            return None
+        ((why, _),) = useless.most_common(1)
+        return EscalationError(f"no answer of a batch of {useless.total()} can be used: {why}")
 
     def _keep(self, answers: Sequence[Any]) -> None:
         if self._writer is None:

@@ -49,7 +49,7 @@ class _Tries:
 
 
 def _again(failure: BaseException) -> bool:
-    return isinstance(failure, RequestFailed) and failure.meaning.again
+    return isinstance(failure, RequestFailed) and bool(failure.meaning.again)
 
 
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, max=20)

@@ -17,7 +17,7 @@ from ray_judge.config import RunConfig
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.journal import InVain, JournalWriter
-from ray_judge.escalation.books.ledger import LeaseSlot
+from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.governor import Clock, Governor, WallClock
@@ -38,20 +38,23 @@ class GovernorServer:
         self._governor: Governor | None = None
 
     async def open(self) -> Claim | RayJudgeError:
-        strong = self._strong
         try:
             ledger, claim = await asyncio.to_thread(self._books.claim, unique_name())
-            limiter = Limiter(
-                requests_per_minute=strong.requests_per_minute,
-                tokens_per_minute=strong.tokens_per_minute,
-                concurrency=strong.concurrency,
-            )
         except RayJudgeError as error:
             return error
-        self._governor = self.governor_type(
-            ledger, limiter, self._clock, patience_s=strong.give_up_after_s
-        )
+        self.take(ledger)
         return claim
+
+    def take(self, ledger: Ledger) -> None:
+        """Govern under a ledger that this process owns."""
+        limiter = Limiter(
+            requests_per_minute=self._strong.requests_per_minute,
+            tokens_per_minute=self._strong.tokens_per_minute,
+            concurrency=self._strong.concurrency,
+        )
+        self._governor = self.governor_type(
+            ledger, limiter, self._clock, patience_s=self._strong.give_up_after_s
+        )
 
     async def acquire(self, actor: str, needs: Sequence[Need]) -> Permit:
         assert self._governor is not None  # no asker is at work before `open`
@@ -99,6 +102,7 @@ class AskerServer:
         self._governor = governor
         self._room = asyncio.Semaphore(in_flight)
         self._name = self.make_name()
+        self.client: Any
         self._permits: Permits
         self._asker: Asker
 
@@ -107,8 +111,8 @@ class AskerServer:
             journal = await asyncio.to_thread(self.make_writer)
         except RayJudgeError as error:
             return error
-        self._permits = self.make_permits()
-        self._asker = self.make_asker(self.make_client(), journal)
+        self._permits, self.client = self.make_permits(), self.make_client()
+        self._asker = self.make_asker(self.client, journal)
         return None
 
     def make_name(self) -> str:

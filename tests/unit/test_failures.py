@@ -1,0 +1,62 @@
+"""What every failure of a server means; README's table of failures is this one."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from ray_judge.config import StrongConfig
+from ray_judge.errors import EscalationError, PausedError, ProviderDown
+from ray_judge.failures import MEANING, Fault, Kind, RequestFailed, classify, run_error
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def table() -> str:
+    """The lines of README's table, as Markdown."""
+    lines = ["| a server says | whose fault | counts as | asked again | the provider |"]
+    lines.append("|" + "---|" * 5)
+    for meaning in map(MEANING.__getitem__, Kind):
+        cells = meaning.said, meaning.fault, meaning.bill, meaning.again or "no", meaning.signal
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_readme_has_this_table() -> None:
+    assert table() in README.read_text("utf-8"), f"put this into README:\n{table()}"
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "meaning"),
+    [
+        (429, {}, Kind.RATE_LIMIT), (429, {"code": "insufficient_quota"}, Kind.BILLING),
+        (400, {"kind": "billing_not_active"}, Kind.BILLING), (402, {}, Kind.BILLING),
+        (401, {"code": "invalid_api_key"}, Kind.DENIED), (403, {}, Kind.DENIED),
+        (400, {"param": "service_tier"}, Kind.PARAMETER), (409, {}, Kind.TRANSIENT),
+        (404, {}, Kind.DENIED), (422, {"code": "unknown_parameter"}, Kind.PARAMETER),
+        (503, {}, Kind.TRANSIENT), (408, {}, Kind.BROKEN), (500, {}, Kind.BROKEN),
+        (529, {}, Kind.BROKEN), (400, {"param": "response_format"}, Kind.NO_SCHEMA),
+        (422, {"param": "response_format.type"}, Kind.NO_SCHEMA),
+        (400, {"code": "content_filter"}, Kind.REFUSED), (413, {}, Kind.ROW),
+        (400, {"code": "context_length_exceeded", "param": "messages"}, Kind.ROW),
+    ],
+)  # fmt: skip
+def test_what_an_error_answer_means(status: int, error: dict[str, str], meaning: Kind) -> None:
+    fields: dict[str, str | None] = {"code": None, "kind": None, "param": None, **error}
+    assert classify(status, **fields) is meaning
+
+
+ENDS = {Fault.PROVIDER: ProviderDown, Fault.RUN: EscalationError, Fault.QUESTION: EscalationError}
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_error_that_ends_a_run(kind: Kind) -> None:
+    failure = RequestFailed(kind, "HTTP 418", status=418)
+    assert not failure.unreachable
+    assert RequestFailed(kind, "no status").unreachable is (kind is Kind.TRANSIENT)
+    ends = run_error(failure, StrongConfig(model="m", max_cost_usd=Decimal(1), api_key_env="KEY"))
+    wanted = PausedError if kind is Kind.BILLING else ENDS[failure.meaning.fault]
+    assert type(ends) is wanted and "HTTP 418" in str(ends)
+    assert ("KEY" in str(ends)) is (wanted is EscalationError)
