@@ -56,12 +56,15 @@ class StrongClient:
                     # `extra_body` goes out as it is. The SDK walks through anything else type by
                     # type, which took a third of this process's time, for plain JSON.
                     raw = await create(model=sent["model"], messages=[], extra_body=sent)
+            text = raw.http_response.text
+            reply = read_reply(read_json(text), dict(raw.headers))
         except RequestFailed as failure:
             self._doubt_schema(failure, "response_format" in sent)
             raise
-        self._knows_schema |= "response_format" in sent
-        text = raw.http_response.text
-        reply = read_reply(read_json(text), dict(raw.headers))
+        if "response_format" in sent:
+            self._knows_schema = True
+        else:
+            self._told_no_schema = True  # by being answered in words
         ours, repeated = self._seen.look(reply.response_id, body, text)
         # What comes next on this connection would be the answer before it, again and again.
         if repeated and (connection := raw.http_response.extensions.get("network_stream")):

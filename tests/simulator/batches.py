@@ -112,6 +112,9 @@ class Batches:
                 request.lost = rng.random() < faults.no_result
                 if not request.lost:
                     self._write(batch, key, 200, document)
+        sound = any(request.usable and not request.lost for request in batch.requests)
+        for request in batch.requests:
+            request.proven = sound
 
     def _write(self, batch: Batch, key: str, status: int, body: Any) -> None:
         """A line of the output or error file."""

@@ -255,10 +255,12 @@ class Night:
             paused = isinstance(error, PausedError)
             code = "exit 4" if paused else f"exit 1: {type(error).__name__}"
             self.note(process.name, f"{code}: {error}")
-            if paused:
+            if isinstance(error, ProviderDown):
+                later_s = 3000.0
+            elif paused:
                 left = Outcome.PENDING in session.outcomes.values()
                 left = left and not session.waiting and not session.aside
-                later_s = 3000.0 if session.aside or isinstance(error, ProviderDown) else 0.0
+                later_s = 3000.0 if session.aside else 0.0
             elif isinstance(error, LedgerFenced):
                 later_s = 600.0  # two owners that come back at once would fence each other for ever
         except Exception as error:

@@ -38,11 +38,11 @@ SLOT: ContextVar[Slot] = ContextVar("slot")
 """What pays for the request that is sent next."""
 UNBILLED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "no money": (429, {"code": "insufficient_quota"}),
-    "no key": (401, {"code": "invalid_api_key"}),
+    "no key": (401, {"code": "invalid_api_key", "type": "invalid_request_error"}),
     "rate": (429, {"code": "rate_limit_exceeded", "type": "requests"}),
     "overloaded": (503, {"type": "overloaded_error"}),
     "broken": (500, {"code": None}),
-    "too long": (400, {"code": "context_length_exceeded", "param": "messages"}),
+    "too long": (400, {"code": "context_length_exceeded", "type": "invalid_request_error"}),
     "filter": (400, {"code": "content_filter"}),
     "moderated": (403, {"metadata": {"reasons": ["x"]}}),
     "no schema": (400, {"param": "response_format"}),
@@ -138,8 +138,8 @@ class Client(StrongClient):
         with mock.patch("ray_judge.escalation.client._open", lambda *_: http):
             super().__init__(strong, "none")
         self._night = night
-        self._written: list[tuple[str, Request | None]] = []
-        """What the proxy has written and nobody has read: the text, whose it is."""
+        self._written: list[tuple[str, Question, Request | None]] = []
+        """What the proxy has written and nobody has read: the text, to which question, whose."""
 
     async def _create(self, *, model: str, messages: Any, extra_body: Mapping[str, Any]) -> Any:
         night, rng = self._night, self._night.rng
@@ -147,10 +147,13 @@ class Client(StrongClient):
         if said.status_code >= 400:
             body = json.loads(said.text)["error"]
             raise openai.APIStatusError("simulated", response=said, body=body)  # type: ignore[arg-type]
-        self._written.append((said.text, request))
-        text, whose = self._written.pop(0)
-        if night.plan.ids == "unique" and rng.random() < night.plan.faults.repeat:
-            self._written.insert(0, (text, None))
+        # What it repeats to the same question cannot be told from a cache's answer, nor an error.
+        self._written = [one for one in self._written if one[1] is not request.question]
+        self._written.append((said.text, request.question, request))
+        text, _, whose = self._written.pop(0)
+        is_answer = request.billed and not request.lost
+        if is_answer and night.plan.ids == "unique" and rng.random() < night.plan.faults.repeat:
+            self._written.insert(0, (text, request.question, None))
         if whose is request and not request.lost:
             request.arrived_at = night.loop.now
         response = SimpleNamespace(text=text, extensions={"network_stream": self})
@@ -158,7 +161,7 @@ class Client(StrongClient):
 
     async def aclose(self) -> None:
         """The connection is closed: what was on it is lost."""
-        for _, whose in self._written:
+        for *_, whose in self._written:
             if whose is not None:
                 whose.lost = True
         self._written.clear()
@@ -385,8 +388,9 @@ class Provider:
             return usage
         spend = int(base * share)
         if plan.long_prompt:
-            tokens = (spend - usage.output_tokens * OUTPUT_UNITS) // INPUT_UNITS
-            return Usage(tokens + 2 * (request.most < spend), usage.output_tokens)
+            written = max(1, usage.output_tokens)
+            tokens = (spend - written * OUTPUT_UNITS) // INPUT_UNITS
+            return Usage(tokens + 2 * (request.most < spend), written)
         tokens = (spend - usage.input_tokens * INPUT_UNITS) // OUTPUT_UNITS
         return Usage(usage.input_tokens, tokens + 2 * (request.most < spend))
 

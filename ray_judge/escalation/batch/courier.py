@@ -80,6 +80,8 @@ class BatchCourier:
         self._questions: dict[str, Question] = {}
         self._completed: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
+        self._knows_words = False
+        """Whether a batch of this run says if the server takes `response_format`."""
         self._strikes = 0
         self._full = False
         """No room, or no money, until a pending batch has ended."""
@@ -100,6 +102,7 @@ class BatchCourier:
         self._pending, self._asked = {}, asked
         others = dict(claim.batched)
         for record in await asyncio.to_thread(load, self._books.storage, self._books.run):
+            self._knows_words = True
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
@@ -121,8 +124,9 @@ class BatchCourier:
             return  # nothing to ask: no lease, no owner, nothing changed
         begun = self._clock.now()
         await session.own()
-        journal = await asyncio.to_thread(self._books.journal)
-        self._opening.proven |= journal.usable(self._books.run) > 0
+        if self._knows_words:
+            journal = await asyncio.to_thread(self._books.journal)
+            self._opening.proven |= journal.usable(self._books.run) > 0
         while True:
             await self._collect(session)
             await self._submit(session)
@@ -205,12 +209,12 @@ class BatchCourier:
                 return
             await session.own()
             ledger = self._owned()
-            session.deny(ledger.best_usd())
             if not self._opening.proven:
                 if self._pending:
                     return
                 await self._opening.ask(session, ledger)
                 self._queue.words |= self._opening.words
+            session.deny(ledger.best_usd())
             free = self._free(session)
             if not self._opening.proven:  # there is no money to ask online: one alone, then
                 free = free[:1]
