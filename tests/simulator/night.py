@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import LedgerFenced, PausedError, ProviderDown, RayJudgeError
+from ray_judge.errors import LedgerFenced, PausedError, ProviderDown, RayJudgeError, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.batch.opening import Opening
 from ray_judge.escalation.books.journal import JournalWriter
@@ -48,6 +48,7 @@ class Parts:
     session: Any = Session
     online: Any = OnlineCourier
     batch: Any = BatchCourier
+    opening: Any = Opening
     books: Any = SimBooks
     ledger: Any = Ledger
     governor: Any = Governor
@@ -149,6 +150,12 @@ class Night:
         self._crashes = 0
         self._crash_in = self._draw_crash()
         self._second_in = int(self.rng.expovariate(1 / 300)) if plan.second else -1
+        self._stop_in = int(self.rng.expovariate(1 / 300)) if plan.stops else -1
+        self._stopped: dict[Process, float] = {}
+        """When which driver was told to stop."""
+        self._sessions: dict[Process, Session] = {}
+        self._again = set(plan.asks) if plan.again else set()
+        """Runs that are started once more when they have ended."""
         self._alive: list[Process] = []
         self._overlapped: set[Process] = set()
 
@@ -244,6 +251,7 @@ class Night:
     async def _drive(self, process: Process) -> None:
         """The command: it ends with an exit code, and whoever runs it runs it again."""
         session, later_s, left = self._session(process), 0.0, False
+        self._sessions[process] = session
         try:
             await session.run()
             if self.plan.compacts:
@@ -255,7 +263,10 @@ class Night:
             paused = isinstance(error, PausedError)
             code = "exit 4" if paused else f"exit 1: {type(error).__name__}"
             self.note(process.name, f"{code}: {error}")
-            if isinstance(error, ProviderDown):
+            if isinstance(error, Stopped):
+                accounts = recover(self._undisturbed(process.run).storage)
+                self.oracle.stopped(process, accounts, self._stopped[process])
+            elif isinstance(error, ProviderDown):
                 later_s = 3000.0
             elif paused:
                 left = Outcome.PENDING in session.outcomes.values()
@@ -282,7 +293,7 @@ class Night:
         if run in self.plan.batch:
             config, name = self.configs[run], partial(self.name, process)
             maker, governor = SimMaker(config), SimGovernor(self, process)
-            opening = Opening(
+            opening = self.parts.opening(
                 maker.online(), {}, governor,
                 lambda governor: SimAsker(self, process, Near(self, governor), 1),
             )  # fmt: skip
@@ -299,7 +310,7 @@ class Night:
                 per_unit=self.plan.unit,
                 askers=self.plan.askers,
             )
-            courier.poll_s = 2.0  # a night waits a lot
+        courier.poll_s = 2.0  # a night waits a lot
         session: Session = self.parts.session(
             books,
             courier,
@@ -334,6 +345,10 @@ class Night:
         answers = self._undisturbed(run).journal().answers(None)
         outcomes = {**session.outcomes, **{k: a.outcome for k, a in answers.items()}}
         self.oracle.run_ended(run, outcomes, {k: a.verdict for k, a in answers.items()})
+        if run in self._again:
+            self._again.remove(run)
+            self._start_again(run)
+            return
         self._finished.add(run)
         if self._finished == set(self.plan.asks) and not self._drivers():
             self.loop.over = True
@@ -365,12 +380,21 @@ class Night:
         if self._second_in == self.loop.steps and (at_work := self._drivers()):
             self.note("fate", "a second owner")
             self._start(self.rng.choice(at_work).run)
+        if self._stop_in == self.loop.steps:
+            self._stop()
         if self.plan.p_pause and self.rng.random() < self.plan.p_pause and self._alive:
             process = self.rng.choice(self._alive)
             pause_s = self.rng.choice((0.05, 1.0, 10.0)) * self.rng.random()
             process.paused_until = self.loop.now + pause_s
             self.disk.slow_s += pause_s
             self.note(process.name, f"sleeps for {pause_s:.3f} s")
+
+    def _stop(self) -> None:
+        at_work = [process for process in self._drivers() if process in self._sessions]
+        for process in at_work[:1]:
+            self.note(process.name, "is told to stop")
+            self._stopped[process] = self.loop.now
+            self._sessions[process].stop()
 
     def _crash(self) -> None:
         self._crashes_left -= 1

@@ -24,6 +24,7 @@ from .provider import COUNTED, OF_THE_ROW, SLOT, Request, verdict_of
 if TYPE_CHECKING:
     from .night import Night
 
+STOPS_WITHIN_S = 25.0
 WINDOW_S = 0.25
 """Answers this old are durable: a crash may cost younger ones."""
 
@@ -145,6 +146,8 @@ class Oracle:
         key, cost = request.question.key, int(Decimal(record["cost_usd"]) * 10**9)
         here = request.arrived_at and not request.lost
         least = request.billed if here else min(request.billed, request.most)
+        if request.lost and request.process is None:
+            least = 0  # of a batch's lost results the dearest ones count, whichever they were
         if record["key"] != key or record.get("verdict") not in (None, verdict_of(key)):
             self.fail(f"another question's answer: {key[:6]}")
         if cost * NANO < least:
@@ -168,10 +171,13 @@ class Oracle:
         """A question ends without a verdict by its own fault alone."""
         if request.refused is not None and request.refused not in OF_THE_ROW:
             self.fail(f"ended for good by no fault of the question: {request.refused}")
-        if not any(
-            one.run == request.run and one.arrived_at for one in self._sent.values() if one.usable
-        ):
+        if not self._has_verdict(request.run):
             self.fail(f"ended for good before any verdict: {request.question.key[:6]}")
+
+    def _has_verdict(self, run: str) -> bool:
+        """Whether a usable answer to a question of this run has come."""
+        there = (one for one in self._sent.values() if one.run == run and one.usable)
+        return any(one.arrived_at and not one.lost for one in there)
 
     def _storage_failed(self, path: str) -> None:
         """An asker that can write no journal may lose what a crash may lose, no more."""
@@ -254,6 +260,8 @@ class Oracle:
         leases = [lease for lease, grant in self._granted.items() if grant.actor == actor]
         if len(leases) != 1 or self._granted[leases[0]].keys != list(keys):
             self.fail(f"a batch without a durable lease for just its questions: {submission}")
+        if len(keys) > 1 and not self._has_verdict(run):
+            self.fail(f"a batch of {len(keys)} before any verdict")
         lease, requests = leases[0], []
         for number, key in enumerate(keys):
             self._expose((lease, number), self._granted[lease].maxima[number], run, None)
@@ -379,6 +387,8 @@ class Oracle:
         told = sum(one.excess for one in booked.values() if one.run == run)
         if (excess := accounts.excess.get(f"run:{run}", 0)) != told:
             self.fail(f"the books tell of {excess} beyond the leases, the journal of {told}")
+        # What only the journal knows as yet may have been known to whoever denied.
+        used += sum(x.excess for x in self._told if x.run == run and x.slot not in booked) * NANO
         self._factors[run] = accounts.factor(f"run:{run}")
         months = [name for name in accounts.settled | accounts.held if name.startswith("month:")]
         spent = max((accounts.used(name) * NANO for name in months), default=0)
@@ -400,6 +410,18 @@ class Oracle:
         """Whether no month will ever have the money for a question."""
         enough = self._monthly and self._most(run, key) <= self._monthly
         return self._monthly is not None and not enough
+
+    def stopped(self, driver: Process, accounts: Accounts, since: float) -> None:
+        """A run that was told to stop has let go of everything in good order."""
+        plan = self._plan
+        if plan.crashes or plan.second or plan.p_fail or plan.p_pause or plan.p_slow:
+            return
+        for lease, opened in accounts.leases.items():
+            owner = self._granted[lease].owner
+            if driver in (owner, owner.parent) and not opened.actor.startswith("batch:"):
+                self.fail(f"stopped, and money is still held by {opened.actor}")
+        if driver.run not in plan.batch and self._loop.now > since + STOPS_WITHIN_S:
+            self.fail("told to stop, and it goes on")
 
     # --- the end ---
 

@@ -107,6 +107,10 @@ class Plan:
     segments: bool
     second: bool
     """The same run is started a second time while it is at work, as where a lock was lost."""
+    stops: bool
+    """A run is told to stop while it is at work."""
+    again: bool
+    """A run that has ended is started once more."""
     locks: bool
     """The lock on shared books holds; else two owners may be at work at once."""
     far: bool
@@ -209,6 +213,8 @@ def draw(rng: random.Random) -> Plan:
         shuffled=rng.random() < 0.5,
         segments=rng.random() < 0.3,
         second=rng.random() < 0.2,
+        stops=rng.random() < 0.2,
+        again=rng.random() < 0.2,
         locks=rng.random() < 0.7,
         far=rng.random() < 0.5,
         batch=batch,

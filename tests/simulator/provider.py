@@ -135,7 +135,7 @@ class Client(StrongClient):
             base_url=SimpleNamespace(host="sim"),
             close=self.aclose,
         )
-        with mock.patch("ray_judge.escalation.client._open", lambda *_: http):
+        with mock.patch("ray_judge.escalation.client._open", return_value=http):
             super().__init__(strong, "none")
         self._night = night
         self._written: list[tuple[str, Question, Request | None]] = []
