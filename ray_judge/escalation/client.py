@@ -39,6 +39,8 @@ class StrongClient:
         self._client = _open(strong, key, strong.timeout_s)
         self._timeout_s, self._seen = strong.timeout_s, SeenIds()
         self.in_words = self._told_no_schema = self._knows_schema = False
+        self._doubted: Any = None
+        """What was asked by the schema, and refused, the last time."""
         self._tier = _tier(strong, self._client.base_url.host)
 
     async def close(self) -> None:
@@ -59,7 +61,7 @@ class StrongClient:
             text = raw.http_response.text
             reply = read_reply(read_json(text), dict(raw.headers))
         except RequestFailed as failure:
-            self._doubt_schema(failure, "response_format" in sent)
+            self._doubt_schema(failure, sent)
             raise
         if "response_format" in sent:
             self._knows_schema = True
@@ -73,20 +75,21 @@ class StrongClient:
             raise RequestFailed(Kind.AMBIGUOUS, "an answer to another question came once more")
         return reply
 
-    def _doubt_schema(self, failure: RequestFailed, asked_by_schema: bool) -> None:
+    def _doubt_schema(self, failure: RequestFailed, sent: Mapping[str, Any]) -> None:
         """Ask in words where the server does not take the schema, or may not, as some do not say.
 
         Where it refuses the question in words as well, the fault is the question's.
         """
         if failure.kind not in (Kind.NO_SCHEMA, Kind.ROW) or failure.status not in (400, 422):
             return
-        if not asked_by_schema:
-            self.in_words = self._told_no_schema
-            self._knows_schema = not self._told_no_schema
+        if "response_format" not in sent:
+            if self._doubted == sent["messages"] and not self._told_no_schema:
+                self.in_words, self._knows_schema = False, True
             failure.kind = Kind.ROW
         elif failure.kind is Kind.NO_SCHEMA or not self._knows_schema:
             self._told_no_schema |= failure.kind is Kind.NO_SCHEMA
-            self.in_words, failure.kind = True, Kind.NO_SCHEMA
+            self.in_words, self._doubted = True, sent["messages"]
+            failure.kind = Kind.NO_SCHEMA
 
 
 class SeenIds:

@@ -51,6 +51,8 @@ STRIKES = 3
 class BatchCourier:
     """Asks the questions of a session in batches. After a crash another one goes on."""
 
+    poll_s = POLL_S
+
     def __init__(
         self,
         config: RunConfig,
@@ -102,7 +104,8 @@ class BatchCourier:
         self._pending, self._asked = {}, asked
         others = dict(claim.batched)
         for record in await asyncio.to_thread(load, self._books.storage, self._books.run):
-            self._knows_words = True
+            # One alone was made by who did not know.
+            self._knows_words |= record.requests > 1 or record.words or record.refused
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
@@ -139,7 +142,7 @@ class BatchCourier:
             await self._show(session)
             until = self._clock.now() + min(self._strong.batch.poll_s, rest_s)
             while not session.stopping and (left_s := until - self._clock.now()) > 0:
-                await self._clock.sleep(min(POLL_S, left_s))
+                await self._clock.sleep(min(self.poll_s, left_s))
             if session.stopping:
                 raise Stopped(STOPPED)
 
