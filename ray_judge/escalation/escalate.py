@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import LedgerFenced, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
-from ray_judge.escalation.batch.opening import Opening
+from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.online.actors import RayProcesses
@@ -107,11 +107,11 @@ def escalate(
     key = api_key(strong) if strong.max_cost_usd > 0 else "none"
     if strong.mode == "batch":
         client, online = BatchClient(strong, key), maker.online()
-        opening = Opening(
+        first = FirstQuestions(
             online, chunks, GovernorServer(online.config, books),
             lambda governor: AskerServer(online.config, books, governor, SecretStr(key), 1),
         )  # fmt: skip
-        courier = BatchCourier(config, books, maker, chunks, client, clock, report, opening)
+        courier = BatchCourier(config, books, maker, chunks, client, clock, report, first)
     else:
         courier = OnlineCourier(
             RayProcesses(config, books, key),

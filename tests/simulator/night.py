@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ray_judge.config import RunConfig
 from ray_judge.errors import LedgerFenced, PausedError, ProviderDown, RayJudgeError, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
-from ray_judge.escalation.batch.opening import Opening
+from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger, recover
 from ray_judge.escalation.online.asker import Asker
@@ -48,7 +48,7 @@ class Parts:
     session: Any = Session
     online: Any = OnlineCourier
     batch: Any = BatchCourier
-    opening: Any = Opening
+    first: Any = FirstQuestions
     books: Any = SimBooks
     ledger: Any = Ledger
     governor: Any = Governor
@@ -293,12 +293,12 @@ class Night:
         if run in self.plan.batch:
             config, name = self.configs[run], partial(self.name, process)
             maker, governor = SimMaker(config), SimGovernor(self, process)
-            opening = self.parts.opening(
+            first = self.parts.first(
                 maker.online(), {}, governor,
                 lambda governor: SimAsker(self, process, Near(self, governor), 1),
             )  # fmt: skip
             courier = self.parts.batch(
-                config, books, maker, {}, self.batches, self, _ignore, opening, name
+                config, books, maker, {}, self.batches, self, _ignore, first, name
             )
         else:
             courier = self.parts.online(

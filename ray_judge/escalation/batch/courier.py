@@ -27,7 +27,7 @@ from typing import Any
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import EscalationError, PausedError, RayJudgeError, Stopped
-from ray_judge.escalation.batch.opening import Opening
+from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import BatchQueue, Request
 from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_results
@@ -62,11 +62,11 @@ class BatchCourier:
         client: BatchClient,
         clock: Clock,
         report: Report,
-        opening: Opening,
+        first: FirstQuestions,
         make_name: Callable[[], str] = unique_name,
     ) -> None:
         """Own nothing yet. `make_name` gives a new name each time, as `unique_name` does."""
-        self._opening = opening
+        self._first = first
         self._make_name = make_name
         self._strong, self._books, self._clock, self._report = config.strong, books, clock, report
         self._provider = Provider(config.strong, client, clock)
@@ -127,9 +127,14 @@ class BatchCourier:
             return  # nothing to ask: no lease, no owner, nothing changed
         begun = self._clock.now()
         await session.own()
+<<<<<<< HEAD
         if self._knows_words:
             journal = await asyncio.to_thread(self._books.journal)
             self._opening.proven |= journal.usable(self._books.run) > 0
+=======
+        journal = await asyncio.to_thread(self._books.journal)
+        self._first.proven |= journal.usable(self._books.run) > 0
+>>>>>>> twelve
         while True:
             await self._collect(session)
             await self._submit(session)
@@ -212,14 +217,23 @@ class BatchCourier:
                 return
             await session.own()
             ledger = self._owned()
+<<<<<<< HEAD
             if not self._opening.proven:
                 if self._pending:
                     return
                 await self._opening.ask(session, ledger)
                 self._queue.words |= self._opening.words
             session.deny(ledger.best_usd())
+=======
+            session.deny(ledger.best_usd())
+            if not self._first.proven:
+                if self._pending:
+                    return
+                await self._first.ask(session, ledger)
+                self._queue.words |= self._first.words
+>>>>>>> twelve
             free = self._free(session)
-            if not self._opening.proven:  # there is no money to ask online: one alone, then
+            if not self._first.proven:  # there is no money to ask online: one alone, then
                 free = free[:1]
             fitting = ledger.fitting([question.max_cost_usd for question in free])
             if free and not fitting and not self._pending:
@@ -333,7 +347,7 @@ class BatchCourier:
         reading = self._results.read(
             ledger.held(record.actor), self._questions, results, session.in_vain,
             billed=view.billed, at=self._clock.now(), words=record.words,
-            proven=self._opening.proven,
+            proven=self._first.proven,
         )  # fmt: skip
         await asyncio.to_thread(self._keep, reading.answers)
         for answer in reading.answers:
@@ -343,7 +357,7 @@ class BatchCourier:
         await asyncio.to_thread(ledger.commit)
         await self._step(record, Stage.READ, refused=reading.words)
         self._queue.words |= reading.words
-        self._opening.proven |= reading.usable
+        self._first.proven |= reading.usable
         for key, outcome in reading.ended.items():
             session.waiting.pop(key, None)
             session.settle({key: outcome})

@@ -22,7 +22,7 @@ from ray_judge.records import Chunk, Outcome
 UNPAID = (Outcome.DENIED_BUDGET, Outcome.PENDING)
 
 
-class Opening:
+class FirstQuestions:
     """Asks the first questions of a session; `proven` once the server has given a verdict."""
 
     def __init__(
