@@ -127,14 +127,9 @@ class BatchCourier:
             return  # nothing to ask: no lease, no owner, nothing changed
         begun = self._clock.now()
         await session.own()
-<<<<<<< HEAD
         if self._knows_words:
             journal = await asyncio.to_thread(self._books.journal)
-            self._opening.proven |= journal.usable(self._books.run) > 0
-=======
-        journal = await asyncio.to_thread(self._books.journal)
-        self._first.proven |= journal.usable(self._books.run) > 0
->>>>>>> twelve
+            self._first.proven |= journal.usable(self._books.run) > 0
         while True:
             await self._collect(session)
             await self._submit(session)
@@ -217,21 +212,12 @@ class BatchCourier:
                 return
             await session.own()
             ledger = self._owned()
-<<<<<<< HEAD
-            if not self._opening.proven:
-                if self._pending:
-                    return
-                await self._opening.ask(session, ledger)
-                self._queue.words |= self._opening.words
-            session.deny(ledger.best_usd())
-=======
-            session.deny(ledger.best_usd())
             if not self._first.proven:
                 if self._pending:
                     return
                 await self._first.ask(session, ledger)
                 self._queue.words |= self._first.words
->>>>>>> twelve
+            session.deny(ledger.best_usd())
             free = self._free(session)
             if not self._first.proven:  # there is no money to ask online: one alone, then
                 free = free[:1]
