@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import LedgerFenced, PausedError, ProviderDown, RayJudgeError, Stopped
@@ -59,6 +61,8 @@ class Parts:
     storage: Any = SimStorage
     oracle: Any = Oracle
     plan: Callable[[Plan], Plan] = lambda plan: plan
+    patches: Mapping[str, Any] = field(default_factory=dict)
+    """What else is replaced, by its dotted name."""
 
 
 class Report(NamedTuple):
@@ -79,7 +83,11 @@ class Report(NamedTuple):
 
 def run_night(seed: int, parts: Parts | None = None) -> Report:
     """Run one night to its end, or to the first broken promise."""
-    return Night(seed, parts or Parts()).run()
+    parts = parts or Parts()
+    with contextlib.ExitStack() as stack:
+        for name, broken in parts.patches.items():
+            stack.enter_context(mock.patch(name, broken))
+        return Night(seed, parts).run()
 
 
 def run_nights(seeds: Iterable[int], parts: Parts | None = None) -> Iterator[Report]:
@@ -264,8 +272,9 @@ class Night:
             code = "exit 4" if paused else f"exit 1: {type(error).__name__}"
             self.note(process.name, f"{code}: {error}")
             if isinstance(error, Stopped):
-                accounts = recover(self._undisturbed(process.run).storage)
-                self.oracle.stopped(process, accounts, self._stopped[process])
+                if process not in self._overlapped:
+                    accounts = recover(self._undisturbed(process.run).storage)
+                    self.oracle.stopped(process, accounts, self._stopped[process])
             elif isinstance(error, ProviderDown):
                 later_s = 3000.0
             elif paused:
