@@ -7,20 +7,27 @@ import gc
 import logging
 import os
 import re
+import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import find_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
+from ray.job_config import JobConfig
 
-from ray_judge.errors import RayJudgeError, brief
+from ray_judge.errors import ConfigError, RayJudgeError, brief
 
 IN_FLIGHT = 32
+ANSWERS_WITHIN_S = 8.0
 SHOW_ALL = "RAY_JUDGE_WORKER_LOGS"
-"""Where it is set, Ray and its workers may write to the terminal, too."""
+"""Where it is set, Ray and its workers write to the terminal, too."""
 
 
 @contextmanager
@@ -33,43 +40,83 @@ def connected() -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with contextlib.ExitStack() as quiet:
-        if not os.environ.get(SHOW_ALL):
-            quiet.enter_context(_silenced())
-        _connect(os.environ.get("RAY_ADDRESS") or None)
+    # Ray's core says at level "error" what is none, and what is one arrives as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not os.environ.get(SHOW_ALL):  # it tells on stdout, where our summary goes, who died
+        ray._private.worker.listen_error_messages = lambda *_: None
+    # What Ray's and vLLM's processes start would look for modules in the working directory first.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    _connect(os.environ.get("RAY_ADDRESS") or None)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep Ray from writing to the terminal: what befell a worker on stdout, where our summary
-    goes, and choices of its own on stderr (ray-project/ray#53727). What is our affair is raised.
+def check_cluster() -> None:
+    """Raise where the cluster that Ray is told of does not answer.
+
+    Ray itself tries for a quarter of an hour, and says nothing.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray._private.worker.listen_error_messages = lambda *_: None
-    # That there is such a level is told on stderr, too, while Ray starts.
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
+    address, whence = _address()
+    if address != "local" and not ray.is_initialized():
+        _check_answers(address, whence)
+
+
+def is_own_machine() -> bool:
+    """Whether the work will be done by a Ray that this process starts: here, as things are here."""
+    return not ray.is_initialized() and _address()[0] == "local"
+
+
+def _address() -> tuple[str, str]:
+    """Where the cluster is, and who says so."""
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address != "auto":
+        return address, "RAY_ADDRESS"
+    return find_bootstrap_address(None) or "local", "`ray start`; see `ray stop`"
+
+
+def _check_answers(address: str, whence: str) -> None:
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        said = "is to be like host:6379, where the cluster's head listens (http:// is for `ray job"
+        said += " submit`, and Ray Data cannot work through ray://)"
+        raise ConfigError(f"{whence} {said}", address=address)
+    said = f"no Ray cluster answers at this address (of {whence})"
     try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN_S).close()
+        with init_grpc_channel(address) as channel:
+            grpc.channel_ready_future(channel).result(ANSWERS_WITHIN_S)
+    except (OSError, OverflowError) as error:
+        raise RayJudgeError(f"{said}: {error}", address=address) from None
+    except grpc.FutureTimeoutError:
+        raise RayJudgeError(f"{said}: something else listens there", address=address) from None
+
+
+class _Job(JobConfig):
+    """A job whose workers look for modules where they are installed, and nowhere before.
+
+    Ray puts the driver's working directory and its script's before all else: there a `random.py`
+    or an `openai.py` of the user's would be imported in place of the real one.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        home, script = Path(__file__).parents[1], Path(sys.argv[0]).resolve().parent
+        own = super()._runtime_env_has_working_dir()  # type: ignore[no-untyped-call]
+        return bool(own or home not in (Path.cwd(), script))
 
 
 def _connect(address: str | None, tries: int = 2) -> None:
     """Start or join Ray. A start that takes over 30 s, as on a busy machine, is tried once more."""
     try:
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=bool(os.environ.get(SHOW_ALL)),
-            logging_level=logging.ERROR,
-        )
+        with _without_stderr():
+            ray.init(
+                address=address,
+                job_config=_Job(),
+                include_dashboard=False,
+                log_to_driver=bool(os.environ.get(SHOW_ALL)),
+                logging_level=logging.ERROR,
+            )
     except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
         ray.shutdown()
         if address or tries == 1:
@@ -77,9 +124,17 @@ def _connect(address: str | None, tries: int = 2) -> None:
         _connect(address, tries - 1)
 
 
-def is_own_machine() -> bool:
-    """Whether the work will be done by a Ray that this process starts: here, as things are here."""
-    return not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's core greets with a line about its log level that nothing turns off."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def answer_promptly() -> None:

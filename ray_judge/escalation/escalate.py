@@ -19,7 +19,8 @@ from pydantic import SecretStr
 from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import LedgerFenced, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
-from ray_judge.escalation.batch.opening import Opening
+from ray_judge.escalation.batch.first_questions import FirstQuestions
+from ray_judge.escalation.books.accounts import Excess
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.online.actors import RayProcesses
@@ -55,8 +56,7 @@ class Answers:
     settled_usd: Decimal
     unproven_usd: Decimal
     """Promised to requests whose fate a crash hid: counted as spent."""
-    excess_usd: Decimal
-    """Billed beyond what the limits of the requests allow: see README on the cap."""
+    excess: Excess
 
     def paid(self) -> dict[str, tuple[Answer | None, Decimal]]:
         """Question key → its last answer, and what this run's attempts at it cost.
@@ -107,11 +107,11 @@ def escalate(
     key = api_key(strong) if strong.max_cost_usd > 0 else "none"
     if strong.mode == "batch":
         client, online = BatchClient(strong, key), maker.online()
-        opening = Opening(
+        first = FirstQuestions(
             online, chunks, GovernorServer(online.config, books),
             lambda governor: AskerServer(online.config, books, governor, SecretStr(key), 1),
         )  # fmt: skip
-        courier = BatchCourier(config, books, maker, chunks, client, clock, report, opening)
+        courier = BatchCourier(config, books, maker, chunks, client, clock, report, first)
     else:
         courier = OnlineCourier(
             RayProcesses(config, books, key),
@@ -144,7 +144,7 @@ def answers_of(books: Books, asked: pl.DataFrame) -> Answers:
     keys = asked["question_keys"].explode().drop_nulls().unique()
     return Answers(
         asked, journal.answers(keys), journal.costs(books.run), journal.requests(books.run),
-        settled, unproven, books.excess_usd(),
+        settled, unproven, books.excess(),
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ HTML = Said(None, 200, {}, "<html><title>Welcome</title></html>")
         (error(401, "bad key sk-abcdefghijk"), ConfigError, "HTTP 401: bad key …"),
         (Said(None, 404, {}, "Not Found"), ConfigError, "HTTP 404: Not Found.*base_url"),
         (Said({"error": {"message": "no such model", "code": 404}}), ConfigError, "no such model"),
-        (HTML, ConfigError, "no completion: <html>.*base_url"),
+        (HTML, ConfigError, "no completion: Welcome.*base_url"),
         (Said({"choices": [{"text": "A"}]}), ConfigError, "no log-probabilities"),
         (shown(A=None), ConfigError, "no log-probabilities"),
         (error(402, "top up first"), PausedError, "top up first"),

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from ray_judge.config import RunConfig, parse
 from ray_judge.escalation.answers import Reply, read_reply
 from ray_judge.escalation.batch.courier import BatchCourier
-from ray_judge.escalation.batch.opening import Opening
+from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.batch.provider import METADATA
 from ray_judge.escalation.books.batches import BatchRecord, load
 from ray_judge.escalation.books.books import Books
@@ -234,12 +234,12 @@ class Night:
         chunks = {chunk.name: chunk for chunk in plan.chunks()}
         online = maker.online()
         governor = GovernorServer(online.config, books, self.clock)
-        opening = Opening(
+        first = FirstQuestions(
             online, chunks, governor, partial(NearAsker, self.server, online.config, books)
         )
-        opening.proven = self.proven
+        first.proven = self.proven
         courier = BatchCourier(
-            config, books, maker, chunks, client, self.clock, self.said.append, opening
+            config, books, maker, chunks, client, self.clock, self.said.append, first
         )
         return Session(
             books, courier, Questions(self.questions), self.clock, self.said.append,
@@ -261,8 +261,8 @@ class Night:
     @cached_property
     def _maker_and_plan(self) -> tuple[QuestionMaker, Plan]:
         config = self.config
-        shards, columns = plan_input(config, extra_columns(config))
-        return QuestionMaker(config, columns), Plan(tuple(shards), columns, config.chunk_rows)
+        plan = plan_input(config, extra_columns(config))
+        return QuestionMaker(config, plan.columns), plan
 
     @cached_property
     def questions(self) -> list[Question]:

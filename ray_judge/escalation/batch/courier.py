@@ -27,7 +27,7 @@ from typing import Any
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import EscalationError, PausedError, RayJudgeError, Stopped
-from ray_judge.escalation.batch.opening import Opening
+from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import BatchQueue, Request
 from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_results
@@ -51,6 +51,8 @@ STRIKES = 3
 class BatchCourier:
     """Asks the questions of a session in batches. After a crash another one goes on."""
 
+    poll_s = POLL_S
+
     def __init__(
         self,
         config: RunConfig,
@@ -60,14 +62,14 @@ class BatchCourier:
         client: BatchClient,
         clock: Clock,
         report: Report,
-        opening: Opening,
+        first: FirstQuestions,
         make_name: Callable[[], str] = unique_name,
     ) -> None:
         """Own nothing yet. `make_name` gives a new name each time, as `unique_name` does."""
-        self._opening = opening
+        self._first = first
         self._make_name = make_name
         self._strong, self._books, self._clock, self._report = config.strong, books, clock, report
-        self._provider = Provider(config.strong, client, clock)
+        self._provider = Provider(config.strong, client, clock, report)
         self._queue = BatchQueue(
             config.strong.batch, lambda questions: maker.bodies(questions, chunks)
         )
@@ -80,6 +82,8 @@ class BatchCourier:
         self._questions: dict[str, Question] = {}
         self._completed: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
+        self._knows_words = False
+        """Whether a batch of this run says if the server takes `response_format`."""
         self._strikes = 0
         self._full = False
         """No room, or no money, until a pending batch has ended."""
@@ -100,6 +104,8 @@ class BatchCourier:
         self._pending, self._asked = {}, asked
         others = dict(claim.batched)
         for record in await asyncio.to_thread(load, self._books.storage, self._books.run):
+            # One alone was made by who did not know.
+            self._knows_words |= record.requests > 1 or record.words or record.refused
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
@@ -121,8 +127,9 @@ class BatchCourier:
             return  # nothing to ask: no lease, no owner, nothing changed
         begun = self._clock.now()
         await session.own()
-        journal = await asyncio.to_thread(self._books.journal)
-        self._opening.proven |= journal.usable(self._books.run) > 0
+        if self._knows_words:
+            journal = await asyncio.to_thread(self._books.journal)
+            self._first.proven |= journal.usable(self._books.run) > 0
         while True:
             await self._collect(session)
             await self._submit(session)
@@ -130,12 +137,12 @@ class BatchCourier:
                 return
             rest_s = begun + self._strong.batch.wait_s - self._clock.now()
             if rest_s <= 0:
-                raise PausedError(self._describe_pending(session))
+                raise PausedError(f"{self._describe_pending(session)}; run again to go on")
             await session.release()
             await self._show(session)
             until = self._clock.now() + min(self._strong.batch.poll_s, rest_s)
             while not session.stopping and (left_s := until - self._clock.now()) > 0:
-                await self._clock.sleep(min(POLL_S, left_s))
+                await self._clock.sleep(min(self.poll_s, left_s))
             if session.stopping:
                 raise Stopped(STOPPED)
 
@@ -205,14 +212,14 @@ class BatchCourier:
                 return
             await session.own()
             ledger = self._owned()
-            session.deny(ledger.best_usd())
-            if not self._opening.proven:
+            if not self._first.proven:
                 if self._pending:
                     return
-                await self._opening.ask(session, ledger)
-                self._queue.words |= self._opening.words
+                await self._first.ask(session, ledger)
+                self._queue.words |= self._first.words
+            session.deny(ledger.best_usd())
             free = self._free(session)
-            if not self._opening.proven:  # there is no money to ask online: one alone, then
+            if not self._first.proven:  # there is no money to ask online: one alone, then
                 free = free[:1]
             fitting = ledger.fitting([question.max_cost_usd for question in free])
             if free and not fitting and not self._pending:
@@ -326,7 +333,7 @@ class BatchCourier:
         reading = self._results.read(
             ledger.held(record.actor), self._questions, results, session.in_vain,
             billed=view.billed, at=self._clock.now(), words=record.words,
-            proven=self._opening.proven,
+            proven=self._first.proven,
         )  # fmt: skip
         await asyncio.to_thread(self._keep, reading.answers)
         for answer in reading.answers:
@@ -334,9 +341,11 @@ class BatchCourier:
         for slot in reading.free:
             ledger.release(slot.lease, [slot.slot])
         await asyncio.to_thread(ledger.commit)
+        usd, said = ledger.excess.usd, ledger.excess.said
+        self._report({"excess_usd": usd, "excess_said": said})
         await self._step(record, Stage.READ, refused=reading.words)
         self._queue.words |= reading.words
-        self._opening.proven |= reading.usable
+        self._first.proven |= reading.usable
         for key, outcome in reading.ended.items():
             session.waiting.pop(key, None)
             session.settle({key: outcome})
@@ -370,8 +379,8 @@ class BatchCourier:
                 "spent_usd": settled,
                 "open_usd": held,
                 "cap_usd": self._books.cap_usd,
-                "denied": session.denied,
-                "waiting": len(session.waiting),
+                **session.figures(),
+                "waits": self._describe_pending(session),
                 "in_batches": sum(record.requests for record in self._pending.values()),
             }
         )
@@ -381,4 +390,4 @@ class BatchCourier:
         done = sum(self._completed[batch] for batch in self._pending)
         left = len(self._free(session))
         more = f", {left} questions wait for a batch" if left else ""
-        return f"batch pending: {done} of {total} requests done{more}; run again to go on"
+        return f"batch pending: {done} of {total} requests done{more}"

@@ -27,7 +27,7 @@ import tenacity
 
 from ray_judge.config import HttpConfig, JudgeConfig
 from ray_judge.errors import ConfigError, EngineError, PausedError, RayJudgeError, brief
-from ray_judge.failures import DENIALS, Fault, Kind, RequestFailed, check_of, failure_of
+from ray_judge.failures import DENIALS, Fault, Kind, RequestFailed, check_of, failure_of, in_short
 from ray_judge.judging.engines.engine import Reading
 from ray_judge.judging.engines.verdict_tree import Node, Position, Walk
 from ray_judge.judging.formats import Format, Prompt
@@ -220,7 +220,7 @@ class HttpReader:
             raise failure_of(answer.status_code, _told(told, answer.text), answer.headers, KEY_OF)
         choices = told.get("choices")
         if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
-            reason = f"HTTP 200 with what is no completion: {brief(answer.text[:1000])}"
+            reason = f"HTTP 200 with what is no completion: {in_short(answer.text[:2000])}"
             # A server that has done so before passes through a bad moment; another is none.
             kind = Kind.AMBIGUOUS if self._answered else Kind.DENIED
             raise RequestFailed(kind, reason, answer.status_code)
@@ -250,7 +250,7 @@ def _told(document: Mapping[str, Any], text: str) -> dict[str, Any]:
     """The `error` object of an answer, however its server lays it out."""
     error = document.get("error") or document
     error = error if isinstance(error, dict) else {"message": error}
-    words = error.get("message") or document.get("detail") or text[:1000]
+    words = error.get("message") or document.get("detail") or text[:2000]
     words = words if isinstance(words, str) else str(words)
     named = re.search(SHOWS, words)
     return {**error, "message": words, "param": error.get("param") or (named and named[0])}
