@@ -30,6 +30,8 @@ EVERY_S = 10.0
 """Between two lines where there is no terminal (a job's log)."""
 IN_FULL_S = 30.0
 """How often what is waited for is told in full where the moving line has no room for it."""
+ALIKE = 20
+"""Sentences that begin with the same so many characters tell of the same thing."""
 Watch = Callable[[str, Mapping[str, Any]], None]
 """Told what happens: (phase, figures)."""
 
@@ -123,7 +125,7 @@ class Progress:
     def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._quiet, self._clock, self._live = quiet, clock, sys.stderr.isatty()
         self._last = self._in_full = float("-inf")
-        self._begun = clock()
+        self._begun, self._told = clock(), ""
 
     def __call__(self, phase: str, document: Mapping[str, Any]) -> None:
         """Show the line, where one is due."""
@@ -136,11 +138,12 @@ class Progress:
         if not self._live:
             sys.stderr.write(f"{line}\n")
         else:
-            room, full = width() - 1, ""
-            if document["waits"] and len(line) > room and now - self._in_full >= IN_FULL_S:
-                self._in_full, full = now, f"{line}\n"
-            end = "\n" if last else ""
-            sys.stderr.write(f"\r\x1b[2K{full}{line[:room]}{end}")
+            room, full, waits = width() - 1, "", "".join(document["waits"])
+            new = waits[:ALIKE] != self._told or now - self._in_full >= IN_FULL_S
+            if len(waits) > room - ALIKE and new:
+                self._in_full, self._told, full = now, waits[:ALIKE], f"{line}\n"
+            end = "\n" if last else "\r"  # a line of the log begins where this one does
+            sys.stderr.write(f"\x1b[2K{full}{line[:room]}{end}")
         sys.stderr.flush()
 
 
@@ -150,8 +153,9 @@ def width() -> int:
 
 
 def describe(document: Mapping[str, Any]) -> str:
-    """What a document says, in one line for people."""
-    parts = [f"{document['rows']:,} rows in {document['shards']:,} shards"]
+    """What a document says, in one line for people; what is waited for comes first."""
+    parts = [f"waits: {said}" for said in document["waits"]]
+    parts.append(f"{document['rows']:,} rows in {document['shards']:,} shards")
     if "judged" in document:
         parts.append(f"judged {document['judged'] / max(1, document['to_judge']):.0%}")
     if document.get("questions"):
@@ -161,5 +165,4 @@ def describe(document: Mapping[str, Any]) -> str:
         parts.append(f"spent ${spent:.4f} of ${cap:g}")
     if document.get("denied"):
         parts.append(f"{document['denied']:,} denied by the cap")
-    parts += [f"waits: {said}" for said in document["waits"]]
     return " · ".join(parts if document["phase"] in PHASES else [*parts, document["phase"]])

@@ -157,7 +157,7 @@ def test_a_provider_that_answers_nothing_pauses_the_run(tmp_path: Path, name: st
     assert len(counted) == leases and not any(answer.final for answer in counted)
     assert phase.state["spent_usd"] == sum(answer.cost_usd for answer in counted)
     assert leases == 0 or len(server.requests) == leases
-    assert "answers nothing" in phase.state["waits"] and words in phase.state["waits"]
+    assert "no answer for" in phase.state["waits"] and words in phase.state["waits"]
     with plain_server(good) as server:
         config = configuration(tmp_path, server, "5", temperature=None)  # type: ignore[arg-type]
         assert ask(config, server, rows).outcomes == {"resolved": 100}  # type: ignore[arg-type]

@@ -123,10 +123,15 @@ GOOD = Feedback(Signal.OK, usable=True)
         (["taken"], [], 20, None),
         (["taken"], [], 40, "1 requests are in flight, and none was answered for 40 s"),
         (["taken"], [LOST], 1, None),
-        (["taken"], [LOST], 12, "answers nothing for 12 s: http://x cannot be reached: no such"),
+        (
+            ["taken"],
+            [LOST],
+            12,
+            "judge: http://x cannot be reached: no such name (no answer for 12 s)",
+        ),
         (["taken"], [LOST, LOST, GOOD], 12, None),
-        (["taken"], [REFUSED], 1, "answers nothing for 1 s, asked again in 89 s: HTTP 429: slow"),
-        (["taken"], [REFUSED, GOOD], 60, "nothing, asked again in 30 s: HTTP 429: slow down"),
+        (["taken"], [REFUSED], 1, "HTTP 429: slow down (no answer for 1 s, asked again in 89 s)"),
+        (["taken"], [REFUSED, GOOD], 60, "HTTP 429: slow down (asked again in 30 s)"),
         (["taken"] * 3, [GOOD] * 3, 0, "rate limits leave room for the next request in 91 s"),
     ],
 )

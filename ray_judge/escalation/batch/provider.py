@@ -212,7 +212,7 @@ class Provider:
 
         def tell(state: tenacity.RetryCallState) -> None:
             why = state.outcome.exception() if state.outcome else None
-            self._report({"waits": f"the strong judge's server tells nothing of a batch: {why}"})
+            self._report({"waits": f"the strong judge, asked about a batch: {why}"})
 
         policy = RETRY.copy(
             retry=tenacity.retry_if_exception(again),

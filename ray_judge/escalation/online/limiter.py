@@ -269,9 +269,9 @@ class Limiter:
         held_s = max(self._resume_at, self._circuit.open_until) - now
         down_s = 0.0 if self._failed_first is None else now - self._failed_first
         if max(held_s, down_s) > TOLD_S:
-            since = f" for {down_s:.0f} s" if down_s else ""
-            then = f", asked again in {held_s:.0f} s" if held_s >= 1 else ""
-            return f"the strong judge's server answers nothing{since}{then}: {self.last_failure}"
+            times = [f"no answer for {down_s:.0f} s"] if down_s else []
+            times += [f"asked again in {held_s:.0f} s"] if held_s >= 1 else []
+            return f"the strong judge: {self.last_failure} ({', '.join(times)})"
         if self.in_flight and now - self._heard_at > SILENT_S:
             since = f"{now - self._heard_at:.0f} s"
             return f"{self.in_flight} requests are in flight, and none was answered for {since}"
