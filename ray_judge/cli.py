@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray_judge import __version__
-from ray_judge.errors import RayJudgeError, Stopped
+from ray_judge.errors import RayJudgeError
 from ray_judge.progress import Progress
 
 EXIT_CODES = """exit codes:
@@ -20,6 +21,7 @@ EXIT_CODES = """exit codes:
   3  input data
   4  paused, run again later (quota, billing, monthly cap)
   5  a promise was missed (audit under the guarantee)
+  130  stopped (Ctrl-C, SIGTERM): the same command continues
 """
 
 
@@ -27,9 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
-    except Stopped as stopped:
-        print(f"ray-judge: {stopped}", file=sys.stderr)
-        return 130
     except RayJudgeError as error:
         print(f"ray-judge: {error}", file=sys.stderr)
         return error.exit_code
@@ -198,4 +197,5 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def entry_point() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
     sys.exit(main())

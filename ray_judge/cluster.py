@@ -6,6 +6,8 @@ import contextlib
 import gc
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -30,7 +32,10 @@ def connected() -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
+    told = signal.getsignal(signal.SIGTERM)
     _connect(os.environ.get("RAY_ADDRESS") or None)
+    if callable(told) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, told)  # Ray has put its own in its place
     try:
         yield
     finally:
@@ -46,6 +51,8 @@ def _connect(address: str | None, tries: int = 2) -> None:
             log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
             logging_level=logging.ERROR,
         )
+    except SystemExit:  # Ray's own answer to SIGTERM
+        raise KeyboardInterrupt from None
     except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
         ray.shutdown()
         if address or tries == 1:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import EscalationError, PausedError, RayJudgeError, Stopped
+from ray_judge.errors import EscalationError, PausedError, RayJudgeError
 from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import BatchQueue, Request
@@ -40,7 +40,7 @@ from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.online.limiter import FIRST
 from ray_judge.escalation.processes import unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
-from ray_judge.escalation.session import POLL_S, STOPPED, Report, Session
+from ray_judge.escalation.session import POLL_S, Report, Session
 from ray_judge.failures import RequestFailed, run_error
 from ray_judge.records import Chunk, Outcome
 
@@ -124,6 +124,7 @@ class BatchCourier:
         journal = await asyncio.to_thread(self._books.journal)
         self._first.proven |= journal.usable(self._books.run) > 0
         while True:
+            session.check()
             await self._collect(session)
             await self._submit(session)
             if not self._pending and not session.waiting and not await session.recheck():
@@ -136,8 +137,6 @@ class BatchCourier:
             until = self._clock.now() + min(self._strong.batch.poll_s, rest_s)
             while not session.stopping and (left_s := until - self._clock.now()) > 0:
                 await self._clock.sleep(min(POLL_S, left_s))
-            if session.stopping:
-                raise Stopped(STOPPED)
 
     async def close(self) -> None:
         """Write the ledger's final snapshot, and end the journal's log."""
