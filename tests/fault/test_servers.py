@@ -128,6 +128,9 @@ ONE_ROW: dict[str, tuple[Reply, str, int, str]] = {
     "no choices": (lambda body, n: Said({
         "id": "r1", "choices": [], "usage": {"prompt_tokens": 120, "completion_tokens": 0}}),
         "unparseable", 2, "empty"),
+    "too long beside its limit": (lambda body, n: error(
+        400, "max_tokens is too large for 4,000 tokens of text", param="max_tokens"), "failed", 1,
+        "max_tokens is too large"),
     "too large": (lambda body, n: error(429, "too large: limit 30000, requested 37313",
                                         type="tokens", code="rate_limit_exceeded"),
                   "failed", 5, "requested 37313"),
