@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -198,4 +199,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 def entry_point() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
-    sys.exit(main())
+    # A thread that Ray is shut down under is not to start another Ray.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    if code := main():
+        # Threads that wait for Ray can fault while Python takes itself apart, and hide the code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -51,7 +51,8 @@ def _connect(address: str | None, tries: int = 2) -> None:
             log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
             logging_level=logging.ERROR,
         )
-    except SystemExit:  # Ray's own answer to SIGTERM
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or Ray's own answer to SIGTERM ...
+        signal.alarm(0)  # ... before which it sets an alarm that aborts this process
         raise KeyboardInterrupt from None
     except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
         ray.shutdown()

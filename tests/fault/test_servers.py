@@ -48,6 +48,7 @@ AS_ODD_AS_IT_MAY_BE: dict[str, Reply] = {
         'Here it is:\n```json\n{"verdict": "A"}\n```\nA is shorter.')),
     "ids out of 999": lambda body, n: Said(completion(id=f"chatcmpl-{random.randrange(999)}")),
     "one long id": lambda body, n: Said(completion(f'{{"verdict": "{"AB"[n % 2]}"}}', id="i" * 40)),
+    "one id, one answer": lambda body, n: Said(completion(id="chatcmpl-" + "i" * 40)),
     "no id, no model": lambda body, n: Said(completion(id=None, model=None)),
 }  # fmt: skip
 
@@ -56,7 +57,10 @@ AS_ODD_AS_IT_MAY_BE: dict[str, Reply] = {
 def test_each_answer_is_read_and_each_row_asked_once(tmp_path: Path, name: str) -> None:
     phase, server = run(tmp_path, AS_ODD_AS_IT_MAY_BE[name])
     assert (phase.error, phase.outcomes) == (None, {"resolved": 100})
-    assert (len(server.requests), phase.state["spent_usd"]) == (100, server.usd)
+    doubted = len(server.requests) - 100
+    assert doubted <= (2 if name.startswith("one") else 0)  # one of each asker's, counted in full
+    assert doubted or phase.state["spent_usd"] == server.usd
+    assert phase.state["spent_usd"] >= server.usd
 
 
 REFUSED_SCHEMA: dict[str, Said] = {

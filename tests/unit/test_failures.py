@@ -50,11 +50,8 @@ def test_what_an_error_answer_means(status: int, error: dict[str, str], meaning:
 
 def test_a_refused_parameter_is_named_with_its_value() -> None:
     strong = StrongConfig(model="m", max_cost_usd=Decimal(1), temperature=0.5)
-    for param, named in (
-        ("temperature", "strong.temperature (0.5)"),
-        ("max_tokens", "strong.max_tokens_field (max_completion_tokens) and "
-         "strong.max_output_tokens (300)"),
-    ):  # fmt: skip
+    limits = "strong.max_tokens_field (max_completion_tokens) and strong.max_output_tokens (300)"
+    for param, named in (("temperature", "strong.temperature (0.5)"), ("max_tokens", limits)):
         told = run_error(failure_of(400, {"param": param, "message": "no"}, {}), strong)
         assert str(told) == f"the strong judge cannot be asked: HTTP 400: no. Check {named}"
 

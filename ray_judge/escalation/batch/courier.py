@@ -94,6 +94,7 @@ class BatchCourier:
         """
         ledger, claim = await asyncio.to_thread(self._books.claim, self._make_name())
         self._ledger = ledger
+        self._first.proven |= claim.proven
         asked: dict[str, set[str]] = {}
         for key, batch in claim.batched.items():
             asked.setdefault(batch, set()).add(key)
@@ -121,8 +122,6 @@ class BatchCourier:
             return  # nothing to ask: no lease, no owner, nothing changed
         begun = self._clock.now()
         await session.own()
-        journal = await asyncio.to_thread(self._books.journal)
-        self._first.proven |= journal.usable(self._books.run) > 0
         while True:
             session.check()
             await self._collect(session)
