@@ -31,7 +31,7 @@ from ray_judge.judging.engines.vllm import CPU_DEFAULTS
 from ray_judge.judging.formats import format_for
 from ray_judge.judging.stage import CHUNKS_PER_ACTOR, JudgeTask, judge_chunks
 from ray_judge.records import Example
-from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import plan_input
 
 MODEL = Path(ray_judge.__file__).parent / "demo" / "model" / "judge"
@@ -105,12 +105,11 @@ def configuration(options: argparse.Namespace, folder: Path) -> RunConfig:
 def phase_a(config: RunConfig) -> float:
     """Rows/s of phase A between one of its first commits and the last."""
     run = RunDirectory(config.output)
-    shards, columns = plan_input(config, ())
-    plan = Plan(tuple(shards), columns, config.chunk_rows)
+    plan = plan_input(config, ())
     run.begin(config, plan)
     rows = {chunk.name: chunk.rows for chunk in plan.chunks()}
     with connected():
-        names = judge_chunks(JudgeTask(config, columns, run, 0), list(plan.chunks()))
+        names = judge_chunks(JudgeTask(config, plan.columns, run, 0), list(plan.chunks()))
         commits = [(time.monotonic(), rows[name]) for name in names]
     timed = commits[WARM_UP:]
     return sum(count for _, count in timed) / (timed[-1][0] - commits[WARM_UP - 1][0])

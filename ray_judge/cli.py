@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ray-judge: stopped; the same command continues", file=sys.stderr)
         return 130
+    except (ImportError, AttributeError) as error:
+        if not (hiding := _hiding_modules()):
+            raise
+        said = f"{', '.join(hiding)}: hides a module of that name that is needed: rename it"
+        print(f"ray-judge: {said} ({error})", file=sys.stderr)
+        return 2
+
+
+def _hiding_modules() -> list[str]:
+    """Files in the place where Python looks first that hide modules of Python or of a package."""
+    first, *others = sys.path
+    ours, found = Path(__file__).parent, []
+    for file in (*Path(first).glob("*.py"), *Path(first).glob("*/__init__.py")):
+        name = file.parent.name if file.stem == "__init__" else file.stem
+        hidden = name in sys.stdlib_module_names or PathFinder.find_spec(name, others)
+        if hidden and file.parent.resolve() != ours:
+            found.append(str(file.resolve()))
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -155,7 +174,7 @@ def _count(text: str) -> int:
 def _status(options: argparse.Namespace) -> None:
     from ray_judge.report.status import status
 
-    print(json.dumps(status(options.output), indent=1, default=float))
+    print(json.dumps(status(options.output), indent=1, default=float, ensure_ascii=False))
 
 
 def _report(options: argparse.Namespace) -> None:

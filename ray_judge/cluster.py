@@ -7,6 +7,8 @@ import gc
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,12 +16,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import find_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
+from ray.job_config import JobConfig
 
-from ray_judge.errors import RayJudgeError
+from ray_judge.errors import ConfigError, RayJudgeError
 
 IN_FLIGHT = 32
+ANSWERS_WITHIN_S = 8.0
 
 
 @contextmanager
@@ -33,6 +40,10 @@ def connected() -> Iterator[None]:
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     told = signal.getsignal(signal.SIGTERM)
+    # Ray's core says at level "error" what is none, and what is one arrives as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What Ray's and vLLM's processes start would look for modules in the working directory first.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     _connect(os.environ.get("RAY_ADDRESS") or None)
     if callable(told) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, told)  # Ray has put its own in its place
@@ -42,15 +53,59 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def check_cluster() -> None:
+    """Raise where the cluster that Ray is told of does not answer.
+
+    Ray itself tries for a quarter of an hour, and says nothing.
+    """
+    address, whence = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"
+    if address == "auto":
+        address, whence = find_bootstrap_address(None) or "local", "`ray start`; see `ray stop`"
+    if address != "local" and not ray.is_initialized():
+        _check_answers(address, whence)
+
+
+def _check_answers(address: str, whence: str) -> None:
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        said = "is to be like host:6379, where the cluster's head listens (http:// is for `ray job"
+        said += " submit`, and Ray Data cannot work through ray://)"
+        raise ConfigError(f"{whence} {said}", address=address)
+    said = f"no Ray cluster answers at this address (of {whence})"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN_S).close()
+        with init_grpc_channel(address) as channel:
+            grpc.channel_ready_future(channel).result(ANSWERS_WITHIN_S)
+    except (OSError, OverflowError) as error:
+        raise RayJudgeError(f"{said}: {error}", address=address) from None
+    except grpc.FutureTimeoutError:
+        raise RayJudgeError(f"{said}: something else listens there", address=address) from None
+
+
+class _Job(JobConfig):
+    """A job whose workers look for modules where they are installed, and nowhere before.
+
+    Ray puts the driver's working directory and its script's before all else: there a `random.py`
+    or an `openai.py` of the user's would be imported in place of the real one.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        home, script = Path(__file__).parents[1], Path(sys.argv[0]).resolve().parent
+        own = super()._runtime_env_has_working_dir()  # type: ignore[no-untyped-call]
+        return bool(own or home not in (Path.cwd(), script))
+
+
 def _connect(address: str | None, tries: int = 2) -> None:
     """Start or join Ray. A start that takes over 30 s, as on a busy machine, is tried once more."""
     try:
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
-            logging_level=logging.ERROR,
-        )
+        with _without_stderr():
+            ray.init(
+                address=address,
+                job_config=_Job(),
+                include_dashboard=False,
+                log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
+                logging_level=logging.ERROR,
+            )
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or Ray's own answer to SIGTERM ...
         signal.alarm(0)  # ... before which it sets an alarm that aborts this process
         raise KeyboardInterrupt from None
@@ -59,6 +114,19 @@ def _connect(address: str | None, tries: int = 2) -> None:
         if address or tries == 1:
             raise RayJudgeError(f"Ray did not start: {str(error)[:500]}", address=address) from None
         _connect(address, tries - 1)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's core greets with a line about its log level that nothing turns off."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def answer_promptly() -> None:

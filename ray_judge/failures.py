@@ -25,11 +25,15 @@ STATUS_OF = {
     "authentication_error": 401,
     "permission_error": 403,
     "invalid_request_error": 400,
+    "invalid_api_key": 401,
+    "model_not_found": 404,
     "not_found_error": 404,
+    **dict.fromkeys(FILTER_CODES, 400),
     **dict.fromkeys(BILLING_CODES, 429),
 }
 """The status that an error in an answer of 200 would have had, by its code or type."""
 SECRET = re.compile(r"\b(?:sk|key|rk|pk)-[\w*-]{6,}|(?<=Bearer )\S+")
+TAGS = re.compile(r"(?s)<style.*?</style>|<[^>]*>")
 WORDS = 300
 """Characters of a server's own words that are told."""
 TRIES = 8
@@ -186,12 +190,18 @@ def failure_of(status: int, error: Any, headers: Mapping[str, str]) -> RequestFa
     names = [text for text in (code, kind) if isinstance(text, str) and not text.isdigit()]
     if status < 400:
         status = inside or STATUS_OF.get(str(code), STATUS_OF.get(str(kind), 500))
-    words = " ".join(SECRET.sub("…", said if isinstance(said, str) else "").split())[:WORDS]
+    words = in_short(said) if isinstance(said, str) else ""
     reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
     name = names[0] if names else None
     meaning = classify(status, *(x if isinstance(x, str) else None for x in (code, kind, param)))
     key = KEY_OF.get(str(param).partition(".")[0])
     return RequestFailed(meaning, reason, status, name, headers, key)
+
+
+def in_short(said: str) -> str:
+    """A server's own words without keys, on one line; of a page, its text."""
+    text = TAGS.sub(" ", said) if said.lstrip().startswith("<") else said
+    return " ".join(SECRET.sub("…", text).split())[:WORDS]
 
 
 def classify(status: int, code: str | None, kind: str | None, param: str | None) -> Kind:

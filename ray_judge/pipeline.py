@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ray_judge.calibration.load import calibration_of, pin_calibration
-from ray_judge.cluster import connected
+from ray_judge.cluster import check_cluster, connected
 from ray_judge.config import RunConfig
 from ray_judge.errors import EscalationError, PromiseBroken
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.escalate import check_books, check_strong, escalate
+from ray_judge.escalation.processes import identity
 from ray_judge.judging.engines.engine import check_engine, extra_columns
 from ray_judge.judging.stage import JudgeTask, judge_chunks
 from ray_judge.merge import merge
+from ray_judge.progress import Record, Watch
 from ray_judge.records import Outcome
 from ray_judge.report.page import write_page
 from ray_judge.report.review import write_review
@@ -34,13 +36,12 @@ from ray_judge.run.plan import check_unchanged, plan_input
 
 TOLERATED = 20
 """So many rows may fail in any run: see `strong.tolerate_failed`."""
-Watch = Callable[[str, Mapping[str, Any]], None]
-"""Told what happens: (phase, figures)."""
 
 
-def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict[str, Any]:
+def score(config: RunConfig, watch: Watch = lambda phase, document: None) -> dict[str, Any]:
     """Run the whole cascade, or whatever of it is still to do. Returns the summary.
 
+    `watch` is told of the phase and of all figures so far (`progress.py`), at least each second.
     Raises the errors of `errors.py`; whatever was finished by then stays finished.
     """
     config = config.within_budget()
@@ -54,6 +55,7 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
     check_strong(config)
     for tier in config.tiers():
         check_engine(tier)
+    check_cluster()
     calibration = calibration_of(config)
     seconds: dict[str, float] = {}
     with run.locked():
@@ -63,23 +65,31 @@ def score(config: RunConfig, watch: Watch = lambda phase, figures: None) -> dict
             plan = planned(config, run)
             pin_calibration(run, calibration)
             check_books(config)
-        watch("plan", {"rows": plan.rows, "shards": len(plan.shards)})
-
         cascade = Cascade(config, plan, run, calibration)
-        with connected():
-            routed = Routed(cascade, judge(cascade, seconds, watch))
-            with timed("escalate", seconds):
-                answers = escalate(config, plan, routed, lambda state: watch("escalate", state))
-            with timed("merge", seconds):
-                merge(cascade, routed.frame(), answers.asked, answers.paid())
-                if config.strong.abstain_below is not None:
-                    write_review(run, plan, config.task)
-            summary, rows = summarise(cascade, answers, routed.threshold(), seconds)
-
-        write_page(run, config.output, summary, rows)
-        run.finish(summary)
-    watch("done", summary)
+        with Record(watch, run.keep_progress, process=identity(), every_s=run.progress_s) as told:
+            summary = carry_out(cascade, seconds, told)
     return checked(config, summary)
+
+
+def carry_out(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> dict[str, Any]:
+    """All phases behind the plan. Returns the summary, once everything is written."""
+    config, plan, run = cascade.config, cascade.plan, cascade.run
+    figures = {"rows": plan.rows, "shards": len(plan.shards)}
+    watch("plan", {**figures, "waits": "Ray starts"})
+    with connected():
+        watch("plan", figures)
+        routed = Routed(cascade, judge(cascade, seconds, watch))
+        with timed("escalate", seconds):
+            answers = escalate(config, plan, routed, lambda state: watch("escalate", state))
+        watch("merge", {})
+        with timed("merge", seconds):
+            merge(cascade, routed.frame(), answers.asked, answers.paid())
+            if config.strong.abstain_below is not None:
+                write_review(run, plan, config.task)
+        summary, rows = summarise(cascade, answers, routed.threshold(), seconds)
+    write_page(run, config.output, summary, rows)
+    run.finish(summary)
+    return summary
 
 
 def checked(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +139,7 @@ def planned(config: RunConfig, run: RunDirectory) -> Plan:
     """Fix what is judged: read the plan of a run that began, or make it and begin."""
     if plan := run.plan():
         return plan
-    shards, columns = plan_input(config, extra_columns(config))
-    plan = Plan(tuple(shards), columns, config.chunk_rows)
+    plan = plan_input(config, extra_columns(config))
     run.begin(config, plan)
     return plan
 
@@ -163,10 +172,13 @@ def judge_tier(
     done, whole = sum(ready.values()), sum(counts.values())
     yield from ready
     todo = [chunk for chunk in chunks if chunk.name not in ready]
+    figures, local = {"judged": done, "to_judge": whole}, task.config.judge
+    starts = " ".join(filter(None, ["the local judge starts:", local.engine, local.model]))
+    watch("judge", {**figures, "waits": starts} if todo else figures)
     with timed("judge", seconds):
         for name in judge_chunks(task, todo, rows):
             done += counts[name]
-            watch("judge", {"done": done, "rows": whole})
+            watch("judge", {"judged": done, "to_judge": whole})
             yield name
 
 

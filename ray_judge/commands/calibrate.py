@@ -24,7 +24,8 @@ from ray_judge.calibration.selection import check_levels
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.judging.engines.engine import extra_columns
-from ray_judge.pipeline import Watch, score
+from ray_judge.pipeline import score
+from ray_judge.progress import Watch
 from ray_judge.report.summary import read_scored
 from ray_judge.run.directory import RunDirectory
 from ray_judge.run.plan import fingerprint, plan_input
@@ -45,7 +46,7 @@ def calibrate(
     alpha: float | None = None,
     delta: float | None = None,
     to: str | None = None,
-    watch: Watch = lambda phase, figures: None,
+    watch: Watch = lambda phase, document: None,
 ) -> tuple[Calibration, str]:
     """Calibrate the run's local judges; give the calibration and where it was written.
 
@@ -124,8 +125,9 @@ def sample_run(
     if len(config.judges) > 1 and calibration is not None:
         route = route.model_copy(update={"calibration": config.route.calibration})
     source = config.model_copy(update={"columns": columns, "route": route})
-    shards, found = plan_input(source, extra_columns(source))
-    everything = np.arange(sum(shard.rows for shard in shards), dtype=np.int64)
+    whole = plan_input(source, extra_columns(source))
+    shards, found = whole.shards, whole.columns
+    everything = np.arange(whole.rows, dtype=np.int64)
     rows = labelled_rows(shards, labels) if labels else everything
     if not len(rows):
         raise InputError("no row has a label", column=labels)

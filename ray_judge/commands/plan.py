@@ -23,7 +23,8 @@ from ray_judge.commands.calibrate import sample_run
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.escalation.questions import price_of_strong
 from ray_judge.judging.engines.engine import extra_columns
-from ray_judge.pipeline import Watch, score
+from ray_judge.pipeline import score
+from ray_judge.progress import Watch
 from ray_judge.report.status import find_run
 from ray_judge.routing.cost import Correction, correction, count_chunk, output_tokens, row_costs
 from ray_judge.routing.policies import accepted, fraction_count, route
@@ -37,7 +38,7 @@ Z = 1.96
 
 
 def plan(
-    config: RunConfig, sample: int = SAMPLE, watch: Watch = lambda phase, figures: None
+    config: RunConfig, sample: int = SAMPLE, watch: Watch = lambda phase, document: None
 ) -> dict[str, Any]:
     """Try policies on a sample; dollars, calls and hours are for the whole input.
 
@@ -46,8 +47,8 @@ def plan(
     config = config.within_budget()
     price = price_of_strong(config.strong)
     calibration = calibration_of(config)
-    shards, _ = plan_input(config, extra_columns(config))
-    total = sum(shard.rows for shard in shards)
+    whole = plan_input(config, extra_columns(config))
+    total = whole.rows
     part = sample_run(config, "plan", None, sample, ask=False, calibration=calibration)
     score(part, watch)
     rows, fix = _sampled(config, part)
@@ -60,6 +61,7 @@ def plan(
         "rows": total,
         "reached": table.reached(),
         "sampled": rows.height,
+        "not_taken": whole.not_taken,
         "strong_model": config.strong.model,
         "sold": {mode: bool(factor) for mode, factor in modes.items()},
         "answers_on_file": fix.answers if fix else 0,
@@ -183,6 +185,8 @@ def as_text(found: Mapping[str, Any]) -> str:
     if len(found["reached"]) > 1:
         counts = ", ".join(f"judge {n}: {count:,}" for n, count in enumerate(found["reached"], 1))
         lines.append(f"Rows that reach {counts}. Shares are of those that reach the last one.")
+    if found["not_taken"]:
+        lines.append(f"not taken: {', '.join(found['not_taken'])}")
     head = f"{'':<18}{'rows':>10}{'below':>9}{'online $':>11}{'flex $':>11}{'batch $':>11}"
     lines.append(f"{head}{'calls':>10}{'hours':>8}   expected accuracy")
     for line in found["policies"]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from ray_judge.config.judge import JudgeConfig
 from ray_judge.config.run import RunConfig
-from ray_judge.config.tree import Tree, nearest
+from ray_judge.config.tree import Tree, hide_secrets, nearest
 from ray_judge.errors import ConfigError
 
 
@@ -20,16 +20,49 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConf
     """Read a YAML file and apply `key.sub=value` overrides. Raises ConfigError naming the key."""
     file = Path(path)
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the configuration: {error.strerror}", file=file) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not a YAML file: {error}", file=file) from None
+    try:
+        document = read_yaml(data.decode(), file=file)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError("not YAML: this is not UTF-8", file=file, line=line) from None
     if not isinstance(document, dict):
-        raise ConfigError("the configuration is not a mapping of keys to values", file=file)
+        found = "empty" if document is None else "not a mapping of keys to values"
+        raise ConfigError(f"the configuration is {found}", file=file)
     for override in overrides:
         _apply(document, override)
     return parse(document, file=str(file))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key is given twice: the last one would be taken in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node: Any = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                merges = key.tag.endswith(":merge")
+                name = key.value if merges else self.construct_object(key)
+                before, now = lines.get(name), key.start_mark.line + 1
+                if before is not None:
+                    said = f"the key {key.value} is given twice, in line {before} and in line {now}"
+                    raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+                lines[name] = now
+        return node
+
+
+def read_yaml(text: str, **where: Any) -> Any:
+    """Read one YAML document. Raises ConfigError, with the line where there is one."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  it is a safe one
+    except yaml.MarkedYAMLError as error:
+        said, line = error.problem, error.problem_mark and error.problem_mark.line + 1
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        said, line = " ".join(str(error).split()), None
+    raise ConfigError(f"not YAML: {said}", **where, line=line)
 
 
 def parse(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
@@ -58,9 +91,9 @@ def _apply(document: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {key}: {parent} is a value, not a group of keys")
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+        node[last] = read_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"--set {key}: {text!r}: {error.message}") from None
 
 
 def _explain(problem: Mapping[str, Any], *, single: bool) -> str:
@@ -69,11 +102,13 @@ def _explain(problem: Mapping[str, Any], *, single: bool) -> str:
         where = where.replace("judges.0", "judge", 1)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(RunConfig) + _known_keys(JudgeConfig, "judge.")
-        return f"unknown key {where}{nearest(where, known)}"
+        dotted = ": keys with a dot are for --set, in YAML they are nested"
+        return f"unknown key {where}{dotted if where in known else nearest(where, known)}"
     if problem["type"] == "missing":
         hint = ": there is no run without a cap" if where == "strong.max_cost_usd" else ""
         return f"missing key {'judge' if where == 'judges' else where}{hint}"
-    given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+    value = hide_secrets(repr(problem["input"]))
+    given = "" if isinstance(problem["input"], dict) else f" (given: {value:.100})"
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -13,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_judge.config.judge import JudgeConfig
 from ray_judge.config.strong import StrongConfig
-from ray_judge.config.tree import Place, Positive, RouteConfig, Tree, nearest
+from ray_judge.config.tree import Place, Positive, RouteConfig, Source, Tree, nearest
 from ray_judge.records import OPTIONAL, PAIRWISE_ALTERNATIVES, REQUIRED, Task
 
 COLUMN_ROLES = (*REQUIRED["pairwise"], "response", "id", *OPTIONAL, "label")
@@ -35,7 +36,7 @@ when a run is continued (`strong.max_cost_usd` only upwards)."""
 class RunConfig(Tree):
     """The whole run. The configuration of one local judge has the same form: see `tiers`."""
 
-    input: str
+    input: Source
     output: Place
     task: Task = "pairwise"
     columns: dict[str, str | None] = Field(default_factory=dict)
@@ -45,8 +46,9 @@ class RunConfig(Tree):
     route: RouteConfig
     """Which of the rows that reach the last local judge the strong judge is asked about."""
     strong: StrongConfig
-    labels: dict[str, str | float] = Field(default_factory=dict)
-    """What the values of the label column mean, where they are no verdicts: `{model_a: A}`."""
+    labels: dict[str, str | float | None] = Field(default_factory=dict)
+    """What the values of the label column mean, where they are no verdicts: `{model_a: A}`; null:
+    as good as no label."""
     chunk_rows: Positive = 1000
     allow_empty_shards: bool = False
 
@@ -54,7 +56,12 @@ class RunConfig(Tree):
     @classmethod
     def _named_by_text(cls, value: Any) -> Any:
         """YAML has numbers and truth values, too: `{1: A, 2: B}`."""
-        return {label_text(k): v for k, v in value.items()} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        named = {label_text(label): meant for label, meant in value.items()}
+        if len(named) < len(value):
+            raise ValueError(f"two labels are alike as text: {', '.join(map(repr, value))}")
+        return named
 
     @field_validator("columns")
     @classmethod
@@ -67,6 +74,8 @@ class RunConfig(Tree):
     @model_validator(mode="after")
     def _fits_task(self) -> RunConfig:
         for label, verdict in self.labels.items():
+            if verdict is None:
+                continue
             number = isinstance(verdict, float)
             if number is (self.task == "pairwise") or not (number or verdict in "A B tie".split()):
                 wanted = "A, B or tie" if self.task == "pairwise" else "a number"
@@ -178,7 +187,8 @@ def label_text(value: Any) -> str:
     """A label as text, in which 1 and 1.0 are one: keys of `labels`, and values of the column."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    number = isinstance(value, float | Decimal) and math.isfinite(value)
+    return str(int(value) if number and value == int(value) else value)
 
 
 def is_asked(key: str) -> bool:

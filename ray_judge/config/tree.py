@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import difflib
 import os.path
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Usd = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 
 
-def _absolute(place: str) -> str:
-    if place.startswith("file://"):
-        place = urlsplit(place).path or place
+def hide_secrets(text: str) -> str:
+    """The same text without what addresses in it must not tell: passwords, values of a query."""
+    text = re.sub(r"[^\s/'\"]*:[^\s'\"]*@", "…@", text)
+    return re.sub(r"([?&](?!api-version=)[^\s=&]+=)[^\s&#'\"]+", r"\1…", text)
+
+
+def _source(place: str) -> str:
+    """A place in one spelling: of `file://` URIs the path."""
     scheme, separator, rest = place.partition("://")
-    if separator or not place:
+    if not place.strip():
+        raise ValueError("this is blank: name a path or a URI")
+    if separator and "@" in rest.partition("/")[0]:
+        raise ValueError("a user and a password in a URI would be written down: not taken")
+    if scheme != "file" or not separator:
+        return place
+    path = unquote(rest.removeprefix("localhost"))
+    if not path.startswith("/"):
+        raise ValueError("file:// takes an absolute path, such as file:///data/pairs")
+    return path
+
+
+def _absolute(place: str) -> str:
+    scheme, separator, rest = _source(place).partition("://")
+    if separator:
         return f"{scheme}{separator}{rest.rstrip('/')}"
     # Links are left as they are: each node may have its own behind the same name.
-    return os.path.normpath(Path(place).expanduser().absolute())
+    return os.path.normpath(Path(scheme).expanduser().absolute())
 
 
+Source = Annotated[str, AfterValidator(_source)]
 Place = Annotated[str, AfterValidator(_absolute)]
 """A folder by path or URI, in one spelling: the ledger keeps a run's cap under it. A relative path
 is the command's, since actors have other working directories."""
@@ -33,14 +61,19 @@ is the command's, since actors have other working directories."""
 
 def _checked(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise ValueError("this is no address: it is to be like https://host/v1")
     if parts.username or parts.password:
         raise ValueError("a user and a password in an address would be written down: not taken")
     return url
 
 
-Address = Annotated[str, AfterValidator(_checked)]
+Address = Annotated[str, AfterValidator(_checked), PlainSerializer(hide_secrets, when_used="json")]
+"""Of a server; its query may hold a key, which no document shows."""
 Share = Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)]
 
 

@@ -41,8 +41,6 @@ KEY_ENV = "RAY_JUDGE_DEMO_KEY"
 
 def demo(options: argparse.Namespace) -> int:
     """Run the cascade on new pairs and print what it was worth."""
-    # Ray's core says at level "error" what is of no use to somebody who looks for the first time.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     output = Path(options.output).absolute()
     if output.exists() and not (output / "demo.yaml").exists() and any(output.iterdir()):
         raise ConfigError("this folder is not a demo's: choose another --output", output=output)

@@ -7,29 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import openai
 
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.answers import Reply, read_json, read_reply
-from ray_judge.escalation.questions import in_words
-from ray_judge.failures import Kind, RequestFailed, failure_of
+from ray_judge.escalation.questions import asked_tier, in_words
+from ray_judge.failures import Kind, RequestFailed, failure_of, in_short
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-OPENAI = "api.openai.com"
 IDS_KEPT = 4096
 SHORTEST_ID = 8
 """Characters of an id, behind its prefix, by which answers are told apart."""
 BATCH_TIMEOUT_S = 600.0
 """The least time for one call about a batch: its files have up to 200 MB."""
-NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
+NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
 """Transport errors (httpx, by class name, since the SDK may bring either of two httpx) after
 which the server cannot have seen the request."""
+IN_C = re.compile(r"^\[.*?\] | \(_ssl\.c:\d+\)$")
+"""What Python puts around OpenSSL's words."""
+TLS_HINTS = {
+    **dict.fromkeys(
+        ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"), " (does it speak plain http://?)"
+    ),
+    "CERTIFICATE_VERIFY_FAILED": " (SSL_CERT_FILE names the certificates that are trusted)",
+}
 
 
 class StrongClient:
@@ -39,7 +50,9 @@ class StrongClient:
         self._client = _open(strong, key, strong.timeout_s)
         self._timeout_s, self._seen = strong.timeout_s, SeenIds()
         self.in_words = self._told_no_schema = self._knows_schema = False
-        self._tier = _tier(strong, self._client.base_url.host)
+        self._doubted: Any = None
+        """What was asked by the schema, and refused, the last time."""
+        self._tier = asked_tier(strong)
 
     async def close(self) -> None:
         await self._client.close()
@@ -56,12 +69,15 @@ class StrongClient:
                     # `extra_body` goes out as it is. The SDK walks through anything else type by
                     # type, which took a third of this process's time, for plain JSON.
                     raw = await create(model=sent["model"], messages=[], extra_body=sent)
+            text = raw.http_response.text
+            reply = _read(text, dict(raw.headers))
         except RequestFailed as failure:
-            self._doubt_schema(failure, "response_format" in sent)
+            self._doubt_schema(failure, sent)
             raise
-        self._knows_schema |= "response_format" in sent
-        text = raw.http_response.text
-        reply = read_reply(read_json(text), dict(raw.headers))
+        if "response_format" in sent:
+            self._knows_schema = True
+        else:
+            self._told_no_schema = True  # by being answered in words
         ours, repeated = self._seen.look(reply.response_id, body, text)
         # What comes next on this connection would be the answer before it, again and again.
         if repeated and (connection := raw.http_response.extensions.get("network_stream")):
@@ -70,20 +86,21 @@ class StrongClient:
             raise RequestFailed(Kind.AMBIGUOUS, "an answer to another question came once more")
         return reply
 
-    def _doubt_schema(self, failure: RequestFailed, asked_by_schema: bool) -> None:
+    def _doubt_schema(self, failure: RequestFailed, sent: Mapping[str, Any]) -> None:
         """Ask in words where the server does not take the schema, or may not, as some do not say.
 
         Where it refuses the question in words as well, the fault is the question's.
         """
         if failure.kind not in (Kind.NO_SCHEMA, Kind.ROW) or failure.status not in (400, 422):
             return
-        if not asked_by_schema:
-            self.in_words = self._told_no_schema
-            self._knows_schema = not self._told_no_schema
+        if "response_format" not in sent:
+            if self._doubted == sent["messages"] and not self._told_no_schema:
+                self.in_words, self._knows_schema = False, True
             failure.kind = Kind.ROW
         elif failure.kind is Kind.NO_SCHEMA or not self._knows_schema:
             self._told_no_schema |= failure.kind is Kind.NO_SCHEMA
-            self.in_words, failure.kind = True, Kind.NO_SCHEMA
+            self.in_words, self._doubted = True, sent["messages"]
+            failure.kind = Kind.NO_SCHEMA
 
 
 class SeenIds:
@@ -168,7 +185,8 @@ class BatchClient:
 def _open(strong: StrongConfig, key: str, timeout_s: float) -> openai.AsyncOpenAI:
     # A server on this machine is never behind the proxy that the environment names.
     address = urlsplit(strong.base_url or "")
-    local = address.hostname in LOOPBACK
+    host = address.hostname
+    mounts = {f"all://[{host}]" if ":" in str(host) else f"all://{host}": None}
     quarter = timeout_s / 4  # for pool, connection and TLS each: so a limit strikes behind them
     return openai.AsyncOpenAI(
         api_key=key,
@@ -176,27 +194,27 @@ def _open(strong: StrongConfig, key: str, timeout_s: float) -> openai.AsyncOpenA
         default_query=dict(parse_qsl(address.query)),
         timeout=openai.Timeout(timeout_s, connect=quarter, pool=quarter),
         max_retries=0,
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if local else None,
+        http_client=openai.DefaultAsyncHttpxClient(mounts=mounts) if host in LOOPBACK else None,
     )
 
 
-def _tier(strong: StrongConfig, host: str) -> str | None:
-    """Which `service_tier` is asked for; None sends nothing.
-
-    OpenAI serves a request that names none as its project is set, which may be `priority`, dearer
-    than the lease: so it is told `default`. Other servers may not know the parameter.
-    """
-    if strong.mode == "flex":
-        return "flex"
-    return "default" if host == OPENAI or host.endswith("." + OPENAI) else None
+def _read(text: str, headers: Mapping[str, str]) -> Reply:
+    """Read an answer; one that is no completion is quoted."""
+    try:
+        return read_reply(read_json(text), headers)
+    except RequestFailed as failure:
+        if failure.kind is Kind.AMBIGUOUS:
+            failure.reason += f": {in_short(text) or 'it is empty'}"
+        raise
 
 
 async def _document(sent: Awaitable[Any]) -> dict[str, Any]:
     with _translated():
         answer = await sent
-    document = read_json(answer.http_response.text)
+    document = read_json(text := answer.http_response.text)
     if not isinstance(document, dict) or ("id" not in document and "data" not in document):
-        raise RequestFailed(Kind.AMBIGUOUS, "the answer is not an object of the API")
+        said = f"the answer is not an object of the API: {in_short(text) or 'it is empty'}"
+        raise RequestFailed(Kind.AMBIGUOUS, said)
     return document
 
 
@@ -208,11 +226,40 @@ def _translated() -> Iterator[None]:
     except openai.APIStatusError as error:
         told = error.body if isinstance(error.body, dict) else {"message": error.response.text}
         raise failure_of(error.status_code, told, dict(error.response.headers)) from None
-    except (openai.OpenAIError, TimeoutError) as error:
-        cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
-        name = type(cause or error).__name__
-        if name in NEVER_SENT:
-            reason = f"the server cannot be reached ({name})"
-            raise RequestFailed(Kind.TRANSIENT, reason) from None
-        reason = f"no whole answer came back ({name})"
+    except openai.APIConnectionError as error:
+        cause = error.__cause__ or error
+        if type(cause).__name__ in NEVER_SENT:
+            raise RequestFailed(Kind.TRANSIENT, unreachable(error.request.url, cause)) from None
+        reason = f"no whole answer came back ({cause_in_words(cause)})"
         raise RequestFailed(Kind.AMBIGUOUS, reason) from None
+    except (openai.OpenAIError, TimeoutError) as error:
+        reason = f"no whole answer came back ({cause_in_words(error)})"
+        raise RequestFailed(Kind.AMBIGUOUS, reason) from None
+
+
+def unreachable(url: Any, error: BaseException) -> str:
+    """Why there is no connection to a server, or to the proxy that the environment names."""
+    proxies = {} if url.host in LOOPBACK or proxy_bypass(url.host) else getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all") or ""
+    via = f" through the proxy {_place(proxy)}" if proxy else ""
+    return f"{_place(str(url))} cannot be reached{via}: {cause_in_words(error)}"
+
+
+def _place(url: str) -> str:
+    address = urlsplit(url if "://" in url else f"http://{url}")
+    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
+
+
+def cause_in_words(error: BaseException) -> str:
+    """What the system, or TLS, says of a connection: it stands in the innermost error."""
+    inner: BaseException | None = error
+    while inner is not None:
+        last = inner
+        several = inner.exceptions if isinstance(inner, BaseExceptionGroup) else ()
+        inner = several[0] if several else inner.__cause__ or inner.__context__
+    if isinstance(last, ssl.SSLError):
+        return f"{IN_C.sub('', str(last))}{TLS_HINTS.get(last.reason or '', '')}"
+    if isinstance(last, OSError) and last.errno:
+        return os.strerror(last.errno) if last.errno > 0 else str(last.strerror)
+    name = type(error).__name__
+    return str(last) or ("it timed out, strong.timeout_s" if "Timeout" in name else name)

@@ -22,6 +22,7 @@ from ray_judge.config import RunConfig, api_key
 from ray_judge.errors import LedgerFenced, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.batch.first_questions import FirstQuestions
+from ray_judge.escalation.books.accounts import Excess
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.client import BatchClient
 from ray_judge.escalation.online.actors import RayProcesses
@@ -57,8 +58,7 @@ class Answers:
     settled_usd: Decimal
     unproven_usd: Decimal
     """Promised to requests whose fate a crash hid: counted as spent."""
-    excess_usd: Decimal
-    """Billed beyond what the limits of the requests allow: see README on the cap."""
+    excess: Excess
 
     def paid(self) -> dict[str, tuple[Answer | None, Decimal]]:
         """Question key → its last answer, and what this run's attempts at it cost.
@@ -146,7 +146,7 @@ def answers_of(books: Books, asked: pl.DataFrame) -> Answers:
     keys = asked["question_keys"].explode().drop_nulls().unique()
     return Answers(
         asked, journal.answers(keys), journal.costs(books.run), journal.requests(books.run),
-        settled, unproven, books.excess_usd(),
+        settled, unproven, books.excess(),
     )  # fmt: skip
 
 

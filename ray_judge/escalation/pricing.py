@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -106,19 +106,21 @@ def cost(price: Price, usage: Usage) -> Decimal:
     return _usd(micros * factor + Fraction(price.output) * usage.output_tokens * output_factor)
 
 
-def max_cost(price: Price, *, input_tokens: int, output_tokens: int, tier: str) -> Decimal:
+def max_cost(
+    price: Price, *, input_tokens: int, output_tokens: int, tiers: Collection[str]
+) -> Decimal:
     """The most that a request can cost in USD: what a lease must hold for it.
 
-    `input_tokens` and `output_tokens` are upper bounds. Nothing is assumed to be cached, and
-    writing to the cache is charged where that is dearer. The dearer of the asked tier and the
-    standard one counts, because the provider may serve a flex request at the standard price;
-    a batch is always served as a batch.
+    `input_tokens` and `output_tokens` are upper bounds. All of the input counts as what is dearest,
+    which may be what the prompt cache gave, or what was written to it; so does the dearest of the
+    tiers in which the request may be served.
     """
+    dearest = Fraction(max(price.input, price.cached_input, price.cache_write or 0))
     totals = []
-    for name in {tier} if tier == "batch" else {tier, "default"}:
-        factor, output_factor = _factors(price, input_tokens, name)
-        micros = Fraction(max(price.input, price.cache_write or 0)) * input_tokens * factor
-        totals.append(micros + Fraction(price.output) * output_tokens * output_factor)
+    for tier in tiers:
+        factor, output_factor = _factors(price, input_tokens, tier)
+        output = Fraction(price.output) * output_tokens
+        totals.append(dearest * input_tokens * factor + output * output_factor)
     return _usd(max(totals))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import InputChangedError
@@ -29,7 +31,8 @@ from ray_judge.run.columns import Columns
 from ray_judge.run.plan import read_examples, read_rows
 
 TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
-"""`strong.mode` → the service tier that is billed."""
+"""`strong.mode` → the service tier that is expected to be billed."""
+OPENAI = "api.openai.com"
 LIMITS = ("max_completion_tokens", "max_tokens")
 _max_cost = lru_cache(maxsize=2**16)(pricing.max_cost)
 REASONING_BEGINS = re.compile(r"\s*(?:<(?:think|thinking|reasoning)>|\[THINK\])", re.IGNORECASE)
@@ -50,7 +53,7 @@ class Question:
     """None where it was dropped to save memory; `QuestionMaker.bodies` makes it again."""
     input_bound: int
     tokens: int  # of the input, about
-    max_cost_usd: Decimal  # in the tier of `strong.mode`
+    max_cost_usd: Decimal  # in the dearest of `billable_tiers`
     row: tuple[str, int, int] | None = None
     """Chunk, row in its shard, number of the question within its row."""
 
@@ -175,8 +178,8 @@ class QuestionMaker:
         body = self._body(example)
         bound = input_token_bound(body["messages"], self._format)
         tokens = input_token_estimate(body["messages"], self._format)
-        most, tier = self.strong.max_output_tokens, TIERS[self.strong.mode]
-        cost = _max_cost(self.price, input_tokens=bound, output_tokens=most, tier=tier)
+        most, tiers = self.strong.max_output_tokens, billable_tiers(self.strong)
+        cost = _max_cost(self.price, input_tokens=bound, output_tokens=most, tiers=tiers)
         keys = [canonical_key(body, sample) for sample in range(self.strong.samples)]
         return [Question(key, body, bound, tokens, cost) for key in keys]
 
@@ -227,6 +230,31 @@ def canonical_key(body: Mapping[str, Any], sample: int = 0) -> str:
 def in_words(body: Mapping[str, Any]) -> dict[str, Any]:
     """The same request for a server that does not know `response_format`."""
     return {name: value for name, value in body.items() if name != "response_format"}
+
+
+def asked_tier(strong: StrongConfig) -> str | None:
+    """Which `service_tier` is asked for; None sends nothing.
+
+    OpenAI serves a request that names none as its project is set, which may be `priority`: so it
+    is told `default`. Other servers may not know the parameter.
+    """
+    if strong.mode == "flex":
+        return "flex"
+    address = strong.base_url or os.environ.get("OPENAI_BASE_URL") or f"https://{OPENAI}"
+    host = urlsplit(address).hostname or ""
+    return "default" if host == OPENAI or host.endswith("." + OPENAI) else None
+
+
+def billable_tiers(strong: StrongConfig) -> tuple[str, ...]:
+    """In which tiers a request may be served and billed; its lease covers the dearest.
+
+    A batch is always served as a batch; flex where there is no room for it at the standard price;
+    and who is not told a tier may be a gateway whose account has `priority`.
+    """
+    if strong.mode == "batch":
+        return ("batch",)
+    asked = asked_tier(strong)
+    return ("default", asked or "priority")
 
 
 def price_of_strong(strong: StrongConfig) -> Price:

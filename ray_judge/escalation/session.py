@@ -100,7 +100,7 @@ class Session:
         a thread, before anything is asked that is not on file.
         """
         self._books, self._courier, self._source = books, courier, source
-        self._clock, self._report = clock, report
+        self._clock, self.report = clock, report
         self._quiet_s, self._patience_s, self._is_dead = quiet_s, patience_s, is_dead
         self._before_asking = before_asking
         self._lock = contextlib.ExitStack()
@@ -123,6 +123,7 @@ class Session:
         """Of questions without an answer: DENIED_BUDGET, or PENDING until the next month."""
         self.denied = 0
         """How many of them are DENIED_BUDGET."""
+        self._done = 0
         self.stopping = False
         """Nothing new is asked any more; what is in flight is waited for."""
 
@@ -176,6 +177,7 @@ class Session:
             return
         await self._wait_for_lock()
         await asyncio.to_thread(self._before_asking)
+        self.report({"waits": "the books are read, and the processes of phase B start"})
         claim = await self._courier.open()
         self._owner = True
         now = self._clock.now()
@@ -214,7 +216,7 @@ class Session:
                         books=self._books.storage.uri,
                     ) from None
                 self.check()
-                self._report({"waits": error.message})
+                self.report({"waits": error.message})
                 await self._clock.sleep(LOCKED_POLL_S)
                 self._source.check()
             else:
@@ -249,6 +251,7 @@ class Session:
         for question in questions:
             key = question.key
             if key in self._answered or key in self.outcomes:
+                self._done += key in self._answered
                 continue
             if not self._books.cap_usd:  # grants nothing, not even what is free
                 self._leave(key, Outcome.DENIED_BUDGET)
@@ -279,6 +282,10 @@ class Session:
                 self._leave(key, outcome)
             else:
                 self._answered.add(key)
+                self._done += 1
+
+    def figures(self) -> dict[str, int]:
+        return {"questions": len(self._known), "answered": self._done, "denied": self.denied}
 
     async def recheck(self) -> bool:
         """Whether something may still be in flight; what has come back, or never will, is asked."""
@@ -287,7 +294,7 @@ class Session:
             return False
         actors = {self._flying[key].actor for key in flying}
         left_s = max(self._back_at[actor] for actor in actors) - self._clock.now()
-        self._report(
+        self.report(
             {"waits": f"{len(flying)} questions may be in flight: asked within {left_s:.0f} s"}
         )
         if all(map(self._is_over, actors)):

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from ray_judge.errors import CorruptedError
 from ray_judge.records import Outcome, Shard, Task, verdict_schema
-from ray_judge.run.columns import Columns
+from ray_judge.run.columns import Columns, decode
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory
-from ray_judge.run.plan import decode, row_groups, row_keys
+from ray_judge.run.plan import row_groups, row_keys
 
 VERDICTS = ("judge_verdict", "judge_confidence", "strong_verdict", "strong_prob", "error")
 

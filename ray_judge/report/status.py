@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.escalation.books.books import Books
+from ray_judge.escalation.processes import is_dead
+from ray_judge.progress import PHASES, describe
 from ray_judge.run.directory import Plan, RunDirectory
+
+SILENT_AFTER = 20
+"""Who has not written for so many times the usual is taken to be gone."""
 
 
 def find_run(output: str) -> tuple[RunDirectory, Plan, RunConfig]:
@@ -29,17 +36,19 @@ def finished_run(output: str) -> tuple[RunDirectory, dict[str, Any]]:
 
 
 def status(output: str) -> dict[str, Any]:
-    """Count what is on disk, of a shared journal what this run paid for.
+    """Count what is on disk, of a shared journal what this run paid for, and say what it does now.
 
     `answers`: questions answered for good. `spent_usd`: what the journal proves; open leases come
-    on top.
+    on top. `progress`: see `progress.py`; `now` says it in words.
     """
     run, plan, config = find_run(output)
     judged = run.judged(0)
     chunks = list(plan.chunks())
     books = Books.of(config)
     ours = books.journal().frame.filter(run=books.run)
+    progress, excess = run.progress(), books.excess()
     return {
+        "now": describe_now(progress, time.time(), run.progress_s),
         "finished": run.summary() is not None,
         "rows": plan.rows,
         "judged": sum(chunk.rows for chunk in chunks if chunk.name in judged),
@@ -49,4 +58,25 @@ def status(output: str) -> dict[str, Any]:
         "shards_scored": len(run.scored()),
         "answers": ours.filter("final")["key"].n_unique(),
         "spent_usd": sum(ours["cost_usd"], Decimal(0)),
+        "excess_usd": excess.usd,
+        "excess_said": excess.said,
+        "progress": progress,
     }
+
+
+def describe_now(progress: Mapping[str, Any] | None, now: float, every_s: float) -> str:
+    """Whether anybody works on a run, and what was seen last. `now`: Unix seconds.
+
+    `every_s`: how often whoever works says so.
+    """
+    if progress is None:
+        return "nothing was judged or asked yet, and nobody said that they do"
+    said, ago = describe(progress), f"{max(0.0, now - progress['at']):.0f} s ago"
+    if progress["phase"] not in PHASES:
+        why = f": {progress['error']}" if "error" in progress else ""
+        return f"nobody works here: {progress['phase']} {ago}{why}"
+    if is_dead(progress["process"]):
+        return f"nobody works here: who did was killed; {ago}: {said}"
+    if now - progress["at"] > SILENT_AFTER * every_s:
+        return f"nobody was heard of for long: killed, on another machine, or asleep; {ago}: {said}"
+    return f"at work; {ago}: {said}"

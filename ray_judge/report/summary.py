@@ -16,7 +16,7 @@ from ray_judge.errors import CorruptedError, InputError, PromiseBroken
 from ray_judge.records import Outcome, Route, Source
 from ray_judge.report.drift import measure_drift
 from ray_judge.routing.tiers import Cascade
-from ray_judge.run.columns import read_labels
+from ray_judge.run.columns import as_series, read_labels
 from ray_judge.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def summarise(
         "layout": 1,
         "digest": config.digest(),
         "rows": rows.height,
+        "not_taken": plan.not_taken,
         "routes": _counts(rows, "route", [str(route) for route in Route]),
         "outcomes": _counts(rows, "outcome", outcomes),
         "sources": _counts(rows, "final_source", [str(source) for source in Source]),
@@ -56,7 +57,8 @@ def summarise(
         "spent_usd": answers.settled_usd + answers.unproven_usd,
         "unproven_usd": answers.unproven_usd,
         "cap_usd": config.strong.max_cost_usd,
-        "excess_usd": answers.excess_usd,
+        "excess_usd": answers.excess.usd,
+        "excess_said": answers.excess.said,
         "asked_again": answers.unanswered,
         "threshold": threshold,
         "judge_model": config.judges[0].model,
@@ -145,11 +147,15 @@ def read_scored(
                 if column not in (there := shard.schema_arrow.names):
                     said = f"there is no such column{nearest(column, there)}"
                     raise InputError(said, file=file, column=column)
-            rows = pl.DataFrame(pl.from_arrow(shard.read(columns=wanted)))
+            table = shard.read(columns=wanted)
     except pa.ArrowException as error:
         raise CorruptedError(f"a scored shard is damaged: {error}", file=file) from None
-    counted = rows.select(*COUNTED, *more)
+    counted = pl.DataFrame(pl.from_arrow(table.select([*COUNTED, *more])))
     if label:
-        meant = read_labels(rows[label], config, file=file, column=label)
+        where = {"file": file, "column": label}
+        meant = read_labels(as_series(table[label], **where), config, **where)
         counted = counted.with_columns(label=meant)
-    return counted.with_columns(rows[by].cast(pl.String).alias(AUDIT_GROUP)) if by else counted
+    if by:
+        groups = as_series(table[by], file=file, column=by).cast(pl.String)
+        counted = counted.with_columns(groups.alias(AUDIT_GROUP))
+    return counted

@@ -2,6 +2,7 @@
 
     <output>/run.json               what was asked, of which inputs; written once, never changed
     <output>/lock                   who works here now
+    <output>/progress.json          what the run does, and waits for, now (progress.py)
     <output>/judged/1/<chunk>.parquet   verdicts of the first local judge: the file is the commit
     <output>/judged/2/ ...          those of the second of several, and so on
     <output>/ledger/  journal/      the money (escalation/)
@@ -49,6 +50,8 @@ class Plan:
     shards: tuple[Shard, ...]
     columns: Columns
     chunk_rows: int
+    not_taken: tuple[str, ...] = ()
+    """Files of the input that are none of its shards, each with the reason."""
 
     @property
     def rows(self) -> int:
@@ -82,7 +85,7 @@ class RunDirectory:
             return None
         shards = tuple(Shard(**shard) for shard in document["shards"])
         columns = Columns(**document["columns"] | {"extra": tuple(document["columns"]["extra"])})
-        return Plan(shards, columns, document["chunk_rows"])
+        return Plan(shards, columns, document["chunk_rows"], tuple(document["not_taken"]))
 
     def begin(self, config: RunConfig, plan: Plan) -> None:
         """Write run.json, once."""
@@ -94,6 +97,7 @@ class RunDirectory:
             "config": config.document(),
             "rows": plan.rows,
             "chunk_rows": plan.chunk_rows,
+            "not_taken": plan.not_taken,
             "columns": asdict(plan.columns),
             "shards": [asdict(shard) for shard in plan.shards],
         }
@@ -161,6 +165,17 @@ class RunDirectory:
         if self.storage.exists(OUTDATED):
             return set()
         return {name.removeprefix("scored/") for name in self.storage.list("scored")}
+
+    @property
+    def progress_s(self) -> float:
+        """How often, in seconds, its progress may be kept: on an object store each put costs."""
+        return 30.0 if "://" in self.storage.uri else 2.0
+
+    def keep_progress(self, document: bytes) -> None:
+        self.storage.write("progress.json", document)
+
+    def progress(self) -> dict[str, Any] | None:
+        return self._document("progress.json")
 
     def summary(self) -> dict[str, Any] | None:
         return None if self.storage.exists(OUTDATED) else self._document("summary.json")

@@ -6,13 +6,11 @@ is null, empty or undecodable is only its own row's error: see `read_examples`.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -22,24 +20,37 @@ import pyarrow.parquet as pq
 from ray_judge.config import RunConfig
 from ray_judge.errors import InputChangedError, InputError, StorageError
 from ray_judge.records import OPTIONAL, Example, Shard
-from ray_judge.run.columns import Columns, is_text, read_labels, resolve_columns
+from ray_judge.run.columns import (
+    Columns,
+    as_bytes,
+    as_series,
+    decode,
+    is_text,
+    name_kind,
+    plain,
+    read_labels,
+    resolve_columns,
+)
+from ray_judge.run.directory import Plan
+from ray_judge.run.files import find_shards
 from ray_judge.storage.local import open_storage
 
 BATCH = 4096
 """Rows that are decoded at a time."""
-SUFFIXES = (".parquet", ".parq", ".pq")
-WILD = frozenset("*?[")
 log = logging.getLogger(__name__)
 AT_ONCE = 8
 """Shards that are looked at together while planning (hashing and I/O leave Python's lock)."""
 
 
-def plan_input(config: RunConfig, extra: Sequence[str]) -> tuple[list[Shard], Columns]:
+def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
     """Find, check and fingerprint every shard. Raises InputError."""
     shards: list[Shard] = []
     columns: Columns | None = None
     first: tuple[str, pa.Schema] | None = None
-    found = [(f"{root.rstrip('/')}/{name}", name) for root, name in find_shards(config.input)]
+    names, left = find_shards(config.input, config.output)
+    if left:
+        log.warning("not taken: %s", ", ".join(left))
+    found = [(f"{root.rstrip('/')}/{name}", name) for root, name in names]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for (path, name), (schema, rows, print_) in zip(
             found, pool.map(_inspect, [path for path, _ in found]), strict=True
@@ -57,65 +68,28 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> tuple[list[Shard], Co
     if columns.id:
         _unique_ids(shards, columns.id)
     if columns.label:
-        parts = [_read_column(shard.path, columns.label) for shard in shards]
         where = {"file": shards[0].path} if len(shards) == 1 else {"input": config.input}
-        read_labels(pl.concat(parts), config, **where, column=columns.label)
-    return shards, columns
+        labels = _read_column(shards, columns.label)
+        read_labels(labels, config, **where, column=columns.label)
+    if config.route.audit_by:
+        _read_column(shards, config.route.audit_by)
+    return Plan(tuple(shards), columns, config.chunk_rows, tuple(left))
 
 
-def _read_column(path: str, column: str) -> pl.Series:
-    with open_shard(path) as file:
-        return pl.Series(pl.from_arrow(file.read(columns=[column]).column(0)))
+def _read_column(shards: Sequence[Shard], column: str) -> pl.Series:
+    """The values of a column in all shards. Raises InputError for text that is not UTF-8."""
+    parts = []
+    for shard in shards:
+        with open_shard(shard.path) as file:
+            values = file.read(columns=[column]).column(0)
+        parts.append(as_series(values, file=shard.path, column=column).alias(column).to_frame())
+    return pl.concat(parts, how="vertical_relaxed").to_series()
 
 
 def _inspect(path: str) -> tuple[pa.Schema, int, str]:
     with open_shard(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     return schema, rows, fingerprint(path)
-
-
-def find_shards(uri: str) -> list[tuple[str, str]]:
-    """List (root, name) of every Parquet file that a file, folder, glob or URI stands for.
-
-    In a glob `*` stays within a folder and `**` crosses folders. Names that begin with a dot or
-    an underscore are left out, unless the file itself is named.
-    """
-    local, path = "://" not in uri, Path(uri).expanduser().absolute()
-    if local and path.is_file():
-        return [(str(path.parent), path.name)]
-    if local and not path.exists() and not WILD & set(uri):
-        raise InputError("there is no such file or folder", input=uri)
-    parts = (str(path) if local else uri).split("/")
-    wild = [n for n, part in enumerate(parts) if WILD & set(part)]
-    cut = len(parts) - (not local and uri.endswith(SUFFIXES))
-    if wild and not (local and path.is_dir()):
-        cut = wild[0]
-    storage, pattern = open_storage("/".join(parts[:cut]) or "/"), parts[cut:]
-    listed = storage.list("")
-    if any("_delta_log" in name.split("/") for name in listed):
-        said = "this is a Delta table, whose log says which files count: write plain Parquet first"
-        raise InputError(said, input=uri)
-    found = [
-        name
-        for name in listed
-        if (_matches(name.split("/"), pattern) if pattern else name.lower().endswith(SUFFIXES))
-    ]
-    hidden = [n for n in found if any(part.startswith((".", "_")) for part in n.split("/"))]
-    if hidden:
-        said = "not taken, since names with a leading _ or . are no data by custom: %s"
-        log.warning(said, ", ".join(hidden[:10]))
-    if not (names := [name for name in found if name not in hidden]):
-        raise InputError("no Parquet shards here (*.parquet)", input=uri)
-    return [(storage.uri, name) for name in names]
-
-
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or bool(parts and _matches(parts[1:], pattern))
-    here = bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0])
-    return here and _matches(parts[1:], pattern[1:])
 
 
 @contextmanager
@@ -143,11 +117,7 @@ def _same_schema(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> 
 
 
 def _kind(schema: pa.Schema, name: str) -> str:
-    """The type of a column; how its writer keeps text makes no difference."""
-    if name not in schema.names:
-        return "missing"
-    kind = schema.field(name).type
-    return "text" if is_text(kind) else str(kind)
+    return name_kind(schema.field(name).type) if name in schema.names else "missing"
 
 
 def _unique_ids(shards: Sequence[Shard], column: str) -> None:
@@ -159,9 +129,9 @@ def _unique_ids(shards: Sequence[Shard], column: str) -> None:
         if ids.null_count:
             row = pc.index(ids.is_null(), True).as_py()
             raise InputError("id is null", file=shard.path, column=column, row=row)
-        found = pl.DataFrame({"id": pl.from_arrow(_bytes(ids) if is_text(ids.type) else ids)})
+        found = pl.DataFrame({"id": pl.from_arrow(as_bytes(ids) if is_text(ids.type) else ids)})
         parts.append(found.with_row_index("row").with_columns(path=pl.lit(shard.path)))
-    table = pl.concat(parts)
+    table = pl.concat(parts, how="vertical_relaxed")
     twice = table.filter(pl.col("id").is_duplicated())
     if len(twice):
         first = twice["id"][0]
@@ -212,14 +182,14 @@ def row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
 
 
 def read_rows(path: str, start: int, rows: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a slice of a shard, decoding only the row groups that it touches."""
+    """Read a slice of a shard, its text plain, decoding only the row groups that it touches."""
     with open_shard(path) as file:
         touched = [g for g in row_groups(file) if g[1] < start + rows and g[2] > start]
         skip = start - touched[0][1] if touched else 0
         before = [BATCH] * (skip // BATCH) + [skip % BATCH]
         for table in _cut(file, [*before, rows], [g[0] for g in touched], columns):
             found = table
-        return found
+        return plain(found)
 
 
 def read_slices(path: str, sizes: Sequence[int]) -> Iterator[pa.Table]:
@@ -264,24 +234,6 @@ def _example(values: Mapping[str, str | bytes | None]) -> Example | str:
     named = ("response_a", "response_b", "response")
     responses = tuple(clean.pop(role) for role in named if role in clean)
     return Example(responses=responses, **clean)
-
-
-def decode(column: pa.ChunkedArray) -> list[str | bytes | None]:
-    """Give text per row; bytes where they are not UTF-8."""
-    values: list[str | bytes | None] = []
-    for value in _bytes(column).to_pylist():
-        try:
-            values.append(None if value is None else value.decode())
-        except UnicodeDecodeError:
-            values.append(value)
-    return values
-
-
-def _bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text of any type as bytes, whether or not they are UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return column.cast(pa.large_binary())
 
 
 def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[int]) -> list[str]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ray_judge.errors import InputError
 from ray_judge.records import Shard
+from ray_judge.run.columns import plain
 from ray_judge.run.plan import open_shard, row_groups
 from ray_judge.storage.local import open_storage
 
@@ -53,8 +54,9 @@ def take(shards: Sequence[Shard], rows: Rows, columns: Sequence[str]) -> pa.Tabl
                 here = inside[(inside >= begin) & (inside < end)] - begin
                 if len(here):
                     group = file.read_row_group(number, columns=list(columns))
-                    parts.append(group.take(pa.array(here)))
-    return pa.concat_tables(parts)
+                    parts.append(plain(group).take(pa.array(here)))
+    # shards may keep text in different types, and a column without values in none
+    return pa.concat_tables(parts, promote_options="permissive")
 
 
 def write_sample(folder: str, table: pa.Table) -> str:

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -104,19 +104,19 @@ def open_storage(uri: str) -> Storage:
 
     Credentials come from the environment (`AWS_*`, `GOOGLE_*`). Raises ConfigError.
     """
-    parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
-        path = parts.path if parts.scheme == "file" else uri
-        if not path:
-            raise ConfigError("an empty path cannot hold a run directory", uri=uri)
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme == "file":
+        if not (path := unquote(rest) if separator else uri):
+            raise ConfigError("an empty path is no place", uri=uri)
         return LocalStorage(os.path.abspath(path))
-    if parts.scheme in ("s3", "gs"):
-        if not parts.netloc:
+    if scheme in ("s3", "gs"):
+        if not rest.partition("/")[0]:
             raise ConfigError("the URI names no bucket", uri=uri)
         from ray_judge.storage.object_store import ObjectStorage
 
         return ObjectStorage(uri.rstrip("/"))
-    raise ConfigError(f"cannot store in {parts.scheme}:// (local path, file, s3, gs)", uri=uri)
+    said = f"no storage is known as {scheme}://: it is a local path, file://, s3:// or gs://"
+    raise ConfigError(said, uri=uri)
 
 
 def checked(path: str) -> str:

@@ -112,6 +112,10 @@ class StoreLock:
                 break
             if seen is None:
                 seen, since = version, self._clock()
+                log.warning(
+                    "the lock of the %s (%s) is free within %g s unless it is renewed",
+                    self._place, owner, STALE_S,
+                )  # fmt: skip
             elif version != seen:
                 raise _held_by(owner, self._place, self._storage.uri)
             self._sleep(POLL_S)

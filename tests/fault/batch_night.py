@@ -261,8 +261,8 @@ class Night:
     @cached_property
     def _maker_and_plan(self) -> tuple[QuestionMaker, Plan]:
         config = self.config
-        shards, columns = plan_input(config, extra_columns(config))
-        return QuestionMaker(config, columns), Plan(tuple(shards), columns, config.chunk_rows)
+        plan = plan_input(config, extra_columns(config))
+        return QuestionMaker(config, plan.columns), plan
 
     @cached_property
     def questions(self) -> list[Question]:

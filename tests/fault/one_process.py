@@ -22,7 +22,7 @@ from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.books.journal import Journal, JournalWriter
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.courier import OnlineCourier
-from ray_judge.escalation.online.governor import WallClock
+from ray_judge.escalation.online.governor import Clock, WallClock
 from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.escalation.session import Session
@@ -80,11 +80,12 @@ class Ours:
 class NearProcesses:
     """See `courier.Processes`."""
 
-    def __init__(self, config: RunConfig, books: Books, key: str) -> None:
+    def __init__(self, config: RunConfig, books: Books, key: str, clock: Clock) -> None:
         self._config, self._books, self._key = config, books, SecretStr(key)
+        self._clock = clock
 
     async def governor(self) -> Any:
-        return Ours(NearGovernor(self._config, self._books))
+        return Ours(NearGovernor(self._config, self._books, self._clock))
 
     async def asker(self, governor: Any, in_flight: int) -> Any:
         asker = Ours(NearAsker(self._config, self._books, governor, self._key, in_flight))
@@ -103,15 +104,20 @@ class PhaseB:
 
 
 def ask(
-    config: RunConfig, server: RunningServer, texts: Sequence[str], *, askers: int = 2
+    config: RunConfig,
+    server: RunningServer,
+    texts: Sequence[str],
+    *,
+    askers: int = 2,
+    clock: Clock | None = None,
 ) -> PhaseB:
     """Ask what the run's journal does not answer yet, by so many askers at once."""
-    books, maker, clock = Books.of(config), QuestionMaker(config), WallClock()
+    books, maker, clock = Books.of(config), QuestionMaker(config), clock or WallClock()
     examples = [Example(text, ("yes", "no")) for text in texts]
     questions = [question for example in examples for question in maker.of_example(example)]
     said: list[Mapping[str, Any]] = [{}]
     courier = OnlineCourier(
-        NearProcesses(config, books, server.api_key), clock, said.append,
+        NearProcesses(config, books, server.api_key, clock), clock, said.append,
         concurrency=config.strong.concurrency, shared=False, per_unit=16, askers=askers,
     )  # fmt: skip
     session = Session(

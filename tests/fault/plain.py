@@ -7,6 +7,7 @@ reported to send.
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -74,7 +75,9 @@ class PlainServer:
 
 
 @contextmanager
-def plain_server(reply: Callable[[dict[str, Any], int], Said]) -> Iterator[PlainServer]:
+def plain_server(
+    reply: Callable[[dict[str, Any], int], Said], tls: ssl.SSLContext | None = None
+) -> Iterator[PlainServer]:
     """`reply` gives the answer to a request's body; its number counts from 1."""
     lock = threading.Lock()
 
@@ -106,7 +109,10 @@ def plain_server(reply: Callable[[dict[str, Any], int], Said]) -> Iterator[Plain
         request_queue_size = 128
 
     with Listener(("127.0.0.1", 0), Handler) as listener:
-        server = PlainServer(f"http://127.0.0.1:{listener.server_port}/v1")
+        scheme = "https" if tls else "http"
+        server = PlainServer(f"{scheme}://127.0.0.1:{listener.server_port}/v1")
+        if tls:
+            listener.socket = tls.wrap_socket(listener.socket, server_side=True)
         threading.Thread(target=listener.serve_forever, daemon=True).start()
         yield server
         listener.shutdown()

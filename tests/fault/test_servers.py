@@ -190,7 +190,7 @@ def test_a_server_that_ignores_its_limits_costs_one_answer_more(
     """Never more than the cap and what the first answer cost beyond its lease."""
     phase, server = run(tmp_path, lambda body, n: Said(completion(tokens=tokens)), cap=cap)
     config = configuration(tmp_path, server, cap)  # type: ignore[arg-type]
-    excess = Books.of(config).excess_usd()
+    excess = Books.of(config).excess().usd
     assert phase.error is None and phase.state["spent_usd"] == server.usd
     assert 0 < excess < server.usd / len(server.requests)
     assert server.usd <= Decimal(cap) + excess

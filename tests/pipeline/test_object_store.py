@@ -13,7 +13,8 @@ import pytest
 
 from ray_judge.errors import AlreadyExists, InputError, RunLockedError, StorageError
 from ray_judge.run.directory import RunDirectory
-from ray_judge.run.plan import check_unchanged, find_shards, plan_input, read_rows, read_slices
+from ray_judge.run.files import find_shards
+from ray_judge.run.plan import check_unchanged, plan_input, read_rows, read_slices
 from ray_judge.storage import lock as locks
 from ray_judge.storage.local import Storage, open_storage
 from ray_judge.storage.object_store import ObjectStorage
@@ -92,16 +93,17 @@ def test_shards_are_found_planned_read_and_seen_to_change(root: str) -> None:
         with storage.write_stream(name) as sink:
             pq.write_table(rows, sink, row_group_size=6)
     uri = storage.uri
-    assert [n for _, n in find_shards(f"{uri}/day")] == ["a.parquet", "b.parquet"]
-    assert find_shards(f"{uri}/day/a.parquet") == [(f"{uri}/day", "a.parquet")]
-    assert [n for _, n in find_shards(f"{uri}/*/?.parquet")] == [
+    assert [n for _, n in find_shards(f"{uri}/day")[0]] == ["a.parquet", "b.parquet"]
+    assert find_shards(f"{uri}/day/a.parquet") == ([(f"{uri}/day", "a.parquet")], [])
+    assert [n for _, n in find_shards(f"{uri}/*/?.parquet")[0]] == [
         "day/a.parquet", "day/b.parquet", "other/c.parquet",
     ]  # fmt: skip
     with pytest.raises(InputError, match="no Parquet shards"):
         find_shards(f"{uri}/nothing")
 
-    (first, second), columns = plan_input(config(f"{uri}/day"), ())
-    assert (first.rows, second.rows, columns.id) == (20, 2, "id")
+    plan = plan_input(config(f"{uri}/day"), ())
+    first, second = plan.shards
+    assert (first.rows, second.rows, plan.columns.id) == (20, 2, "id")
     assert read_rows(first.path, 5, 9).equals(table.slice(5, 9))
     assert pa.concat_tables(read_slices(first.path, [7, 13])).equals(table)
     check_unchanged(first)

@@ -107,6 +107,7 @@ class Account:
     def __init__(self, *failures: RequestFailed | None, shown_at: float = 0) -> None:
         self.failures, self.shown_at = list(failures), shown_at
         self.calls: list[str] = []
+        self.told: list[Mapping[str, Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any) -> Any:
@@ -137,7 +138,7 @@ NO_FILE = RequestFailed(Kind.DENIED, "HTTP 404", status=404)
 
 def provider(account: Any, **strong: Any) -> tuple[Provider, NightClock]:
     clock = NightClock(lambda: None, 1e6)
-    return Provider(config(**strong).strong, account, clock), clock
+    return Provider(config(**strong).strong, account, clock, account.told.append), clock
 
 
 @pytest.mark.parametrize(
@@ -199,6 +200,8 @@ async def test_what_passes_is_waited_for_and_not_for_ever() -> None:
     account = Account(RESET, LIMITED, DOWN)
     asked, _ = provider(account)
     assert await asked.upload(RECORD, b"") == "uploadd"
+    waits = [told["waits"].rpartition(": ")[2] for told in account.told]
+    assert waits == ["reset", "HTTP 429", "no connection"]
     asked, clock = provider(Account(*[DOWN] * 500), give_up_after_s=600)
     with pytest.raises(RequestFailed):
         await asked.upload(RECORD, b"")

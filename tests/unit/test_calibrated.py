@@ -339,7 +339,7 @@ def test_a_sample_is_those_rows(tmp_path: Path) -> None:
     table = pa.table({**columns, "human": [None if n % 3 else "A" for n in range(100)]})
     pq.write_table(table[:30], tmp_path / "in" / "a.parquet", row_group_size=7)
     pq.write_table(table[30:], tmp_path / "in" / "b.parquet", row_group_size=50)
-    shards, _ = plan_input(config(tmp_path), ())
+    shards = plan_input(config(tmp_path), ()).shards
     known = labelled_rows(shards, "human")
     assert known.tolist() == list(range(0, 100, 3))
     chosen = draw(known, 12)

@@ -105,9 +105,8 @@ def begun(case: Case) -> RunDirectory:
     case.shard()
     case.score("strong.max_cost_usd=lots")  # writes the YAML, begins nothing
     config = load(case.folder / "run.yaml")
-    shards, columns = plan_input(config, ("p_a", "p_b"))
     run = RunDirectory(config.output)
-    run.begin(config, Plan(tuple(shards), columns, config.chunk_rows))
+    run.begin(config, plan_input(config, ("p_a", "p_b")))
     return run
 
 

@@ -24,7 +24,12 @@ def refusal(**changes: Any) -> str:
     return str(caught.value)
 
 
-ADDRESSES = ["127.0.0.1:8000/v1", "localhost/v1", "", "ftp://h/v1", "https://u:hunter2@h/v1"]
+ADDRESSES = ["127.0.0.1:8000/v1", "localhost/v1", "", "ftp://h/v1", "http://h:x/v1"]
+SECRETS = [
+    *(("strong__base_url", url) for url in ("https://u:hunter2@h/v1", "https://u:x/hunter2@h/v1",
+      "u:hunter2@h", "h/v1?key=hunter2", "ftp://h/v1?a=b&key=hunter2")),
+    *((key, "s3://AK:hunter2@bucket/x") for key in ("input", "output", "strong__books")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,21 @@ def test_what_does_not_go_together(changes: dict[str, Any], said: str) -> None:
     assert said in refusal(**changes)
 
 
+@pytest.mark.parametrize(("key", "url"), SECRETS)
+def test_what_an_address_must_not_tell_is_not_told(key: str, url: str) -> None:
+    said = refusal(**{key: url})
+    assert key.replace("__", ".") in said and "hunter2" not in said
+
+
+def test_the_query_of_an_address_is_kept_and_not_written_down() -> None:
+    url = "https://h/v1?api-version=2024-10-21&key=hunter2"
+    config = builders.config(strong__base_url=url)
+    assert config.strong.base_url == url
+    written = config.document()["strong"]["base_url"]
+    assert written == "https://h/v1?api-version=2024-10-21&key=…"
+    assert builders.config(strong__base_url=written).document() == config.document()
+
+
 def test_every_problem_is_told_at_once() -> None:
     message = refusal(route__fraction=2, strong__max_cost_usd=-1, inptu="x")
     assert all(key in message for key in ("route.fraction", "strong.max_cost_usd", "inptu"))
@@ -132,13 +152,23 @@ def test_set_overrides_single_keys(path: Path) -> None:
         (GOOD, "route.fraction", "key=value"),
         (GOOD, "route.fracton=1", "did you mean route.fraction?"),
         (GOOD, "input.deep=1", "input is a value"),
-        (GOOD, "strong.max_cost_usd=[", "not a YAML value"),
+        (GOOD, "strong.max_cost_usd=[", "not YAML"),
+        (GOOD, "strong={model: a, model: b}", "the key model is given twice"),
         (GOOD, "strong.max_cost_usd=lots", "strong.max_cost_usd"),
-        (b"a: [", None, "not a YAML file"),
+        (b"a: [", None, "not YAML: expected the node content"),
+        (b"a:\n\tb: 1", None, "line=2"),
         (b"- 1\n- 2\n", None, "not a mapping"),
-        (b"", None, "not a mapping"),
-        (b"a: !!python/object/apply:os.getcwd []", None, "not a YAML file"),
-        (b"\xff\xfe\x00a", None, "not a YAML file"),
+        (b"", None, "the configuration is empty"),
+        (b"a: 1\n---\nb: 1", None, "another document"),
+        (b"a: 2026-13-45", None, "month must be in 1..12"),
+        (b"[" * 3000, None, "recursion"),
+        (b"a: !!python/object/apply:os.getcwd []", None, "not YAML: could not determine"),
+        (b"a: 1\n\xff\xfe\x00a", None, "not YAML: this is not UTF-8 [file="),
+        (b"a: 1\n\xff\xfe\x00a", None, "line=2"),
+        (GOOD + b"strong.model: x", None, "keys with a dot are for --set"),
+        (GOOD + b"route: {}", None, "the key route is given twice, in line 8 and in line 14"),
+        (b"a:\n  b: {c: 1,\n    c: 1}", None, "key c is given twice, in line 2 and in line 3"),
+        (b"labels: {1: A, 1.0: B}", None, "the key 1.0 is given twice"),
         (None, None, "cannot read"),
     ],
 )
@@ -293,7 +323,7 @@ def test_one_judge_is_a_list_of_one(path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "place"),
     [("runs/a", "{cwd}/runs/a"), ("~/a", "{home}/a"), ("/x/a/", "/x/a"), ("file:///x/a", "/x/a"),
-     ("/x/b/../a", "/x/a"), ("s3://", "s3://"), ("file://", "file://"),
+     ("/x/b/../a", "/x/a"), ("s3://", "s3://"), ("file:///x%20y", "/x y"),
      ("s3://bucket/a/", "s3://bucket/a"), ("gs://bucket/a", "gs://bucket/a")],
 )  # fmt: skip
 def test_a_place_has_one_spelling(given: str, place: str) -> None:

@@ -125,6 +125,7 @@ def finished_run(folder: Path, *rows: int) -> RunDirectory:
             "rows": sum(rows), "routes": {"accept": 0, "escalate": sum(rows), "audit": 0},
             "outcomes": {"resolved": sum(rows)}, "errors": 0, "api_requests": sum(rows),
             "spent_usd": 0.4, "unproven_usd": 0, "cap_usd": 1, "threshold": None,
+            "excess_said": "It billed $0.1 <beyond> its limits",
             "judge_model": "<small>", "strong_model": "gpt-4.1", "seconds": {"judge": 1.5},
             "promise": {"kept": False, "said": "it is broken"}, "drift": None,
             "audit": {"n": 0, "agreement": None, "low": 0.0, "high": 1.0, "by_confidence": [],
@@ -153,7 +154,10 @@ def test_a_finished_run_is_held_against_its_labels(tmp_path: Path, rows: tuple[i
     assert found["curve"]["dollars"][-1] == pytest.approx(0.4)
     assert json.loads(run.storage.read("evaluation.json")) == json.loads(json.dumps(found))
     page = run.storage.read("report.html").decode()
-    for said in ("Evaluation against the labels", "&lt;small&gt;", "Guarantee: BROKEN", "1,234"):
+    for said in (
+        "Evaluation against the labels", "&lt;small&gt;", "Guarantee: BROKEN", "1,234",
+        "It billed $0.1 &lt;beyond&gt; its limits.",
+    ):  # fmt: skip
         assert said in page
 
 

@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 
-from ray_judge.errors import ConfigError, LedgerFenced, StorageError
+from ray_judge.errors import (
+    ConfigError,
+    EscalationError,
+    LedgerFenced,
+    PausedError,
+    ProviderDown,
+    StorageError,
+)
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.online.governor import Governor, WallClock
 from ray_judge.escalation.online.limiter import FIRST, Feedback, Limiter
-from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit
+from ray_judge.escalation.online.permits import Need, Permit
 from ray_judge.failures import Signal
 
 from .memory import MemoryStorage
@@ -179,37 +186,59 @@ async def test_a_pause_and_the_end_answer_everyone(storage: MemoryStorage) -> No
     await asyncio.sleep(0.001)  # its commit is on the way
     waiting = asyncio.ensure_future(gov.acquire("b", needs("0.5")))
     await asyncio.sleep(1)
-    gov.pause("insufficient_quota")
-    assert await waiting == Permit("", 0, paused="insufficient_quota")
-    assert (await gov.acquire("b", needs("0.1"))).paused == "insufficient_quota"
+    gov.pause(why := PausedError("insufficient_quota"))
+    assert await waiting == Permit("", 0, paused=why)
+    assert (await gov.acquire("b", needs("0.1"))).paused is why
     assert (await granted).slots == 1
     another = governor(books(MemoryStorage()))
     await another.acquire("a", needs("0.9"))
     waiting = asyncio.ensure_future(another.acquire("b", needs("0.9")))
     await asyncio.sleep(1)
     await another.close()
-    assert (await waiting).paused == "the run is ending"
+    assert str((await waiting).paused) == "the run is ending"
 
 
-@pytest.mark.parametrize("signal", [Signal.UNAVAILABLE, Signal.RATE_LIMITED])
+@pytest.mark.parametrize(
+    ("signal", "headers"),
+    [
+        (Signal.UNAVAILABLE, {}), (Signal.RATE_LIMITED, {}),
+        (Signal.RATE_LIMITED, {"retry-after": "3600"}),
+    ],
+)  # fmt: skip
 @virtual
 async def test_a_provider_that_stays_down_pauses_the_run(
-    storage: MemoryStorage, signal: Signal
+    storage: MemoryStorage, signal: Signal, headers: dict[str, str]
 ) -> None:
+    """The time in which nothing was asked does not count."""
     gov = governor(books(storage, "1000"), patience_s=120.0)
-    begun = asyncio.get_running_loop().time()
-    while True:
+    told = Feedback(signal, headers, why="HTTP 5xx: no")
+
+    async def ask() -> Permit:
         permit = await gov.acquire("a", needs("0.001"))
-        if permit.paused:
-            break
-        item = (permit.lease_id, 0, D(0))
-        await gov.settle("a", [item], feedback=[Feedback(signal, why="HTTP 5xx: no")])
-    assert (permit.paused, permit.ends) == (f"{PROVIDER_DOWN}: HTTP 5xx: no", False)
-    assert 120 < asyncio.get_running_loop().time() - begun < 300
+        if not permit.paused:
+            await gov.settle("a", [(permit.lease_id, 0, D(0))], feedback=[told])
+        return permit
+
+    await ask()
+    await asyncio.sleep(4000)
+    assert not (await ask()).paused
+    await gov.settle("a", [], feedback=[])
+    begun = asyncio.get_running_loop().time()
+    while not (permit := await ask()).paused:
+        pass
+    assert isinstance(permit.paused, ProviderDown)
+    assert str(permit.paused).startswith("the strong judge's server gave no answer for 120 s")
+    assert "HTTP 5xx: no" in str(permit.paused)
+    assert asyncio.get_running_loop().time() - begun < 300
 
 
+@pytest.mark.parametrize(
+    ("signal", "error"), [(Signal.OK, EscalationError), (Signal.UNAVAILABLE, ProviderDown)]
+)
 @virtual
-async def test_first_answers_that_cannot_be_used_end_the_run(storage: MemoryStorage) -> None:
+async def test_first_answers_that_cannot_be_used_end_the_run(
+    storage: MemoryStorage, signal: Signal, error: type[Exception]
+) -> None:
     """They are asked one by one, and all who wait are told why."""
     gov = governor(books(storage, "1000"), usable=0)
     for number in range(FIRST):
@@ -219,11 +248,10 @@ async def test_first_answers_that_cannot_be_used_end_the_run(storage: MemoryStor
         await asyncio.sleep(10)
         assert not waiting.done()
         waiting.cancel()
-        told = Feedback(Signal.OK, usable=False, why=f"cut {number}")
+        told = Feedback(signal, usable=False, why=f"cut {number}")
         await gov.settle("a", [(permit.lease_id, 0, D("0.001"))], feedback=[told])
     permit = await gov.acquire("a", needs("0.001"))
-    said = "the strong judge's first 16 answers cannot be used: cut 15"
-    assert (permit.ends, permit.paused) == (True, said)
+    assert type(permit.paused) is error and "15" in str(permit.paused)
 
 
 @virtual

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,15 +18,10 @@ import pytest
 from ray_judge.config import RunConfig
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.records import Example, verdict_schema
-from ray_judge.run.columns import Columns, read_labels
-from ray_judge.run.plan import (
-    find_shards,
-    plan_input,
-    read_examples,
-    read_rows,
-    read_slices,
-    row_keys,
-)
+from ray_judge.run.columns import Columns, is_text, read_labels
+from ray_judge.run.files import find_shards
+from ray_judge.run.plan import plan_input, read_examples, read_rows, read_slices, row_keys
+from ray_judge.run.sample import take
 
 from . import builders
 
@@ -67,14 +66,15 @@ def test_a_file_a_folder_and_a_glob_whatever_their_names(tmp_path: Path) -> None
         ("/*/c.parquet", ["sub/c.parquet"]),
         ("/e.txt", ["e.txt"]),
     ):
-        assert find_shards(f"{tmp_path}{pattern}") == [(str(tmp_path), name) for name in names]
+        found = [(str(tmp_path), name) for name in names]
+        assert find_shards(f"{tmp_path}{pattern}")[0] == found
 
     folder = tmp_path / "other"
     shard(folder, "folder.parquet/0.parquet", pairs())
-    assert find_shards(str(folder)) == [(str(folder), "folder.parquet/0.parquet")]
+    assert find_shards(str(folder)) == ([(str(folder), "folder.parquet/0.parquet")], [])
     for name in ("_hidden.parquet", "odd [1].parquet", "a b*.parquet"):
         shard(tmp_path, name, pairs())
-        assert find_shards(str(tmp_path / name)) == [(str(tmp_path), name)]
+        assert find_shards(str(tmp_path / name)) == ([(str(tmp_path), name)], [])
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -86,6 +86,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 OUTPUT = verdict_schema("pairwise", ()).names
 STRONG = {"model": "gpt-4.1", "max_cost_usd": 1, "samples": 2, "abstain_below": 0.5}
+AUDIT = {"route": {"policy": "fraction", "fraction": 0.5, "audit": 0.5, "audit_by": "meta"}}
 NO_ROWS = pairs().slice(0, 0)
 TWICE = pairs().append_column("response_a", pairs()["response_b"])
 
@@ -100,7 +101,11 @@ TWICE = pairs().append_column("response_a", pairs()["response_b"])
         ([pairs(strong_prob=[1, 2, 3])], {"strong": STRONG}, "strong_prob", "rename it"),
         *(([pairs(**{name: [1, 2, 3]})], {}, name, "rename it") for name in OUTPUT),
         ([TWICE], {}, "response_a", "two columns have the same name"),
-        ([pairs(score=[1] * 3), pairs(score=["1"] * 3)], {}, "score", "text here, int64 in"),
+        ([pairs(score=[1] * 3), pairs(score=["1"] * 3)], {}, "score", "text here, number in"),
+        ([pairs(label=[b"A", b"\xff", b"B"])], {}, "label", "this is not UTF-8 text"),
+        ([pairs(meta=[{"lang": "en"}] * 3)], AUDIT, "meta", "this column is struct<lang: string>"),
+        ([pairs(meta=[timedelta(1)] * 3)], AUDIT, "meta", "this column is duration"),
+        ([pairs(meta=[b"\xff"] * 3)], AUDIT, "meta", "this is not UTF-8 text"),
         ([pairs(score=[1] * 3), pairs()], {}, "score", "missing here"),
         ([pairs(), NO_ROWS], {}, None, "allow_empty_shards"),
         ([NO_ROWS], {"allow_empty_shards": True}, None, "nothing to judge"),
@@ -134,10 +139,10 @@ def test_what_is_taken_all_the_same(tmp_path: Path) -> None:
     shard(tmp_path, "a.parquet", table)
     shard(tmp_path, "b.parquet", table.slice(0, 0))
     wish = {"columns": {"label": "good"}, "allow_empty_shards": True}
-    shards, columns = plan_input(config(tmp_path, **wish), ())
-    assert ([one.rows for one in shards], columns.label) == ([3, 0], "good")
+    plan = plan_input(config(tmp_path, **wish), ())
+    assert ([one.rows for one in plan.shards], plan.columns.label) == ([3, 0], "good")
     wish = {"columns": {"label": None}, "allow_empty_shards": True}
-    assert plan_input(config(tmp_path, **wish), ())[1].label is None
+    assert plan_input(config(tmp_path, **wish), ()).columns.label is None
     with pytest.raises(ConfigError, match=r"columns\.instruction"):
         plan_input(config(tmp_path, columns={"instruction": None}), ())
 
@@ -187,7 +192,7 @@ def test_duplicate_ids_in_two_shards_and_null_ids_are_named(tmp_path: Path) -> N
 
 def test_ids_that_are_not_utf8_are_ids(tmp_path: Path) -> None:
     shard(tmp_path, "a.parquet", pairs(id=[b"\xff", b"ab", b"\xfe"]))
-    _, columns = plan_input(config(tmp_path), ())
+    columns = plan_input(config(tmp_path), ()).columns
     table = read_rows(str(tmp_path / "a.parquet"), 0, 3, columns.needed())
     keys = row_keys(table, columns, "a.parquet", range(len(table)))
     assert len(set(keys)) == 3 and "ab" in keys
@@ -231,8 +236,8 @@ def test_a_shard_in_slices(tmp_path: Path, sizes: list[int]) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()),
-        DICTIONARY,
+        *(pa.string(), pa.large_string(), pa.string_view()),
+        *(pa.binary(), pa.large_binary(), pa.binary_view(), DICTIONARY),
     ],
 )
 def test_text_of_every_type(kind: pa.DataType) -> None:
@@ -281,10 +286,14 @@ def test_optional_text_that_is_missing_is_left_out() -> None:
         ([True, False], {True: "A", False: "B"}, ["A", "B"]),
         (["a", "B", "Tie"], {"a": "A", "Tie": "tie"}, ["A", "B", "tie"]),
         ([None, None], {}, [None, None]),
+        (["A ", " ", "skip"], {"A ": "A", " ": None, "skip": None}, ["A", None, None]),
+        ([Decimal("1.0"), Decimal("2.0")], {1: "A", 2: "B"}, ["A", "B"]),
+        ([12345678, 12345679], {12345678: "A", 12345679: "B"}, ["A", "B"]),
+        ([b"A", b"x"], {"x": "tie"}, ["A", "tie"]),
     ],
 )  # fmt: skip
 def test_labels_mean_what_the_configuration_says(
-    tmp_path: Path, given: list[Any], labels: Any, meant: list[str | None]
+    given: list[Any], labels: Any, meant: list[str | None]
 ) -> None:
     config = builders.config(labels=labels)
     assert read_labels(pl.Series("l", given), config).to_list() == meant
@@ -300,24 +309,126 @@ def test_labels_that_are_no_verdicts_are_listed_with_their_counts() -> None:
         builders.config(labels={"x": "C"})
 
 
-def test_files_as_others_write_and_name_them(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("column", "kinds"),
+    [
+        ("label", [pa.string_view(), pa.large_string(), DICTIONARY, pa.string(), pa.null()]),
+        ("instruction", [pa.string_view(), pa.binary(), DICTIONARY, pa.binary_view()]),
+        ("id", [pa.int32(), pa.int64(), pa.uint8()]),
+        ("meta", [pa.int64(), pa.float64(), pa.decimal128(9, 2), pa.null()]),
+        ("meta", [pa.timestamp("ns", "UTC"), pa.timestamp("us"), pa.null()]),
+        ("meta", [pa.list_(pa.string()), pa.large_list(pa.field("element", pa.string_view()))]),
+        ("meta", [pa.struct({"a": pa.int8(), "b": pa.string()}),
+                  pa.struct({"b": pa.large_string(), "a": pa.int64()})]),
+    ],
+)  # fmt: skip
+def test_shards_that_differ_in_what_only_the_writer_chose(
+    tmp_path: Path, column: str, kinds: list[pa.DataType]
 ) -> None:
-    text = pairs()
-    views = text.cast(pa.schema([pa.field(f.name, pa.string_view()) for f in text.schema]))
-    large = text.cast(pa.schema([pa.field(f.name, pa.large_string()) for f in text.schema]))
-    more = text.append_column("note", pa.array(["x"] * 3))
-    nulls = text.append_column("note", pa.nulls(3))
-    for folder, tables in (("texts", (text, views, large)), ("nulls", (more, nulls))):
-        (tmp_path / folder).mkdir()
-        for number, table in enumerate(tables):
-            shard(tmp_path / folder, f"{number}.parquet", table)
-        assert len(plan_input(builders.config(input=str(tmp_path / folder)), ())[0]) == len(tables)
-    for name in ("a.PARQUET", "b.parq", "c.pq", "_d.parquet", "e.csv"):
-        (tmp_path / name).write_bytes(b"")
-    found = [name for _, name in find_shards(str(tmp_path)) if "/" not in name]
-    assert found == ["a.PARQUET", "b.parq", "c.pq"] and "_d.parquet" in caplog.text
-    (tmp_path / "_delta_log").mkdir()
-    (tmp_path / "_delta_log" / "0.json").write_text("{}")
-    with pytest.raises(InputError, match="Delta table"):
-        find_shards(str(tmp_path))
+    """Of each shard as many rows come into a sample, whatever its types."""
+    for number, kind in enumerate(kinds):
+        values = pa.array(["A", None] if column == "label" else ["x", "y"])
+        if pa.types.is_integer(kind):
+            values = pa.array([2 * number, 2 * number + 1])
+        elif not is_text(kind):
+            values = pa.nulls(2)
+        shard(tmp_path, f"{number}.parquet", pairs(2, **{column: values.cast(kind)}))
+    plan = plan_input(config(tmp_path), ())
+    assert plan.rows == 2 * len(kinds)
+    rows = np.arange(plan.rows)
+    names = list(dict.fromkeys([*plan.columns.needed(), *filter(None, [plan.columns.label])]))
+    taken = take(plan.shards, rows[::2], names)
+    assert len(read_examples(taken, plan.columns)) == len(kinds)
+
+
+LANG = {"label": "lang"}
+
+
+def test_what_is_not_taken_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.PARQUET", "b.parq", "c.pq", "lang=en/0.parquet", "_d.parquet", ".e/f.parquet"):
+        shard(tmp_path, name, pairs())
+    for name in ("_SUCCESS", ".a.PARQUET.crc", "g.csv", "sub/h.jsonl.gz"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    plan = plan_input(config(tmp_path), ())
+    named = [".e/f.parquet (names with a leading . are no data by custom)",
+             "_d.parquet (names with a leading _ are no data by custom)",
+             "g.csv (no Parquet file by its name)",
+             "sub/h.jsonl.gz (no Parquet file by its name)"]  # fmt: skip
+    names = ["a.PARQUET", "b.parq", "c.pq", "lang=en/0.parquet"]
+    assert [one.name for one in plan.shards] == names and sorted(plan.not_taken) == named
+    assert all(f"not taken: {', '.join(plan.not_taken)}" in m for m in caplog.messages)
+    assert find_shards(f"{tmp_path}/_*.parquet") == ([(str(tmp_path), "_d.parquet")], [])
+    assert find_shards(f"{tmp_path}/*")[0] == [(str(tmp_path), name) for name in names[:3]]
+    assert "lang= is in its folder's name" in str(refusal(tmp_path / "l*/*", columns=LANG))
+    for n in range(30):
+        (tmp_path / f"{n}.txt").write_bytes(b"")
+    assert len(find_shards(str(tmp_path))[1]) == 21
+    assert "not taken: h.jsonl.gz (no Parquet" in str(refusal(tmp_path / "sub"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("_delta_log/0.json", "Delta"),
+        (".hoodie/x", "Hudi"),
+        ("metadata/v1.metadata.json", "Iceberg"),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["", "/*.parquet", "/**/*.parquet"])
+def test_a_table_whose_log_says_which_files_count(
+    tmp_path: Path, name: str, kind: str, pattern: str
+) -> None:
+    shard(tmp_path, "a.parquet", pairs())
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("{}")
+    assert f"a table of {kind}" in str(refusal(f"{tmp_path}{pattern}"))
+
+
+def test_folders_are_followed_through_links_and_each_file_taken_once(tmp_path: Path) -> None:
+    """Links elsewhere, to what is there, to themselves, to nothing; a pipe, which nobody fills."""
+    shard(tmp_path / "elsewhere", "x.parquet", pairs())
+    folder = tmp_path / "in"
+    shard(folder, "real/a.parquet", pairs())
+    for name, goal in (("away", "../elsewhere"), ("again", "real"), ("loop", "."),
+                       ("up", ".."), ("b.parquet", "real/a.parquet")):  # fmt: skip
+        (folder / name).symlink_to(goal)
+    os.mkfifo(folder / "pipe.parquet")
+    found, left = find_shards(str(folder))
+    assert [name for _, name in found] == ["away/x.parquet", "real/a.parquet"]
+    said = "it links to a folder that is looked into"
+    assert sorted(left) == [
+        "again (it links to a folder that is looked into)",
+        "b.parquet (it links to real/a.parquet)",
+        "loop (it links to a folder that is looked into)",
+        "pipe.parquet (no regular file)",
+        *(f"up/{name} ({said})" for name in ("elsewhere", "in")),
+    ]
+    (folder / "gone.parquet").symlink_to("nowhere")
+    assert "gone.parquet" in str(refusal(folder).where["file"])
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "apart"),
+    [
+        ("in", "in", False), ("in", "in/out", False), ("in/", "in/../in/a/b", False),
+        ("in", "link/out", False), ("link", "in/out", False), ("in", "inside", True),
+        ("in/*.parquet", "in/out", True), ("in/*.parquet", "in", False),
+        ("in/*/*.parquet", "in/out", False), ("in/*/*.parquet", "in/a/out", True),
+        ("in/**/*.parquet", "in/a/out", False), ("in/d*/*.parquet", "in/out", True),
+        ("in/a.parquet", "in", True), ("in", ".", True), ("in/scored", "in", False),
+    ],
+)  # fmt: skip
+def test_the_output_is_never_among_the_input(
+    tmp_path: Path, given: str, output: str, apart: bool
+) -> None:
+    for name in ("a", "d/b", "scored/c"):
+        shard(tmp_path / "in", f"{name}.parquet", pairs())
+    (tmp_path / "link").symlink_to("in")
+    source, place = f"{tmp_path}/{given}", f"file://{tmp_path}/{output}"
+    if apart:
+        assert plan_input(config(source, output=place), ()).rows
+        return
+    with pytest.raises(ConfigError, match="choose another"):
+        plan_input(config(source, output=place), ())
+    assert not (tmp_path / output / "run.json").exists()

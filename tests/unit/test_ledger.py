@@ -72,7 +72,7 @@ def test_the_longest_prefix_that_fits_each_slot_settled_once_and_in_full() -> No
     for unknown in ("x-1", "", "1", "x-0", "x--1", lease.id[:-1] + "2"):
         with pytest.raises(EscalationError):
             ledger.settle(unknown, 0, D("0.1"))
-    assert (total(ledger), ledger.excess_usd) == (D("0.1"), 0)
+    assert (total(ledger), ledger.excess.usd) == (D("0.1"), 0)
 
 
 def test_an_answer_beyond_its_lease_widens_those_to_come() -> None:
@@ -81,7 +81,7 @@ def test_an_answer_beyond_its_lease_widens_those_to_come() -> None:
     ledger = opened(storage)
     first, second = grant(ledger, "0.1"), grant(ledger, "0.01")
     ledger.settle(first.id, 0, D("0.25"))
-    assert (ledger.spent_usd, ledger.excess_usd, first.factor) == (D("0.25"), D("0.15"), 1000)
+    assert (ledger.spent_usd, ledger.excess.usd, first.factor) == (D("0.25"), D("0.15"), 1000)
     ledger.settle(second.id, 0, D("0.02"))  # granted before: twice its own maximum
     ledger.commit()
     for owner in (ledger, opened(storage)):
@@ -91,7 +91,7 @@ def test_an_answer_beyond_its_lease_widens_those_to_come() -> None:
     assert (lease.factor, owner.open_usd) == (2500, D("0.25"))
     assert owner.held("a")[0].max_usd == D("0.25")
     owner.settle(lease.id, 0, D("0.5"))  # twice the widened one
-    assert grant(owner, "0.01").factor == 5000 and owner.excess_usd == D("0.41")
+    assert grant(owner, "0.01").factor == 5000 and owner.excess.usd == D("0.41")
 
 
 @pytest.mark.parametrize("amount", [D("NaN"), D("-0.01"), D("Infinity"), D("sNaN"), 1.0, None])

@@ -108,7 +108,43 @@ def test_sixteen_answers_that_cannot_be_used_say_why() -> None:
         assert limiter.opening.failure is None
         assert limiter.reserve(1, START, horizon_s=60) is not None
         limiter.done(Feedback(Signal.OK, usable=False, why=f"cut {number}"), START)
-    assert limiter.opening.failure == "cut 15"
+    assert limiter.opening.failure and limiter.opening.failure.why == "cut 15"
+
+
+REFUSED = Feedback(Signal.RATE_LIMITED, {"retry-after": "90"}, why="HTTP 429: slow down")
+LOST = Feedback(Signal.UNAVAILABLE, why="http://x cannot be reached: no such name")
+GOOD = Feedback(Signal.OK, usable=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "told", "seconds", "said"),
+    [
+        ([], [], 99, None),  # nobody asks
+        (["taken"], [], 20, None),
+        (["taken"], [], 40, "1 requests are in flight, and none was answered for 40 s"),
+        (["taken"], [LOST], 1, None),
+        (
+            ["taken"],
+            [LOST],
+            12,
+            "judge: http://x cannot be reached: no such name (no answer for 12 s)",
+        ),
+        (["taken"], [LOST, LOST, GOOD], 12, None),
+        (["taken"], [REFUSED], 1, "HTTP 429: slow down (no answer for 1 s, asked again in 89 s)"),
+        (["taken"], [REFUSED, GOOD], 60, "HTTP 429: slow down (asked again in 30 s)"),
+        (["taken"] * 3, [GOOD] * 3, 0, "rate limits leave room for the next request in 91 s"),
+    ],
+)
+def test_what_all_requests_wait_for_is_said(
+    before: list[str], told: list[Feedback], seconds: float, said: str | None
+) -> None:
+    limiter = limits(2 if len(before) == 3 else 600)
+    for _ in before:
+        assert limiter.reserve(1, START, horizon_s=90) is not None
+    for feedback in told:
+        limiter.done(feedback, START)
+    found = limiter.state(START + seconds)["waits"]
+    assert found is None if said is None else said in found
 
 
 @pytest.mark.parametrize(

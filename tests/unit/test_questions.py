@@ -27,7 +27,14 @@ from ray_judge.escalation.pricing import (
     price_of,
     price_table,
 )
-from ray_judge.escalation.questions import QuestionMaker, Unparseable, canonical_key, in_words
+from ray_judge.escalation.questions import (
+    QuestionMaker,
+    Unparseable,
+    asked_tier,
+    billable_tiers,
+    canonical_key,
+    in_words,
+)
 from ray_judge.records import Chunk, Example, Usage
 from ray_judge.run.columns import Columns
 
@@ -102,15 +109,29 @@ def test_samples_and_orders_are_questions_of_their_own() -> None:
     assert [question.key for question in more[:2]] == [question.key for question in both[:2]]
 
 
-@pytest.mark.parametrize(("mode", "tier"), [("online", "default"), ("batch", "batch")])
-def test_a_question_knows_its_tokens_and_its_cost(mode: str, tier: str) -> None:
-    asked = maker(mode=mode, max_output_tokens=50)
+GATEWAY, EUROPE = "https://api.openai.com.example/v1", "https://eu.api.openai.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("mode", "base_url", "told", "billed"),
+    [
+        ("online", None, "default", "default"),  # a project may be set to a dearer one
+        ("online", EUROPE, "default", "default"),
+        ("online", GATEWAY, None, "priority"),
+        ("flex", GATEWAY, "flex", "default"),
+        ("batch", None, "default", "batch"),
+    ],
+)
+def test_a_question_knows_its_tokens_and_the_dearest_tier_that_may_be_billed(
+    mode: Any, base_url: str | None, told: str | None, billed: str
+) -> None:
+    asked = maker(mode=mode, base_url=base_url, max_output_tokens=50)
+    assert asked_tier(asked.strong) == told
     (question,) = asked.of_example(PAIR)
     assert question.body is not None
     bound = input_token_bound(question.body["messages"], question.body["response_format"])
     assert question.input_bound == bound > question.tokens > 0
-    most = max_cost(asked.price, input_tokens=bound, output_tokens=50, tier=tier)
-    assert question.max_cost_usd == most > Decimal(0)
+    assert question.max_cost_usd == cost(asked.price, Usage(bound, 50, tier=billed)) > Decimal(0)
 
 
 @pytest.mark.parametrize(
@@ -348,14 +369,18 @@ def test_costs_by_hand(model: str, usage: Usage, usd: str) -> None:
 
 def test_flex_may_be_served_at_the_standard_price_but_a_batch_never() -> None:
     sizes = {"input_tokens": 1000, "output_tokens": 100}
-    tiers = ("flex", "default", "batch")
-    flex, full, batch = (max_cost(price_of("gpt-5"), **sizes, tier=tier) for tier in tiers)
+    asked = [maker(model="gpt-5", mode=mode).strong for mode in ("flex", "online", "batch")]
+    flex, full, batch = (
+        max_cost(price_of("gpt-5"), **sizes, tiers=billable_tiers(strong)) for strong in asked
+    )
     assert flex == full == batch * 2
     sizes = {"input_tokens": 272_001, "output_tokens": 1000}
-    assert max_cost(price_of("gpt-6-sol"), **sizes, tier="default") == Decimal("1.375005")
+    assert max_cost(price_of("gpt-6-sol"), **sizes, tiers=["default"]) == Decimal("1.375005")
 
 
-MODELS = ["gpt-4.1", "gpt-5", "gpt-6-sol", "o3", "gpt-4", "claude-sonnet-4-5", "qwen/qwen3-max"]
+DEAR_CACHE = "~deepseek/deepseek-pro-latest"
+"""Reading from its cache costs more than its input."""
+MODELS = ["gpt-4.1", "gpt-5", "gpt-6-sol", "o3", "gpt-4", "claude-sonnet-4-5", DEAR_CACHE]
 TOKENS = st.integers(0, 400_000)
 
 
@@ -365,10 +390,12 @@ def test_the_lease_covers_every_bill(
 ) -> None:
     price = price_of(model)
     bounds = {"input_tokens": tokens + slack, "output_tokens": output + slack}
-    for pair in ("default default", "flex flex", "flex default", "batch batch"):
-        asked, served = pair.split()
-        usage = Usage(tokens, output, min(cached, tokens), min(written, tokens), 0, tier=served)
-        assert cost(price, usage) <= max_cost(price, **bounds, tier=asked)
+    assert (price.cached_input > price.input) == (model == DEAR_CACHE)
+    for mode, base_url in (("online", None), ("online", GATEWAY), ("flex", None), ("batch", None)):
+        tiers = billable_tiers(maker(mode=mode, base_url=base_url).strong)
+        for served in {*tiers, mode} - {"online"}:
+            usage = Usage(tokens, output, min(cached, tokens), min(written, tokens), 0, tier=served)
+            assert cost(price, usage) <= max_cost(price, **bounds, tiers=tiers)
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))

@@ -51,6 +51,8 @@ STRIKES = 3
 class BatchCourier:
     """Asks the questions of a session in batches. After a crash another one goes on."""
 
+    poll_s = POLL_S
+
     def __init__(
         self,
         config: RunConfig,
@@ -67,7 +69,7 @@ class BatchCourier:
         self._first = first
         self._make_name = make_name
         self._strong, self._books, self._clock, self._report = config.strong, books, clock, report
-        self._provider = Provider(config.strong, client, clock)
+        self._provider = Provider(config.strong, client, clock, report)
         self._queue = BatchQueue(
             config.strong.batch, lambda questions: maker.bodies(questions, chunks)
         )
@@ -94,13 +96,14 @@ class BatchCourier:
         """
         ledger, claim = await asyncio.to_thread(self._books.claim, self._make_name())
         self._ledger = ledger
-        self._first.proven |= claim.proven
         asked: dict[str, set[str]] = {}
         for key, batch in claim.batched.items():
             asked.setdefault(batch, set()).add(key)
         self._pending, self._asked = {}, asked
-        others = dict(claim.batched)
+        others, knows_words = dict(claim.batched), False
         for record in await asyncio.to_thread(load, self._books.storage, self._books.run):
+            # Whether the server takes `response_format`; one alone was made by who did not know.
+            knows_words |= record.requests > 1 or record.words or record.refused
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
@@ -111,6 +114,7 @@ class BatchCourier:
                 await self._find(record)
             elif record.stage is Stage.INTENT:
                 await self._abandon(record)
+        self._first.proven |= claim.proven and knows_words
         return replace(claim, batched=others)
 
     async def carry(self, session: Session) -> None:
@@ -130,12 +134,12 @@ class BatchCourier:
                 return
             rest_s = begun + self._strong.batch.wait_s - self._clock.now()
             if rest_s <= 0:
-                raise PausedError(self._describe_pending(session))
+                raise PausedError(f"{self._describe_pending(session)}; run again to go on")
             await session.release()
             await self._show(session)
             until = self._clock.now() + min(self._strong.batch.poll_s, rest_s)
             while not session.stopping and (left_s := until - self._clock.now()) > 0:
-                await self._clock.sleep(min(POLL_S, left_s))
+                await self._clock.sleep(min(self.poll_s, left_s))
 
     async def close(self) -> None:
         """Write the ledger's final snapshot, and end the journal's log."""
@@ -203,12 +207,12 @@ class BatchCourier:
                 return
             await session.own()
             ledger = self._owned()
-            session.deny(ledger.best_usd())
             if not self._first.proven:
                 if self._pending:
                     return
                 await self._first.ask(session, ledger)
                 self._queue.words |= self._first.words
+            session.deny(ledger.best_usd())
             free = self._free(session)
             if not self._first.proven:  # there is no money to ask online: one alone, then
                 free = free[:1]
@@ -332,6 +336,8 @@ class BatchCourier:
         for slot in reading.free:
             ledger.release(slot.lease, [slot.slot])
         await asyncio.to_thread(ledger.commit)
+        usd, said = ledger.excess.usd, ledger.excess.said
+        self._report({"excess_usd": usd, "excess_said": said})
         await self._step(record, Stage.READ, refused=reading.words)
         self._queue.words |= reading.words
         self._first.proven |= reading.usable
@@ -368,8 +374,8 @@ class BatchCourier:
                 "spent_usd": settled,
                 "open_usd": held,
                 "cap_usd": self._books.cap_usd,
-                "denied": session.denied,
-                "waiting": len(session.waiting),
+                **session.figures(),
+                "waits": self._describe_pending(session),
                 "in_batches": sum(record.requests for record in self._pending.values()),
             }
         )
@@ -379,4 +385,4 @@ class BatchCourier:
         done = sum(self._completed[batch] for batch in self._pending)
         left = len(self._free(session))
         more = f", {left} questions wait for a batch" if left else ""
-        return f"batch pending: {done} of {total} requests done{more}; run again to go on"
+        return f"batch pending: {done} of {total} requests done{more}"

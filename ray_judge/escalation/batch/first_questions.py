@@ -7,6 +7,7 @@ that is online from its beginning to its end.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
@@ -16,7 +17,7 @@ from ray_judge.escalation.books.ledger import Ledger
 from ray_judge.escalation.online.limiter import FIRST
 from ray_judge.escalation.online.servers import GovernorServer
 from ray_judge.escalation.questions import QuestionMaker
-from ray_judge.escalation.session import Session
+from ray_judge.escalation.session import POLL_S, Session
 from ray_judge.records import Chunk, Outcome
 
 UNPAID = (Outcome.DENIED_BUDGET, Outcome.PENDING)
@@ -55,7 +56,10 @@ class FirstQuestions:
     async def _ask(self, session: Session, asker: Any) -> None:
         for waiting in list(islice(session.waiting.values(), FIRST + 1)):
             (question,) = self._maker.bodies([waiting], self._chunks)
-            found = _raise(await asker.ask([question], session.in_vain))
+            asking = asyncio.ensure_future(asker.ask([question], session.in_vain))
+            while not (await asyncio.wait([asking], timeout=POLL_S))[0]:
+                session.report({**await self._governor.state(), **session.figures()})
+            found = _raise(asking.result())
             outcome = found[question.key]
             if outcome in UNPAID:
                 return

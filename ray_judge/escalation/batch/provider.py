@@ -120,8 +120,14 @@ class View:
 class Provider:
     """Calls about batches. What passes is waited for; RequestFailed is raised for what does not."""
 
-    def __init__(self, strong: StrongConfig, client: BatchClient, clock: Clock) -> None:
-        self._strong, self._client, self._clock = strong, client, clock
+    def __init__(
+        self,
+        strong: StrongConfig,
+        client: BatchClient,
+        clock: Clock,
+        report: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self._strong, self._client, self._clock, self._report = strong, client, clock, report
 
     async def close(self) -> None:
         await self._client.close()
@@ -204,8 +210,15 @@ class Provider:
         def enough(_: tenacity.RetryCallState) -> bool:
             return self._clock.now() - begun >= self._strong.give_up_after_s
 
+        def tell(state: tenacity.RetryCallState) -> None:
+            why = state.outcome.exception() if state.outcome else None
+            self._report({"waits": f"the strong judge, asked about a batch: {why}"})
+
         policy = RETRY.copy(
-            retry=tenacity.retry_if_exception(again), stop=enough, sleep=self._clock.sleep
+            retry=tenacity.retry_if_exception(again),
+            stop=enough,
+            sleep=self._clock.sleep,
+            before_sleep=tell,
         )
         async for attempt in policy:
             with attempt:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_judge.errors import ConfigError, EscalationError
 
@@ -24,6 +24,7 @@ _MOST_USD = Decimal(10) ** 9
 """A sum beyond this is a mistake of units; it is also what `decimal128(18, 9)` can hold."""
 AS_IT_IS = 1000
 """A factor of leases, in thousandths: what a request can cost by its limits, and no more."""
+_SUMS = ("settled", "held", "granted", "excess", "overruns", "factors")
 BILLED_LATE_S = 3600.0
 """A request whose actor is lost may be billed this much later: longer than any client waits."""
 
@@ -78,6 +79,26 @@ class OpenLease:
         self.amount = sum(most for _, most in self.slots.values())
 
 
+class Excess(NamedTuple):
+    """What answers to a run cost beyond their leases, and how many did: none keep to limits."""
+
+    usd: Decimal = Decimal(0)
+    answers: int = 0
+    factor: int = AS_IT_IS
+
+    @property
+    def said(self) -> str | None:
+        """One sentence for people; None where every answer kept to its limits."""
+        if not self.answers:
+            return None
+        return (
+            f"The strong judge's server billed ${self.usd:.6f} beyond what the limits of "
+            f"{self.answers:,} of its answers allow (up to {self.factor / AS_IT_IS:.1f} times as "
+            "much): leases are as much larger since then, and no more than that can have been "
+            "spent above the cap"
+        )
+
+
 @dataclass(slots=True)
 class Accounts:
     """Balances of every account and every open lease.
@@ -85,8 +106,8 @@ class Accounts:
     `settled` and `held`: nano-dollars per account. `granted`: how many leases each lease series
     (one per epoch of the ledger) has seen, so that a known lease whose slot is no longer open is
     recognised as settled, without a list of all settled slots. `excess`: nano-dollars per account
-    that answers cost beyond their leases. `factors`: thousandths by which the leases of an account
-    are widened, after what its dearest answers cost.
+    that answers cost beyond their leases; `overruns`: how many did. `factors`: thousandths by which
+    the leases of an account are widened, after what its dearest answers cost.
     """
 
     settled: dict[str, int] = field(default_factory=dict)
@@ -94,6 +115,7 @@ class Accounts:
     leases: dict[str, OpenLease] = field(default_factory=dict)
     granted: dict[str, int] = field(default_factory=dict)
     excess: dict[str, int] = field(default_factory=dict)
+    overruns: dict[str, int] = field(default_factory=dict)
     factors: dict[str, int] = field(default_factory=dict)
 
     def used(self, account: str) -> int:
@@ -107,6 +129,10 @@ class Accounts:
 
     def factor(self, account: str) -> int:
         return self.factors.get(account, AS_IT_IS)
+
+    def excess_of(self, account: str) -> Excess:
+        usd, answers = to_usd(self.excess.get(account, 0)), self.overruns.get(account, 0)
+        return Excess(usd, answers, self.factor(account))
 
     def grant(
         self,
@@ -145,6 +171,7 @@ class Accounts:
             self.settled[account] = self.settled.get(account, 0) + cost
             if cost > most:
                 self.excess[account] = self.excess.get(account, 0) + cost - most
+                self.overruns[account] = self.overruns.get(account, 0) + 1
                 self.factors[account] = max(self.factor(account), widened)
         if not opened.slots:
             del self.leases[lease]
@@ -177,8 +204,7 @@ class Accounts:
             name: [x.actor, x.accounts, x.factor, x.lost_at, x.slots]
             for name, x in self.leases.items()
         }
-        names = ("settled", "held", "granted", "excess", "factors")
-        return {**{name: getattr(self, name) for name in names}, "leases": leases}
+        return {**{name: getattr(self, name) for name in _SUMS}, "leases": leases}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Accounts:
@@ -186,5 +212,4 @@ class Accounts:
         for name, (actor, accounts, factor, lost_at, slots) in state["leases"].items():
             numbered = {int(number): (key, most) for number, (key, most) in slots.items()}
             leases[name] = OpenLease(actor, accounts, numbered, factor, lost_at)
-        names = ("settled", "held", "granted", "excess", "factors")
-        return cls(**{name: state[name] for name in names}, leases=leases)
+        return cls(**{name: state[name] for name in _SUMS}, leases=leases)

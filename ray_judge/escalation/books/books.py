@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import PausedError
-from ray_judge.escalation.books.accounts import Accounts, to_nanos, to_usd
+from ray_judge.escalation.books.accounts import Accounts, Excess, to_nanos, to_usd
 from ray_judge.escalation.books.batches import ACTOR, BatchRecord, load_record, path_of
 from ray_judge.escalation.books.journal import Journal, JournalWriter, compact, load_journal
 from ray_judge.escalation.books.ledger import Ledger, create_claim, forget_older, recover
@@ -164,9 +164,9 @@ class Books:
         accounts, name = recover(self.storage), f"run:{self.run}"
         return to_usd(accounts.settled.get(name, 0)), to_usd(accounts.held.get(name, 0))
 
-    def excess_usd(self) -> Decimal:
-        """What answers to this run cost beyond their leases, without owning."""
-        return to_usd(recover(self.storage).excess.get(f"run:{self.run}", 0))
+    def excess(self) -> Excess:
+        """What answers to this run cost beyond their leases."""
+        return recover(self.storage).excess_of(f"run:{self.run}")
 
     def compact(self, *, may_fold: Callable[[str], bool], token: str | None = None) -> int:
         """See `journal.compact`."""

@@ -49,7 +49,14 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ray_judge.errors import AlreadyExists, CorruptedError, LedgerFenced, StorageError
-from ray_judge.escalation.books.accounts import AS_IT_IS, Accounts, month_of, to_nanos, to_usd
+from ray_judge.escalation.books.accounts import (
+    AS_IT_IS,
+    Accounts,
+    Excess,
+    month_of,
+    to_nanos,
+    to_usd,
+)
 from ray_judge.escalation.books.lines import LineLog, log_names, read_listed, read_log
 from ray_judge.storage.local import Storage
 
@@ -247,9 +254,8 @@ class Ledger:
         return to_usd(max(0, self._caps[self._run]))
 
     @property
-    def excess_usd(self) -> Decimal:
-        """What answers to this run cost beyond their leases: none where limits are kept."""
-        return to_usd(self._accounts.excess.get(self._run, 0))
+    def excess(self) -> Excess:
+        return self._accounts.excess_of(self._run)
 
     def month_usd(self) -> Decimal:
         """Settled and open in the current UTC month, over all runs."""

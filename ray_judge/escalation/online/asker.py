@@ -14,7 +14,7 @@ from decimal import Decimal
 
 import tenacity
 
-from ray_judge.errors import StorageError
+from ray_judge.errors import PausedError, StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.client import StrongClient
@@ -200,7 +200,7 @@ class Asker:
         except StorageError as error:
             if self._journal_failed is None:
                 self._journal_failed = error
-                await self._permits.pause(f"the journal cannot be written: {error}")
+                await self._permits.pause(PausedError(f"the journal cannot be written: {error}"))
             raise
 
     async def _failed(
@@ -211,7 +211,7 @@ class Asker:
         Raises where no other question can fare better: PausedError, EscalationError.
         """
         again_some_day = failure.status in (401, 404) or failure.kind is Kind.PARAMETER
-        if failure.kind in OF_A_ROW and slot.proven:
+        if failure.kind in OF_A_ROW and (slot.proven or failure.status == 403):  # moderated?
             self._denials += 1
             if self._denials < DENIALS:
                 failure.kind = OF_A_ROW[failure.kind]
@@ -226,11 +226,11 @@ class Asker:
         answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)
         if billed or over:
             await self._keep(answer)
-        usable = False if of_question else None
+        usable = False if of_question or kind is Kind.AMBIGUOUS else None
         told = Feedback(meaning.signal, failure.headers, sent_at, usable=usable, why=reason)
         self._permits.settle(slot, cost_usd, told)
         if meaning.fault is Fault.RUN and not meaning.again:
             error = run_error(failure, self._strong)
-            await self._permits.pause(str(error))
+            await self._permits.pause(error)
             raise error
         return answer if over else None

@@ -156,7 +156,7 @@ class OnlineCourier:
             return
         figures = await self._governor.state()
         session.deny(figures["best_usd"])
-        self._report({**figures, "denied": session.denied})
+        self._report({**figures, **session.figures()})
         load = [0] * len(self._askers)
         for number, _ in self._running.values():
             load[number] += 1
@@ -185,6 +185,6 @@ class OnlineCourier:
             self._failure = failure
             if self._governor is not None:
                 with contextlib.suppress(ProcessDied):  # dead, it lets nobody send either
-                    await self._governor.pause(str(failure))
+                    await self._governor.pause(failure)
         elif isinstance(known, PausedError) and not isinstance(failure, PausedError | ProcessDied):
             self._failure = failure

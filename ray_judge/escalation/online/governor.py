@@ -18,9 +18,10 @@ from enum import Enum
 from itertools import takewhile
 from typing import Any, Protocol
 
+from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
 from ray_judge.escalation.books.ledger import Lease, LeaseSlot, Ledger
 from ray_judge.escalation.online.limiter import FIRST, Feedback, Limiter
-from ray_judge.escalation.online.permits import PROVIDER_DOWN, Need, Permit, denying_cap
+from ray_judge.escalation.online.permits import Need, Permit, denying_cap
 from ray_judge.failures import Signal
 
 HORIZON_S = 0.5
@@ -81,6 +82,24 @@ async def _in_thread(work: Callable[[], None]) -> None:
     await asyncio.to_thread(work)
 
 
+def _down(patience_s: float, why: str) -> ProviderDown:
+    return ProviderDown(
+        f"the strong judge's server gave no answer for {patience_s:g} s (strong.give_up_after_s): "
+        f"{why}. Everything is kept, run again later"
+    )
+
+
+def _in_vain(last: Feedback) -> RayJudgeError:
+    if last.signal is Signal.OK:
+        return EscalationError(
+            f"the strong judge's first {FIRST} answers cannot be used: {last.why}"
+        )
+    return ProviderDown(
+        f"the strong judge's server answered none of {FIRST} requests, which count in full, with "
+        f"anything that can be read: {last.why}. Everything is kept, run again later"
+    )
+
+
 class Governor:
     """Serves permits from one ledger and one limiter."""
 
@@ -111,8 +130,7 @@ class Governor:
         self._urgent = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._ledger_free = asyncio.Lock()
-        self._paused: str | None = None
-        self._ends = False
+        self._paused: RayJudgeError | None = None
         self._failure: BaseException | None = None
         self._offers: list[_Offer] = []
         self._in_flight: set[LeaseSlot] = set()
@@ -160,14 +178,14 @@ class Governor:
                 self._book(lease, slot, Decimal(0), None, now)
         self._wake.set()
 
-    def pause(self, reason: str) -> None:
-        """Answer every waiting and every later `acquire` with this reason."""
-        self._paused = reason
+    def pause(self, why: RayJudgeError) -> None:
+        """Answer every waiting and every later `acquire` with this error."""
+        self._paused = why
         self._urgent.set()
         self._wake.set()
 
     def _pause_permit(self) -> Permit:
-        return Permit("", 0, paused=self._paused, ends=self._ends)
+        return Permit("", 0, paused=self._paused)
 
     def state(self) -> dict[str, Any]:
         """Money in USD (`best_usd`: see `denying_cap`) and rates per minute."""
@@ -178,15 +196,15 @@ class Governor:
             "cap_usd": self._ledger.cap_usd,
             "best_usd": self._ledger.best_usd(),
             "month_usd": self._ledger.month_usd(),
-            "excess_usd": self._ledger.excess_usd,
+            "excess_usd": self._ledger.excess.usd,
+            "excess_said": self._ledger.excess.said,
             "waiting": sum(map(len, self._waiting.values())),
-            "paused": self._paused,
             **self._limiter.state(self._clock.now()),
         }
 
     async def close(self) -> None:
         """Answer all who wait with a pause, write the ledger's final snapshot, and stop."""
-        self.pause(self._paused or "the run is ending")
+        self.pause(self._paused or PausedError("the run is ending"))
         async with self._ledger_free:  # behind a commit that is under way, and its answers
             if self._pump is not None:
                 self._pump.cancel()
@@ -216,7 +234,7 @@ class Governor:
         async with self._ledger_free:
             now = self._clock.now()
             if self._limiter.down_s(now) > self._patience_s:
-                self._paused = f"{PROVIDER_DOWN}: {self._limiter.last_failure}"
+                self._paused = _down(self._patience_s, self._limiter.last_failure)
             if self._paused is not None:
                 self._answer_all(self._pause_permit())
                 return None
@@ -299,6 +317,7 @@ class Governor:
         if not math.isfinite(wait_s):
             await self._wake.wait()
             return
+        wait_s = min(wait_s, self._patience_s - self._limiter.down_s(now))
         # Let a batch gather; the places handed out so far last for twice as long.
         wait_s = max(self._horizon_s / 2, wait_s - self._horizon_s)
         sleepers = [
@@ -342,9 +361,8 @@ class Governor:
                 self._limiter.undo()
             else:
                 self._limiter.done(feedback, now)
-                if (why := self._limiter.opening.failure) and self._paused is None:
-                    self._ends = True
-                    self.pause(f"the strong judge's first {FIRST} answers cannot be used: {why}")
+                if (last := self._limiter.opening.failure) and self._paused is None:
+                    self.pause(_in_vain(last))
 
     def _check(self) -> None:
         if self._failure is not None:

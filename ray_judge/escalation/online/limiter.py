@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from ray_judge.failures import Signal
 
@@ -33,6 +34,10 @@ CLIMB_EVERY_S = 1.0
 CLIMB = 0.1
 """After a 429 the share comes back by this much of the full rate each `CLIMB_EVERY_S` seconds."""
 FLOOR = 1 / 64
+TOLD_S = 2.0
+"""What holds all requests up for longer is told."""
+SILENT_S = 25.0
+"""So is it when none of the requests in flight was answered for so long."""
 FIRST = 16
 """So many answers show whether a run's questions can be answered."""
 MAX_RETRY_AFTER_S = 3600.0
@@ -71,8 +76,8 @@ class Opening:
         `proven`: an earlier session had verdicts. This one begins carefully all the same.
         """
         self._usable, self._unusable, self._proven = usable, 0, proven
-        self.failure: str | None = None
-        """Why no answer can be used, once so many were not."""
+        self.failure: Feedback | None = None
+        """What came last in place of a verdict, once so many had none."""
 
     @property
     def proven(self) -> bool:
@@ -90,7 +95,7 @@ class Opening:
         elif feedback.usable is False and not self.proven:
             self._unusable += 1
             if self._unusable >= FIRST:
-                self.failure = feedback.why
+                self.failure = feedback
 
 
 @dataclass(slots=True)
@@ -160,7 +165,9 @@ class Limiter:
         self._climbed_at = -math.inf
         self._resume_at = -math.inf
         self._circuit = Circuit(failures_to_open)
-        self._refused_since: float | None = None
+        self._failed_first: float | None = None
+        """When the first failure came since the last answer; None: that was none."""
+        self._failed_last = self._heard_at = -math.inf
         self.last_failure = ""
         """What the server said the last time that it did not answer."""
         self.opening = Opening(usable, proven=proven)
@@ -179,6 +186,7 @@ class Limiter:
         if at > now + horizon_s:
             return None
         self._circuit.sent()
+        self._heard_at = self._heard_at if self.in_flight else at
         self.in_flight += 1
         self._requests.take(at, 1.0, self._share)
         self._tokens.take(at, float(tokens), self._share)
@@ -204,9 +212,11 @@ class Limiter:
         """An answer came (or a failure): end its reservation and learn from it."""
         self.in_flight = max(0, self.in_flight - 1)
         self.opening.learn(feedback)
+        self._heard_at = now
         if feedback.signal is Signal.OK:
-            self._refused_since = None
+            self._failed_first = None
         else:
+            self._failed_first, self._failed_last = self._failed_first or now, now
             self.last_failure = feedback.why
         headers = {key.lower(): value for key, value in feedback.headers.items()}
         self._requests.learn(headers, "requests", now)
@@ -219,7 +229,6 @@ class Limiter:
         else:
             self._circuit.succeeded()
         if feedback.signal is Signal.RATE_LIMITED:
-            self._refused_since = self._refused_since or now
             self._slow_down(feedback.sent_at, now)
         elif feedback.signal is Signal.OK:
             # One more at a time for each round of answers, as TCP does.
@@ -241,20 +250,42 @@ class Limiter:
             self._share = min(1.0, self._share + CLIMB * steps)
             self._climbed_at += steps * CLIMB_EVERY_S
 
-    def state(self, now: float) -> dict[str, float]:
-        """Rates per minute as used now, and requests in flight."""
+    def state(self, now: float) -> dict[str, Any]:
+        """Rates per minute as used now, requests in flight, and what all others wait for."""
         self._climb(now)
         return {
             "requests_per_minute": self._requests.per_minute * self._share,
             "tokens_per_minute": self._tokens.per_minute * self._share,
             "concurrency": int(self._concurrency),
             "in_flight": self.in_flight,
-            "down_s": self.down_s(now),
+            "waits": self.waits(now),
         }
 
     def down_s(self, now: float) -> float:
-        """For how many seconds the provider has been down, or said nothing but 429; 0: it is up."""
-        return max(now - (at or now) for at in (self._circuit.down_since, self._refused_since))
+        """For how many seconds the provider has given no answer though it was asked; 0: it did.
+
+        Time without a question does not count.
+        """
+        if self._failed_first is None:
+            return 0.0
+        held = now < max(self._resume_at, self._circuit.open_until)
+        return (now if held else self._failed_last) - self._failed_first
+
+    def waits(self, now: float) -> str | None:
+        """What holds all requests up, as a sentence; None: nothing does for long."""
+        held_s = max(self._resume_at, self._circuit.open_until) - now
+        down_s = 0.0 if self._failed_first is None else now - self._failed_first
+        if max(held_s, down_s) > TOLD_S:
+            times = [f"no answer for {down_s:.0f} s"] if down_s else []
+            times += [f"asked again in {held_s:.0f} s"] if held_s >= 1 else []
+            return f"the strong judge: {self.last_failure} ({', '.join(times)})"
+        if self.in_flight and now - self._heard_at > SILENT_S:
+            since = f"{now - self._heard_at:.0f} s"
+            return f"{self.in_flight} requests are in flight, and none was answered for {since}"
+        at = max(self._requests.at(now), self._tokens.at(now))
+        if at - now > TOLD_S:
+            return f"the rate limits leave room for the next request in {at - now:.0f} s"
+        return None
 
 
 class Circuit:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol
 
-from ray_judge.errors import EscalationError, PausedError, ProviderDown
+from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.accounts import AS_IT_IS
 from ray_judge.escalation.online.limiter import Feedback
 
@@ -24,8 +24,6 @@ BATCH = 16
 PERMIT_LIFE_S = 30.0
 LOOK_S = 5.0
 """How often a process that waits for a permit looks whether it is there."""
-PROVIDER_DOWN = "provider_down"
-"""The reason of the pause that the governor itself begins when the provider stays down."""
 
 
 def quiet_s(timeout_s: float) -> float:
@@ -51,8 +49,8 @@ class Permit:
 
     Each has `factor` thousandths of the money that it asked for. `send_after_s[i]`: seconds after
     this permit arrived before request i goes out. `denied`: the money for so many of those behind
-    them can never be had, under `cap` (`run` or `month`). `paused`: why the whole run rests, or
-    `ends`: no question of it can be answered. `proven`: the server has given verdicts.
+    them can never be had, under `cap` (`run` or `month`). `paused`: why the whole run rests or
+    ends. `proven`: the server has given verdicts.
     """
 
     lease_id: str
@@ -60,9 +58,8 @@ class Permit:
     send_after_s: tuple[float, ...] = ()
     denied: int = 0
     cap: str | None = None
-    paused: str | None = None
+    paused: RayJudgeError | None = None
     factor: int = AS_IT_IS
-    ends: bool = False
     proven: bool = True
 
 
@@ -79,7 +76,7 @@ class GovernorPort(Protocol):
         feedback: Sequence[Feedback],
     ) -> None: ...
 
-    async def pause(self, reason: str) -> None: ...
+    async def pause(self, why: RayJudgeError) -> None: ...
 
 
 def denying_cap(cost_usd: Decimal, best_usd: Mapping[str, Decimal]) -> str | None:
@@ -138,7 +135,7 @@ class Permits:
         self._failure: BaseException | None = None
 
     async def slot(self, need: Need) -> Slot:
-        """Wait for leave to send one request, now. Raises Denied or PausedError."""
+        """Wait for leave to send one request, now. Raises Denied, or why the run rests."""
         while True:
             future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
             self._waiting.append((need, future))
@@ -161,9 +158,9 @@ class Permits:
         self._unused.append((slot.lease, slot.number))
         self._book()
 
-    async def pause(self, reason: str) -> None:
+    async def pause(self, why: RayJudgeError) -> None:
         """Rest the whole run: no actor gets leave to send any more."""
-        await self._governor.pause(reason)
+        await self._governor.pause(why)
 
     async def flush(self) -> None:
         """Return when everything settled so far is booked. Raises the error of a failed booking."""
@@ -211,7 +208,7 @@ class Permits:
                 future.set_result(slot)
         rest = batch[permit.slots :]
         if permit.paused:
-            self._refuse([*rest, *self._waiting], _pause(permit.paused, permit.ends))
+            self._refuse([*rest, *self._waiting], permit.paused)
             self._waiting.clear()
         else:
             self._refuse(rest[: permit.denied], Denied(permit.cap))
@@ -240,15 +237,3 @@ class Permits:
             self._failure = self._failure or booking.exception()
             if self._done or self._unused:
                 self._book()
-
-
-def _pause(reason: str, ends: bool) -> EscalationError | PausedError | ProviderDown:
-    if ends:
-        return EscalationError(reason)
-    kind, _, why = reason.partition(": ")
-    if kind != PROVIDER_DOWN:
-        return PausedError(reason)
-    return ProviderDown(
-        "the strong judge's server did not answer for strong.give_up_after_s seconds"
-        f"{f' ({why})' if why else ''}: everything is kept, run again later"
-    )

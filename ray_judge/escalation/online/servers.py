@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import RayJudgeError
+from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.books.books import Books, Claim
 from ray_judge.escalation.books.journal import InVain, JournalWriter
 from ray_judge.escalation.books.ledger import LeaseSlot, Ledger
@@ -71,9 +71,9 @@ class GovernorServer:
         assert self._governor is not None
         await self._governor.settle(actor, items, released, feedback)
 
-    async def pause(self, reason: str) -> None:
+    async def pause(self, why: RayJudgeError) -> None:
         if self._governor is not None:
-            self._governor.pause(reason)
+            self._governor.pause(why)
 
     async def state(self) -> dict[str, Any]:
         assert self._governor is not None
@@ -163,7 +163,8 @@ class AskerServer:
             except RayJudgeError:
                 raise
             except Exception as error:  # its slot never comes back: nobody may wait for it
-                await self._permits.pause(f"an asker failed: {type(error).__name__}: {error}")
+                why = f"an asker failed: {type(error).__name__}: {error}"
+                await self._permits.pause(PausedError(why))
                 raise
 
     async def close(self) -> None:

@@ -1,0 +1,173 @@
+"""Servers that cannot be reached, or answer nothing that can be read: told in their own words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import ssl
+import time
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ray_judge.config import StrongConfig
+from ray_judge.errors import ProviderDown, RayJudgeError
+from ray_judge.escalation.client import StrongClient
+from ray_judge.escalation.online.governor import WallClock
+from ray_judge.failures import RequestFailed
+
+from .one_process import ask, configuration
+from .plain import Said, completion, error, plain_server
+
+NO_NAME = r"(Name or service not known|Temporary failure in name resolution|No address .*)"
+
+
+def good(body: dict[str, Any], number: int) -> Said:
+    return Said(completion())
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Of 127.0.0.1, signed by itself, with its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now, here = datetime.now(UTC), x509.IPAddress(ip_address("127.0.0.1"))
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1)
+    )
+    made = made.add_extension(x509.SubjectAlternativeName([here]), critical=True)
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    secret = key.private_bytes(pem, form, serialization.NoEncryption())
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(secret + made.sign(key, hashes.SHA256()).public_bytes(pem))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+def send(base_url: str) -> str:
+    """What comes back of one request, or why it was never sent (which costs nothing)."""
+
+    async def go() -> str:
+        strong = StrongConfig(model="gpt-4.1", max_cost_usd=Decimal(1), base_url=base_url)
+        client = StrongClient(strong, "sk-not-to-be-told")
+        try:
+            return str((await client.send({"model": "m", "messages": []})).text)
+        except RequestFailed as failure:
+            return failure.reason if failure.unreachable else "it may have been sent"
+        finally:
+            await client.close()
+
+    said = asyncio.run(go())
+    assert "sk-not" not in said and "secret" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:9/v1", r"http://127.0.0.1:9 .*d: Connection refused"),
+        ("http://localhost:9/v1", r"http://localhost:9 .*d: Connection refused"),
+        ("http://no-such-host.invalid/v1", rf"http://no-such-host.invalid .*d: {NO_NAME}"),
+    ],
+)
+def test_an_address_where_nobody_is(address: str, said: str) -> None:
+    assert re.fullmatch(said, send(address))
+
+
+def test_tls_where_there_is_none() -> None:
+    with plain_server(good) as server:
+        said = send(server.base_url.replace("http:", "https:"))
+    assert said.startswith("https://127.0.0.1:") and said.endswith("(does it speak plain http://?)")
+
+
+def test_a_certificate_that_nobody_trusts(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the error says to do helps."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with plain_server(good, tls) as server:
+        assert "verify failed: self-signed certificate (SSL_CERT_FILE" in send(server.base_url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert send(server.base_url) == '{"verdict": "A"}'
+
+
+def test_a_proxy_that_is_not_there_and_one_that_does_not_let_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with plain_server(good) as server:
+        place = server.base_url.removeprefix("http://").removesuffix("/v1")
+        for there, said in (("127.0.0.1:9", "Connection refused"), (place, "Unsupported method")):
+            monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@{there}")
+            found = send("https://judge.example/v1")
+            via = f"https://judge.example cannot be reached through the proxy http://{there}: "
+            assert found.startswith(via) and said in found
+
+
+class Hurried(WallClock):
+    """A hundred seconds pass in one."""
+
+    def __init__(self) -> None:
+        self.begun = time.time()
+
+    def now(self) -> float:
+        return self.begun + 100 * (time.time() - self.begun)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 100)
+
+
+PAGE = "<html><style>p {}</style><body><h1>Back\nsoon</h1> Bearer sk-12345678</body></html>"
+NOTHING: dict[str, tuple[Said, str, int]] = {
+    "a page": (Said(text=PAGE), "not a chat completion: Back soon Bearer …", 16),
+    "an empty body": (Said(text=""), "not a chat completion: it is empty", 16),
+    "other JSON": (Said({"status": "ok"}), 'not a chat completion: {"status": "ok"}', 16),
+    "nothing but 429": (error(429, "no capacity", code="rate_limit_exceeded"),
+                        "HTTP 429 rate_limit_exceeded: no capacity", 0),
+    "nothing but 429, for long": (error(429, "no capacity", {"retry-after": "3600"}),
+                                  "HTTP 429: no capacity", 0),
+    "nothing but 503": (Said(text="<h1>503</h1> try later", status=503), "503 try later", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_provider_that_answers_nothing_pauses_the_run(tmp_path: Path, name: str) -> None:
+    """What may have been billed counts in full, 16 times at most."""
+    said, words, leases = NOTHING[name]
+    with plain_server(lambda body, number: said) as server:
+        patience = {"give_up_after_s": 1e6 if leases else 20, "temperature": None}
+        config = configuration(tmp_path, server, "5", **patience)  # type: ignore[arg-type]
+        rows = [f"row {number}" for number in range(100)]
+        phase = ask(config, server, rows, clock=Hurried())  # type: ignore[arg-type]
+    assert isinstance(phase.error, ProviderDown) and words in str(phase.error)
+    assert phase.error.exit_code == 4 and "sk-1" not in str(phase.error)
+    counted = [answer for answer in phase.journal.rows if answer.cost_usd]
+    assert len(counted) == leases and not any(answer.final for answer in counted)
+    assert phase.state["spent_usd"] == sum(answer.cost_usd for answer in counted)
+    assert leases == 0 or len(server.requests) == leases
+    assert "no answer for" in phase.state["waits"] and words in phase.state["waits"]
+    with plain_server(good) as server:
+        config = configuration(tmp_path, server, "5", temperature=None)  # type: ignore[arg-type]
+        assert ask(config, server, rows).outcomes == {"resolved": 100}  # type: ignore[arg-type]
+
+
+def test_an_address_where_nobody_is_pauses_the_run(tmp_path: Path) -> None:
+    with plain_server(good) as server:
+        server.base_url = "http://127.0.0.1:9/v1"
+        config = configuration(tmp_path, server, "5", give_up_after_s=20)  # type: ignore[arg-type]
+        phase = ask(config, server, ["a", "b"], clock=Hurried())  # type: ignore[arg-type]
+    assert isinstance(phase.error, RayJudgeError) and phase.error.exit_code == 4
+    assert "http://127.0.0.1:9 cannot be reached: Connection refused" in str(phase.error)
+    assert phase.state["waits"] and phase.state["spent_usd"] == 0
