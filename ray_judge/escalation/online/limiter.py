@@ -70,21 +70,24 @@ class Opening:
     What goes wrong for all of the first ones would go wrong for all others, too.
     """
 
-    def __init__(self, usable: int = 0) -> None:
-        """`usable`: how many answers of this server are known to be usable."""
-        self._usable, self._unusable = usable, 0
+    def __init__(self, usable: int = 0, *, proven: bool = False) -> None:
+        """`usable`: how many answers of this server are known to be usable.
+
+        `proven`: an earlier session had verdicts. This one begins carefully all the same.
+        """
+        self._usable, self._unusable, self._proven = usable, 0, proven
         self.failure: Feedback | None = None
         """What came last in place of a verdict, once so many had none."""
 
     @property
     def proven(self) -> bool:
         """Whether the server has given a verdict."""
-        return self._usable > 0
+        return self._proven or self._usable > 0
 
     @property
     def most(self) -> float:
         """How many requests may be in flight."""
-        return 1 if not self.proven else FIRST if self._usable < FIRST else math.inf
+        return 1 if not self._usable else FIRST if self._usable < FIRST else math.inf
 
     def learn(self, feedback: Feedback) -> None:
         if feedback.usable:
@@ -147,8 +150,12 @@ class Limiter:
         concurrency: int,
         failures_to_open: int = 10,
         usable: int = 0,
+        proven: bool = False,
     ) -> None:
-        """`failures_to_open`: this many `UNAVAILABLE` in a row open the circuit."""
+        """`failures_to_open`: this many `UNAVAILABLE` in a row open the circuit.
+
+        `usable`, `proven`: see `Opening`.
+        """
         self._requests = _Pace(requests_per_minute, requests_per_minute)
         self._tokens = _Pace(tokens_per_minute, tokens_per_minute)
         self._most = concurrency
@@ -163,7 +170,7 @@ class Limiter:
         self._failed_last = self._heard_at = -math.inf
         self.last_failure = ""
         """What the server said the last time that it did not answer."""
-        self.opening = Opening(usable)
+        self.opening = Opening(usable, proven=proven)
         self.in_flight = 0
 
     def reserve(self, tokens: int, now: float, horizon_s: float = 0.0) -> float | None:
