@@ -18,7 +18,7 @@ from ray_judge.errors import PausedError, StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.online.limiter import Feedback
+from ray_judge.escalation.online.limiter import LONGEST_BACKOFF_S, Feedback
 from ray_judge.escalation.online.permits import Denied, Need, Permits, Slot
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.failures import DENIALS, Bill, Fault, Kind, RequestFailed, Signal, run_error
@@ -52,7 +52,7 @@ def _again(failure: BaseException) -> bool:
     return isinstance(failure, RequestFailed) and bool(failure.meaning.again)
 
 
-_BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, max=20)
+_BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, max=LONGEST_BACKOFF_S)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
