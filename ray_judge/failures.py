@@ -25,7 +25,10 @@ STATUS_OF = {
     "authentication_error": 401,
     "permission_error": 403,
     "invalid_request_error": 400,
+    "invalid_api_key": 401,
+    "model_not_found": 404,
     "not_found_error": 404,
+    **dict.fromkeys(FILTER_CODES, 400),
     **dict.fromkeys(BILLING_CODES, 429),
 }
 """The status that an error in an answer of 200 would have had, by its code or type."""

@@ -122,7 +122,9 @@ def read_answer(
     if usage is None:  # counted here: upper bounds, since the cap depends on them
         written = len(((reply.text or "") + (reply.refusal or "")).encode())
         most = maker.strong.max_output_tokens
-        usage = Usage(input_bound, min(written, most), estimated=True)
+        if written and reply.finish_reason != "length":  # else reasoning may have taken it all
+            most = min(written, most)
+        usage = Usage(input_bound, most, estimated=True)
     usage = replace(usage, tier=tier or usage.tier)
     model, cost_usd = reply.model or maker.strong.model, cost(maker.price, usage)
     reply_id = reply.response_id

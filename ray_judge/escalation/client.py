@@ -50,6 +50,8 @@ class StrongClient:
         self._client = _open(strong, key, strong.timeout_s)
         self._timeout_s, self._seen = strong.timeout_s, SeenIds()
         self.in_words = self._told_no_schema = self._knows_schema = False
+        self._doubted: Any = None
+        """What was asked by the schema, and refused, the last time."""
         self._tier = asked_tier(strong)
 
     async def close(self) -> None:
@@ -67,17 +69,15 @@ class StrongClient:
                     # `extra_body` goes out as it is. The SDK walks through anything else type by
                     # type, which took a third of this process's time, for plain JSON.
                     raw = await create(model=sent["model"], messages=[], extra_body=sent)
+            text = raw.http_response.text
+            reply = _read(text, dict(raw.headers))
         except RequestFailed as failure:
-            self._doubt_schema(failure, "response_format" in sent)
+            self._doubt_schema(failure, sent)
             raise
-        self._knows_schema |= "response_format" in sent
-        text = raw.http_response.text
-        try:
-            reply = read_reply(read_json(text), dict(raw.headers))
-        except RequestFailed as failure:
-            if failure.kind is Kind.AMBIGUOUS:
-                failure.reason += f": {in_short(text) or 'it is empty'}"
-            raise
+        if "response_format" in sent:
+            self._knows_schema = True
+        else:
+            self._told_no_schema = True  # by being answered in words
         ours, repeated = self._seen.look(reply.response_id, body, text)
         # What comes next on this connection would be the answer before it, again and again.
         if repeated and (connection := raw.http_response.extensions.get("network_stream")):
@@ -86,20 +86,21 @@ class StrongClient:
             raise RequestFailed(Kind.AMBIGUOUS, "an answer to another question came once more")
         return reply
 
-    def _doubt_schema(self, failure: RequestFailed, asked_by_schema: bool) -> None:
+    def _doubt_schema(self, failure: RequestFailed, sent: Mapping[str, Any]) -> None:
         """Ask in words where the server does not take the schema, or may not, as some do not say.
 
         Where it refuses the question in words as well, the fault is the question's.
         """
         if failure.kind not in (Kind.NO_SCHEMA, Kind.ROW) or failure.status not in (400, 422):
             return
-        if not asked_by_schema:
-            self.in_words = self._told_no_schema
-            self._knows_schema = not self._told_no_schema
+        if "response_format" not in sent:
+            if self._doubted == sent["messages"] and not self._told_no_schema:
+                self.in_words, self._knows_schema = False, True
             failure.kind = Kind.ROW
         elif failure.kind is Kind.NO_SCHEMA or not self._knows_schema:
             self._told_no_schema |= failure.kind is Kind.NO_SCHEMA
-            self.in_words, failure.kind = True, Kind.NO_SCHEMA
+            self.in_words, self._doubted = True, sent["messages"]
+            failure.kind = Kind.NO_SCHEMA
 
 
 class SeenIds:
@@ -191,6 +192,16 @@ def _open(strong: StrongConfig, key: str, timeout_s: float) -> openai.AsyncOpenA
         max_retries=0,
         http_client=openai.DefaultAsyncHttpxClient(mounts=mounts) if host in LOOPBACK else None,
     )
+
+
+def _read(text: str, headers: Mapping[str, str]) -> Reply:
+    """Read an answer; one that is no completion is quoted."""
+    try:
+        return read_reply(read_json(text), headers)
+    except RequestFailed as failure:
+        if failure.kind is Kind.AMBIGUOUS:
+            failure.reason += f": {in_short(text) or 'it is empty'}"
+        raise
 
 
 async def _document(sent: Awaitable[Any]) -> dict[str, Any]:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ray_judge.escalation.answers import Reply
 from ray_judge.escalation.batch.provider import METADATA, QUEUE_FULL
 from ray_judge.failures import Kind, RequestFailed
 
 from .loop import PROCESS
-from .provider import Request
+from .provider import UNBILLED, Request, Said
 
 if TYPE_CHECKING:
     from .night import Night
@@ -58,7 +57,8 @@ class Batches:
 
     def __init__(self, night: Night) -> None:
         self._night = night
-        self._files: dict[str, list[str]] = {}
+        self._files: dict[str, list[tuple[str, bool]]] = {}
+        """Input file → key of each line, and whether it asks by a schema."""
         self._batches: dict[str, Batch] = {}
 
     # --- what the provider does ---
@@ -68,7 +68,10 @@ class Batches:
         night = self._night
         if file not in self._files:
             raise RequestFailed(Kind.ROW, "HTTP 400 no such file", status=400)
-        requests = night.oracle.batch_created(run, submission, self._files[file])
+        keys = [key for key, _ in self._files[file]]
+        requests = night.oracle.batch_created(run, submission, keys)
+        for request, (_, schema) in zip(requests, self._files[file], strict=True):
+            request.schema = schema
         lag_s = 40.0 * night.rng.random() if night.rng.random() < night.plan.faults.list_lag else 0
         number = f"batch-{len(self._batches)}"
         batch = Batch(number, submission, requests, night.now(), night.loop.now + lag_s)
@@ -93,21 +96,30 @@ class Batches:
         for number, request in enumerate(batch.requests):
             key = request.question.key
             if number >= done or rng.random() < faults.not_run:
+                request.refused = "not run"
                 night.oracle.not_billed(request)
                 if batch.status != "cancelled":
                     batch.errors.append({"custom_id": key, "error": {"code": "batch_expired"}})
-            elif rng.random() < faults.row_refused:
+            elif why := night.provider.refuse_line(request):
+                request.refused = why
                 night.oracle.not_billed(request)
-                response = {"status_code": 400, "body": {"error": {"code": "invalid"}}}
-                batch.errors.append({"custom_id": key, "response": response})
+                said = Said.error(*UNBILLED[why], inside=rng.random() < faults.inside)
+                self._write(batch, key, said.status_code, json.loads(said.text))
             else:
-                reply = night.provider.compute(request)
+                document = night.provider.compute(request)
                 batch.completed += 1
                 request.arrived_at = night.loop.now
                 request.lost = rng.random() < faults.no_result
                 if not request.lost:
-                    response = {"status_code": 200, "body": _completion(reply)}
-                    batch.output.append({"custom_id": key, "response": response})
+                    self._write(batch, key, 200, document)
+        sound = any(request.usable and not request.lost for request in batch.requests)
+        for request in batch.requests:
+            request.proven = sound
+
+    def _write(self, batch: Batch, key: str, status: int, body: Any) -> None:
+        """A line of the output or error file."""
+        lines = batch.output if status == 200 else batch.errors
+        lines.append({"custom_id": key, "response": {"status_code": status, "body": body}})
 
     # --- `BatchClient`, for whichever process calls it ---
 
@@ -116,8 +128,8 @@ class Batches:
     async def upload(self, name: str, content: bytes) -> Any:
         def effect() -> str:
             file = f"file-{self._night.name()}"
-            lines = content.splitlines()
-            self._files[file] = [json.loads(line)["custom_id"] for line in lines]
+            lines = map(json.loads, content.splitlines())
+            self._files[file] = [(x["custom_id"], "response_format" in x["body"]) for x in lines]
             return file
 
         return await self._request(effect)
@@ -156,6 +168,8 @@ class Batches:
         def arrive() -> None:
             draw = rng.random()
             try:
+                if provider.is_busy(process):
+                    raise RequestFailed(Kind.RATE_LIMIT, "simulated: 429", status=429)
                 if draw < faults.reset_before:
                     kind = rng.choice((Kind.TRANSIENT, Kind.RATE_LIMIT, Kind.AMBIGUOUS))
                     status = None if kind is Kind.AMBIGUOUS else 503
@@ -172,17 +186,3 @@ class Batches:
             travel_s = 10.0 * rng.random()
         provider.later(travel_s, arrive)
         return await answer
-
-
-def _completion(reply: Reply) -> dict[str, Any]:
-    usage = reply.usage and {
-        "prompt_tokens": reply.usage.input_tokens,
-        "completion_tokens": reply.usage.output_tokens,
-    }
-    message = {"content": reply.text, "refusal": reply.refusal}
-    return {
-        "id": reply.response_id,
-        "model": reply.model,
-        "choices": [{"message": message, "finish_reason": reply.finish_reason}],
-        "usage": usage,
-    }

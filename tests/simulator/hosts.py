@@ -41,6 +41,7 @@ class SimBooks(Books):
             run=run,
             cap_usd=plan.cap_usd,
             monthly_cap_usd=plan.monthly_cap_usd,
+            limit=plan.strong.max_output_tokens,
             clock=night.now,
         )
         self._night, self.owner_type = night, night.parts.ledger
@@ -83,6 +84,7 @@ class SimGovernor(GovernorServer):
     ) -> None:
         self._night.oracle.settled(items)
         await super().settle(actor, items, *rest)
+        self._night.oracle.booked(PROCESS.get(), items)
 
 
 class SimAsker(AskerServer):
@@ -101,7 +103,7 @@ class SimAsker(AskerServer):
         return self._night.parts.journal(storage, self._name, run=run, linger_s=linger_s)
 
     def make_client(self) -> Any:
-        return self._night.provider
+        return self._night.parts.client(self._night, self._config.strong)
 
     def make_permits(self) -> Any:
         return self._night.parts.permits(self._name, self._governor, clock=self._night.loop.time)

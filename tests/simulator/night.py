@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import LedgerFenced, PausedError, RayJudgeError
+from ray_judge.errors import LedgerFenced, PausedError, ProviderDown, RayJudgeError, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.books.journal import JournalWriter
@@ -33,7 +35,7 @@ from .hosts import Near, SimAsker, SimBooks, SimGovernor, SimMaker, SimProcesses
 from .loop import Deadlock, Process, SimLoop
 from .oracle import Broken, Oracle
 from .plan import Plan, draw, parts
-from .provider import Provider
+from .provider import Client, Provider
 
 MOST_STEPS = 400_000
 MONTH_S = 31 * 86_400.0
@@ -48,15 +50,19 @@ class Parts:
     session: Any = Session
     online: Any = OnlineCourier
     batch: Any = BatchCourier
+    first: Any = FirstQuestions
     books: Any = SimBooks
     ledger: Any = Ledger
     governor: Any = Governor
     journal: Any = JournalWriter
     permits: Any = WatchedPermits
     asker: Any = Asker
+    client: Any = Client
     storage: Any = SimStorage
     oracle: Any = Oracle
     plan: Callable[[Plan], Plan] = lambda plan: plan
+    patches: Mapping[str, Any] = field(default_factory=dict)
+    """What else is replaced, by its dotted name."""
 
 
 class Report(NamedTuple):
@@ -77,7 +83,11 @@ class Report(NamedTuple):
 
 def run_night(seed: int, parts: Parts | None = None) -> Report:
     """Run one night to its end, or to the first broken promise."""
-    return Night(seed, parts or Parts()).run()
+    parts = parts or Parts()
+    with contextlib.ExitStack() as stack:
+        for name, broken in parts.patches.items():
+            stack.enter_context(mock.patch(name, broken))
+        return Night(seed, parts).run()
 
 
 def run_nights(seeds: Iterable[int], parts: Parts | None = None) -> Iterator[Report]:
@@ -148,6 +158,12 @@ class Night:
         self._crashes = 0
         self._crash_in = self._draw_crash()
         self._second_in = int(self.rng.expovariate(1 / 300)) if plan.second else -1
+        self._stop_in = int(self.rng.expovariate(1 / 300)) if plan.stops else -1
+        self._stopped: dict[Process, float] = {}
+        """When which driver was told to stop."""
+        self._sessions: dict[Process, Session] = {}
+        self._again = set(plan.asks) if plan.again else set()
+        """Runs that are started once more when they have ended."""
         self._alive: list[Process] = []
         self._overlapped: set[Process] = set()
 
@@ -243,6 +259,7 @@ class Night:
     async def _drive(self, process: Process) -> None:
         """The command: it ends with an exit code, and whoever runs it runs it again."""
         session, later_s, left = self._session(process), 0.0, False
+        self._sessions[process] = session
         try:
             await session.run()
             if self.plan.compacts:
@@ -254,7 +271,13 @@ class Night:
             paused = isinstance(error, PausedError)
             code = "exit 4" if paused else f"exit 1: {type(error).__name__}"
             self.note(process.name, f"{code}: {error}")
-            if paused:
+            if isinstance(error, Stopped):
+                if process not in self._overlapped:
+                    accounts = recover(self._undisturbed(process.run).storage)
+                    self.oracle.stopped(process, accounts, self._stopped[process])
+            elif isinstance(error, ProviderDown):
+                later_s = 3000.0
+            elif paused:
                 left = Outcome.PENDING in session.outcomes.values()
                 left = left and not session.waiting and not session.aside
                 later_s = 3000.0 if session.aside else 0.0
@@ -279,7 +302,7 @@ class Night:
         if run in self.plan.batch:
             config, name = self.configs[run], partial(self.name, process)
             maker, governor = SimMaker(config), SimGovernor(self, process)
-            first = FirstQuestions(
+            first = self.parts.first(
                 maker.online(), {}, governor,
                 lambda governor: SimAsker(self, process, Near(self, governor), 1),
             )  # fmt: skip
@@ -296,7 +319,7 @@ class Night:
                 per_unit=self.plan.unit,
                 askers=self.plan.askers,
             )
-            courier.poll_s = 2.0  # a night waits a lot
+        courier.poll_s = 2.0  # a night waits a lot
         session: Session = self.parts.session(
             books,
             courier,
@@ -311,11 +334,11 @@ class Night:
 
     def _next_month(self, process: Process, session: Session) -> None:
         """Run again when there is money again; where none will ever do, this is the end."""
+        self._check_denials(process, session)
         left = [key for key, what in session.outcomes.items() if what is Outcome.PENDING]
-        if all(map(self.oracle.never, left)):
+        if all(self.oracle.never(process.run, key) for key in left):
             self._end_of(process, session)
             return
-        self._check_denials(process, session)
         self.later(MONTH_S, self._start, process.run)
 
     def _leave(self, process: Process) -> None:
@@ -331,6 +354,10 @@ class Night:
         answers = self._undisturbed(run).journal().answers(None)
         outcomes = {**session.outcomes, **{k: a.outcome for k, a in answers.items()}}
         self.oracle.run_ended(run, outcomes, {k: a.verdict for k, a in answers.items()})
+        if run in self._again:
+            self._again.remove(run)
+            self._start_again(run)
+            return
         self._finished.add(run)
         if self._finished == set(self.plan.asks) and not self._drivers():
             self.loop.over = True
@@ -362,12 +389,21 @@ class Night:
         if self._second_in == self.loop.steps and (at_work := self._drivers()):
             self.note("fate", "a second owner")
             self._start(self.rng.choice(at_work).run)
+        if self._stop_in == self.loop.steps:
+            self._stop()
         if self.plan.p_pause and self.rng.random() < self.plan.p_pause and self._alive:
             process = self.rng.choice(self._alive)
             pause_s = self.rng.choice((0.05, 1.0, 10.0)) * self.rng.random()
             process.paused_until = self.loop.now + pause_s
             self.disk.slow_s += pause_s
             self.note(process.name, f"sleeps for {pause_s:.3f} s")
+
+    def _stop(self) -> None:
+        at_work = [process for process in self._drivers() if process in self._sessions]
+        for process in at_work[:1]:
+            self.note(process.name, "is told to stop")
+            self._stopped[process] = self.loop.now
+            self._sessions[process].stop()
 
     def _crash(self) -> None:
         self._crashes_left -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import cache
 
@@ -21,6 +21,11 @@ PRICES = {"input_usd_per_mtok": "1.2345678", "output_usd_per_mtok": "8.7654321"}
 INPUT_UNITS, OUTPUT_UNITS = 12_345_678, 87_654_321
 """The same per token, in `UNITS`."""
 MAX_OUTPUT_TOKENS = 60
+
+
+def units(usd: Decimal) -> int:
+    """Whole 1e-13 dollars."""
+    return int(usd * UNITS)
 
 
 @cache
@@ -57,7 +62,8 @@ class Faults:
     server_error: float = 0.0
     rate_limit: float = 0.0
     row_refused: float = 0.0
-    no_schema: float = 0.0
+    inside: float = 0.0
+    """An error that comes inside an answer of 200."""
     reset_before: float = 0.0
     reset_after: float = 0.0
     cut: float = 0.0
@@ -65,6 +71,11 @@ class Faults:
     refusal: float = 0.0
     malformed: float = 0.0
     no_usage: float = 0.0
+    """No usage, or one that cannot be true."""
+    outlier: float = 0.0
+    """An answer that costs more than its lease."""
+    repeat: float = 0.0
+    """A proxy writes an answer twice."""
     batch_refused: float = 0.0
     """A whole batch: `failed`, nothing ran."""
     batch_ended: float = 0.0
@@ -96,6 +107,10 @@ class Plan:
     segments: bool
     second: bool
     """The same run is started a second time while it is at work, as where a lock was lost."""
+    stops: bool
+    """A run is told to stop while it is at work."""
+    again: bool
+    """A run that has ended is started once more."""
     locks: bool
     """The lock on shared books holds; else two owners may be at work at once."""
     far: bool
@@ -110,8 +125,23 @@ class Plan:
     dearest: bool
     """Every answer costs its maximum."""
     provider_rpm: float
-    quota_after: int | None
-    """After so many answers the provider wants money first, for a while."""
+    gone_after: int | None
+    """After so many answers the account is empty for a while, or its key unknown."""
+    loses_key: bool
+    busy: tuple[float, float]
+    """From when to when the provider says nothing but 429, seconds of the night."""
+    moderated: frozenset[str]
+    """Questions that are never let through (403)."""
+    schemas: bool
+    """The server takes `response_format`."""
+    overbills: float
+    """How many times its lease each answer costs, on a server that keeps to no limits; 0: no."""
+    long_prompt: bool
+    """It does so by its prompt tokens, not by its output."""
+    ids: str
+    """`unique`, `few`, `one` or `none`: what the answers are called."""
+    caches: bool
+    """The same question has the same answer again, under the same id."""
     faults: Faults
     crashes: int
     steps_between_crashes: int
@@ -121,6 +151,12 @@ class Plan:
     failures: int
     p_duplicate: float
     """How likely a call to the governor is to be delivered twice, where that must be safe."""
+
+    @property
+    def is_calm(self) -> bool:
+        """Nothing is lost, and nobody dies."""
+        troubles = self.crashes, self.second, self.p_fail, self.p_pause, self.p_slow
+        return not any(troubles) and self.faults == Faults()
 
 
 def draw(rng: random.Random) -> Plan:
@@ -160,6 +196,12 @@ def draw(rng: random.Random) -> Plan:
     crashes = rng.choice((0, 0, 1, 2, 4))
     troubled = rng.random() < 0.5
     lots = rng.choice((1, 1, 3))
+    begin = rng.choice((0.1, 1.0, 20.0)) * rng.random()
+    moderated = rng.choice((0.1, 0.5)) * rng.random() if rng.random() < 0.15 else 0.0
+    faults = _faults(rng) if rng.random() < 0.5 else Faults()
+    overbills = rng.uniform(1.2, 25.0) if rng.random() < 0.1 else 0.0
+    if overbills:  # nobody can know what an answer cost that says nothing
+        faults = replace(faults, no_usage=0.0, outlier=0.0)
     return Plan(
         asks=asks,
         start=MONTH_END - (rng.uniform(0.1, 2.0) if border else 864_000.0),
@@ -171,6 +213,8 @@ def draw(rng: random.Random) -> Plan:
         shuffled=rng.random() < 0.5,
         segments=rng.random() < 0.3,
         second=rng.random() < 0.2,
+        stops=rng.random() < 0.2,
+        again=rng.random() < 0.2,
         locks=rng.random() < 0.7,
         far=rng.random() < 0.5,
         batch=batch,
@@ -179,8 +223,16 @@ def draw(rng: random.Random) -> Plan:
         linger_s=rng.choice((0.0, 0.0, 0.1)),
         dearest=rng.random() < 0.2,
         provider_rpm=rpm * rng.choice((0.3, 1.0, 1.0, 2.0)),
-        quota_after=rng.randint(0, rows) if rng.random() < 0.1 else None,
-        faults=_faults(rng) if rng.random() < 0.5 else Faults(),
+        gone_after=rng.randint(0, rows) if rng.random() < 0.15 else None,
+        loses_key=rng.random() < 0.4,
+        busy=(begin, begin + rng.choice((30.0, 500.0, 4000.0))) if rng.random() < 0.1 else (0, 0),
+        moderated=frozenset(q.key for q in pool if rng.random() < moderated),
+        schemas=rng.random() < 0.9,
+        overbills=overbills,
+        long_prompt=rng.random() < 0.3,
+        ids=rng.choice(("unique", "unique", "unique", "few", "one", "none")),
+        caches=rng.random() < 0.1,
+        faults=faults,
         crashes=crashes,
         steps_between_crashes=rng.choice((30, 150, 600)),
         p_pause=0.002 if troubled and rng.random() < 0.5 else 0.0,

@@ -15,20 +15,23 @@ from decimal import Decimal
 from typing import Any, TypeVar
 from unittest import mock
 
-from ray_judge.errors import LedgerFenced
+from ray_judge.errors import LedgerFenced, Stopped
+from ray_judge.escalation import answers
 from ray_judge.escalation.batch.courier import BatchCourier
+from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.books.accounts import Accounts, month_of, to_nanos, to_usd
 from ray_judge.escalation.books.batches import BatchRecord, Stage
 from ray_judge.escalation.books.books import Claim
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.books.ledger import Ledger, claim_path, recover
 from ray_judge.escalation.online.asker import Asker
+from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import Governor
 from ray_judge.escalation.online.limiter import Feedback
 from ray_judge.escalation.online.permits import Need, Permit, Slot
 from ray_judge.escalation.session import Session
-from ray_judge.failures import Kind
-from ray_judge.records import Answer
+from ray_judge.failures import Kind, RequestFailed
+from ray_judge.records import Answer, Usage
 from ray_judge.storage.local import AppendLog
 
 from .disk import DiskLog, SimStorage
@@ -39,7 +42,7 @@ from .plan import MONTH_END, Plan
 from .provider import SLOT, Request
 
 VARIANTS: dict[str, Parts] = {}
-PART_OF = {real: part for part, real in vars(Parts()).items()}
+PART_OF = {real: part for part, real in vars(Parts()).items() if isinstance(real, type)}
 T = TypeVar("T", bound=type)
 
 
@@ -471,6 +474,120 @@ ONE_LINERS: Mapping[str, Any] = {
 }
 for _name, _broken in ONE_LINERS.items():
     variant(_name)(_broken)
+
+# --- servers as there are ---
+
+
+@variant("what is beyond a lease is not booked")
+class BooksNoMoreThanItsLease(Ledger):
+    def settle(self, lease: str, slot: int, cost_usd: Decimal) -> bool:
+        opened = self._accounts.leases.get(lease)
+        if opened is not None and slot in opened.slots:
+            cost_usd = min(cost_usd, to_usd(opened.slots[slot][1]))
+        return super().settle(lease, slot, cost_usd)
+
+
+@variant("the first moderated row ends the run")
+class DeniesForAll(Asker):
+    """FOUND: where it was the first one asked, it ended every run again."""
+
+    async def _failed(self, slot: Slot, sent_at: float, failure: Any, tries: Any) -> Any:
+        if failure.kind is Kind.DENIED and not slot.proven:
+            failure.status = 401
+        return await super()._failed(slot, sent_at, failure, tries)
+
+
+@variant("a lost key is each row's fault")
+class BlamesTheRow(Asker):
+    async def _failed(self, slot: Slot, sent_at: float, failure: Any, tries: Any) -> Any:
+        if failure.kind is Kind.DENIED:
+            failure.status = 403
+        return await super()._failed(slot, sent_at, failure, tries)
+
+
+@variant("final before any verdict")
+class ProvenFromTheStart(WatchedPermits):
+    def _hand_out(self, permit: Permit, batch: Any, since: float) -> None:
+        super()._hand_out(replace(permit, proven=True), batch, since)
+
+
+@variant("told to stop, it drops what is in flight")
+class StopsAtOnce(OnlineCourier):
+    async def _step(self, session: Session) -> bool:
+        if session.stopping:
+            raise Stopped("stopped")
+        return await super()._step(session)
+
+
+def asks_the_cut_again(*args: Any, last: bool, **options: Any) -> Answer:
+    answer = answers.read_answer(*args, last=last, **options)
+    return answer if answer.verdict is not None else replace(answer, final=last)
+
+
+def believes_any_usage(document: Any) -> Usage | None:
+    told = document.get("usage")
+    return told and Usage(told["prompt_tokens"], told["completion_tokens"])
+
+
+def counts_what_is_shown(
+    maker: Any, key: str, bound: int, reply: Any, *rest: Any, **more: Any
+) -> Any:
+    """FOUND: an answer that was cut, or is empty, costs more than its text."""
+    if reply.usage is None:
+        text = (reply.text or "") + (reply.refusal or "")
+        reply = replace(reply, usage=Usage(bound, len(text), estimated=True))
+    return answers.read_answer(maker, key, bound, reply, *rest, **more)
+
+
+def takes_all_for(kind: Kind) -> Callable[..., RequestFailed]:
+    return lambda status, error, headers: RequestFailed(kind, "an error inside")
+
+
+def blames_the_row(self: Any, failure: RequestFailed, sent: Any) -> None:
+    """FOUND: one row that is refused in words, too, made all later ones fail by the schema."""
+    if failure.kind in (Kind.NO_SCHEMA, Kind.ROW) and failure.status in (400, 422):
+        by_schema = "response_format" in sent
+        doubts = by_schema and not self._knows_schema
+        self.in_words, self._knows_schema = doubts, self._knows_schema or not by_schema
+        failure.kind = Kind.NO_SCHEMA if doubts else Kind.ROW
+
+
+def goes_by_ids(self: Any, name: str | None, body: Any, text: str) -> tuple[bool, bool]:
+    question, repeated = id(body["messages"]), name in self._answers
+    return name is None or self._answers.setdefault(name, question) == question, repeated
+
+
+ANSWERS, ONLINE = "ray_judge.escalation.answers", "ray_judge.escalation.online"
+CLIENT, ACCOUNTS = "ray_judge.escalation.client", "ray_judge.escalation.books.accounts.Accounts"
+OF_SERVERS: Mapping[str, Mapping[str, Any]] = {
+    "leases are never widened": {f"{ACCOUNTS}.factor": lambda self, account: 1000},
+    "a usage of zero is believed": {f"{ANSWERS}._usage": believes_any_usage},
+    "only what is shown is counted": {f"{ONLINE}.asker.read_answer": counts_what_is_shown},
+    "an error inside is a lost answer": {f"{ANSWERS}.failure_of": takes_all_for(Kind.AMBIGUOUS)},
+    "an error inside is never billed": {f"{ANSWERS}.failure_of": takes_all_for(Kind.TRANSIENT)},
+    "a cut answer is asked again": {f"{ONLINE}.asker.read_answer": asks_the_cut_again},
+    "answers are told apart by ids alone": {f"{CLIENT}.SeenIds.look": goes_by_ids},
+    "ids are not looked at": {f"{CLIENT}.SeenIds.look": lambda *_: (True, False)},
+    "nothing but 429 is waited out": {
+        f"{ONLINE}.limiter.Limiter.down_s": lambda self, now: (
+            now - (self._circuit.down_since or now)
+        )
+    },
+    "a run begins at full speed": {f"{ONLINE}.limiter.Opening.most": math.inf},
+}
+VARIANTS.update({name: Parts(patches=patches) for name, patches in OF_SERVERS.items()})
+VARIANTS["the schema is never at fault"] = Parts(
+    patches={f"{CLIENT}.StrongClient._doubt_schema": blames_the_row},
+    plan=lambda plan: replace(plan, schemas=False, faults=replace(plan.faults, row_refused=0.1)),
+)
+variant("batches begin at full speed")(but(FirstQuestions, proven=fixed(True)))
+for _forgotten in ("excess", "factors"):
+    variant(f"recovery forgets {_forgotten}")(
+        but(
+            ChangedBooks,
+            change=lambda self, accounts, name=_forgotten: getattr(accounts, name).clear(),
+        )
+    )
 
 # --- the oracle ---
 

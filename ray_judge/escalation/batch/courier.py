@@ -51,6 +51,8 @@ STRIKES = 3
 class BatchCourier:
     """Asks the questions of a session in batches. After a crash another one goes on."""
 
+    poll_s = POLL_S
+
     def __init__(
         self,
         config: RunConfig,
@@ -80,6 +82,8 @@ class BatchCourier:
         self._questions: dict[str, Question] = {}
         self._completed: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
+        self._knows_words = False
+        """Whether a batch of this run says if the server takes `response_format`."""
         self._strikes = 0
         self._full = False
         """No room, or no money, until a pending batch has ended."""
@@ -100,6 +104,8 @@ class BatchCourier:
         self._pending, self._asked = {}, asked
         others = dict(claim.batched)
         for record in await asyncio.to_thread(load, self._books.storage, self._books.run):
+            # One alone was made by who did not know.
+            self._knows_words |= record.requests > 1 or record.words or record.refused
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
@@ -121,8 +127,9 @@ class BatchCourier:
             return  # nothing to ask: no lease, no owner, nothing changed
         begun = self._clock.now()
         await session.own()
-        journal = await asyncio.to_thread(self._books.journal)
-        self._first.proven |= journal.usable(self._books.run) > 0
+        if self._knows_words:
+            journal = await asyncio.to_thread(self._books.journal)
+            self._first.proven |= journal.usable(self._books.run) > 0
         while True:
             await self._collect(session)
             await self._submit(session)
@@ -135,7 +142,7 @@ class BatchCourier:
             await self._show(session)
             until = self._clock.now() + min(self._strong.batch.poll_s, rest_s)
             while not session.stopping and (left_s := until - self._clock.now()) > 0:
-                await self._clock.sleep(min(POLL_S, left_s))
+                await self._clock.sleep(min(self.poll_s, left_s))
             if session.stopping:
                 raise Stopped(STOPPED)
 
@@ -205,12 +212,12 @@ class BatchCourier:
                 return
             await session.own()
             ledger = self._owned()
-            session.deny(ledger.best_usd())
             if not self._first.proven:
                 if self._pending:
                     return
                 await self._first.ask(session, ledger)
                 self._queue.words |= self._first.words
+            session.deny(ledger.best_usd())
             free = self._free(session)
             if not self._first.proven:  # there is no money to ask online: one alone, then
                 free = free[:1]

@@ -127,7 +127,7 @@ class ResultReader:
         reading.usable = any(map(self._has_verdict, results.values()))
         sound = reading.usable or (proven and len(held) < FIRST)
         kinds = [result.failure.kind for result in results.values() if result.failure]
-        let_through = reading.usable or (sound and kinds.count(Kind.DENIED) < DENIALS)
+        few = kinds.count(Kind.DENIED) < DENIALS
         lost = self._missing(held, results, billed)
         for slot in held:
             past, found = in_vain.get(slot.key, InVain()), results.get(slot.key, NOT_RUN)
@@ -141,7 +141,8 @@ class ResultReader:
             except RequestFailed as no_reply:
                 failure = no_reply
             if failure is not None:
-                if failure.kind is Kind.DENIED and let_through:  # others were, too
+                of_text = few and (sound or failure.status == 403)  # moderated, perhaps
+                if failure.kind is Kind.DENIED and (reading.usable or of_text):
                     failure = replace(failure, kind=Kind.REFUSED)
                 if failure.kind is Kind.NO_SCHEMA and words:
                     failure = replace(failure, kind=Kind.ROW)

@@ -185,7 +185,7 @@ class Asker:
 
         Raises where no other question can fare better: PausedError, EscalationError.
         """
-        if failure.kind is Kind.DENIED and slot.proven:  # others were let through: moderated?
+        if failure.kind is Kind.DENIED and (slot.proven or failure.status == 403):  # moderated?
             self._denials += 1
             failure.kind = Kind.DENIED if self._denials >= DENIALS else Kind.REFUSED
         meaning = failure.meaning
