@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -23,10 +24,12 @@ from ray._private.services import find_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
 from ray.job_config import JobConfig
 
-from ray_judge.errors import ConfigError, RayJudgeError
+from ray_judge.errors import ConfigError, RayJudgeError, brief
 
 IN_FLIGHT = 32
 ANSWERS_WITHIN_S = 8.0
+SHOW_ALL = "RAY_JUDGE_WORKER_LOGS"
+"""Where it is set, Ray and its workers write to the terminal, too."""
 
 
 @contextmanager
@@ -42,6 +45,8 @@ def connected() -> Iterator[None]:
     told = signal.getsignal(signal.SIGTERM)
     # Ray's core says at level "error" what is none, and what is one arrives as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not os.environ.get(SHOW_ALL):  # it tells on stdout, where our summary goes, who died
+        ray._private.worker.listen_error_messages = lambda *_: None
     # What Ray's and vLLM's processes start would look for modules in the working directory first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     _connect(os.environ.get("RAY_ADDRESS") or None)
@@ -58,11 +63,22 @@ def check_cluster() -> None:
 
     Ray itself tries for a quarter of an hour, and says nothing.
     """
-    address, whence = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"
-    if address == "auto":
-        address, whence = find_bootstrap_address(None) or "local", "`ray start`; see `ray stop`"
+    address, whence = _address()
     if address != "local" and not ray.is_initialized():
         _check_answers(address, whence)
+
+
+def is_own_machine() -> bool:
+    """Whether the work will be done by a Ray that this process starts: here, as things are here."""
+    return not ray.is_initialized() and _address()[0] == "local"
+
+
+def _address() -> tuple[str, str]:
+    """Where the cluster is, and who says so."""
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address != "auto":
+        return address, "RAY_ADDRESS"
+    return find_bootstrap_address(None) or "local", "`ray start`; see `ray stop`"
 
 
 def _check_answers(address: str, whence: str) -> None:
@@ -103,7 +119,7 @@ def _connect(address: str | None, tries: int = 2) -> None:
                 address=address,
                 job_config=_Job(),
                 include_dashboard=False,
-                log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
+                log_to_driver=bool(os.environ.get(SHOW_ALL)),
                 logging_level=logging.ERROR,
             )
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or Ray's own answer to SIGTERM ...
@@ -179,4 +195,6 @@ def our_error(error: RayError) -> RayJudgeError:
         if isinstance(cause, RayJudgeError) and not isinstance(cause, RayTaskError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return RayJudgeError(f"a worker failed: {str(error)[-2000:]}")
+    # The first exception of the traceback that Ray gives as text is where it began.
+    named = re.search(r"^[\w.]+(?:Error|Exception)\b.*", str(error), re.MULTILINE)
+    return RayJudgeError(f"a worker failed: {brief(named[0] if named else str(error))}")

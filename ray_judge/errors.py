@@ -25,6 +25,15 @@ from __future__ import annotations
 
 from typing import Any
 
+WORDS = 300
+"""Characters of anybody else's own words that are told."""
+
+
+def brief(text: str) -> str:
+    """Somebody else's words as a part of a sentence: on one line, and cut at `WORDS`."""
+    text = " ".join(text.split())
+    return text if len(text) <= WORDS else text[:WORDS] + "…"
+
 
 class RayJudgeError(Exception):
     """`message`: what was wrong, and what to do; `where`: in which file, column, row, ..."""

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ray_judge.config import StrongConfig
-from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
+from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError, brief
 
 BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTER_CODES = {"content_filter", "content_policy_violation"}
@@ -34,8 +34,6 @@ STATUS_OF = {
 """The status that an error in an answer of 200 would have had, by its code or type."""
 SECRET = re.compile(r"\b(?:sk|key|rk|pk)-[\w*-]{6,}|(?<=Bearer )\S+")
 TAGS = re.compile(r"(?s)<style.*?</style>|<[^>]*>")
-WORDS = 300
-"""Characters of a server's own words that are told."""
 TRIES = 8
 """How often the server may fail at one question before its row is given up as `failed`."""
 DENIALS = 8
@@ -178,11 +176,14 @@ KEY_OF = {
 UNSUPPORTED = {"unsupported_value", "unsupported_parameter", "unknown_parameter"}
 
 
-def failure_of(status: int, error: Any, headers: Mapping[str, str]) -> RequestFailed:
+def failure_of(
+    status: int, error: Any, headers: Mapping[str, str], keys: Mapping[str, str] = KEY_OF
+) -> RequestFailed:
     """The failure that an `error` object tells of, in an answer of this HTTP status.
 
     A gateway puts its provider's error into an answer of 200, with that error's own status as its
-    code. The reason has the server's own words, up to `WORDS` characters, without keys.
+    code. The reason has the server's own words, up to `WORDS` characters, without keys. `keys`:
+    parameter of the request → the key that sets it.
     """
     error = error if isinstance(error, dict) else {"message": error}
     code, kind, param, said = map(error.get, ("code", "type", "param", "message"))
@@ -193,18 +194,25 @@ def failure_of(status: int, error: Any, headers: Mapping[str, str]) -> RequestFa
     words = in_short(said) if isinstance(said, str) else ""
     reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
     name = names[0] if names else None
-    meaning = classify(status, *(x if isinstance(x, str) else None for x in (code, kind, param)))
-    key = KEY_OF.get(str(param).partition(".")[0])
+    code, kind, param = (x if isinstance(x, str) else None for x in (code, kind, param))
+    meaning = classify(status, code, kind, param, keys)
+    key = keys.get((param or "").partition(".")[0])
     return RequestFailed(meaning, reason, status, name, headers, key)
 
 
 def in_short(said: str) -> str:
     """A server's own words without keys, on one line; of a page, its text."""
     text = TAGS.sub(" ", said) if said.lstrip().startswith("<") else said
-    return " ".join(SECRET.sub("…", text).split())[:WORDS]
+    return brief(SECRET.sub("…", text))
 
 
-def classify(status: int, code: str | None, kind: str | None, param: str | None) -> Kind:
+def classify(
+    status: int,
+    code: str | None,
+    kind: str | None,
+    param: str | None,
+    keys: Mapping[str, str] = KEY_OF,
+) -> Kind:
     """What an error answer means, by its status and the fields of its `error` object."""
     if code in BILLING_CODES or kind in BILLING_CODES:
         return Kind.BILLING
@@ -215,7 +223,7 @@ def classify(status: int, code: str | None, kind: str | None, param: str | None)
     name = (param or "").partition(".")[0]
     if status in (400, 422) and name == "response_format":
         return Kind.NO_SCHEMA
-    if status in (400, 422) and (name in KEY_OF or code in UNSUPPORTED):
+    if status in (400, 422) and (name in keys or code in UNSUPPORTED):
         return Kind.PARAMETER
     return Kind.REFUSED if code in FILTER_CODES else Kind.ROW
 
@@ -235,9 +243,17 @@ def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
     if failure.key:  # with what it is now
         names = [name.removeprefix("strong.") for name in failure.key.split()]
         check = " and ".join(f"strong.{name} ({getattr(strong, name)})" for name in names)
-    path = urlsplit(strong.base_url or "").path.rstrip("/")
-    if failure.status == 404 and path.endswith("/completions"):
-        check = "strong.base_url: it is to end before /chat/completions"
-    elif failure.status == 404 and strong.base_url and not re.search(r"/v\d[^/]*$", path):
-        check += ", which most servers want to end in /v1"
+    check = check_of(failure, check, "strong.base_url", strong.base_url)
     return EscalationError(f"the strong judge cannot be asked: {failure.reason}. Check {check}")
+
+
+def check_of(failure: RequestFailed, check: str, key: str, address: str | None) -> str:
+    """What to check, given what may be wrong by itself, and an address that may be (at a 404)."""
+    path = urlsplit(address or "").path.rstrip("/")
+    if failure.status != 404 or address is None:
+        return check
+    if called := re.search(r"(/chat)?/completions$", path):
+        return f"{key}: it is to end before {called[0]}"
+    if re.search(r"/v\d[^/]*$", path):
+        return check
+    return f"{check}, which most servers want to end in /v1"
