@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_judge import __version__
-from ray_judge.errors import RayJudgeError, Stopped
+from ray_judge.errors import RayJudgeError
 from ray_judge.progress import Progress
 
 EXIT_CODES = """exit codes:
@@ -21,6 +23,7 @@ EXIT_CODES = """exit codes:
   3  input data
   4  paused, run again later (quota, billing, monthly cap)
   5  a promise was missed (audit under the guarantee)
+  130  stopped (Ctrl-C, SIGTERM): the same command continues
 """
 
 
@@ -28,9 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return int(options.command(options) or 0)
-    except Stopped as stopped:
-        print(f"ray-judge: {stopped}", file=sys.stderr)
-        return 130
     except RayJudgeError as error:
         print(f"ray-judge: {error}", file=sys.stderr)
         return error.exit_code
@@ -106,6 +106,8 @@ def _add_results(commands: Any) -> None:
         command.add_argument("output")
     said = "evaluate against labels (default: the run's own label column)"
     report.add_argument("--labels", nargs="?", const="", metavar="COLUMN", help=said)
+    said = "what they mean: 'labels={model_a: A, model_b: B}'"
+    report.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=said)
 
 
 def _add_judges(commands: Any) -> None:
@@ -123,12 +125,12 @@ def _add_judges(commands: Any) -> None:
 def _add_demo(commands: Any) -> None:
     add = _add(commands, "demo", _demo, "a real cascade on this machine, in minutes").add_argument
     add("--output", default="demo-run")
-    add("--pairs", type=int, default=6000)
+    add("--pairs", type=_count, default=6000)
     add("--seed", type=int, default=2026)
-    add("--fraction", default="0.45")
+    add("--fraction", type=float, default=0.45)
     add("--base-url", help="a real strong judge (its key in OPENAI_API_KEY)")
     add("--model", default="gpt-4.1")
-    add("--cap", default="5", help="dollars at most")
+    add("--cap", type=float, default=5.0, help="dollars at most")
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -186,7 +188,7 @@ def _report(options: argparse.Namespace) -> None:
     else:
         from ray_judge.commands.evaluate import as_text, evaluate
 
-        print(as_text(evaluate(options.output, options.labels or None)))
+        print(as_text(evaluate(options.output, options.labels or None, options.set)))
     print(f"{run.uri}/report.html", file=sys.stderr)
 
 
@@ -217,4 +219,11 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def entry_point() -> None:
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
+    # A thread that Ray is shut down under is not to start another Ray.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    if code := main():
+        # Threads that wait for Ray can fault while Python takes itself apart, and hide the code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -7,8 +7,10 @@ import gc
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -40,6 +42,7 @@ def connected() -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
+    told = signal.getsignal(signal.SIGTERM)
     # Ray's core says at level "error" what is none, and what is one arrives as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not os.environ.get(SHOW_ALL):  # it tells on stdout, where our summary goes, who died
@@ -47,6 +50,8 @@ def connected() -> Iterator[None]:
     # What Ray's and vLLM's processes start would look for modules in the working directory first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     _connect(os.environ.get("RAY_ADDRESS") or None)
+    if callable(told) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, told)  # Ray has put its own in its place
     try:
         yield
     finally:
@@ -117,6 +122,9 @@ def _connect(address: str | None, tries: int = 2) -> None:
                 log_to_driver=bool(os.environ.get(SHOW_ALL)),
                 logging_level=logging.ERROR,
             )
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or Ray's own answer to SIGTERM ...
+        signal.alarm(0)  # ... before which it sets an alarm that aborts this process
+        raise KeyboardInterrupt from None
     except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
         ray.shutdown()
         if address or tries == 1:

@@ -14,7 +14,7 @@
     │   ├── LedgerFenced               1   another owner took over the ledger
     │   └── ProviderDown               4   the provider does not answer: paused, run again later
     ├── PausedError                    4   quota, billing, monthly cap, pending batch
-    │   └── Stopped                    4   told to stop (Ctrl-C, SIGTERM): all in good order
+    │   └── Stopped                  130   told to stop (Ctrl-C, SIGTERM): all in good order
     └── PromiseBroken                  5   the audit contradicts the guarantee
 
 Every class pickles (Ray carries them between processes), and nothing of a third party's
@@ -95,6 +95,8 @@ class PausedError(RayJudgeError):
 
 class Stopped(PausedError):
     """The run was told to stop (Ctrl-C, SIGTERM), and has let go of everything in good order."""
+
+    exit_code = 130
 
 
 class PromiseBroken(RayJudgeError):

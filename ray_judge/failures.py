@@ -38,8 +38,6 @@ TRIES = 8
 """How often the server may fail at one question before its row is given up as `failed`."""
 DENIALS = 8
 """So many questions in a row that a server that answers others does not let through end the run."""
-BUSY_TRIES = 5
-"""How often a question may meet a rate limit while others are answered: it may be too large."""
 LOST_TRIES = 3
 """How often a question's answer may be lost after it was sent: each of those counts in full."""
 
@@ -101,11 +99,12 @@ class Meaning:
 
 
 _UNWELL = (Fault.PROVIDER, Signal.UNAVAILABLE)
+_LATER = f"(after a verdict: the row's, unless {DENIALS} in a row are such)"
 _TRIES = f"up to {TRIES} times in all"
 MEANING: Mapping[Kind, Meaning] = {
     Kind.RATE_LIMIT: Meaning(
         "429", Fault.PROVIDER, Signal.RATE_LIMITED,
-        again=f"when it may; up to {BUSY_TRIES} times while others are answered", tries=BUSY_TRIES,
+        again="when it may, unless it is so rarely others' answer that the text must be too large",
     ),
     Kind.TRANSIENT: Meaning(
         "503, 409, no connection; a line of a batch that did not run", *_UNWELL,
@@ -126,14 +125,13 @@ MEANING: Mapping[Kind, Meaning] = {
     Kind.UNUSABLE: Meaning("a refusal in words, no verdict, two verdicts", Fault.QUESTION,
                            bill=Bill.USAGE, again="`strong.reasks` times, over all sessions"),
     Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again="in words"),
-    Kind.PARAMETER: Meaning("400, 422 that names another parameter", Fault.RUN),
-    Kind.DENIED: Meaning(
-        f"401, 403, 404 (after a verdict: the row's, unless {DENIALS} in a row are such)",
-        Fault.RUN,
-    ),
+    Kind.PARAMETER: Meaning(f"400, 422 that names another parameter {_LATER}", Fault.RUN),
+    Kind.DENIED: Meaning(f"401, 403, 404 {_LATER}", Fault.RUN),
     Kind.BILLING: Meaning("402, an exhausted quota: the run pauses", Fault.RUN),
 }  # fmt: skip
 """The table of failures: README's is made from it (`tests/unit/test_failures.py`)."""
+OF_A_ROW = {Kind.DENIED: Kind.REFUSED, Kind.PARAMETER: Kind.ROW}
+"""What these are once the server has let other questions through: the text may be the cause."""
 
 
 @dataclass(eq=False)
@@ -169,12 +167,12 @@ BY_STATUS = {
 }
 KEY_OF = {
     "temperature": "strong.temperature",
-    "max_tokens": "strong.max_tokens_field",
-    "max_completion_tokens": "strong.max_tokens_field",
+    "max_tokens": "strong.max_tokens_field strong.max_output_tokens",
+    "max_completion_tokens": "strong.max_tokens_field strong.max_output_tokens",
     "model": "strong.model",
     "service_tier": "strong.mode",
 }
-"""Parameter of a request → the key that sets it: where it is refused, every question is."""
+"""Parameter of a request → the keys that set it: where it is refused, every question is."""
 UNSUPPORTED = {"unsupported_value", "unsupported_parameter", "unknown_parameter"}
 
 
@@ -241,7 +239,10 @@ def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
         )
     key = f"the key in {strong.api_key_env}, " if strong.api_key_env else ""
     batch = ", strong.batch" if strong.mode == "batch" else ""
-    check = failure.key or f"{key}strong.model{batch} and strong.base_url"
+    check = f"{key}strong.model{batch} and strong.base_url"
+    if failure.key:  # with what it is now
+        names = [name.removeprefix("strong.") for name in failure.key.split()]
+        check = " and ".join(f"strong.{name} ({getattr(strong, name)})" for name in names)
     check = check_of(failure, check, "strong.base_url", strong.base_url)
     return EscalationError(f"the strong judge cannot be asked: {failure.reason}. Check {check}")
 

@@ -15,6 +15,8 @@ from ray_judge.records import SURENESS, Chunk, Route
 
 PER_TAKE = 256
 """Rows of a chunk whose questions are made at a time."""
+REST_S = 2.0
+"""So long the maker of frames is waited for at the end. It may be in the middle of a chunk."""
 ASKED = pl.Schema(
     [("chunk", pl.String()), ("row", pl.Int64()), ("question_keys", pl.List(pl.String))]
 )
@@ -61,9 +63,9 @@ class RoutedQuestions:
             raise self._failure
 
     def stop(self) -> None:
-        """Take no more frames, and return when their maker has come to rest."""
+        """Take no more frames, and let their maker come to rest."""
         self._stopping = True
-        self._thread.join()
+        self._thread.join(REST_S)
 
     def asked(self) -> pl.DataFrame:
         """`chunk`, `row`, `question_keys` of every row whose questions were made."""

@@ -33,6 +33,8 @@ def find_shards(uri: str, output: str | None = None) -> tuple[list[tuple[str, st
         return [(str(path.parent), path.name)], []
     if local and not path.exists() and not WILD & set(uri):
         raise InputError("there is no such file or folder", input=uri)
+    if local and path.exists() and not path.is_dir():
+        raise InputError("this is neither a file nor a folder", input=uri)
     parts = (str(path) if local else uri).split("/")
     wild = [n for n, part in enumerate(parts) if WILD & set(part)]
     cut = len(parts) - (not local and uri.lower().endswith(SUFFIXES))
