@@ -396,6 +396,6 @@ class Provider:
 
 
 def _not_connected(cause: type[Exception]) -> Exception:
-    error = openai.APIConnectionError(request=None)  # type: ignore[arg-type]
+    error = openai.APIConnectionError(request=httpx.Request("POST", "http://127.0.0.1/v1"))
     error.__cause__ = cause("simulated")
     return error
