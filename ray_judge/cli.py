@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,8 @@ EXIT_CODES = """exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        return int(options.command(options) or 0)
+        with _stopped_by_sigterm():
+            return int(options.command(options) or 0)
     except Stopped as stopped:
         print(f"ray-judge: {stopped}", file=sys.stderr)
         return 130
@@ -43,6 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = f"{', '.join(hiding)}: hides a module of that name that is needed: rename it"
         print(f"ray-judge: {said} ({error})", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """What ends a process ends a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept)
 
 
 def _hiding_modules() -> list[str]:

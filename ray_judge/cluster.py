@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import grpc
 import ray
+from ray._private import auto_init_hook
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
@@ -42,6 +44,8 @@ def connected() -> Iterator[None]:
     # What Ray's and vLLM's processes start would look for modules in the working directory first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     _connect(os.environ.get("RAY_ADDRESS") or None)
+    # A thread that is left when a run is told to stop would start another Ray in its place.
+    auto_init_hook.enable_auto_connect = False
     try:
         yield
     finally:
@@ -92,6 +96,7 @@ class _Job(JobConfig):
 
 def _connect(address: str | None, tries: int = 2) -> None:
     """Start or join Ray. A start that takes over 30 s, as on a busy machine, is tried once more."""
+    told = signal.getsignal(signal.SIGTERM)
     try:
         with _without_stderr():
             ray.init(
@@ -101,11 +106,15 @@ def _connect(address: str | None, tries: int = 2) -> None:
                 log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
                 logging_level=logging.ERROR,
             )
+    except SystemExit:  # by Ray's handler of SIGTERM, while it starts
+        raise KeyboardInterrupt from None
     except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
         ray.shutdown()
         if address or tries == 1:
             raise RayJudgeError(f"Ray did not start: {str(error)[:500]}", address=address) from None
         _connect(address, tries - 1)
+    with contextlib.suppress(ValueError):  # not the main thread, where Ray leaves it alone, too
+        signal.signal(signal.SIGTERM, told)
 
 
 @contextmanager

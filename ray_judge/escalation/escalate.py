@@ -169,10 +169,16 @@ async def _run_until_told(session: Session) -> None:
         session.stop()
         loop.call_later(DRAIN_S, running.cancel)
 
+    kept = {told: signal.getsignal(told) for told in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
-        for told in (signal.SIGINT, signal.SIGTERM):
+        for told in kept:
             loop.add_signal_handler(told, stop)
     try:
         await running
     except asyncio.CancelledError:
         raise Stopped(STOPPED) from None
+    finally:
+        with contextlib.suppress(ValueError):
+            for told, handler in kept.items():
+                loop.remove_signal_handler(told)
+                signal.signal(told, handler)

@@ -13,6 +13,7 @@ from ray_judge.errors import InputChangedError, RayJudgeError
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import SURENESS, Chunk, Route
 
+REST_S = 5.0
 PER_TAKE = 256
 """Rows of a chunk whose questions are made at a time."""
 ASKED = pl.Schema(
@@ -61,9 +62,12 @@ class RoutedQuestions:
             raise self._failure
 
     def stop(self) -> None:
-        """Take no more frames, and return when their maker has come to rest."""
+        """Take no more frames; give their maker a while to come to rest.
+
+        A judge that is still loading, or has long chunks, is not waited for: Ray ends it.
+        """
         self._stopping = True
-        self._thread.join()
+        self._thread.join(REST_S)
 
     def asked(self) -> pl.DataFrame:
         """`chunk`, `row`, `question_keys` of every row whose questions were made."""

@@ -209,7 +209,7 @@ def judge_chunks(
     context.execution_no_progress_timeout_s = STUCK_AFTER_S
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs it raises, too
     dataset = ray.data.read_datasource(
         ChunkSource(chunks, task.columns, rows), override_num_blocks=len(chunks)
     )
