@@ -27,7 +27,7 @@ from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.pipeline import check, score
 from ray_judge.progress import Watch
 from ray_judge.report.summary import read_scored
-from ray_judge.run.directory import RunDirectory
+from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import fingerprint, plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
@@ -114,19 +114,21 @@ def sample_run(
     *,
     ask: bool,
     calibration: Calibration | None = None,
+    whole: Plan | None = None,
 ) -> RunConfig:
     """Draw rows of the input, write them as a shard, and describe the run over them.
 
     `labels`: only rows with a label there. `ask`: the strong judge is asked about every row that
     comes to it, else about none, and no money can be spent. `calibration`: what the run's own
-    `route.calibration` holds, where one of several judges routes by it.
+    `route.calibration` holds, where one of several judges routes by it. `whole`: the input, where
+    it has been looked at.
     """
     columns = {**config.columns, "label": labels}
     route = RouteConfig(policy="fraction", fraction=Decimal(int(ask)))
     if len(config.judges) > 1 and calibration is not None:
         route = route.model_copy(update={"calibration": config.route.calibration})
     source = config.model_copy(update={"columns": columns, "route": route})
-    whole = plan_input(source, extra_columns(source))
+    whole = whole or plan_input(source, extra_columns(source))
     shards, found = whole.shards, whole.columns
     everything = np.arange(whole.rows, dtype=np.int64)
     rows = labelled_rows(shards, labels) if labels else everything
