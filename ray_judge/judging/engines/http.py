@@ -23,7 +23,7 @@ from typing import Any, cast
 import httpx
 import tenacity
 
-from ray_judge.config import HttpConfig, JudgeConfig
+from ray_judge.config import HttpConfig, JudgeConfig, hide_secrets
 from ray_judge.errors import ConfigError, EngineError
 from ray_judge.judging.engines.engine import Reading
 from ray_judge.judging.engines.verdict_tree import Node, Position, Walk
@@ -153,7 +153,7 @@ class HttpReader:
                 body["messages"].append({"role": "assistant", "content": begun})
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
         sent = {"model": self._judge.model, "temperature": 0, **body, **wish}
-        where = {"base_url": self._http.base_url}
+        where = {"base_url": hide_secrets(self._http.base_url)}
         try:
             answer: httpx.Response = RETRY(self._client.post, path, json=sent)
         except tenacity.RetryError as error:
@@ -177,12 +177,13 @@ def _client(http: HttpConfig) -> httpx.Client:
     key = os.environ.get(http.api_key_env or "", "")
     if http.api_key_env and not key:
         raise ConfigError(f"no key for the judge's server: set {http.api_key_env}")
-    host = httpx.URL(http.base_url).host
+    address = httpx.URL(http.base_url)
     return httpx.Client(
-        base_url=http.base_url.rstrip("/") + "/",
+        base_url=str(address.copy_with(query=None)).rstrip("/") + "/",
+        params=address.params,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=http.timeout_s,
         limits=httpx.Limits(max_connections=http.concurrency),
         # A server on this machine is never behind the proxy that the environment names.
-        trust_env=host not in ("localhost", "127.0.0.1", "::1"),
+        trust_env=address.host not in ("localhost", "127.0.0.1", "::1"),
     )
