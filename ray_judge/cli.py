@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from ray_judge import __version__
-from ray_judge.errors import RayJudgeError, Stopped
+from ray_judge.errors import RayJudgeError
 from ray_judge.progress import Progress
 
 EXIT_CODES = """exit codes:
@@ -24,17 +23,14 @@ EXIT_CODES = """exit codes:
   3  input data
   4  paused, run again later (quota, billing, monthly cap)
   5  a promise was missed (audit under the guarantee)
+  130  stopped (Ctrl-C, SIGTERM): the same command continues
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        with _stopped_by_sigterm():
-            return int(options.command(options) or 0)
-    except Stopped as stopped:
-        print(f"ray-judge: {stopped}", file=sys.stderr)
-        return 130
+        return int(options.command(options) or 0)
     except RayJudgeError as error:
         print(f"ray-judge: {error}", file=sys.stderr)
         return error.exit_code
@@ -47,19 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = f"{', '.join(hiding)}: hides a module of that name that is needed: rename it"
         print(f"ray-judge: {said} ({error})", file=sys.stderr)
         return 2
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """What ends a process ends a command as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, kept)
 
 
 def _hiding_modules() -> list[str]:
@@ -236,4 +219,11 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def entry_point() -> None:
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
+    # A thread that Ray is shut down under is not to start another Ray.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    if code := main():
+        # Threads that wait for Ray can fault while Python takes itself apart, and hide the code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -6,9 +6,11 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -23,10 +25,12 @@ from ray._private.services import find_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
 from ray.job_config import JobConfig
 
-from ray_judge.errors import ConfigError, RayJudgeError
+from ray_judge.errors import ConfigError, RayJudgeError, brief
 
 IN_FLIGHT = 32
 ANSWERS_WITHIN_S = 8.0
+SHOW_ALL = "RAY_JUDGE_WORKER_LOGS"
+"""Where it is set, Ray and its workers write to the terminal, too."""
 
 
 @contextmanager
@@ -39,15 +43,21 @@ def connected() -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
+    told = signal.getsignal(signal.SIGTERM)
     # Ray's core says at level "error" what is none, and what is one arrives as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not os.environ.get(SHOW_ALL):  # it tells on stdout, where our summary goes, who died
+        ray._private.worker.listen_error_messages = lambda *_: None
     # What Ray's and vLLM's processes start would look for modules in the working directory first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     _connect(os.environ.get("RAY_ADDRESS") or None)
+    if callable(told) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, told)  # Ray has put its own in its place
     # A thread that is left when a run is told to stop would start another Ray in its place.
     auto_init_hook.enable_auto_connect = False
     try:
         yield
+        auto_init_hook.enable_auto_connect = True
     finally:
         ray.shutdown()
 
@@ -57,11 +67,22 @@ def check_cluster() -> None:
 
     Ray itself tries for a quarter of an hour, and says nothing.
     """
-    address, whence = os.environ.get("RAY_ADDRESS") or "auto", "RAY_ADDRESS"
-    if address == "auto":
-        address, whence = find_bootstrap_address(None) or "local", "`ray start`; see `ray stop`"
+    address, whence = _address()
     if address != "local" and not ray.is_initialized():
         _check_answers(address, whence)
+
+
+def is_own_machine() -> bool:
+    """Whether the work will be done by a Ray that this process starts: here, as things are here."""
+    return not ray.is_initialized() and _address()[0] == "local"
+
+
+def _address() -> tuple[str, str]:
+    """Where the cluster is, and who says so."""
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address != "auto":
+        return address, "RAY_ADDRESS"
+    return find_bootstrap_address(None) or "local", "`ray start`; see `ray stop`"
 
 
 def _check_answers(address: str, whence: str) -> None:
@@ -96,25 +117,23 @@ class _Job(JobConfig):
 
 def _connect(address: str | None, tries: int = 2) -> None:
     """Start or join Ray. A start that takes over 30 s, as on a busy machine, is tried once more."""
-    told = signal.getsignal(signal.SIGTERM)
     try:
         with _without_stderr():
             ray.init(
                 address=address,
                 job_config=_Job(),
                 include_dashboard=False,
-                log_to_driver=bool(os.environ.get("RAY_JUDGE_WORKER_LOGS")),
+                log_to_driver=bool(os.environ.get(SHOW_ALL)),
                 logging_level=logging.ERROR,
             )
-    except SystemExit:  # by Ray's handler of SIGTERM, while it starts
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or Ray's own answer to SIGTERM ...
+        signal.alarm(0)  # ... before which it sets an alarm that aborts this process
         raise KeyboardInterrupt from None
     except Exception as error:  # noqa: BLE001  what Ray raises for "too slow" is a bare one
         ray.shutdown()
         if address or tries == 1:
             raise RayJudgeError(f"Ray did not start: {str(error)[:500]}", address=address) from None
         _connect(address, tries - 1)
-    with contextlib.suppress(ValueError):  # not the main thread, where Ray leaves it alone, too
-        signal.signal(signal.SIGTERM, told)
 
 
 @contextmanager
@@ -180,4 +199,6 @@ def our_error(error: RayError) -> RayJudgeError:
         if isinstance(cause, RayJudgeError) and not isinstance(cause, RayTaskError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return RayJudgeError(f"a worker failed: {str(error)[-2000:]}")
+    # The first exception of the traceback that Ray gives as text is where it began.
+    named = re.search(r"^[\w.]+(?:Error|Exception)\b.*", str(error), re.MULTILINE)
+    return RayJudgeError(f"a worker failed: {brief(named[0] if named else str(error))}")

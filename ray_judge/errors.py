@@ -14,7 +14,7 @@
     │   ├── LedgerFenced               1   another owner took over the ledger
     │   └── ProviderDown               4   the provider does not answer: paused, run again later
     ├── PausedError                    4   quota, billing, monthly cap, pending batch
-    │   └── Stopped                    4   told to stop (Ctrl-C, SIGTERM): all in good order
+    │   └── Stopped                  130   told to stop (Ctrl-C, SIGTERM): all in good order
     └── PromiseBroken                  5   the audit contradicts the guarantee
 
 Every class pickles (Ray carries them between processes), and nothing of a third party's
@@ -24,6 +24,15 @@ exceptions is kept inside: they are translated once, at the edge, by type.
 from __future__ import annotations
 
 from typing import Any
+
+WORDS = 300
+"""Characters of anybody else's own words that are told."""
+
+
+def brief(text: str) -> str:
+    """Somebody else's words as a part of a sentence: on one line, and cut at `WORDS`."""
+    text = " ".join(text.split())
+    return text if len(text) <= WORDS else text[:WORDS] + "…"
 
 
 class RayJudgeError(Exception):
@@ -86,6 +95,8 @@ class PausedError(RayJudgeError):
 
 class Stopped(PausedError):
     """The run was told to stop (Ctrl-C, SIGTERM), and has let go of everything in good order."""
+
+    exit_code = 130
 
 
 class PromiseBroken(RayJudgeError):

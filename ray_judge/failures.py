@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ray_judge.config import StrongConfig
-from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
+from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError, brief
 
 BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTER_CODES = {"content_filter", "content_policy_violation"}
@@ -34,14 +34,10 @@ STATUS_OF = {
 """The status that an error in an answer of 200 would have had, by its code or type."""
 SECRET = re.compile(r"\b(?:sk|key|rk|pk)-[\w*-]{6,}|(?<=Bearer )\S+")
 TAGS = re.compile(r"(?s)<style.*?</style>|<[^>]*>")
-WORDS = 300
-"""Characters of a server's own words that are told."""
 TRIES = 8
 """How often the server may fail at one question before its row is given up as `failed`."""
 DENIALS = 8
 """So many questions in a row that a server that answers others does not let through end the run."""
-BUSY_TRIES = 5
-"""How often a question may meet a rate limit while others are answered: it may be too large."""
 LOST_TRIES = 3
 """How often a question's answer may be lost after it was sent: each of those counts in full."""
 
@@ -103,11 +99,12 @@ class Meaning:
 
 
 _UNWELL = (Fault.PROVIDER, Signal.UNAVAILABLE)
+_LATER = f"(after a verdict: the row's, unless {DENIALS} in a row are such)"
 _TRIES = f"up to {TRIES} times in all"
 MEANING: Mapping[Kind, Meaning] = {
     Kind.RATE_LIMIT: Meaning(
         "429", Fault.PROVIDER, Signal.RATE_LIMITED,
-        again=f"when it may; up to {BUSY_TRIES} times while others are answered", tries=BUSY_TRIES,
+        again="when it may, unless it is so rarely others' answer that the text must be too large",
     ),
     Kind.TRANSIENT: Meaning(
         "503, 409, no connection; a line of a batch that did not run", *_UNWELL,
@@ -128,14 +125,13 @@ MEANING: Mapping[Kind, Meaning] = {
     Kind.UNUSABLE: Meaning("a refusal in words, no verdict, two verdicts", Fault.QUESTION,
                            bill=Bill.USAGE, again="`strong.reasks` times, over all sessions"),
     Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again="in words"),
-    Kind.PARAMETER: Meaning("400, 422 that names another parameter", Fault.RUN),
-    Kind.DENIED: Meaning(
-        f"401, 403, 404 (after a verdict: the row's, unless {DENIALS} in a row are such)",
-        Fault.RUN,
-    ),
+    Kind.PARAMETER: Meaning(f"400, 422 that names another parameter {_LATER}", Fault.RUN),
+    Kind.DENIED: Meaning(f"401, 403, 404 {_LATER}", Fault.RUN),
     Kind.BILLING: Meaning("402, an exhausted quota: the run pauses", Fault.RUN),
 }  # fmt: skip
 """The table of failures: README's is made from it (`tests/unit/test_failures.py`)."""
+OF_A_ROW = {Kind.DENIED: Kind.REFUSED, Kind.PARAMETER: Kind.ROW}
+"""What these are once the server has let other questions through: the text may be the cause."""
 
 
 @dataclass(eq=False)
@@ -171,20 +167,23 @@ BY_STATUS = {
 }
 KEY_OF = {
     "temperature": "strong.temperature",
-    "max_tokens": "strong.max_tokens_field",
-    "max_completion_tokens": "strong.max_tokens_field",
+    "max_tokens": "strong.max_tokens_field strong.max_output_tokens",
+    "max_completion_tokens": "strong.max_tokens_field strong.max_output_tokens",
     "model": "strong.model",
     "service_tier": "strong.mode",
 }
-"""Parameter of a request → the key that sets it: where it is refused, every question is."""
+"""Parameter of a request → the keys that set it: where it is refused, every question is."""
 UNSUPPORTED = {"unsupported_value", "unsupported_parameter", "unknown_parameter"}
 
 
-def failure_of(status: int, error: Any, headers: Mapping[str, str]) -> RequestFailed:
+def failure_of(
+    status: int, error: Any, headers: Mapping[str, str], keys: Mapping[str, str] = KEY_OF
+) -> RequestFailed:
     """The failure that an `error` object tells of, in an answer of this HTTP status.
 
     A gateway puts its provider's error into an answer of 200, with that error's own status as its
-    code. The reason has the server's own words, up to `WORDS` characters, without keys.
+    code. The reason has the server's own words, up to `WORDS` characters, without keys. `keys`:
+    parameter of the request → the key that sets it.
     """
     error = error if isinstance(error, dict) else {"message": error}
     code, kind, param, said = map(error.get, ("code", "type", "param", "message"))
@@ -195,18 +194,25 @@ def failure_of(status: int, error: Any, headers: Mapping[str, str]) -> RequestFa
     words = in_short(said) if isinstance(said, str) else ""
     reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
     name = names[0] if names else None
-    meaning = classify(status, *(x if isinstance(x, str) else None for x in (code, kind, param)))
-    key = KEY_OF.get(str(param).partition(".")[0])
+    code, kind, param = (x if isinstance(x, str) else None for x in (code, kind, param))
+    meaning = classify(status, code, kind, param, keys)
+    key = keys.get((param or "").partition(".")[0])
     return RequestFailed(meaning, reason, status, name, headers, key)
 
 
 def in_short(said: str) -> str:
     """A server's own words without keys, on one line; of a page, its text."""
     text = TAGS.sub(" ", said) if said.lstrip().startswith("<") else said
-    return " ".join(SECRET.sub("…", text).split())[:WORDS]
+    return brief(SECRET.sub("…", text))
 
 
-def classify(status: int, code: str | None, kind: str | None, param: str | None) -> Kind:
+def classify(
+    status: int,
+    code: str | None,
+    kind: str | None,
+    param: str | None,
+    keys: Mapping[str, str] = KEY_OF,
+) -> Kind:
     """What an error answer means, by its status and the fields of its `error` object."""
     if code in BILLING_CODES or kind in BILLING_CODES:
         return Kind.BILLING
@@ -217,7 +223,7 @@ def classify(status: int, code: str | None, kind: str | None, param: str | None)
     name = (param or "").partition(".")[0]
     if status in (400, 422) and name == "response_format":
         return Kind.NO_SCHEMA
-    if status in (400, 422) and (name in KEY_OF or code in UNSUPPORTED):
+    if status in (400, 422) and (name in keys or code in UNSUPPORTED):
         return Kind.PARAMETER
     return Kind.REFUSED if code in FILTER_CODES else Kind.ROW
 
@@ -233,10 +239,21 @@ def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
         )
     key = f"the key in {strong.api_key_env}, " if strong.api_key_env else ""
     batch = ", strong.batch" if strong.mode == "batch" else ""
-    check = failure.key or f"{key}strong.model{batch} and strong.base_url"
-    path = urlsplit(strong.base_url or "").path.rstrip("/")
-    if failure.status == 404 and path.endswith("/completions"):
-        check = "strong.base_url: it is to end before /chat/completions"
-    elif failure.status == 404 and strong.base_url and not re.search(r"/v\d[^/]*$", path):
-        check += ", which most servers want to end in /v1"
+    check = f"{key}strong.model{batch} and strong.base_url"
+    if failure.key:  # with what it is now
+        names = [name.removeprefix("strong.") for name in failure.key.split()]
+        check = " and ".join(f"strong.{name} ({getattr(strong, name)})" for name in names)
+    check = check_of(failure, check, "strong.base_url", strong.base_url)
     return EscalationError(f"the strong judge cannot be asked: {failure.reason}. Check {check}")
+
+
+def check_of(failure: RequestFailed, check: str, key: str, address: str | None) -> str:
+    """What to check, given what may be wrong by itself, and an address that may be (at a 404)."""
+    path = urlsplit(address or "").path.rstrip("/")
+    if failure.status != 404 or address is None:
+        return check
+    if called := re.search(r"(/chat)?/completions$", path):
+        return f"{key}: it is to end before {called[0]}"
+    if re.search(r"/v\d[^/]*$", path):
+        return check
+    return f"{check}, which most servers want to end in /v1"

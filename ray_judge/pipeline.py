@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ray_judge.calibration.load import calibration_of, pin_calibration
@@ -22,6 +23,7 @@ from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.escalate import check_books, check_strong, escalate
 from ray_judge.escalation.processes import identity
 from ray_judge.judging.engines.engine import check_engine, extra_columns
+from ray_judge.judging.first_rows import chunk_to_check
 from ray_judge.judging.stage import JudgeTask, judge_chunks
 from ray_judge.merge import merge
 from ray_judge.progress import Record, Watch
@@ -170,22 +172,34 @@ def judge(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> Generato
 def judge_tier(
     task: JudgeTask, plan: Plan, rows: Rows | None, seconds: dict[str, float], watch: Watch
 ) -> Generator[str, None, None]:
-    """One local judge. Chunks that are on disk come first, and those with no row for it."""
+    """One local judge. Chunks that are on disk come first, and those with no row for it.
+
+    None of them goes on before the first rows have shown that the judge's model fits.
+    """
     committed = task.run.judged(task.tier)
     chunks = list(plan.chunks())
     counts = {c.name: c.rows if rows is None else len(rows.get(c.name, ())) for c in chunks}
     ready = {name: n for name, n in counts.items() if name in committed or not n}
     done, whole = sum(ready.values()), sum(counts.values())
-    yield from ready
     todo = [chunk for chunk in chunks if chunk.name not in ready]
     figures, local = {"judged": done, "to_judge": whole}, task.config.judge
     starts = " ".join(filter(None, ["the local judge starts:", local.engine, local.model]))
     watch("judge", {**figures, "waits": starts} if todo else figures)
+    check = chunk_to_check(local, task.tier, chunks, counts)
+    known, held = check is None or check in ready, list(ready)
+    if known:
+        yield from held
     with timed("judge", seconds):
-        for name in judge_chunks(task, todo, rows):
+        for name in judge_chunks(replace(task, check=check), todo, rows):
             done += counts[name]
             watch("judge", {"judged": done, "to_judge": whole})
-            yield name
+            if known:
+                yield name
+                continue
+            held.append(name)
+            if name == check:
+                known = True
+                yield from held
 
 
 @contextmanager

@@ -25,7 +25,8 @@ OPERATIONAL = tuple(
     judge.http.concurrency judge.http.timeout_s strong.base_url strong.api_key_env
     strong.concurrency strong.requests_per_minute strong.tokens_per_minute strong.timeout_s
     strong.max_cost_usd strong.max_cost_usd_per_month strong.give_up_after_s strong.price
-    strong.batch strong.max_output_tokens strong.reasks strong.tolerate_failed
+    strong.batch strong.max_output_tokens strong.max_tokens_field strong.reasks
+    strong.tolerate_failed
     """.split()
 )
 """Keys that say how fast, where and for how much, but cannot change a verdict: they may differ

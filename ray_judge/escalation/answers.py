@@ -13,10 +13,11 @@ from statistics import fmean, multimode
 from typing import Any, NamedTuple
 
 from ray_judge.config import StrongConfig
+from ray_judge.errors import WORDS
 from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.pricing import cost
 from ray_judge.escalation.questions import QuestionMaker, Unparseable
-from ray_judge.failures import MEANING, WORDS, Kind, RequestFailed, failure_of
+from ray_judge.failures import MEANING, Kind, RequestFailed, failure_of
 from ray_judge.records import Answer, Outcome, Usage, Verdict
 
 ANSWER_PARTS = ("text", "output_text")

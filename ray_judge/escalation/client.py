@@ -109,12 +109,14 @@ class SeenIds:
     HTTP/1.1 tells answers apart by their order on a connection alone. An answer that a broken
     proxy writes twice is taken for the next question's, and that one's for the next. So the same
     answer under the same id is not another question's. Ids say nothing where they are short (some
-    servers draw them from a thousand), or once one of them came with two answers; a cache that
-    gives the same question its answer again is believed.
+    servers draw them from a thousand), once one of them came with two answers, or with the same
+    one again when that connection was closed; a cache that gives the same question its answer again
+    is believed.
     """
 
     def __init__(self) -> None:
         self._answers: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._doubted: set[str] = set()
         self._unique = True
 
     def look(self, name: str | None, body: Mapping[str, Any], text: str) -> tuple[bool, bool]:
@@ -127,7 +129,9 @@ class SeenIds:
         question, answer = hash(json.dumps(body["messages"])), hash(text)
         repeated = name in self._answers
         asked, answered = self._answers.setdefault(name, (question, answer))
-        self._unique = answer == answered
+        self._unique = answer == answered and not (asked != question and name in self._doubted)
+        if asked != question:
+            self._doubted.add(name)
         if len(self._answers) > IDS_KEPT:
             self._answers.popitem(last=False)
         return asked == question or not self._unique, repeated and self._unique

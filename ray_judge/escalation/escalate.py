@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -156,7 +158,12 @@ def _wait_for(session: Session) -> None:
         asyncio.run(_run_until_told(session))
         return
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, session.run()).result()
+        running = pool.submit(asyncio.run, session.run())
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            session.stop()
+            raise
 
 
 async def _run_until_told(session: Session) -> None:
@@ -169,16 +176,24 @@ async def _run_until_told(session: Session) -> None:
         session.stop()
         loop.call_later(DRAIN_S, running.cancel)
 
-    kept = {told: signal.getsignal(told) for told in (signal.SIGINT, signal.SIGTERM)}
-    with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
-        for told in kept:
-            loop.add_signal_handler(told, stop)
-    try:
+    with _told(loop, stop), contextlib.suppress(asyncio.CancelledError):
         await running
-    except asyncio.CancelledError:
-        raise Stopped(STOPPED) from None
+        return
+    raise Stopped(STOPPED)
+
+
+@contextmanager
+def _told(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at each Ctrl-C and SIGTERM; only the main thread is told of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {told: signal.getsignal(told) for told in (signal.SIGINT, signal.SIGTERM)}
+    for told in before:
+        loop.add_signal_handler(told, stop)
+    try:
+        yield
     finally:
-        with contextlib.suppress(ValueError):
-            for told, handler in kept.items():
-                loop.remove_signal_handler(told)
-                signal.signal(told, handler)
+        for told, handler in before.items():
+            loop.remove_signal_handler(told)
+            signal.signal(told, handler)

@@ -164,6 +164,11 @@ class Session:
         """End soon, in good order: `run` raises Stopped then."""
         self.stopping = True
 
+    def check(self) -> None:
+        """Raise Stopped where this session was told to stop."""
+        if self.stopping:
+            raise Stopped(STOPPED)
+
     # --- owning the books ---
 
     async def own(self) -> None:
@@ -210,8 +215,7 @@ class Session:
                         "kept, run again later",
                         books=self._books.storage.uri,
                     ) from None
-                if self.stopping:
-                    raise Stopped(STOPPED) from None
+                self.check()
                 self.report({"waits": error.message})
                 await self._clock.sleep(LOCKED_POLL_S)
                 self._source.check()
@@ -221,7 +225,11 @@ class Session:
     # --- which questions ---
 
     async def take(self, enough: float = ENOUGH) -> bool:
-        """Take more questions from the source; False when no more will ever come."""
+        """Take more questions from the source; False when no more will ever come.
+
+        Raises Stopped.
+        """
+        self.check()
         while not self._ended and len(self.waiting) < enough:
             questions = await asyncio.to_thread(self._source.take)
             if questions is None:

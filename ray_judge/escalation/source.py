@@ -13,9 +13,10 @@ from ray_judge.errors import InputChangedError, RayJudgeError
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.records import SURENESS, Chunk, Route
 
-REST_S = 5.0
 PER_TAKE = 256
 """Rows of a chunk whose questions are made at a time."""
+REST_S = 2.0
+"""So long the maker of frames is waited for at the end. It may be in the middle of a chunk."""
 ASKED = pl.Schema(
     [("chunk", pl.String()), ("row", pl.Int64()), ("question_keys", pl.List(pl.String))]
 )
@@ -62,10 +63,7 @@ class RoutedQuestions:
             raise self._failure
 
     def stop(self) -> None:
-        """Take no more frames; give their maker a while to come to rest.
-
-        A judge that is still loading, or has long chunks, is not waited for: Ray ends it.
-        """
+        """Take no more frames, and let their maker come to rest."""
         self._stopping = True
         self._thread.join(REST_S)
 

@@ -59,13 +59,15 @@ def judgment(
     *,
     entropy: float | None = None,
     unseen: float = 0.0,
+    would_write: str | None = None,
 ) -> Judgment:
     """The verdict with the highest probability (or the expected score), and its confidence.
 
     Equal probabilities go to the alternative that is named first. A row whose mass is below
     `judge.min_mass`, or whose verdict hangs on tokens that a server did not show (`unseen`: the
     most probability that they can have), keeps its verdict, is as unsure as can be (0 for a
-    probability, null for an entropy) and says why. `entropy`: mean Σ p ln p.
+    probability, null for an entropy) and says why. `entropy`: mean Σ p ln p. `would_write`: the
+    likeliest token where the verdict is to begin.
     """
     best = max(probs, key=lambda name: probs[name])
     verdict: Verdict = best if task == "pairwise" else float(best)
@@ -78,6 +80,7 @@ def judgment(
         error = (
             f"judge: the alternatives have only {mass:.2g} of the probability together "
             f"(judge.min_mass is {judge.min_mass:g}): the prompt does not fit this model"
+            + (f", which would rather write {would_write!r}" if would_write is not None else "")
         )
     elif off and confidence(probs, "margin") <= 2 * off:
         error = (

@@ -7,7 +7,9 @@ What comes out of the stream is a receipt per chunk; the verdicts are already on
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,19 +21,23 @@ import pyarrow.compute as pc
 import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
 
 from ray_judge.cluster import our_error
 from ray_judge.config import JudgeConfig, RunConfig
-from ray_judge.errors import EngineError, RayJudgeError
+from ray_judge.errors import EngineError, RayJudgeError, brief
+from ray_judge.judging.engines.checkpoint import weight_bytes
 from ray_judge.judging.engines.engine import (
     Engine,
     LanguageModel,
     check_engine,
     make_engine,
     make_model,
-    weight_bytes,
 )
+from ray_judge.judging.engines.errors import engine_error
+from ray_judge.judging.first_rows import FIRST_ROWS, check_first_rows
 from ray_judge.judging.formats import base_of
 from ray_judge.records import Chunk, Judgment, Scored, judged_schema
 from ray_judge.run.columns import Columns
@@ -44,10 +50,15 @@ WEIGHTS_SHARE = 0.6
 """Of a GPU's memory that the weights of two models may take together; the rest is for caches."""
 CHUNKS_PER_ACTOR = 3
 """In flight at once: one being judged, one being read and tokenised, one being committed."""
+RESTARTS = 3
+"""How often a judge's process that died begins anew, and what it was at. Nodes that are taken away
+with notice do not count (Ray's own default is for ever, whatever it dies of)."""
 STUCK_AFTER_S = 1800
 """Ray Data gives up when nothing at all has moved for so long."""
 
 CHUNK, SHARD, ROW, SCORED = "__chunk", "__shard", "__row", "__scored"
+FAILED = "failed"
+RECEIPT = pa.schema([("chunk", pa.string()), (FAILED, pa.binary())])
 TOKENS = pa.list_(pa.int32())
 SCORED_TYPE = pa.list_(pa.struct({"prompt": TOKENS, "answer": TOKENS}))
 
@@ -76,7 +87,10 @@ class ChunkSource(Datasource):
 
 def read_chunk(chunk: Chunk, columns: Columns, rows: Sequence[int] | None) -> list[pa.Table]:
     """Read one chunk, or some of its rows; its block carries where it comes from."""
-    table = read_rows(chunk.shard, chunk.start, chunk.rows, columns.needed())
+    try:
+        table = read_rows(chunk.shard, chunk.start, chunk.rows, columns.needed())
+    except RayJudgeError as error:
+        return [receipt(chunk.name, error)]
     for column, value in ((CHUNK, chunk.name), (SHARD, chunk.shard_name)):
         table = table.append_column(column, pa.repeat(value, len(table)))
     places = pa.array(range(chunk.start, chunk.start + len(table)), pa.int64())
@@ -84,18 +98,38 @@ def read_chunk(chunk: Chunk, columns: Columns, rows: Sequence[int] | None) -> li
     return [table if rows is None else table.take([row - chunk.start for row in rows])]
 
 
+def receipt(chunk: str, error: RayJudgeError | None = None) -> pa.Table:
+    """All that comes home of a chunk. An error does as a value: an exception that crosses Ray
+    arrives wrapped beyond recognition, and is printed by it on the way.
+    """
+    failed = None if error is None else pickle.dumps(error)
+    return pa.table({"chunk": [chunk], FAILED: [failed]}, schema=RECEIPT)
+
+
 @dataclass(frozen=True)
 class JudgeTask:
-    """What the actors of one local judge have in common; `tier` is its number, from 0."""
+    """What the actors of one local judge have in common; `tier` is its number, from 0.
+
+    `check`: the chunk whose first rows show whether the judge's model fits; None: it is known.
+    """
 
     config: RunConfig
     columns: Columns
     run: RunDirectory
     tier: int
+    check: str | None = None
 
     def judge(self, block: pa.Table, engine: Engine) -> pa.Table:
         """Judge one chunk and commit it; with calibrated_entropy it goes on to the base model."""
-        judged = judge_rows(block, engine, self.config, self.columns)
+        if block.column(CHUNK)[0].as_py() == self.check:
+            head, rest = block.slice(0, FIRST_ROWS), block.slice(FIRST_ROWS)
+            judged = judge_rows(head, engine, self.config, self.columns)
+            check_first_rows(judged, self.config.judge)
+            if len(rest):
+                others = judge_rows(rest, engine, self.config, self.columns)
+                judged = pa.concat_tables([judged, others])
+        else:
+            judged = judge_rows(block, engine, self.config, self.columns)
         two = self.config.judge.confidence == "calibrated_entropy"
         return judged if two else self._commit(judged)
 
@@ -108,23 +142,37 @@ class JudgeTask:
         chunk = judged.column(CHUNK)[0].as_py()
         schema = judged_schema(self.config.task, self.config.alternatives())
         self.run.commit_judged(self.tier, chunk, without_nan(judged.select(schema.names)))
-        return pa.table({"chunk": [chunk]})
+        return receipt(chunk)
 
 
 class ModelActor:
     """One model (the judge, or its base), and what is done with it to the chunks."""
 
-    def __init__(self, load: Callable[[], Any], work: Callable[[pa.Table, Any], pa.Table]) -> None:
-        self._work, self._model, self._error = work, None, None
-        try:
-            self._model = load()
-        except RayJudgeError as error:
-            self._error = error  # kept for the first call, which can carry it home
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        work: Callable[[pa.Table, Any], pa.Table],
+        explain: Callable[[Exception, str], RayJudgeError],
+    ) -> None:
+        self._work, self._explain = work, explain
+        self._model = self._try("the judge's model cannot be loaded", load)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if self._error:
-            raise self._error
-        return self._work(block, self._model)
+        if FAILED in block.column_names:
+            return block
+        found = self._model
+        if not isinstance(found, RayJudgeError):
+            found = self._try("the judge failed", self._work, block, self._model)
+        chunk = block.column(CHUNK)[0].as_py()
+        return receipt(chunk, found) if isinstance(found, RayJudgeError) else found
+
+    def _try(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function gives, or an error of ours in its place."""
+        try:
+            return function(*arguments)
+        except Exception as error:  # an engine raises whatever it likes
+            logging.getLogger(__name__).exception("%s", doing)  # all of it, for the worker's log
+            return self._explain(error, doing)
 
 
 def without_nan(judged: pa.Table) -> pa.Table:
@@ -209,18 +257,41 @@ def judge_chunks(
     context.execution_no_progress_timeout_s = STUCK_AFTER_S
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs it raises, too
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     dataset = ray.data.read_datasource(
         ChunkSource(chunks, task.columns, rows), override_num_blocks=len(chunks)
     )
-    stages: list[tuple[Callable[[], Any], Callable[[pa.Table, Any], pa.Table]]] = [
-        (partial(make_engine, task.config, format_), task.judge)
+    explain = partial(engine_error, task.config.judge)
+    stages: list[tuple[Any, ...]] = [
+        (partial(make_engine, task.config, format_), task.judge, explain)
     ]
     if task.config.judge.confidence == "calibrated_entropy":
-        stages.append((partial(make_model, task.config, base=True), task.calibrate))
+        load = partial(make_model, task.config, base=True)
+        stages.append((load, task.calibrate, partial(explain, base=True)))
     pool = pool_size(task.config.judge, ray.cluster_resources(), len(chunks))
     for stage in stages:
-        dataset = dataset.map_batches(
+        dataset = _through(dataset, stage, pool)
+    try:
+        for row in dataset.iter_rows():
+            if row[FAILED] is not None:
+                raise pickle.loads(row[FAILED])  # noqa: S301  our own worker's
+            yield row["chunk"]
+    except RayTaskError as error:
+        raise our_error(error) from None
+    except RayError as error:
+        why = brief(str(error).rpartition("Worker exit detail:")[2])
+        raise EngineError(f"a judge's process died {RESTARTS + 1} times: {why}") from None
+    except ExecutionTimeoutError:
+        said = f"no chunk was judged, read or begun for {STUCK_AFTER_S // 60} minutes"
+        raise EngineError(f"{said}: the run is stuck; the same command continues it") from None
+
+
+def _through(dataset: ray.data.Dataset, stage: tuple[Any, ...], pool: Pool) -> ray.data.Dataset:
+    """Lead the chunks through a pool of actors of one model."""
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to say how often an actor is restarted, and warns of this one.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return dataset.map_batches(
             ModelActor,
             fn_constructor_args=stage,
             batch_size=None,
@@ -234,14 +305,9 @@ def judge_chunks(
             ),
             num_gpus=pool.gpus or None,
             num_cpus=pool.cpus,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
         )
-    try:
-        for receipt in dataset.iter_rows():
-            yield receipt["chunk"]
-    except RayTaskError as error:
-        raise our_error(error) from None
-    except RayError as error:
-        raise EngineError(f"the judge's actors died: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

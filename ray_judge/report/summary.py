@@ -78,10 +78,15 @@ def summarise(
 
 
 def commonest_failure(rows: pl.DataFrame) -> str | None:
-    """Why the strong judge gave no verdict, most often; what stands in quotes is left out."""
+    """Why the strong judge gave no verdict, most often, in the words of the first such row.
+
+    What stands in quotes, and numbers, make no difference.
+    """
     failed = rows.filter(pl.col("outcome").is_in(["failed", "unparseable"]))
-    said = failed["error"].str.replace_all(r"'[^']*'|\"[^\"]*\"", "…").drop_nulls()
-    return str(said.mode().sort().first()) if len(said) else None
+    said = failed.select(pl.col("error").str.replace(r"^.*?strong: ", "")).drop_nulls()
+    alike = pl.col("error").str.replace_all(r"'[^']*'|\"[^\"]*\"|\d+", "…").alias("alike")
+    kinds = said.group_by(alike, maintain_order=True).agg(pl.len(), pl.col("error").first())
+    return kinds.sort("len", descending=True, maintain_order=True)["error"].first()  # type: ignore[return-value]
 
 
 def describe_audit(cascade: Cascade, rows: pl.DataFrame) -> dict[str, Any]:

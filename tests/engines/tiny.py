@@ -6,7 +6,9 @@ what a whole-vocabulary softmax in float32 gives, whatever the weights are.
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -79,6 +81,30 @@ def make_model(folder: Path, seed: int, *, split_digits: bool = True, chat: bool
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_misfits(folder: Path) -> Path:
+    """Beside a `whole` model others: `headless`, a reward model that says that it writes text;
+    `strange`, of a kind that nobody knows; `tied`, whose head is its embeddings.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    whole = make_model(folder / "whole", 1)
+    for name in ("headless", "strange", "tied"):
+        shutil.copytree(whole, folder / name)
+    config = LlamaConfig.from_pretrained(whole, num_labels=1)
+    LlamaForSequenceClassification(config).to(torch.float32).save_pretrained(folder / "headless")
+    config = LlamaConfig.from_pretrained(whole, tie_word_embeddings=True)
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder / "tied")
+    _edit(folder / "headless", architectures=["LlamaForCausalLM"])
+    _edit(folder / "strange", architectures=["StrangeForCausalLM"], model_type="strange")
+    return folder
+
+
+def _edit(model: Path, **changes: Any) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,12 +24,13 @@ PRICES = Decimal("0.000002"), Decimal("0.000008")
 
 @dataclass
 class Said:
-    """One answer; `text` in place of a document."""
+    """One answer; `text` in place of a document. It is billed at once, and sent after `wait_s`."""
 
     document: Any = None
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     text: str | None = None
+    wait_s: float = 0.0
 
 
 def completion(
@@ -58,13 +61,17 @@ class PlainServer:
     api_key: str = "sk-plain"
     requests: list[dict[str, Any]] = field(default_factory=list)
     usd: Decimal = Decimal(0)
+    billed: Counter[str] = field(default_factory=Counter)
+    """How often each question was, by its text."""
+    first_answer_at: float | None = None
     paths: set[str] = field(default_factory=set)
 
-    def bill(self, document: Any) -> None:
+    def bill(self, body: dict[str, Any], document: Any) -> None:
         usage = document.get("usage") if isinstance(document, dict) else None
         if usage and document.get("choices") is not None:
             counts = usage["prompt_tokens"], usage["completion_tokens"]
             self.usd += sum((n * each for n, each in zip(counts, PRICES, strict=True)), Decimal(0))
+            self.billed[json.dumps(body.get("messages") or body["prompt"])] += 1
 
 
 @contextmanager
@@ -84,8 +91,10 @@ def plain_server(
             with lock:
                 server.requests.append(body)
                 said = reply(body, len(server.requests))
-                server.bill(said.document)
+                server.bill(body, said.document)
+            time.sleep(said.wait_s)
             text = json.dumps(said.document) if said.text is None else said.text
+            server.first_answer_at = server.first_answer_at or time.monotonic()
             self.send_response(said.status)
             for name, value in {**said.headers, "content-length": len(text.encode())}.items():
                 self.send_header(name, str(value))

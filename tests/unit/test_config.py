@@ -251,6 +251,7 @@ OPERATIONAL_CHANGES = {
     "strong.price": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1},
     "strong.batch": {"wait_s": 0},
     "strong.tolerate_failed": 1,
+    "strong.max_tokens_field": "max_tokens",
 }
 
 

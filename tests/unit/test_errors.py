@@ -44,7 +44,7 @@ def test_pickles_with_message_place_and_class(cls: type[RayJudgeError]) -> None:
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:
-    drawn = re.findall(r"^\s+[│├└─ ]*(\w+)\s+(\d)\s{2,}", errors.__doc__ or "", re.MULTILINE)
+    drawn = re.findall(r"^\s+[│├└─ ]*(\w+)\s+(\d+)\s{2,}", errors.__doc__ or "", re.MULTILINE)
     defined = {
         name: value.exit_code
         for name, value in vars(errors).items()

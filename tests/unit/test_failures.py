@@ -9,7 +9,7 @@ import pytest
 
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown
-from ray_judge.failures import MEANING, Fault, Kind, RequestFailed, classify, run_error
+from ray_judge.failures import MEANING, Fault, Kind, RequestFailed, classify, failure_of, run_error
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -46,6 +46,14 @@ def test_readme_has_this_table() -> None:
 def test_what_an_error_answer_means(status: int, error: dict[str, str], meaning: Kind) -> None:
     fields: dict[str, str | None] = {"code": None, "kind": None, "param": None, **error}
     assert classify(status, **fields) is meaning
+
+
+def test_a_refused_parameter_is_named_with_its_value() -> None:
+    strong = StrongConfig(model="m", max_cost_usd=Decimal(1), temperature=0.5)
+    limits = "strong.max_tokens_field (max_completion_tokens) and strong.max_output_tokens (300)"
+    for param, named in (("temperature", "strong.temperature (0.5)"), ("max_tokens", limits)):
+        told = run_error(failure_of(400, {"param": param, "message": "no"}, {}), strong)
+        assert str(told) == f"the strong judge cannot be asked: HTTP 400: no. Check {named}"
 
 
 ENDS = {Fault.PROVIDER: ProviderDown, Fault.RUN: EscalationError, Fault.QUESTION: EscalationError}

@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray_judge.config import RunConfig
-from ray_judge.errors import EscalationError, PausedError, RayJudgeError, Stopped
+from ray_judge.errors import EscalationError, PausedError, RayJudgeError
 from ray_judge.escalation.batch.first_questions import FirstQuestions
 from ray_judge.escalation.batch.provider import QUEUE_FULL, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import BatchQueue, Request
@@ -40,7 +40,7 @@ from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.online.limiter import FIRST
 from ray_judge.escalation.processes import unique_name
 from ray_judge.escalation.questions import Question, QuestionMaker
-from ray_judge.escalation.session import POLL_S, STOPPED, Report, Session
+from ray_judge.escalation.session import POLL_S, Report, Session
 from ray_judge.failures import RequestFailed, run_error
 from ray_judge.records import Chunk, Outcome
 
@@ -82,8 +82,6 @@ class BatchCourier:
         self._questions: dict[str, Question] = {}
         self._completed: Counter[str] = Counter()
         self._ended_at: dict[str, float] = {}
-        self._knows_words = False
-        """Whether a batch of this run says if the server takes `response_format`."""
         self._strikes = 0
         self._full = False
         """No room, or no money, until a pending batch has ended."""
@@ -102,10 +100,10 @@ class BatchCourier:
         for key, batch in claim.batched.items():
             asked.setdefault(batch, set()).add(key)
         self._pending, self._asked = {}, asked
-        others = dict(claim.batched)
+        others, knows_words = dict(claim.batched), False
         for record in await asyncio.to_thread(load, self._books.storage, self._books.run):
-            # One alone was made by who did not know.
-            self._knows_words |= record.requests > 1 or record.words or record.refused
+            # Whether the server takes `response_format`; one alone was made by who did not know.
+            knows_words |= record.requests > 1 or record.words or record.refused
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
@@ -116,6 +114,7 @@ class BatchCourier:
                 await self._find(record)
             elif record.stage is Stage.INTENT:
                 await self._abandon(record)
+        self._first.proven |= claim.proven and knows_words
         return replace(claim, batched=others)
 
     async def carry(self, session: Session) -> None:
@@ -127,10 +126,8 @@ class BatchCourier:
             return  # nothing to ask: no lease, no owner, nothing changed
         begun = self._clock.now()
         await session.own()
-        if self._knows_words:
-            journal = await asyncio.to_thread(self._books.journal)
-            self._first.proven |= journal.usable(self._books.run) > 0
         while True:
+            session.check()
             await self._collect(session)
             await self._submit(session)
             if not self._pending and not session.waiting and not await session.recheck():
@@ -143,8 +140,6 @@ class BatchCourier:
             until = self._clock.now() + min(self._strong.batch.poll_s, rest_s)
             while not session.stopping and (left_s := until - self._clock.now()) > 0:
                 await self._clock.sleep(min(self.poll_s, left_s))
-            if session.stopping:
-                raise Stopped(STOPPED)
 
     async def close(self) -> None:
         """Write the ledger's final snapshot, and end the journal's log."""

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -46,13 +46,15 @@ class Claim:
 
     `at`: when the claim was made, Unix seconds: earlier owners have let nothing out since.
     `in_flight`: question key → its latest open slot, of an actor that is no pending batch.
-    `batched`: question key → id of the pending batch that asks it.
+    `batched`: question key → id of the pending batch that asks it. `proven`: the journal has a
+    verdict that this run paid for.
     """
 
     epoch: int
     at: float
     in_flight: Mapping[str, InFlight]
     batched: Mapping[str, str]
+    proven: bool = False
 
 
 class Books:
@@ -111,7 +113,8 @@ class Books:
         series = nonce or secrets.token_hex(6)
         epoch, at = create_claim(self.storage, owner, series, self._clock()), self._clock()
         accounts = recover(self.storage, epoch)
-        paid = self.journal().paid(accounts.leases)
+        journal = self.journal()
+        paid = journal.paid(accounts.leases)
         batches = self._pending_batches(accounts)
         accounts.take_over(at, batches)
         ledger = self.owner_type(
@@ -121,7 +124,8 @@ class Books:
             ledger.settle(lease, slot, cost_usd)
         ledger.commit()
         forget_older(self.storage, epoch)
-        return ledger, _read_claim(epoch, at, accounts, batches)
+        claim = _read_claim(epoch, at, accounts, batches)
+        return ledger, replace(claim, proven=journal.usable(self.run) > 0)
 
     def _pending_batches(self, accounts: Accounts) -> dict[str, str]:
         """Actor → id of each batch with a lease whose record is there and not over."""

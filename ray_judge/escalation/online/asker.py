@@ -18,10 +18,19 @@ from ray_judge.errors import PausedError, StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.online.limiter import Feedback
+from ray_judge.escalation.online.limiter import LONGEST_BACKOFF_S, Feedback
 from ray_judge.escalation.online.permits import Denied, Need, Permits, Slot
 from ray_judge.escalation.questions import Question, QuestionMaker
-from ray_judge.failures import DENIALS, Bill, Fault, Kind, RequestFailed, Signal, run_error
+from ray_judge.failures import (
+    DENIALS,
+    OF_A_ROW,
+    Bill,
+    Fault,
+    Kind,
+    RequestFailed,
+    Signal,
+    run_error,
+)  # fmt: skip
 from ray_judge.records import Answer, Outcome
 
 log = logging.getLogger(__name__)
@@ -32,17 +41,24 @@ class _Tries:
 
     def __init__(self) -> None:
         self._failures: Counter[int] = Counter()
-        self._answers = 0
+        self._refused = 0
+        self._before: Counter[Signal] = Counter()
 
-    def count(self, failure: RequestFailed, answers: int) -> None:
-        """Count a failure; `answers`: how many other questions were answered by then.
+    def count(self, failure: RequestFailed, seen: Counter[Signal]) -> None:
+        """Count a failure; `seen`: what came of all requests by then.
 
-        How long a server that cannot be reached is borne is the governor's decision.
+        How long a server that cannot be reached is borne is the governor's decision. A question
+        that meets a rate limit again and again, while others do not, is too large for it.
         """
-        others_fare_better = failure.kind is not Kind.RATE_LIMIT or answers > self._answers
-        if failure.meaning.tries and others_fare_better and not failure.unreachable:
+        if failure.meaning.tries and not failure.unreachable:
             self._failures[failure.meaning.tries] += 1
-        self._answers = answers
+        if failure.kind is Kind.RATE_LIMIT:
+            self._before = self._before or seen.copy()
+            since = seen - self._before
+            refused = since[Signal.RATE_LIMITED] - self._refused + 1
+            self._refused += 1
+            if (refused / (refused + since[Signal.OK])) ** self._refused < UNLIKELY:
+                failure.kind = Kind.ROW
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
         return any(count >= most for most, count in self._failures.items())
@@ -52,16 +68,22 @@ def _again(failure: BaseException) -> bool:
     return isinstance(failure, RequestFailed) and bool(failure.meaning.again)
 
 
-_BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, max=20)
+_WAITS = {
+    Signal.UNAVAILABLE: tenacity.wait_random_exponential(multiplier=0.25, max=LONGEST_BACKOFF_S),
+    # A 429's own wait is the governor's, for all at once, who are not to keep step behind it.
+    Signal.RATE_LIMITED: tenacity.wait_random(0, 0.5),
+    Signal.OK: tenacity.wait_none(),
+}
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Back off when the server failed. A 429's own wait is the governor's, for all at once."""
     failure = state.outcome.exception() if state.outcome else None
     assert isinstance(failure, RequestFailed)
-    return _BACKOFF(state) if failure.meaning.signal is Signal.UNAVAILABLE else 0.0
+    return _WAITS[failure.meaning.signal](state)
 
 
+UNLIKELY = 1e-6
+"""A question that has met rate limits this improbably, as others fare, is too large for them."""
 RETRY = tenacity.AsyncRetrying(retry=tenacity.retry_if_exception(_again), wait=_wait, reraise=True)
 """Copied per question with its `_Tries`; each try has its own slot."""
 
@@ -88,7 +110,8 @@ class Asker:
         self._clock = clock
         self._sleep = sleep
         self._journal_failed: StorageError | None = None
-        self._answers = 0
+        self._seen: Counter[Signal] = Counter()
+        """What came of all requests."""
         self._denials = 0
         """Of questions in a row."""
 
@@ -138,7 +161,8 @@ class Asker:
                     try:
                         reply = await self._client.send(question.body)
                     except RequestFailed as failure:
-                        tries.count(failure, self._answers)
+                        self._seen[failure.meaning.signal] += 1
+                        tries.count(failure, self._seen)
                         given_up = await self._failed(slot, sent_at, failure, tries)
                         raise
         except RequestFailed:
@@ -155,7 +179,8 @@ class Asker:
         last = last and slot.proven
         answer = read_answer(self._maker, question.key, bound, reply, place, at, last=last)
         await self._keep(answer)
-        self._answers, self._denials = self._answers + 1, 0
+        self._seen[Signal.OK] += 1
+        self._denials = 0
         spare = 0
         if reply.usage is not None:
             # No count above the bound is believed: the whole run would wait for those tokens.
@@ -185,13 +210,15 @@ class Asker:
 
         Raises where no other question can fare better: PausedError, EscalationError.
         """
-        if failure.kind is Kind.DENIED and (slot.proven or failure.status == 403):  # moderated?
+        again_some_day = failure.status in (401, 404) or failure.kind is Kind.PARAMETER
+        if failure.kind in OF_A_ROW and (slot.proven or failure.status == 403):  # moderated?
             self._denials += 1
-            failure.kind = Kind.DENIED if self._denials >= DENIALS else Kind.REFUSED
+            if self._denials < DENIALS:
+                failure.kind = OF_A_ROW[failure.kind]
         meaning = failure.meaning
         of_question = meaning.fault is Fault.QUESTION
         over = of_question or tries.enough()
-        final = of_question and slot.proven and failure.status not in (401, 404)
+        final = of_question and slot.proven and not again_some_day
         billed = meaning.bill is Bill.MOST
         cost_usd = slot.max_cost_usd if billed else Decimal(0)
         place, at = (slot.lease, slot.number), self._clock()

@@ -9,12 +9,12 @@ import asyncio
 import contextlib
 from typing import Any, Protocol
 
-from ray_judge.errors import PausedError, RayJudgeError, Stopped
+from ray_judge.errors import PausedError, RayJudgeError
 from ray_judge.escalation.books.books import Claim
 from ray_judge.escalation.online.governor import Clock
 from ray_judge.escalation.processes import ProcessDied
 from ray_judge.escalation.questions import Question
-from ray_judge.escalation.session import IDLE_S, POLL_S, STOPPED, Report, Session
+from ray_judge.escalation.session import IDLE_S, POLL_S, Report, Session
 from ray_judge.records import Outcome
 
 PER_UNIT = 256
@@ -128,8 +128,6 @@ class OnlineCourier:
 
     async def _step(self, session: Session) -> bool:
         """Take, submit, collect; False when nothing is left to do."""
-        if session.stopping and self._failure is None:
-            await self._fail(Stopped(STOPPED))
         more = self._failure is None
         if self._failure is None:
             try:

@@ -38,6 +38,8 @@ TOLD_S = 2.0
 """What holds all requests up for longer is told."""
 SILENT_S = 25.0
 """So is it when none of the requests in flight was answered for so long."""
+LONGEST_BACKOFF_S = 10.0
+"""A question at which the server failed is asked again so much later at the latest."""
 FIRST = 16
 """So many answers show whether a run's questions can be answered."""
 MAX_RETRY_AFTER_S = 3600.0
@@ -70,21 +72,24 @@ class Opening:
     What goes wrong for all of the first ones would go wrong for all others, too.
     """
 
-    def __init__(self, usable: int = 0) -> None:
-        """`usable`: how many answers of this server are known to be usable."""
-        self._usable, self._unusable = usable, 0
+    def __init__(self, usable: int = 0, *, proven: bool = False) -> None:
+        """`usable`: how many answers of this server are known to be usable.
+
+        `proven`: an earlier session had verdicts. This one begins carefully all the same.
+        """
+        self._usable, self._unusable, self._proven = usable, 0, proven
         self.failure: Feedback | None = None
         """What came last in place of a verdict, once so many had none."""
 
     @property
     def proven(self) -> bool:
         """Whether the server has given a verdict."""
-        return self._usable > 0
+        return self._proven or self._usable > 0
 
     @property
     def most(self) -> float:
         """How many requests may be in flight."""
-        return 1 if not self.proven else FIRST if self._usable < FIRST else math.inf
+        return 1 if not self._usable else FIRST if self._usable < FIRST else math.inf
 
     def learn(self, feedback: Feedback) -> None:
         if feedback.usable:
@@ -147,8 +152,12 @@ class Limiter:
         concurrency: int,
         failures_to_open: int = 10,
         usable: int = 0,
+        proven: bool = False,
     ) -> None:
-        """`failures_to_open`: this many `UNAVAILABLE` in a row open the circuit."""
+        """`failures_to_open`: this many `UNAVAILABLE` in a row open the circuit.
+
+        `usable`, `proven`: see `Opening`.
+        """
         self._requests = _Pace(requests_per_minute, requests_per_minute)
         self._tokens = _Pace(tokens_per_minute, tokens_per_minute)
         self._most = concurrency
@@ -163,7 +172,7 @@ class Limiter:
         self._failed_last = self._heard_at = -math.inf
         self.last_failure = ""
         """What the server said the last time that it did not answer."""
-        self.opening = Opening(usable)
+        self.opening = Opening(usable, proven=proven)
         self.in_flight = 0
 
     def reserve(self, tokens: int, now: float, horizon_s: float = 0.0) -> float | None:
@@ -261,7 +270,8 @@ class Limiter:
         """
         if self._failed_first is None:
             return 0.0
-        held = now < max(self._resume_at, self._circuit.open_until)
+        again_at = self._failed_last + LONGEST_BACKOFF_S
+        held = now <= max(self._resume_at, self._circuit.open_until, again_at)
         return (now if held else self._failed_last) - self._failed_first
 
     def waits(self, now: float) -> str | None:

@@ -42,15 +42,16 @@ class GovernorServer:
             ledger, claim = await asyncio.to_thread(self._books.claim, unique_name())
         except RayJudgeError as error:
             return error
-        self.take(ledger)
+        self.take(ledger, proven=claim.proven)
         return claim
 
-    def take(self, ledger: Ledger) -> None:
-        """Govern under a ledger that this process owns."""
+    def take(self, ledger: Ledger, *, proven: bool = False) -> None:
+        """Govern under a ledger that this process owns; `proven`: see `Claim`."""
         limiter = Limiter(
             requests_per_minute=self._strong.requests_per_minute,
             tokens_per_minute=self._strong.tokens_per_minute,
             concurrency=self._strong.concurrency,
+            proven=proven,
         )
         self._governor = self.governor_type(
             ledger, limiter, self._clock, patience_s=self._strong.give_up_after_s

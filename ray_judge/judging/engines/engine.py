@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib.util import find_spec
 from statistics import fmean
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ray_judge.config import JudgeConfig, RunConfig
-from ray_judge.errors import ConfigError, EngineError
+from ray_judge.cluster import is_own_machine
+from ray_judge.config import JudgeConfig, RunConfig, nearest
+from ray_judge.errors import ConfigError
 from ray_judge.judging.confidence import (
     both_orders,
     by_scores,
@@ -26,6 +27,7 @@ from ray_judge.judging.confidence import (
     orders_agree,
     verdict_probs,
 )
+from ray_judge.judging.engines.checkpoint import check_model, find_folder
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.judging.formats import Format, base_of, format_for
 from ray_judge.records import PAIRWISE_ALTERNATIVES, Example, Judgment, Scored
@@ -53,6 +55,7 @@ class Reading:
     `entropy`: mean of Σ p ln p over the generated tokens, where it was asked for.
     `scored`: what the base model is asked about. `note`: what was done to the prompt.
     `unseen`: most probability that alternatives which the server did not show can have together.
+    `would_write`: the token that is likeliest there, whatever the alternatives are.
     """
 
     logprobs: Mapping[str, Sequence[float]]
@@ -60,6 +63,7 @@ class Reading:
     scored: Scored | None = None
     note: str | None = None
     unseen: float = 0.0
+    would_write: str | None = None
 
 
 class Reader(Protocol):
@@ -103,6 +107,9 @@ class LanguageModel(Protocol):
     def entropies(self, scored: Sequence[Scored]) -> list[list[float]]: ...
 
 
+DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+NEEDS = {"vllm": ("vllm",), "transformers": ("torch", "transformers")}
+"""Engine → packages."""
 TOLERANCE = 1e-3
 """How far above 1 the probabilities of one row may sum (they are often rounded)."""
 
@@ -172,7 +179,10 @@ class ModelEngine:
         entropies = [reading.entropy for reading in good if reading.entropy is not None]
         judge, unseen = self._config.judge, max(reading.unseen for reading in good)
         entropy = fmean(entropies) if entropies else None
-        found = judgment(probs, mass, judge, self._config.task, entropy=entropy, unseen=unseen)
+        task, rather = self._config.task, good[0].would_write
+        found = judgment(
+            probs, mass, judge, task, entropy=entropy, unseen=unseen, would_write=rather
+        )
         notes = dict.fromkeys(f"judge: {reading.note}" for reading in good if reading.note)
         calibrated = judge.confidence == "calibrated_entropy"
         return replace(
@@ -195,10 +205,37 @@ def check_engine(config: RunConfig) -> Format | None:
     if judge.engine == "columns":
         return None
     if judge.engine in ("vllm", "transformers"):
-        check_model("judge.model", str(judge.model))
-        if judge.confidence == "calibrated_entropy":
-            check_model("judge.base_model", base_of(judge))
-    return format_for(judge, config.task)
+        _check_local(judge)
+    format_ = format_for(judge, config.task)
+    if judge.http is not None:
+        from ray_judge.judging.engines.http import check_request, read_key
+
+        check_request(judge, format_)
+        if is_own_machine():
+            read_key(judge.http)
+    return format_
+
+
+def _check_local(judge: JudgeConfig) -> None:
+    if judge.dtype not in DTYPES:
+        said = f"judge.dtype: there is no type {judge.dtype!r}{nearest(judge.dtype, DTYPES)}"
+        raise ConfigError(f"{said}: one of {', '.join(DTYPES)}")
+    if judge.engine == "transformers" and judge.quantization:
+        raise ConfigError("judge.quantization goes with engine: vllm, not transformers")
+    if is_own_machine() and (lost := [name for name in NEEDS[judge.engine] if not _has(name)]):
+        raise ConfigError(
+            f"judge.engine: {judge.engine} needs the package {lost[0]}, which is not installed: "
+            "install ray-judge[cpu] or ray-judge[gpu]"
+        )
+    check_model("judge.model", str(judge.model), judge.engine_options)
+    if judge.adapter:
+        find_folder("judge.adapter", judge.adapter, "adapter_config.json")
+    if judge.confidence == "calibrated_entropy":
+        check_model("judge.base_model", base_of(judge), judge.engine_options)
+
+
+def _has(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def make_engine(config: RunConfig, format_: Format | None) -> Engine:
@@ -216,43 +253,19 @@ def make_engine(config: RunConfig, format_: Format | None) -> Engine:
 
 
 def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
-    """Load the judge, or the base model that it was tuned from. Raises ConfigError, EngineError."""
-    judge = config.judge
+    """Load the judge, or the base model that it was tuned from. Raises whatever the engine does."""
+    judge, key = config.judge, "judge.model"
     if base:
         of_base = {"model": base_of(judge), "revision": judge.base_revision, "adapter": None}
-        judge = judge.model_copy(update=of_base)
-    check_model("judge.model", str(judge.model))
-    try:
-        if judge.engine == "transformers":
-            from ray_judge.judging.engines.transformers import TransformersModel
+        judge, key = judge.model_copy(update=of_base), "judge.base_model"
+    check_model(key, str(judge.model), judge.engine_options)
+    if judge.engine == "transformers":
+        from ray_judge.judging.engines.transformers import TransformersModel
 
-            return TransformersModel(judge)
-        from ray_judge.judging.engines.vllm import VllmModel
+        return TransformersModel(judge)
+    from ray_judge.judging.engines.vllm import VllmModel
 
-        return VllmModel(judge)
-    except ImportError as error:
-        install = "install ray-judge[cpu] or ray-judge[gpu]"
-        said = f"engine: {judge.engine} needs a package that is not there: {install} ({error})"
-        raise ConfigError(said) from None
-    except OSError as error:  # what the hub's client and transformers raise for a missing model
-        raise ConfigError(f"judge.model {judge.model} cannot be loaded: {error}") from None
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise EngineError(f"the model did not load: {type(error).__name__}: {error}") from None
-
-
-def check_model(key: str, model: str) -> None:
-    """Refuse a path that leads nowhere. A name such as `org/model` is left to the hub."""
-    path = Path(model).expanduser()
-    looks_local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
-    if path.exists():
-        if not (path / "config.json").exists():
-            raise ConfigError(f"{key} is not a model directory: no config.json", path=path)
-    elif looks_local:
-        raise ConfigError(f"{key}: there is no such path", path=path)
-
-
-def locate(model: str | None) -> str:
-    return str(Path(str(model)).expanduser())
+    return VllmModel(judge)
 
 
 def name_model(judge: JudgeConfig) -> str:
@@ -266,12 +279,3 @@ def decode_answer(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> st
     for word in stop:
         text = text.partition(word)[0]
     return text
-
-
-def weight_bytes(model: str) -> int | None:
-    """Bytes of a local checkpoint's weights; None for a model on a hub."""
-    path = Path(model).expanduser()
-    if not path.is_dir():
-        return None
-    files = [*path.glob("*.safetensors")] or [*path.glob("*.bin")]
-    return sum(file.stat().st_size for file in files) or None

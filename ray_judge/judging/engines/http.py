@@ -18,13 +18,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, cast
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import tenacity
 
 from ray_judge.config import HttpConfig, JudgeConfig, hide_secrets
-from ray_judge.errors import ConfigError, EngineError
+from ray_judge.errors import ConfigError, EngineError, PausedError, RayJudgeError, brief
+from ray_judge.failures import DENIALS, Fault, Kind, RequestFailed, check_of, failure_of, in_short
 from ray_judge.judging.engines.engine import Reading
 from ray_judge.judging.engines.verdict_tree import Node, Position, Walk
 from ray_judge.judging.formats import Format, Prompt
@@ -35,13 +38,35 @@ class RowError(Exception):
     """This row cannot be judged; the message says why."""
 
 
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, RequestFailed):
+        return error.meaning.fault is Fault.PROVIDER
+    return isinstance(error, httpx.TransportError)
+
+
 RETRY = tenacity.Retrying(
-    retry=tenacity.retry_if_exception_type(httpx.TransportError)
-    | tenacity.retry_if_result(lambda answer: answer.status_code == 429 or answer.is_server_error),
-    stop=tenacity.stop_after_attempt(6),
+    retry=tenacity.retry_if_exception(_passes),
+    stop=tenacity.stop_after_attempt(6) | tenacity.stop_after_delay(300),
     wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+    reraise=True,
 )
 """A local server is asked again when it is busy, restarting or gone; nothing is paid for here."""
+CONNECT_S = 10.0
+SHOWS = r"\b(top_logprobs|logprobs|continue_final_message|add_generation_prompt)\b"
+"""Parameters that mean nothing else where a server's words have them: few name them in `param`."""
+KEY_OF = {
+    "top_logprobs": "judge.http.top_logprobs",
+    "logprobs": "judge.http.top_logprobs",
+    "continue_final_message": "judge.http.api (completions goes without it)",
+    "add_generation_prompt": "judge.http.api (completions goes without it)",
+    "model": "judge.model",
+    "temperature": "judge.model, which is asked at temperature 0",
+}
+"""Parameter of a request → the key to look at: where it is refused, every row is."""
+NO_LOGPROBS = (
+    "the judge's server sent no log-probabilities: a server that can (vLLM, SGLang) is needed, or "
+    "judge.http.top_logprobs is more than it allows"
+)
 
 
 @dataclass
@@ -77,19 +102,29 @@ class TextNode(Node):
 class HttpReader:
     def __init__(self, judge: JudgeConfig, format_: Format) -> None:
         assert judge.http is not None
+        check_request(judge, format_)
         self._judge, self._format, self._http = judge, format_, judge.http
-        chat = format_.chat if judge.chat is None else judge.chat
-        if judge.http.api == "completions" and chat:
-            raise ConfigError("this judge is asked through its chat template: judge.http.api: chat")
-        if judge.http.api == "chat" and chat is False:
-            raise ConfigError("this judge has no chat template: judge.http.api: completions")
-        if judge.overlong == "cut":
-            raise ConfigError("judge.overlong: cut needs the model's tokenizer: engine: vllm")
         self._client = _client(judge.http)
         self._pool = ThreadPoolExecutor(judge.http.concurrency, thread_name_prefix="judge-http")
+        self._first = Lock()
+        self._refused: RayJudgeError | None = None
+        self._begun = self._answered = self._shown = False
+        self._denied = 0
 
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
-        return list(self._pool.map(self._read, examples))
+        """The first row is asked alone: what the server refuses of all rows costs one request."""
+        head: list[Reading | str] = []
+        with self._first:
+            if self._refused:
+                raise self._refused
+            if examples and not self._begun:
+                try:
+                    head = [self._read(examples[0])]
+                except RayJudgeError as error:
+                    self._refused = error
+                    raise
+                self._begun = True
+        return [*head, *self._pool.map(self._read, examples[len(head) :])]
 
     def _read(self, example: Example) -> Reading | str:
         prompt = self._format.render(example)
@@ -114,9 +149,12 @@ class HttpReader:
                 node = cast(TextNode, place.node)
                 shown = self._show(prompt, node.way)
                 unseen += math.exp(place.logprob) * node.grow(shown)
-                positions.append(Position([shown[token] for token in node.children]))
+                likeliest = max(shown, key=lambda token: shown[token])
+                logprobs = [shown[token] for token in node.children]
+                positions.append(Position(logprobs, likeliest=likeliest))
             walk.take(positions)
-        return Reading(walk.logprobs(list(alternatives)), unseen=unseen)
+        logprobs_of = walk.logprobs(list(alternatives))
+        return Reading(logprobs_of, unseen=unseen, would_write=walk.would_write)
 
     def _show(self, prompt: Prompt, way: str) -> dict[str, float]:
         """Ask for the likeliest tokens behind the prompt and the way: text → natural log."""
@@ -128,12 +166,13 @@ class HttpReader:
             first = found["content"][0]["top_logprobs"] if chat else found["top_logprobs"][0]
             pairs = [(one["token"], one["logprob"]) for one in first] if chat else first.items()
             for token, logprob in pairs:  # tokens that are no text of their own may look alike
-                shown[str(token)] = max(float(logprob), shown.get(str(token), -math.inf))
+                if logprob is not None:
+                    shown[str(token)] = max(float(logprob), shown.get(str(token), -math.inf))
+        if not shown and not self._shown:
+            raise ConfigError(NO_LOGPROBS)
         if not shown:
-            raise ConfigError(
-                "the judge's server sent no log-probabilities: a server that can (vLLM, SGLang) "
-                "is needed, or judge.http.top_logprobs is more than it allows"
-            )
+            raise RowError("the judge's server sent no log-probabilities")
+        self._shown = True
         return shown
 
     def _write(self, prompt: Prompt) -> tuple[str, bool]:
@@ -145,7 +184,7 @@ class HttpReader:
         return str(text or ""), choice.get("finish_reason") == "stop"
 
     def _ask(self, prompt: Prompt, way: str, **wish: Any) -> dict[str, Any]:
-        """Send one request; gives its choice. Raises RowError, ConfigError, EngineError."""
+        """Send one request; gives its choice. Raises RowError, and errors of the whole run."""
         path, body = "completions", dict[str, Any](prompt=prompt.plain() + way)
         if self._http.api == "chat":
             path, body = "chat/completions", {"messages": prompt.messages()}
@@ -153,37 +192,99 @@ class HttpReader:
                 body["messages"].append({"role": "assistant", "content": begun})
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
         sent = {"model": self._judge.model, "temperature": 0, **body, **wish}
+        try:
+            choices = RETRY(self._send, path, sent)
+        except httpx.TransportError as error:
+            said = brief(f"{type(error).__name__}: {error}")
+            raise EngineError(
+                f"the judge's server cannot be reached ({said}): is it up, and is "
+                "judge.http.base_url right?",
+                base_url=hide_secrets(self._http.base_url),
+            ) from None
+        except RequestFailed as failure:
+            raise self._error(failure) from None
+        self._answered, self._denied = True, 0
+        if not choices:
+            raise RowError("the judge's server sent no choice")
+        return dict(choices[0])
+
+    def _send(self, path: str, body: Mapping[str, Any]) -> list[Any]:
+        """Send it once; gives the choices. Raises RequestFailed and httpx.TransportError."""
+        answer = self._client.post(path, json=body)
+        try:
+            document = answer.json()
+        except ValueError:
+            document = None
+        told = document if isinstance(document, dict) else {}
+        if answer.status_code != 200 or told.get("error"):
+            raise failure_of(answer.status_code, _told(told, answer.text), answer.headers, KEY_OF)
+        choices = told.get("choices")
+        if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+            reason = f"HTTP 200 with what is no completion: {in_short(answer.text[:2000])}"
+            # A server that has done so before passes through a bad moment; another is none.
+            kind = Kind.AMBIGUOUS if self._answered else Kind.DENIED
+            raise RequestFailed(kind, reason, answer.status_code)
+        return choices
+
+    def _error(self, failure: RequestFailed) -> Exception:
+        """What a failed request means for its row, or for the run."""
+        said = f"the judge's server says {failure.reason.rstrip('.')}"
         where = {"base_url": hide_secrets(self._http.base_url)}
-        try:
-            answer: httpx.Response = RETRY(self._client.post, path, json=sent)
-        except tenacity.RetryError as error:
-            last = error.last_attempt
-            why = type(last.exception()).__name__ if last.failed else last.result().status_code
-            raise EngineError(f"the judge's server does not answer: {why}", **where) from None
-        said = f"the judge's server says HTTP {answer.status_code}"
-        if answer.status_code in (401, 403, 404):
-            keys = "judge.http.base_url, api_key_env and judge.model"
-            raise ConfigError(f"{said}: check {keys}", **where)
-        if answer.status_code != 200:
-            words = re.search(r'"message": *"((?:[^"\\]|\\.)*)"', answer.text)
-            raise RowError(f"{said}: {(words[1] if words else answer.text)[:200]}")
-        try:
-            return dict(answer.json()["choices"][0])
-        except (ValueError, LookupError, TypeError):
-            raise EngineError("the judge's server speaks no OpenAI API", **where) from None
+        if failure.meaning.fault is Fault.QUESTION:
+            return RowError(said)
+        if failure.status == 403 and self._answered and self._denied < DENIALS:
+            self._denied += 1  # moderated; where it is the key, the next ones are denied, too
+            return RowError(said)
+        if failure.kind is Kind.BILLING:
+            return PausedError(f"{said}: mend it, run again", **where)
+        if failure.meaning.fault is Fault.PROVIDER:
+            check = ". Check judge.http.concurrency" if failure.kind is Kind.RATE_LIMIT else ""
+            return EngineError(f"{said}, again and again{check}", **where)
+        key = f"{self._http.api_key_env}, " if self._http.api_key_env else ""
+        check = failure.key or f"{key}judge.model and judge.http.base_url"
+        check = check_of(failure, check, "judge.http.base_url", self._http.base_url)
+        return ConfigError(f"{said}. Check {check}", **where)
 
 
-def _client(http: HttpConfig) -> httpx.Client:
+def _told(document: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The `error` object of an answer, however its server lays it out."""
+    error = document.get("error") or document
+    error = error if isinstance(error, dict) else {"message": error}
+    words = error.get("message") or document.get("detail") or text[:2000]
+    words = words if isinstance(words, str) else str(words)
+    named = re.search(SHOWS, words)
+    return {**error, "message": words, "param": error.get("param") or (named and named[0])}
+
+
+def check_request(judge: JudgeConfig, format_: Format) -> None:
+    """Refuse what such a server cannot be asked for (ConfigError)."""
+    assert judge.http is not None
+    chat = format_.chat if judge.chat is None else judge.chat
+    if judge.http.api == "completions" and chat:
+        raise ConfigError("this judge is asked through its chat template: judge.http.api: chat")
+    if judge.http.api == "chat" and chat is False:
+        raise ConfigError("this judge has no chat template: judge.http.api: completions")
+    if judge.overlong == "cut":
+        raise ConfigError("judge.overlong: cut needs the model's tokenizer: engine: vllm")
+
+
+def read_key(http: HttpConfig) -> str:
+    """The server's key, from this process's environment; empty where it needs none."""
     key = os.environ.get(http.api_key_env or "", "")
     if http.api_key_env and not key:
         raise ConfigError(f"no key for the judge's server: set {http.api_key_env}")
-    address = httpx.URL(http.base_url)
+    return key
+
+
+def _client(http: HttpConfig) -> httpx.Client:
+    key = read_key(http)
+    address = urlsplit(http.base_url)
     return httpx.Client(
-        base_url=str(address.copy_with(query=None)).rstrip("/") + "/",
-        params=address.params,
+        base_url=address._replace(query="", fragment="").geturl().rstrip("/") + "/",
+        params=dict(parse_qsl(address.query)),
         headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=http.timeout_s,
+        timeout=httpx.Timeout(http.timeout_s, connect=min(CONNECT_S, http.timeout_s)),
         limits=httpx.Limits(max_connections=http.concurrency),
         # A server on this machine is never behind the proxy that the environment names.
-        trust_env=address.host not in ("localhost", "127.0.0.1", "::1"),
+        trust_env=address.hostname not in ("localhost", "127.0.0.1", "::1"),
     )

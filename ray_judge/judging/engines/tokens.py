@@ -54,6 +54,7 @@ class TokenReader:
         if self._chat and not self._tokenizer.chat_template:
             raise ConfigError("this judge's tokenizer has no chat template: judge.chat: false")
         self._tree_behind = lru_cache(maxsize=256)(self._build)
+        self._decode_one = lru_cache(maxsize=4096)(lambda token: self._tokenizer.decode([token]))
         self._tail = self._constant_tail()
         longest = self._tree_behind(self._tail).depth()
         self._budget = (judge.max_output_tokens or format_.max_output_tokens) if self._full else 0
@@ -104,6 +105,7 @@ class TokenReader:
             fmean(said.entropies) if said.entropies else None,
             Scored(tuple(one.prompt), said.ids) if self._entropy else None,
             one.note,
+            would_write=self._decode_one(walk.would_write),
         )
 
     def _walk(self, asked: Sequence[TokenPrompt]) -> list[Walk]:

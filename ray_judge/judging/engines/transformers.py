@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
-from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate
+from ray_judge.judging.engines.checkpoint import locate
+from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.records import Scored
 
@@ -28,6 +29,8 @@ class TransformersModel:
         self.tokenizer, self._model = _load(judge)
         self._device = self._model.device
         longest = getattr(self._model.config, "max_position_embeddings", 1 << 20)
+        if (judge.max_model_len or 0) > longest:
+            raise ConfigError(f"judge.max_model_len: this model's context has {longest:,} tokens")
         self.context: int = judge.max_model_len or longest
         self._lock = threading.Lock()
 
@@ -38,7 +41,7 @@ class TransformersModel:
             entropies = _entropy(logprobs).tolist()
             for n, row, value in zip(batch, logprobs, entropies, strict=True):
                 wanted = torch.tensor(list(asks[n][1]), device=self._device)
-                found[n] = Position(row[wanted].tolist(), value)
+                found[n] = Position(row[wanted].tolist(), value, likeliest=int(row.argmax()))
         return [found[n] for n in range(len(asks))]
 
     def write(
@@ -113,13 +116,23 @@ def _entropy(logprobs: Any) -> Any:
 def _load(judge: JudgeConfig) -> tuple[Any, Any]:
     mps = torch.backends.mps.is_available()
     device = "mps" if mps else "cuda" if torch.cuda.is_available() else "cpu"
-    name = locate(judge.model)
-    dtype = judge.dtype if judge.dtype == "auto" else getattr(torch, judge.dtype, None)
-    if dtype is None:
-        raise ConfigError(f"judge.dtype: torch has no type {judge.dtype}")
+    name, dtype = locate(judge.model), judge.dtype
     options = {"revision": judge.revision, **judge.engine_options}
     tokenizer = AutoTokenizer.from_pretrained(name, revision=judge.revision)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
+    model, told = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        output_loading_info=True,
+        **options,
+    )
+    # What a checkpoint lacks would be drawn at random, and would judge all the same.
+    if lost := sorted(told["missing_keys"]):
+        raise ConfigError(
+            f"this checkpoint lacks {len(lost)} of the weights of {type(model).__name__} "
+            f"({', '.join(lost[:3])}): a reward model, or a body without a head, writes no text. "
+            "Take another judge.model",
+            judge=judge.model,
+        )
     if judge.adapter:
         model.load_adapter(locate(judge.adapter))
     return tokenizer, model.to(device).eval()

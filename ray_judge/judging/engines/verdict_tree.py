@@ -42,10 +42,12 @@ class Position:
     """The next token's distribution: natural logs for the tokens asked for, in their order.
 
     `entropy`: Σ p ln p over the whole vocabulary (0 is certain, lower is less so), if asked for.
+    `likeliest`: the token that the model would write here.
     """
 
     logprobs: Sequence[float]
     entropy: float | None = None
+    likeliest: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +91,13 @@ class Walk:
     def __init__(self, root: Node) -> None:
         self.frontier = [Place(root)]
         self.spellings: list[Place] = []  # where one ended, with its probability
+        self.would_write: Any = None  # the likeliest token where the verdict is to begin
 
     def take(self, positions: Sequence[Position]) -> None:
         """Take the positions of the frontier, in their order, and step down."""
         below: list[Place] = []
+        if self.would_write is None and positions:
+            self.would_write = positions[0].likeliest
         for place, position in zip(self.frontier, positions, strict=True):
             node = place.node
             seen = () if position.entropy is None else (position.entropy,)

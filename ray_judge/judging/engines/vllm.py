@@ -12,12 +12,15 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from inspect import signature
 from itertools import count
 from typing import Any
 
-from ray_judge.config import JudgeConfig
-from ray_judge.errors import EngineError
-from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer, locate
+from ray_judge.config import JudgeConfig, nearest
+from ray_judge.errors import ConfigError, RayJudgeError
+from ray_judge.judging.engines.checkpoint import locate
+from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer
+from ray_judge.judging.engines.errors import engine_error
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.records import Scored
 
@@ -38,9 +41,12 @@ class VllmModel:
     """In-process vLLM. One per process."""
 
     def __init__(self, judge: JudgeConfig) -> None:
-        self._entropies = "entropy" in judge.confidence
+        self._judge, self._entropies = judge, "entropy" in judge.confidence
         self._llm = _load(judge, entropies=self._entropies)
         self._engine = self._llm.llm_engine
+        if self._engine.model_config.runner_type != "generate":
+            kind = self._engine.model_config.architecture
+            raise ConfigError(f"{judge.model} writes no text ({kind}): take another judge.model")
         self.tokenizer = self._llm.get_tokenizer()
         self.context = int(self._engine.model_config.max_model_len)
         self._names = count()
@@ -51,7 +57,7 @@ class VllmModel:
             self._lora = {"lora_request": LoRARequest("judge", 1, locate(judge.adapter))}
         self._incoming: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._running: dict[str, Job] = {}
-        self._broken: EngineError | None = None
+        self._broken: RayJudgeError | None = None
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
 
     def positions(self, asks: Sequence[Ask]) -> list[Position]:
@@ -64,7 +70,9 @@ class VllmModel:
             results = [future.result() for future in waiting]
             seen = {token: value for out, _ in results for token, value in out.logprobs[0].items()}
             logprobs = [seen[token].logprob for token in tokens]
-            found.append(Position(logprobs, results[-1][1][0] if self._entropies else None))
+            out, entropies = results[-1]
+            entropy = entropies[0] if self._entropies else None
+            found.append(Position(logprobs, entropy, likeliest=out.token_ids[0]))
         return found
 
     def write(
@@ -105,7 +113,7 @@ class VllmModel:
                 self._admit()
                 self._hand_out([out for out in self._engine.step() if out.finished])
         except Exception as error:  # whatever the engine dies of, nobody may wait for ever
-            self._broken = EngineError(f"the engine died: {type(error).__name__}: {error}")
+            self._broken = engine_error(self._judge, error, "the judge's engine died")
             for job in self._running.values():
                 job[3].set_exception(self._broken)
             while True:
@@ -143,7 +151,14 @@ def _load(judge: JudgeConfig, *, entropies: bool) -> Any:
     if entropies:  # logits processors are the V1 model runner's
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
+
+    known = [*EngineArgs.__dataclass_fields__, *signature(LLM).parameters]
+    for name in judge.engine_options:
+        if name not in known:
+            said = f"judge.engine_options: vLLM has no option {name}{nearest(name, known)}"
+            raise ConfigError(said)
 
     options: dict[str, Any] = {"disable_log_stats": True, "enable_prefix_caching": True}
     if current_platform.is_cpu():

@@ -232,7 +232,8 @@ class Marked(AnswerForm):
             else:
                 last = (begin, rest[read.end() :], self.verdicts[read["text"]])
         if last is None:
-            return no_verdict(f"the answer says {quote(self.marker)} {where}")
+            said = f"the answer says {quote(self.marker)} {where}, and begins {quote(answer)}"
+            return no_verdict(said)
         if len(names) > 1:
             return no_verdict("the answer concludes several times, differently")
         begin, rest, verdict = last
@@ -274,7 +275,8 @@ class Searched(AnswerForm):
             leads = [text.removesuffix(text.lstrip()) for text in texts]
             there = (len(lead) for lead in leads if answer.endswith(lead, 0, begin))
             found = Parsed(self.verdicts[texts[0]], begin - max(there, default=0))
-        return found or no_verdict("judge.custom.verdict finds no verdict in the answer")
+        said = "judge.custom.verdict finds no verdict in the answer, which begins"
+        return found or no_verdict(f"{said} {quote(answer)}")
 
 
 def is_quoted(answer: str, place: int) -> bool:

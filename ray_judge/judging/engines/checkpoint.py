@@ -1,0 +1,117 @@
+"""A model's folder: what can be known of it before an engine is started. No engine is imported.
+
+A download that was cut, a clone without its large files and a model of another kind are found
+here in milliseconds, in place of after a minute's start with an engine's words for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_judge.errors import ConfigError
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+TOKENIZERS = ("*token*", "*tekken*", "vocab*", "*.model")
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
+"""How the architectures end that give scores or classes, and no next token."""
+HEADER_MOST = 100_000_000
+"""Bytes of a safetensors file's header (the format's own limit)."""
+
+
+def check_model(key: str, model: str, options: Mapping[str, Any]) -> None:
+    """Refuse a path that leads to no whole language model (ConfigError).
+
+    A name such as `org/model` is left to the hub. `options`: the engine's.
+    """
+    try:
+        path = find_folder(key, model, "config.json")
+        if path is not None:
+            _check_folder(key, path, options)
+    except OSError as error:
+        raise ConfigError(f"{key} cannot be read: {error.strerror}", path=model) from None
+
+
+def _check_folder(key: str, path: Path, options: Mapping[str, Any]) -> None:
+    kinds = _read_json(key, path / "config.json").get("architectures") or []
+    if kinds and all(str(kind).endswith(CLASSIFIERS) for kind in kinds):
+        raise ConfigError(
+            f"{key} is no language model but {kinds[0]} (a reward model, or a classifier), which "
+            "cannot say A or B: take a checkpoint that writes text",
+            path=path,
+        )
+    if "tokenizer" not in options and not any(any(path.glob(name)) for name in TOKENIZERS):
+        raise ConfigError(f"{key} has no tokenizer: copy the tokenizer's files into it", path=path)
+    if "load_format" not in options:
+        _check_weights(key, path)
+
+
+def find_folder(key: str, model: str, file: str) -> Path | None:
+    """The local folder that a model's name stands for, which must have `file`; None: on a hub."""
+    path = Path(model).expanduser()
+    looks_local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
+    if path.exists():
+        if not (path / file).exists():
+            raise ConfigError(f"{key} is not a model directory: no {file}", path=path)
+        return path
+    if looks_local:
+        raise ConfigError(f"{key}: there is no such path", path=path)
+    return None
+
+
+def _check_weights(key: str, path: Path) -> None:
+    if not any(any(path.glob(name)) for name in WEIGHTS):
+        raise ConfigError(f"{key} has no weights (*.safetensors, *.bin)", path=path)
+    for index in path.glob("*.index.json"):
+        parts = sorted(set(_read_json(key, index).get("weight_map", {}).values()))
+        if lost := [name for name in parts if not (path / name).exists()]:
+            said = f"{key} is not whole: {len(lost)} of {len(parts)} files are missing"
+            raise ConfigError(f"{said}, the first of them {lost[0]}", path=path)
+    for file in path.glob("*.safetensors"):
+        if reason := _damage(file):
+            said = f"{key}: this file of its weights {reason}: download it again"
+            raise ConfigError(said, file=file)
+
+
+def _damage(file: Path) -> str | None:
+    """What is wrong with a safetensors file: its header says how long it is to be."""
+    size = file.stat().st_size
+    with file.open("rb") as data:
+        begin = data.read(8)
+        if begin == b"version ":
+            return "is a Git LFS pointer, not the weights themselves (git lfs pull)"
+        length = int.from_bytes(begin, "little")
+        if not 2 <= length <= min(size - 8, HEADER_MOST):
+            return "is cut or damaged"
+        try:
+            header = json.loads(data.read(length))
+            ends = [part["data_offsets"][1] for name, part in header.items() if name[:2] != "__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return "is damaged"
+    wanted = 8 + length + max(ends, default=0)
+    return None if size == wanted else f"has {size:,} bytes, and is to have {wanted:,}"
+
+
+def _read_json(key: str, file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{key}: this file is not JSON: {error}", file=file) from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{key}: this file is no JSON object", file=file)
+    return document
+
+
+def locate(model: str | None) -> str:
+    return str(Path(str(model)).expanduser())
+
+
+def weight_bytes(model: str) -> int | None:
+    """Bytes of a local checkpoint's weights; None for a model on a hub."""
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        return None
+    files = [*path.glob("*.safetensors")] or [*path.glob("*.bin")]
+    return sum(file.stat().st_size for file in files) or None
