@@ -106,6 +106,8 @@ def _add_results(commands: Any) -> None:
         command.add_argument("output")
     said = "evaluate against labels (default: the run's own label column)"
     report.add_argument("--labels", nargs="?", const="", metavar="COLUMN", help=said)
+    said = "what they mean: 'labels={model_a: A, model_b: B}'"
+    report.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=said)
 
 
 def _add_judges(commands: Any) -> None:
@@ -123,12 +125,12 @@ def _add_judges(commands: Any) -> None:
 def _add_demo(commands: Any) -> None:
     add = _add(commands, "demo", _demo, "a real cascade on this machine, in minutes").add_argument
     add("--output", default="demo-run")
-    add("--pairs", type=int, default=6000)
+    add("--pairs", type=_count, default=6000)
     add("--seed", type=int, default=2026)
-    add("--fraction", default="0.45")
+    add("--fraction", type=float, default=0.45)
     add("--base-url", help="a real strong judge (its key in OPENAI_API_KEY)")
     add("--model", default="gpt-4.1")
-    add("--cap", default="5", help="dollars at most")
+    add("--cap", type=float, default=5.0, help="dollars at most")
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -186,7 +188,7 @@ def _report(options: argparse.Namespace) -> None:
     else:
         from ray_judge.commands.evaluate import as_text, evaluate
 
-        print(as_text(evaluate(options.output, options.labels or None)))
+        print(as_text(evaluate(options.output, options.labels or None, options.set)))
     print(f"{run.uri}/report.html", file=sys.stderr)
 
 

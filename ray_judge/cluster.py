@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 import ray
+from ray._private import auto_init_hook
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import find_bootstrap_address
 from ray.exceptions import RayError, RayTaskError
@@ -52,8 +53,11 @@ def connected() -> Iterator[None]:
     _connect(os.environ.get("RAY_ADDRESS") or None)
     if callable(told) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, told)  # Ray has put its own in its place
+    # A thread that is left when a run is told to stop would start another Ray in its place.
+    auto_init_hook.enable_auto_connect = False
     try:
         yield
+        auto_init_hook.enable_auto_connect = True
     finally:
         ray.shutdown()
 

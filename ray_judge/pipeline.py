@@ -54,23 +54,30 @@ def score(config: RunConfig, watch: Watch = lambda phase, document: None) -> dic
         check_unchanged(shard)
     if summary := finished(config, run):
         return checked(config, summary)
-    check_strong(config)
-    for tier in config.tiers():
-        check_engine(tier)
-    check_cluster()
+    check(config)
     calibration = calibration_of(config)
     seconds: dict[str, float] = {}
+    with timed("plan", seconds):
+        check_books(config)
+        plan = run.plan() or plan_input(config, extra_columns(config))
     with run.locked():
         if changed:
             run.change(config)
-        with timed("plan", seconds):
-            plan = planned(config, run)
-            pin_calibration(run, calibration)
-            check_books(config)
+        plan = begin(run, config, plan)
+        pin_calibration(run, calibration)
         cascade = Cascade(config, plan, run, calibration)
         with Record(watch, run.keep_progress, process=identity(), every_s=run.progress_s) as told:
             summary = carry_out(cascade, seconds, told)
     return checked(config, summary)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what can be known to fail before anything is read, written or asked."""
+    check_strong(config)
+    for tier in config.tiers():
+        check_engine(tier)
+    Books.of(config)
+    check_cluster()
 
 
 def carry_out(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> dict[str, Any]:
@@ -137,11 +144,10 @@ def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
     return summary
 
 
-def planned(config: RunConfig, run: RunDirectory) -> Plan:
-    """Fix what is judged: read the plan of a run that began, or make it and begin."""
-    if plan := run.plan():
-        return plan
-    plan = plan_input(config, extra_columns(config))
+def begin(run: RunDirectory, config: RunConfig, plan: Plan) -> Plan:
+    """Fix what is judged: begin with this plan, or give that of a run that began."""
+    if there := run.plan():
+        return there
     run.begin(config, plan)
     return plan
 

@@ -69,6 +69,13 @@ def write_calibration(uri: str, calibration: Calibration) -> None:
     storage.write(name, dumps(calibration))
 
 
+def check_place(uri: str) -> None:
+    """Refuse a place where no calibration can be written, before one is made. ConfigError."""
+    storage, name = _place(uri)
+    if not name or Path(f"{storage.uri}/{name}").is_dir():
+        raise ConfigError("a calibration is a file, and this is a folder", file=uri)
+
+
 def _place(uri: str) -> tuple[Storage, str]:
     path = uri if "://" in uri else str(Path(uri).expanduser().absolute())
     root, _, name = path.rpartition("/")

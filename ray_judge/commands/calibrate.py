@@ -18,16 +18,16 @@ import numpy as np
 import polars as pl
 
 from ray_judge.calibration.document import Calibration, Tier, dumps, judge_name
-from ray_judge.calibration.fit import make
-from ray_judge.calibration.load import identity, write_calibration
+from ray_judge.calibration.fit import FEWEST, make
+from ray_judge.calibration.load import check_place, identity, write_calibration
 from ray_judge.calibration.selection import check_levels
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError
 from ray_judge.judging.engines.engine import extra_columns
-from ray_judge.pipeline import score
+from ray_judge.pipeline import check, score
 from ray_judge.progress import Watch
 from ray_judge.report.summary import read_scored
-from ray_judge.run.directory import RunDirectory
+from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.run.plan import fingerprint, plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
@@ -60,6 +60,8 @@ def calibrate(
     alpha = next(a for a in (alpha, config.route.alpha, ALPHA) if a is not None)
     delta = next(d for d in (delta, config.route.delta, DELTA) if d is not None)
     check_levels(alpha, delta)
+    place = to or config.route.calibration or f"{config.output.rstrip('/')}/calibration.json"
+    check_place(place)
     part = sample_run(config, "calibration", labels, sample, ask=against_strong)
     judged = []
     for single in judge_runs(part):
@@ -76,7 +78,6 @@ def calibrate(
     )
     judges = [identity(tier) for tier in config.tiers()]
     made = make(_with_labels(judged, labels), judges, config.task, terms)
-    place = to or config.route.calibration or f"{config.output.rstrip('/')}/calibration.json"
     write_calibration(place, made)
     return made, place
 
@@ -113,24 +114,27 @@ def sample_run(
     *,
     ask: bool,
     calibration: Calibration | None = None,
+    whole: Plan | None = None,
 ) -> RunConfig:
     """Draw rows of the input, write them as a shard, and describe the run over them.
 
     `labels`: only rows with a label there. `ask`: the strong judge is asked about every row that
     comes to it, else about none, and no money can be spent. `calibration`: what the run's own
-    `route.calibration` holds, where one of several judges routes by it.
+    `route.calibration` holds, where one of several judges routes by it. `whole`: the input, where
+    it has been looked at.
     """
     columns = {**config.columns, "label": labels}
     route = RouteConfig(policy="fraction", fraction=Decimal(int(ask)))
     if len(config.judges) > 1 and calibration is not None:
         route = route.model_copy(update={"calibration": config.route.calibration})
     source = config.model_copy(update={"columns": columns, "route": route})
-    whole = plan_input(source, extra_columns(source))
+    whole = whole or plan_input(source, extra_columns(source))
     shards, found = whole.shards, whole.columns
     everything = np.arange(whole.rows, dtype=np.int64)
     rows = labelled_rows(shards, labels) if labels else everything
-    if not len(rows):
-        raise InputError("no row has a label", column=labels)
+    if labels and len(rows) < FEWEST:
+        said = f"{len(rows)} rows have a label; at least {FEWEST} are needed"
+        raise InputError(said, column=labels)
     if sample is None and ask and labels is None:
         sample = STRONG_SAMPLE * len(config.tiers())
     rows = draw(rows, sample)
@@ -141,12 +145,11 @@ def sample_run(
     name = hashlib.sha256("\n".join(seed).encode()).hexdigest()[:12]
     home = f"{config.output.rstrip('/')}/{purpose}"
     strong = {"books": config.strong.books or home} if ask else {"max_cost_usd": Decimal(0)}
-    update = {
-        "input": write_sample(f"{home}/{name}", take(shards, rows, wanted)),
-        "output": f"{home}/{name}/run",
-        "strong": config.strong.model_copy(update=strong),
-    }
-    return source.model_copy(update=update)
+    asked = config.strong.model_copy(update=strong)
+    part = source.model_copy(update={"output": f"{home}/{name}/run", "strong": asked})
+    check(part)
+    place = write_sample(f"{home}/{name}", take(shards, rows, wanted))
+    return part.model_copy(update={"input": place})
 
 
 def as_text(made: Calibration, place: str) -> str:

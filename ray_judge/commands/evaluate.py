@@ -11,29 +11,36 @@ import pyarrow as pa
 
 from ray_judge.calibration.fit import check_labels
 from ray_judge.calibration.selection import interval
-from ray_judge.errors import InputError
+from ray_judge.config import RunConfig, override
+from ray_judge.errors import ConfigError, InputError
 from ray_judge.report import evaluation
 from ray_judge.report.page import write_page
 from ray_judge.report.status import find_run, finished_run
 from ray_judge.report.summary import read_scored
 
 
-def evaluate(output: str, column: str | None = None) -> dict[str, Any]:
+def evaluate(
+    output: str, column: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Evaluate a finished run; writes evaluation.json and the page anew.
 
-    `column`: where the labels are; None: the run's own label column. Raises InputError where
-    there is no run, no such column, or a label that is no verdict.
+    `column`: where the labels are; None: the run's own label column. `overrides`: what they mean,
+    as in `labels={model_a: A}`. Raises InputError where there is no run, no such column, or a label
+    that is no verdict.
     """
     run, summary = finished_run(output)
-    _, plan, config = find_run(output)
+    _, plan, own = find_run(output)
+    config: RunConfig = override(own, overrides)
+    if config.document() | {"labels": own.labels} != own.document():
+        raise ConfigError("of a finished run only labels can be set", run=output)
     label = column or plan.columns.label
     if label is None:
         raise InputError("this run has no label column: name one with --labels COLUMN", run=output)
     more = ("strong_cost_usd",)
     names = [shard.name for shard in plan.shards]
     rows = pl.concat(read_scored(run, name, config, label, more=more) for name in names)
-    own = ["row_key", "judge_orders_agree"]
-    judged = [run.read_judged(0, chunk.name).select(own) for chunk in plan.chunks()]
+    wanted = ["row_key", "judge_orders_agree"]
+    judged = [run.read_judged(0, chunk.name).select(wanted) for chunk in plan.chunks()]
     keys, agreed = pa.concat_tables(judged).columns
     rows = rows.with_columns(row_key=pl.Series(keys))
     check_labels(rows["label"], config.task, label)

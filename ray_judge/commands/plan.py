@@ -49,7 +49,7 @@ def plan(
     calibration = calibration_of(config)
     whole = plan_input(config, extra_columns(config))
     total = whole.rows
-    part = sample_run(config, "plan", None, sample, ask=False, calibration=calibration)
+    part = sample_run(config, "plan", None, sample, ask=False, calibration=calibration, whole=whole)
     score(part, watch)
     rows, fix = _sampled(config, part)
     modes = {"online": True, "flex": price.flex_factor, "batch": price.batch_factor}

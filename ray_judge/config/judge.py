@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ray_judge.config.tree import Address, Positive, RouteConfig, Tree
+from ray_judge.config.tree import Address, Positive, RouteConfig, Tree, Variable
 from ray_judge.records import REQUIRED, Task
 
 FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
@@ -85,7 +85,7 @@ class HttpConfig(Tree):
     base_url: Address
     api: Literal["completions", "chat"] = "completions"
     """completions: the prompt is one text. chat: messages, in the server's template."""
-    api_key_env: str | None = None
+    api_key_env: Variable | None = None
     top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
     """How many of the likeliest tokens the server shows."""
     concurrency: Positive = 64
@@ -181,6 +181,9 @@ class JudgeConfig(Tree):
             raise ValueError("engine: columns cannot swap: its judge has already run")
         if self.prob_columns and not columns:
             raise ValueError("prob_columns goes with engine: columns")
+        given = (self.prob_columns or {}).values()
+        if len(set(given)) < len(given):
+            raise ValueError("prob_columns names one column twice")
         if not columns and not self.model:
             raise ValueError(f"engine: {self.engine} needs a model")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -65,6 +66,14 @@ def read_yaml(text: str, **where: Any) -> Any:
     raise ConfigError(f"not YAML: {said}", **where, line=line)
 
 
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same configuration with `key.sub=value` overrides. Raises ConfigError naming the key."""
+    document = config.document()
+    for one in overrides:
+        _apply(document, one)
+    return parse(document)
+
+
 def parse(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
     """Check plain values and freeze them; `judge: {...}` stands for `judges: [{...}]`."""
     values = dict(document)
@@ -85,10 +94,13 @@ def _apply(document: dict[str, Any], override: str) -> None:
     if not found:
         raise ConfigError(f"--set takes key=value, not {override!r}")
     *parents, last = key.strip().split(".")
-    node = document
+    if not all([*parents, last]):
+        raise ConfigError(f"--set takes key=value, not {override!r}")
+    node: Any = document
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
+        of_list = isinstance(node, list) and parent.isdecimal() and int(parent) < len(node)
+        node = node[int(parent)] if of_list else node.setdefault(parent, {})
+        if not isinstance(node, dict | list):
             raise ConfigError(f"--set {key}: {parent} is a value, not a group of keys")
     try:
         node[last] = read_yaml(text)
@@ -107,9 +119,10 @@ def _explain(problem: Mapping[str, Any], *, single: bool) -> str:
     if problem["type"] == "missing":
         hint = ": there is no run without a cap" if where == "strong.max_cost_usd" else ""
         return f"missing key {'judge' if where == 'judges' else where}{hint}"
-    value = hide_secrets(repr(problem["input"]))
-    given = "" if isinstance(problem["input"], dict) else f" (given: {value:.100})"
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{given}"
+    value, said = problem["input"], problem["msg"].removeprefix("Value error, ")
+    said = re.sub("dictionary( or instance of .*)?$", "mapping of keys to values", said)
+    shown = not isinstance(value, dict) and not where.endswith("api_key_env")
+    return f"{where}: {said}" + (f" (given: {hide_secrets(repr(value)):.100})" if shown else "")
 
 
 def _known_keys(tree: type[BaseModel], prefix: str = "") -> list[str]:

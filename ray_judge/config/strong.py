@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ray_judge.config.tree import Address, Place, Positive, Share, Tree, Usd
+from ray_judge.config.tree import Address, Place, Positive, Share, Tree, Usd, Variable
 from ray_judge.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ class StrongConfig(Tree):
 
     model: str
     base_url: Address | None = None
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: Variable | None = "OPENAI_API_KEY"
     mode: Literal["online", "batch", "flex"] = "online"
     """batch: within a day, at half the price; flex: at half the price when there is room."""
     batch: BatchConfig = Field(default_factory=BatchConfig)

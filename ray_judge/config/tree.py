@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -17,6 +17,8 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -37,6 +39,8 @@ def _source(place: str) -> str:
         raise ValueError("this is blank: name a path or a URI")
     if separator and "@" in rest.partition("/")[0]:
         raise ValueError("a user and a password in a URI would be written down: not taken")
+    if separator and not rest.strip("/"):
+        raise ValueError("this URI names no bucket")
     if scheme != "file" or not separator:
         return place
     path = unquote(rest.removeprefix("localhost"))
@@ -59,13 +63,20 @@ Place = Annotated[str, AfterValidator(_absolute)]
 is the command's, since actors have other working directories."""
 
 
+def _variable(name: str) -> str:
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("this is to name an environment variable that holds the key")
+    return name
+
+
 def _checked(url: str) -> str:
     parts = urlsplit(url)
     try:
         port = parts.port
     except ValueError:
         port = 0
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+    blank = len(url.split()) > 1
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or blank:
         raise ValueError("this is no address: it is to be like https://host/v1")
     if parts.username or parts.password:
         raise ValueError("a user and a password in an address would be written down: not taken")
@@ -74,6 +85,7 @@ def _checked(url: str) -> str:
 
 Address = Annotated[str, AfterValidator(_checked), PlainSerializer(hide_secrets, when_used="json")]
 """Of a server; its query may hold a key, which no document shows."""
+Variable = Annotated[str, AfterValidator(_variable)]
 Share = Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -81,6 +93,15 @@ class Tree(BaseModel):
     """A frozen node of the configuration; extra keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's yes, no, on, off are truth values, and Python's truth values are numbers."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("this is a truth value in YAML: quote it if it is text")
+        return value
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

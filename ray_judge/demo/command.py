@@ -42,12 +42,13 @@ KEY_ENV = "RAY_JUDGE_DEMO_KEY"
 def demo(options: argparse.Namespace) -> int:
     """Run the cascade on new pairs and print what it was worth."""
     output = Path(options.output).absolute()
-    if output.exists() and not (output / "demo.yaml").exists() and any(output.iterdir()):
+    mine = (output / "demo.yaml").exists()
+    if output.is_file() or (output.exists() and not mine and any(output.iterdir())):
         raise ConfigError("this folder is not a demo's: choose another --output", output=output)
     shutil.rmtree(output, ignore_errors=True)
     pairs = write_pairs(output / "pairs", options.pairs, options.seed)
     say(
-        f"{pairs.height:,} pairs in {SHARDS} shards, {IN_SHARE:.0%} of kinds that the local judge "
+        f"{pairs.height:,} pairs, {IN_SHARE:.0%} of kinds that the local judge "
         f"was trained on: {output}/pairs"
     )
     with strong_judge(options) as (strong, server):
@@ -55,7 +56,7 @@ def demo(options: argparse.Namespace) -> int:
             "input": str(output / "pairs"),
             "output": str(output / "run"),
             "judge": {"format": "demo", "engine": "vllm", "model": str(MODEL), "dtype": "float32"},
-            "route": {"policy": "fraction", "fraction": float(options.fraction)},
+            "route": {"policy": "fraction", "fraction": options.fraction},
             "strong": strong,
             "chunk_rows": 500,
         }
@@ -87,7 +88,7 @@ def write_pairs(folder: Path, count: int, seed: int) -> pl.DataFrame:
     )
     folder.mkdir(parents=True)
     size = -(-pairs.height // SHARDS)
-    for number in range(SHARDS):
+    for number in range(-(-pairs.height // size)):
         pairs.slice(number * size, size).write_parquet(folder / f"part-{number:02d}.parquet")
     return pairs
 
@@ -95,11 +96,11 @@ def write_pairs(folder: Path, count: int, seed: int) -> pl.DataFrame:
 @contextmanager
 def strong_judge(options: Any) -> Iterator[tuple[dict[str, Any], DemoServer | None]]:
     """Give the config's `strong` part, and the simulated judge unless a real one is asked."""
-    strong = {"model": options.model, "max_cost_usd": float(options.cap)}
+    strong = {"model": options.model, "max_cost_usd": options.cap}
     strong |= {"concurrency": 32, "ties": False}
     if options.base_url or os.environ.get("OPENAI_API_KEY"):
         where = options.base_url or "api.openai.com"
-        say(f"strong judge: {options.model} at {where}, at most ${options.cap}")
+        say(f"strong judge: {options.model} at {where}, at most ${options.cap:g}")
         yield {**strong, "base_url": options.base_url}, None
         return
     say(

@@ -50,6 +50,8 @@ def resolve_columns(
     roles = (*REQUIRED[config.task], *OPTIONAL, "label", "id")
     text = {role: column for role in roles if (column := _column(config, schema, role, path))}
     label, key = text.pop("label", None), text.pop("id", None)
+    if len({text[role] for role in REQUIRED[config.task]}) < len(REQUIRED[config.task]):
+        raise ConfigError(f"columns: two roles have the same column: {text}")
 
     by = config.route.audit_by
     named = [*(("judge.prob_columns", c) for c in extra), *([("route.audit_by", by)] if by else [])]
@@ -87,7 +89,7 @@ def _column(config: RunConfig, schema: pa.Schema, role: str, path: str) -> str |
 
 def _missing(schema: pa.Schema, role: str, column: str, path: str) -> InputError:
     said = f"there is no such column for {role}{nearest(column, schema.names)}; this shard has "
-    said += ", ".join(schema.names)
+    said += ", ".join(schema.names) or "no columns"
     if f"/{column}=" in path:
         said += f" ({column}= is in its folder's name, which is no column: write it into the file)"
     return InputError(said, file=path, column=column)

@@ -41,6 +41,9 @@ LAYOUT = 1
 """Version of this layout; a directory of a newer one is refused."""
 REVIEW = "review.parquet"
 OUTDATED = "outdated"
+PARTS = (("config", dict), ("columns", dict), ("shards", list), ("chunk_rows", int),
+         ("not_taken", list))  # fmt: skip
+"""What run.json is made of."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class RunDirectory:
 
     def plan(self) -> Plan | None:
         """Read the plan, or None where no run has begun."""
-        document = self._document("run.json")
+        document = self._begun()
         if document is None:
             return None
         shards = tuple(Shard(**shard) for shard in document["shards"])
@@ -108,7 +111,7 @@ class RunDirectory:
 
     def config(self) -> RunConfig | None:
         """The configuration that the run began with, or None where no run has begun."""
-        document = self._document("run.json")
+        document = self._begun()
         return None if document is None else parse(document["config"], file=f"{self.uri}/run.json")
 
     def check_config(self, config: RunConfig, answered: Callable[[], int]) -> bool:
@@ -117,7 +120,7 @@ class RunDirectory:
         Give whether the strong judge is asked otherwise now, which may be as long as it gave no
         verdict (`answered` counts them): see `change`.
         """
-        document = self._document("run.json")
+        document = self._begun()
         found = differences(document["config"], config.document()) if document else {}
         if not found:
             return False
@@ -133,7 +136,7 @@ class RunDirectory:
 
     def change(self, config: RunConfig) -> None:
         """Keep this configuration as the one that the run began with."""
-        document = self._document("run.json") or {}
+        document = self._begun() or {}
         document |= {"digest": config.digest(), "config": config.document()}
         self.storage.write("run.json", json.dumps(document, indent=1).encode())
 
@@ -189,6 +192,12 @@ class RunDirectory:
         """Have what is scored scored anew; every file stays until its successor takes its place."""
         if self.storage.list("scored"):
             self.storage.write(OUTDATED, b"")
+
+    def _begun(self) -> dict[str, Any] | None:
+        document = self._document("run.json")
+        if document is not None and any(not isinstance(document.get(k), t) for k, t in PARTS):
+            raise CorruptedError("this file of the run is damaged", file=f"{self.uri}/run.json")
+        return document
 
     def _document(self, path: str) -> dict[str, Any] | None:
         if not self.storage.exists(path):

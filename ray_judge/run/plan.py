@@ -47,7 +47,8 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
     shards: list[Shard] = []
     columns: Columns | None = None
     first: tuple[str, pa.Schema] | None = None
-    names, left = find_shards(config.input, config.output)
+    places = {"output": config.output, "strong.books": config.strong.books}
+    names, left = find_shards(config.input, places)
     if left:
         log.warning("not taken: %s", ", ".join(left))
     found = [(f"{root.rstrip('/')}/{name}", name) for root, name in names]
@@ -65,6 +66,8 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
             shards.append(Shard(path, name, rows, print_))
     if columns is None or not sum(shard.rows for shard in shards):
         raise InputError("there is nothing to judge: the input has no rows", input=config.input)
+    for column in columns.extra:
+        _check_probabilities(next(shard for shard in shards if shard.rows), column)
     if columns.id:
         _unique_ids(shards, columns.id)
     if columns.label:
@@ -74,6 +77,15 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
     if config.route.audit_by:
         _read_column(shards, config.route.audit_by)
     return Plan(tuple(shards), columns, config.chunk_rows, tuple(left))
+
+
+def _check_probabilities(shard: Shard, column: str) -> None:
+    """Refuse a column of other numbers, such as logits, by its first rows."""
+    values = as_series(read_rows(shard.path, 0, BATCH, [column]).column(0))
+    known = values.cast(pl.Float64).drop_nulls().drop_nans()
+    if len(known) and not known.is_between(0, 1.001).any():
+        said = f"none of the first {len(known):,} values is a probability, such as {known[0]:g}"
+        raise InputError(said, file=shard.path, column=column)
 
 
 def _read_column(shards: Sequence[Shard], column: str) -> pl.Series:

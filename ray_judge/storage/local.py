@@ -127,7 +127,8 @@ def checked(path: str) -> str:
 
 
 @contextmanager
-def _local_errors(path: str) -> Iterator[None]:
+def local_errors(path: str) -> Iterator[None]:
+    """Translate the operating system's exceptions."""
     try:
         yield
     except FileNotFoundError as error:
@@ -147,11 +148,15 @@ def _sync_folder(folder: str) -> None:
         os.close(handle)
 
 
-def _make_folder(folder: str) -> str:
+def make_folder(folder: str) -> str:
+    """Make a folder that a crash does not forget. Raises ConfigError where a file is in its way."""
     if not os.path.isdir(folder):
         parent = os.path.dirname(folder)
-        _make_folder(parent)
-        os.makedirs(folder, exist_ok=True)
+        make_folder(parent)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except FileExistsError:
+            raise ConfigError("a file is in the way of a folder", file=folder) from None
         _sync_folder(parent)
     return folder
 
@@ -162,20 +167,23 @@ class LocalStorage:
     def __init__(self, root: str) -> None:
         self.uri = root
 
+    def _errors(self, path: str) -> AbstractContextManager[None]:
+        return local_errors(f"{self.uri}/{path}")
+
     def _at(self, path: str) -> str:
         return os.path.join(self.uri, checked(path))
 
     def read(self, path: str) -> bytes:
-        with _local_errors(path):
+        with self._errors(path):
             return Path(self._at(path)).read_bytes()
 
     def write(self, path: str, data: bytes) -> None:
-        with _local_errors(path), self._new_file(path, os.replace) as file:
+        with self._errors(path), self._new_file(path, os.replace) as file:
             file.write(data)
 
     def create(self, path: str, data: bytes) -> None:
         # a hard link either takes the name or fails, atomically
-        with _local_errors(path), self._new_file(path, os.link) as file:
+        with self._errors(path), self._new_file(path, os.link) as file:
             file.write(data)
 
     def write_stream(self, path: str) -> AbstractContextManager[BinaryIO]:
@@ -184,14 +192,14 @@ class LocalStorage:
     @contextmanager
     def _new_file(self, path: str, put_in_place: Callable[[str, str], None]) -> Iterator[BinaryIO]:
         """A file that readers skip until the block ends well; the block's errors pass unchanged."""
-        with _local_errors(path):
-            folder = _make_folder(os.path.dirname(self._at(path)))
+        with self._errors(path):
+            folder = make_folder(os.path.dirname(self._at(path)))
             temporary = os.path.join(folder, f"{_TEMPORARY}{secrets.token_hex(8)}")
             file = open(temporary, "xb")  # noqa: SIM115  it is closed below
         try:
             with file:
                 yield file
-                with _local_errors(path):
+                with self._errors(path):
                     file.flush()
                     os.fsync(file.fileno())
                     put_in_place(temporary, self._at(path))
@@ -212,18 +220,18 @@ class LocalStorage:
         )
 
     def delete(self, path: str) -> None:
-        with _local_errors(path), contextlib.suppress(FileNotFoundError):
+        with self._errors(path), contextlib.suppress(FileNotFoundError):
             os.unlink(self._at(path))
 
     def log(self, path: str) -> AppendLog:
-        with _local_errors(path):
-            folder = _make_folder(os.path.dirname(self._at(path)))
+        with self._errors(path):
+            folder = make_folder(os.path.dirname(self._at(path)))
             file = open(self._at(path), "xb", buffering=0)  # noqa: SIM115  the log closes it
             _sync_folder(folder)
         return _LocalLog(path, file)
 
     def open_input(self, path: str) -> Any:
-        with _local_errors(path):
+        with self._errors(path):
             return pa.OSFile(self._at(path), "rb")
 
 
@@ -233,7 +241,7 @@ class _LocalLog(AppendLog):
         self._file = file
 
     def _put(self, data: bytes) -> None:
-        with _local_errors(self.path):
+        with local_errors(self.path):
             rest = memoryview(data)
             while rest:
                 rest = rest[self._file.write(rest) :]

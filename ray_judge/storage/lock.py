@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ray_judge.errors import AlreadyExists, RunLockedError, StorageError
-from ray_judge.storage.local import Missing, open_storage
+from ray_judge.storage.local import Missing, local_errors, make_folder, open_storage
 from ray_judge.storage.object_store import ObjectStorage, Version
 
 RENEW_S = 10.0
@@ -49,12 +49,16 @@ def locked(uri: str, name: str, place: str, run: str | None = None) -> Iterator[
             yield
         return
     path = Path(storage.uri) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, blocking=False)
+    with local_errors(str(path)):
+        make_folder(storage.uri)
     try:
         lock.acquire()
     except Timeout:
         raise _held_by(path.read_text(errors="replace").strip(), place, uri) from None
+    except OSError as error:
+        said = f"the file system refused a lock: {error.strerror}"
+        raise StorageError(said, path=path) from None
     try:
         path.write_text(f"{me}\n")
         yield

@@ -7,7 +7,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -17,6 +17,11 @@ from ray_judge.storage.local import AppendLog, Missing, checked
 
 _SPOOL_BYTES = 32 << 20
 """A stream is kept in memory up to this size, then in a temporary file, then put at once."""
+CREDENTIALS = (
+    "neither the environment has any (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://; "
+    "GOOGLE_APPLICATION_CREDENTIALS for gs://) nor the machine's role; ~/.aws is not read"
+)
+"""Asked last of all is the address at which a cloud's machine learns its role."""
 Version = dict[str, str]
 """What tells one state of an object from another (`e_tag`, and `version` where there is one)."""
 
@@ -38,6 +43,8 @@ def _object_errors(path: str) -> Iterator[None]:
     except (BaseError, OSError) as error:
         # The store's own text is kept short: it may quote whole responses.
         text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        if "169.254.169.254" in text or "metadata.google.internal" in text:
+            raise ConfigError(f"no credentials: {CREDENTIALS}", path=path) from None
         raise StorageError(f"the object store refused: {text}", path=path) from error
 
 
@@ -59,6 +66,9 @@ class ObjectStorage:
         with _object_errors(uri):
             self._store = connect(uri, client_options={"allow_http": plain})
 
+    def _errors(self, path: str) -> AbstractContextManager[None]:
+        return _object_errors(f"{self.uri}/{path}")
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (ObjectStorage, (self.uri,))
 
@@ -66,7 +76,7 @@ class ObjectStorage:
         return self.read_version(path)[0]
 
     def write(self, path: str, data: bytes) -> None:
-        with _object_errors(path):
+        with self._errors(path):
             self._obstore.put(self._store, checked(path), data, use_multipart=False)
 
     def create(self, path: str, data: bytes) -> None:
@@ -82,30 +92,30 @@ class ObjectStorage:
         Gives the new version.
         """
         mode = "create" if version is None else version
-        with _object_errors(path):
+        with self._errors(path):
             put: Any = self._obstore.put
             return _version(put(self._store, checked(path), data, mode=mode, use_multipart=False))
 
     def read_version(self, path: str) -> tuple[bytes, Version]:
-        with _object_errors(path):
+        with self._errors(path):
             found = self._obstore.get(self._store, checked(path))
             return bytes(found.bytes()), _version(found.meta)
 
     def exists(self, path: str) -> bool:
         try:
-            with _object_errors(path):
+            with self._errors(path):
                 self._obstore.head(self._store, checked(path))
         except Missing:
             return False
         return True
 
     def list(self, prefix: str) -> list[str]:
-        with _object_errors(prefix):
+        with self._errors(prefix):
             batches = self._obstore.list(self._store, prefix=prefix.rstrip("/") or None)
             return sorted(str(item["path"]) for batch in batches for item in batch)
 
     def delete(self, path: str) -> None:
-        with contextlib.suppress(Missing), _object_errors(path):
+        with contextlib.suppress(Missing), self._errors(path):
             self._obstore.delete(self._store, checked(path))
 
     def log(self, path: str) -> AppendLog:
@@ -119,13 +129,13 @@ class ObjectStorage:
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as file:
             yield cast(BinaryIO, file)
             file.seek(0)
-            with _object_errors(path):
+            with self._errors(path):
                 self._obstore.put(self._store, checked(path), cast(Any, file))
 
     def open_input(self, path: str) -> Any:
-        with _object_errors(path):
+        with self._errors(path):
             reader = self._obstore.open_reader(self._store, checked(path))
-        return pa.PythonFile(_ObjectFile(path, reader), mode="r")
+        return pa.PythonFile(_ObjectFile(f"{self.uri}/{path}", reader), mode="r")
 
 
 class _ObjectFile(io.RawIOBase):

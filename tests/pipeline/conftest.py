@@ -105,6 +105,11 @@ class Run:
         document: dict[str, Any] = json.loads((self.output / "summary.json").read_text())
         return document
 
+    def progress(self) -> str:
+        """What the run says of itself while it works; empty before it does."""
+        path = self.output / "progress.json"
+        return path.read_text() if path.exists() else ""
+
     def outcomes(self) -> dict[str, int]:
         return {name: count for name, count in self.summary()["outcomes"].items() if count}
 

@@ -38,6 +38,7 @@ def judging(runs: Runs, judge: dict[str, Any]) -> Run:
     return runs(pairs(ROWS), judge=judge, chunk_rows=ROWS // 2, route=route)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("judge", "code", "said"),
     [

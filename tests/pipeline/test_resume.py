@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from ray_judge.config import load
+from ray_judge.demo.command import MODEL
 from ray_judge.escalation.books.books import Books
 from ray_judge.run.directory import RunDirectory
 from tests.provider import RunningServer
@@ -87,6 +88,19 @@ def test_told_to_stop_while_asking(
     assert books.recorded() == (Decimal(stats["total_usd"]), 0)
     assert run.score() == 0 and run.outcomes() == {"resolved": 200}
     assert (server.stats()["billed"], server.stats()["billed_twice"]) == (200, 0)
+
+
+def test_told_to_stop_while_the_judge_starts(runs: Runs, ray_session: str) -> None:
+    """An engine may load for minutes: it is not waited for, and Ray's complaints are not shown."""
+    judge = {"format": "demo", "model": str(MODEL), "dtype": "float32"}
+    run = runs(pairs(40), judge=judge)
+    process = run.start(ray_session)
+    while process.poll() is None and "the local judge starts" not in run.progress():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=25)
+    assert process.returncode == 130 and said.count("\n") == 1, said
+    assert "ray-judge: stopped: everything is kept" in said
 
 
 @pytest.mark.parametrize(

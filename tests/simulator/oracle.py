@@ -443,6 +443,8 @@ class Oracle:
 
 
 def _closed(accounts: Accounts, slot: LeaseSlot) -> bool:
-    """Whether a slot is settled."""
+    """Whether a slot was granted and is settled, as these accounts know."""
+    series, _, number = slot[0].rpartition("-")
     lease = accounts.leases.get(slot[0])
-    return lease is None or slot[1] not in lease.slots
+    granted = int(number) <= accounts.granted.get(series, 0)
+    return granted and (lease is None or slot[1] not in lease.slots)

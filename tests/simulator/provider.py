@@ -34,7 +34,6 @@ BACK_AFTER_S = 20.0
 """So long an account is empty, or its key unknown."""
 BUSY_SLACK_S = 200.0
 """A run that meets nothing but 429 for so long beyond its patience never pauses."""
-REQUEST = httpx.Request("POST", "http://simulated/v1")
 SLOT: ContextVar[Slot] = ContextVar("slot")
 """What pays for the request that is sent next."""
 UNBILLED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
@@ -397,6 +396,6 @@ class Provider:
 
 
 def _not_connected(cause: type[Exception]) -> Exception:
-    error = openai.APIConnectionError(request=REQUEST)
+    error = openai.APIConnectionError(request=httpx.Request("POST", "http://127.0.0.1/v1"))
     error.__cause__ = cause("simulated")
     return error

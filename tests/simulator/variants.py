@@ -151,6 +151,10 @@ def _at_midnight(plan: Plan) -> Plan:
         start=MONTH_END - 1.0,
         monthly_cap_usd=monthly,
         faults=replace(plan.faults, late=0.3),
+        busy=(0.0, 0.0),
+        gone_after=None,
+        overbills=0.0,
+        moderated=frozenset(),
         crashes=4,
         steps_between_crashes=60,
     )
@@ -167,7 +171,7 @@ class ForgetsLateBills(Ledger):
 
 def _spent_before_midnight(plan: Plan) -> Plan:
     """What is left waits for a month; who died is known to be dead."""
-    plan, start = _at_midnight(plan), MONTH_END - 4.0
+    plan, start = _at_midnight(plan), MONTH_END - 8.0
     return replace(plan, start=start, monthly_cap_usd=plan.cap_usd / 4, far=False)
 
 
@@ -323,7 +327,7 @@ class AmbiguousIsFree(Asker):
 
     async def _failed(self, slot: Slot, sent_at: float, failure: Any, tries: Any) -> Any:
         if failure.kind is self.free:
-            slot = replace(slot, need=replace(slot.need, max_cost_usd=Decimal(0)))
+            slot = replace(slot, max_cost_usd=Decimal(0))
         return await super()._failed(slot, sent_at, failure, tries)
 
 
@@ -427,9 +431,6 @@ ONE_LINERS: Mapping[str, Any] = {
         ChangedBooks, change=lambda self, accounts: accounts.settled.clear()
     ),
     "pending batches are lost": but(SimBooks, _pending_batches=lambda self, accounts: {}),
-    "logs of living writers are folded": but(
-        SimBooks, compact=lambda self, may_fold: SimBooks.compact(self, may_fold=bool)
-    ),
     "a successor asks at once": but(Session, _is_elsewhere=lambda self, key: key in self.batched),
     "another run's batch is asked again": but(
         Session, _is_elsewhere=lambda self, key: key in self._in_flight
@@ -474,6 +475,10 @@ ONE_LINERS: Mapping[str, Any] = {
 }
 for _name, _broken in ONE_LINERS.items():
     variant(_name)(_broken)
+variant(
+    "logs of living writers are folded",
+    plan=lambda plan: replace(plan, compacts=True, second=True, locks=False),
+)(but(SimBooks, compact=lambda self, may_fold: SimBooks.compact(self, may_fold=bool)))
 
 # --- servers as there are ---
 

@@ -197,7 +197,7 @@ def test_a_failure_that_gives_up_the_row(
     own = kind in (Kind.ROW, Kind.REFUSED)  # what was the server's fault is asked again some day
     assert (last.final, last.outcome, last.error) == (own, outcome, f"it was {kind}")
     assert len(night.kept) == (tries if counts else 1)
-    assert sum(seconds > 0 for seconds in night.slept) == tries - 1 and max([0, *night.slept]) <= 20
+    assert sum(seconds > 0 for seconds in night.slept) == tries - 1 and max([0, *night.slept]) <= 10
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sklearn.metrics import brier_score_loss, cohen_kappa_score, f1_score, roc_a
 
 from ray_judge.calibration.correctness import compare, measure
 from ray_judge.commands.evaluate import evaluate
-from ray_judge.errors import InputError
+from ray_judge.errors import ConfigError, InputError
 from ray_judge.records import PAIRWISE_ALTERNATIVES, Shard, verdict_schema
 from ray_judge.report import evaluation
 from ray_judge.report.evaluation import cascade_curve, scores
@@ -142,6 +142,14 @@ def finished_run(folder: Path, *rows: int) -> RunDirectory:
 def test_a_column_without_labels(tmp_path: Path, column: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         evaluate(finished_run(tmp_path, 3).uri, column)
+
+
+def test_what_labels_mean_can_be_said_of_a_finished_run(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, 40)
+    found = evaluate(run.uri, "outcome", ["labels={resolved: A}"])
+    assert found["judges"]["local judge"]["accuracy"] == 1.0
+    with pytest.raises(ConfigError, match="only labels can be set"):
+        evaluate(run.uri, "outcome", ["labels.resolved=A", "route.fraction=1"])
 
 
 @pytest.mark.parametrize("rows", [(0, 40), (40, 0), (20, 20)])

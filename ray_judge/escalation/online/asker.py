@@ -18,7 +18,7 @@ from ray_judge.errors import PausedError, StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
 from ray_judge.escalation.books.journal import JournalWriter
 from ray_judge.escalation.client import StrongClient
-from ray_judge.escalation.online.limiter import Feedback
+from ray_judge.escalation.online.limiter import LONGEST_BACKOFF_S, Feedback
 from ray_judge.escalation.online.permits import Denied, Need, Permits, Slot
 from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.failures import (
@@ -69,7 +69,7 @@ def _again(failure: BaseException) -> bool:
 
 
 _WAITS = {
-    Signal.UNAVAILABLE: tenacity.wait_random_exponential(multiplier=0.25, max=20),
+    Signal.UNAVAILABLE: tenacity.wait_random_exponential(multiplier=0.25, max=LONGEST_BACKOFF_S),
     # A 429's own wait is the governor's, for all at once, who are not to keep step behind it.
     Signal.RATE_LIMITED: tenacity.wait_random(0, 0.5),
     Signal.OK: tenacity.wait_none(),

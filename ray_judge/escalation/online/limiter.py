@@ -38,6 +38,8 @@ TOLD_S = 2.0
 """What holds all requests up for longer is told."""
 SILENT_S = 25.0
 """So is it when none of the requests in flight was answered for so long."""
+LONGEST_BACKOFF_S = 10.0
+"""A question at which the server failed is asked again so much later at the latest."""
 FIRST = 16
 """So many answers show whether a run's questions can be answered."""
 MAX_RETRY_AFTER_S = 3600.0
@@ -268,7 +270,8 @@ class Limiter:
         """
         if self._failed_first is None:
             return 0.0
-        held = now < max(self._resume_at, self._circuit.open_until)
+        again_at = self._failed_last + LONGEST_BACKOFF_S
+        held = now <= max(self._resume_at, self._circuit.open_until, again_at)
         return (now if held else self._failed_last) - self._failed_first
 
     def waits(self, now: float) -> str | None:
