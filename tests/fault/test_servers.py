@@ -16,6 +16,7 @@ from ray_judge.escalation.books.books import Books
 
 from .one_process import PhaseB, ask, configuration
 from .plain import PlainServer, Said, completion, error, plain_server
+from .test_caps import STEPS, long_unless_sampled
 
 Reply = Callable[[dict[str, Any], int], Said]
 ROWS = [f"row {number}" for number in range(100)]
@@ -182,12 +183,16 @@ def test_retry_after_as_a_date_in_seconds(tmp_path: Path) -> None:
     assert phase.outcomes == {"resolved": 20} and time.monotonic() - begun < 60
 
 
-@pytest.mark.parametrize("cap", [f"{cents / 100:.2f}" for cents in (5, 10, 25, 50, 100, 500)])
-@pytest.mark.parametrize("tokens", [(200, 5000), (6000, 8)])
+@pytest.mark.parametrize("step", [*map(long_unless_sampled, range(STEPS))])
+@pytest.mark.parametrize("tokens", [(200, 25 * 300), (6000, 8)])
 def test_a_server_that_ignores_its_limits_costs_one_answer_more(
-    tmp_path: Path, cap: str, tokens: tuple[int, int]
+    tmp_path: Path, step: int, tokens: tuple[int, int]
 ) -> None:
-    """Never more than the cap and what the first answer cost beyond its lease."""
+    """Never more than the cap, from $0.05 to $5, and what the first answer cost beyond its lease.
+
+    Of 25 times the output that was allowed, or of a prompt that the server adds.
+    """
+    cap = f"{0.05 + step * 4.95 / (STEPS - 1):.3f}"
     phase, server = run(tmp_path, lambda body, n: Said(completion(tokens=tokens)), cap=cap)
     config = configuration(tmp_path, server, cap)  # type: ignore[arg-type]
     excess = Books.of(config).excess().usd
