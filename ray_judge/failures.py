@@ -173,7 +173,10 @@ KEY_OF = {
     "service_tier": "strong.mode",
 }
 """Parameter of a request → the keys that set it: where it is refused, every question is."""
-UNSUPPORTED = {"unsupported_value", "unsupported_parameter", "unknown_parameter"}
+SCHEMA = "response_format"
+LIMITS = ("max_completion_tokens", "max_tokens")
+"""A server that knows them may still find them too large beside one row's text."""
+UNSUPPORTED = {"unsupported_value", "unsupported_parameter", "unknown_parameter", "extra_forbidden"}
 
 
 def failure_of(
@@ -186,18 +189,38 @@ def failure_of(
     parameter of the request → the key that sets it.
     """
     error = error if isinstance(error, dict) else {"message": error}
-    code, kind, param, said = map(error.get, ("code", "type", "param", "message"))
+    said, param, code = _said(error)
+    kind = error.get("type")
     inside = int(code) if str(code).isdigit() else None
     names = [text for text in (code, kind) if isinstance(text, str) and not text.isdigit()]
     if status < 400:
         status = inside or STATUS_OF.get(str(code), STATUS_OF.get(str(kind), 500))
-    words = in_short(said) if isinstance(said, str) else ""
+    words = in_short(said)
     reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
     name = names[0] if names else None
-    code, kind, param = (x if isinstance(x, str) else None for x in (code, kind, param))
-    meaning = classify(status, code, kind, param, keys)
-    key = keys.get((param or "").partition(".")[0])
-    return RequestFailed(meaning, reason, status, name, headers, key)
+    code, kind = (x if isinstance(x, str) else None for x in (code, kind))
+    # `response_format.json_schema`, `body.max_tokens`
+    named = next((part for part in re.findall(r"\w+", param) if part in {*keys, SCHEMA}), param)
+    meaning = classify(status, code, kind, named, keys)
+    return RequestFailed(meaning, reason, status, name, headers, keys.get(named))
+
+
+def _said(error: Mapping[str, Any]) -> tuple[str, str, Any]:
+    """The words of an error, the parameter that it names, and its code; also as FastAPI has them:
+    `detail: [{"loc": ["body", "max_tokens"], "msg": ..., "type": "extra_forbidden"}]`.
+    """
+    said, param, code = (
+        error.get("message") or error.get("detail"),
+        error.get("param"),
+        error.get("code"),
+    )
+    if isinstance(said, dict):
+        said = said.get("detail") or said
+    if isinstance(said, list) and said and isinstance(said[0], dict) and said[0].get("loc"):
+        param, code = ".".join(map(str, said[0]["loc"])), said[0].get("type")
+        said = f"{param}: {said[0].get('msg')}"
+    words = said if isinstance(said, str) else str(said or "")
+    return words, param if isinstance(param, str) else "", code
 
 
 def in_short(said: str) -> str:
@@ -220,10 +243,9 @@ def classify(
         return BY_STATUS[status]
     if status >= 500:
         return Kind.BROKEN
-    name = (param or "").partition(".")[0]
-    if status in (400, 422) and name == "response_format":
+    if status in (400, 422) and param == SCHEMA:
         return Kind.NO_SCHEMA
-    if status in (400, 422) and (name in keys or code in UNSUPPORTED):
+    if status in (400, 422) and (param in {*keys} - {*LIMITS} or code in UNSUPPORTED):
         return Kind.PARAMETER
     return Kind.REFUSED if code in FILTER_CODES else Kind.ROW
 
