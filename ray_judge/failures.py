@@ -18,6 +18,7 @@ from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudg
 
 BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTER_CODES = {"content_filter", "content_policy_violation"}
+TOO_LONG = "context_length_exceeded"
 STATUS_OF = {
     "rate_limit_exceeded": 429,
     "rate_limit_error": 429,
@@ -145,6 +146,11 @@ class RequestFailed(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
     key: str | None = None  # of the configuration, where it can be named
 
+    @property
+    def surely_of_row(self) -> bool:
+        """Whether it says nothing of other questions, however many fail like it."""
+        return self.code in {TOO_LONG, *FILTER_CODES}
+
     def __str__(self) -> str:
         return self.reason
 
@@ -197,7 +203,7 @@ def failure_of(
         status = inside or STATUS_OF.get(str(code), STATUS_OF.get(str(kind), 500))
     words = in_short(said)
     reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
-    name = names[0] if names else None
+    name = TOO_LONG if param == "input_tokens" else names[0] if names else None  # as vLLM says it
     code, kind = (x if isinstance(x, str) else None for x in (code, kind))
     # `response_format.json_schema`, `body.max_tokens`
     named = next((part for part in re.findall(r"\w+", param) if part in {*keys, SCHEMA}), param)

@@ -188,6 +188,9 @@ class Session:
             self._back_at.setdefault(one.actor, now + self._quiet_s)
         self.batched = dict(claim.batched)
         await self.look()
+        if not claim.proven:  # what failed the last time may be alone in that: others come first
+            fresh = sorted(self.waiting, key=self.in_vain.__contains__)
+            self.waiting = {key: self.waiting[key] for key in fresh}
 
     async def release(self) -> None:
         """Let go of the books, for other runs that share them."""

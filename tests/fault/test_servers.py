@@ -84,6 +84,24 @@ def test_a_server_without_schemas_is_asked_in_words(tmp_path: Path, name: str) -
     assert phase.state["spent_usd"] == server.usd
 
 
+@pytest.mark.parametrize(
+    ("code", "ends"), [("context_length_exceeded", 0), ("content_filter", 0), ("strange", 2)]
+)
+def test_rows_that_fail_before_all_others_do_not_end_every_run(
+    tmp_path: Path, code: str, ends: int
+) -> None:
+    """Where it is not clear whose fault that is the next run begins with others."""
+    rows = [*(f"FLAGGED {number}" for number in range(40)), *ROWS]
+    bad = error(400, "no", code=code)
+    for left in range(ends, -1, -1):
+        phase, server = run(
+            tmp_path, lambda body, n: bad if asks(body, "FLAGGED") else good(body, n), rows
+        )
+        assert isinstance(phase.error, EscalationError) is (left > 0)
+        assert not left or len(server.requests) <= 16
+    assert phase.outcomes["resolved"] == 100 and phase.outcomes["pending"] == 0
+
+
 def test_a_server_that_lets_nothing_through_any_more_ends_the_run(tmp_path: Path) -> None:
     phase, server = run(tmp_path, lambda body, n: good(body, n) if n < 40 else error(401, "no"))
     assert isinstance(phase.error, EscalationError) and len(server.requests) < 80

@@ -226,7 +226,8 @@ class Asker:
         answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)
         if billed or over:
             await self._keep(answer)
-        usable = False if of_question or kind in (Kind.AMBIGUOUS, Kind.NO_SCHEMA) else None
+        in_vain = of_question or kind in (Kind.AMBIGUOUS, Kind.NO_SCHEMA)
+        usable = False if in_vain and not failure.surely_of_row else None
         told = Feedback(meaning.signal, failure.headers, sent_at, usable=usable, why=reason)
         self._permits.settle(slot, cost_usd, told)
         if meaning.fault is Fault.RUN and not meaning.again:
