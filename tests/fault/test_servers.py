@@ -25,10 +25,6 @@ def good(body: dict[str, Any], number: int) -> Said:
     return Said(completion())
 
 
-def asks(body: dict[str, Any], word: str) -> bool:
-    return word in body["messages"][-1]["content"]
-
-
 def run(
     folder: Path, reply: Reply, rows: list[str] = ROWS, cap: str = "5", **strong: Any
 ) -> tuple[PhaseB, PlainServer]:
