@@ -96,9 +96,9 @@ MODEL_FAULTS: Final = frozenset(
 )
 """`refusal` sets message.refusal; `content_filter` and `cut` set finish_reason (content_filter,
 length); `wrong_verdict` is JSON outside the schema; `fenced_json` is a right answer in a Markdown
-fence with words around it; `missing_usage` is a right answer without its usage object, `usage_of_zero` one whose counts are 0;
-`overbilled` has, and bills, three times the output tokens that its request permits; `short_id` is
-one that others may have, too;
+fence with words around it; `missing_usage` is a right answer without its usage object,
+`usage_of_zero` one whose counts are 0; `overbilled` names, and bills, three times the output tokens
+that its request permits; `short_id` has an id that others have, too;
 `other_verdict` says B for A and A for B, as a model that changes its mind."""
 
 ALL_KINDS: Final = (
