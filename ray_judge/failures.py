@@ -240,11 +240,12 @@ def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
     key = f"the key in {strong.api_key_env}, " if strong.api_key_env else ""
     batch = ", strong.batch" if strong.mode == "batch" else ""
     check = f"{key}strong.model{batch} and strong.base_url"
-    if failure.key:  # with what it is now
+    if failure.key and failure.kind is not Kind.DENIED:  # with what it is now
         names = [name.removeprefix("strong.") for name in failure.key.split()]
         check = " and ".join(f"strong.{name} ({getattr(strong, name)})" for name in names)
     check = check_of(failure, check, "strong.base_url", strong.base_url)
-    return EscalationError(f"the strong judge cannot be asked: {failure.reason}. Check {check}")
+    said = failure.reason.rstrip(".")
+    return EscalationError(f"the strong judge cannot be asked: {said}. Check {check}")
 
 
 def check_of(failure: RequestFailed, check: str, key: str, address: str | None) -> str:

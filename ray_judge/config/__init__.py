@@ -8,10 +8,10 @@ from ray_judge.config.judge import FORMAT_SCORES, CustomFormat, HttpConfig, Judg
 from ray_judge.config.loading import load, override, parse
 from ray_judge.config.run import OPERATIONAL, RunConfig, differences, is_asked, label_text
 from ray_judge.config.strong import BatchConfig, StrongConfig, api_key
-from ray_judge.config.tree import RouteConfig, nearest
+from ray_judge.config.tree import RouteConfig, hide_secrets, nearest
 
 __all__ = [
     "FORMAT_SCORES", "OPERATIONAL", "BatchConfig", "CustomFormat", "HttpConfig", "JudgeConfig",
-    "RouteConfig", "RunConfig", "StrongConfig", "api_key", "differences", "is_asked",
-    "label_text", "load", "nearest", "override", "parse",
+    "RouteConfig", "RunConfig", "StrongConfig", "api_key", "differences", "hide_secrets",
+    "is_asked", "label_text", "load", "nearest", "override", "parse",
 ]  # fmt: skip

@@ -141,7 +141,7 @@ def read_answer(
     limit = None
     if reply.finish_reason == "length":  # the same limit would cut it again
         kind, limit = Kind.CUT, maker.strong.max_output_tokens
-        why = f"{why[:WORDS]} (cut at strong.max_output_tokens, {limit})"
+        why = f"{why[:WORDS]} (cut at strong.max_output_tokens, {limit}: raise it)"
     final = last or not MEANING[kind].again
     return replace(answer, outcome=outcome, error=why[:WORDS], final=final, limit=limit)
 

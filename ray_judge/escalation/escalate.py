@@ -32,13 +32,13 @@ from ray_judge.escalation.online.permits import quiet_s
 from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.processes import is_dead
 from ray_judge.escalation.questions import QuestionMaker, price_of_strong
-from ray_judge.escalation.session import STOPPED, Courier, Report, Session
+from ray_judge.escalation.session import Courier, Report, Session
 from ray_judge.escalation.source import RoutedQuestions
 from ray_judge.records import Answer
 from ray_judge.run.directory import Plan, RunDirectory
 from ray_judge.storage.local import Missing
 
-DRAIN_S = 20.0
+DRAIN_S = 18.0
 """So long what is in flight is waited for after Ctrl-C or SIGTERM; Kubernetes waits for 30."""
 
 
@@ -179,7 +179,10 @@ async def _run_until_told(session: Session) -> None:
     with _told(loop, stop), contextlib.suppress(asyncio.CancelledError):
         await running
         return
-    raise Stopped(STOPPED)
+    raise Stopped(
+        "stopped before everything had come back: what was in flight counts as spent, "
+        "the same command continues"
+    )
 
 
 @contextmanager

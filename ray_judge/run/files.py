@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray_judge.errors import ConfigError, InputError
@@ -20,13 +20,15 @@ NAMED = 20
 """So many files that are not taken are named."""
 
 
-def find_shards(uri: str, output: str | None = None) -> tuple[list[tuple[str, str]], list[str]]:
+def find_shards(
+    uri: str, places: Mapping[str, str | None] | None = None
+) -> tuple[list[tuple[str, str]], list[str]]:
     """List (root, name) of every Parquet file that a file, folder, glob or URI stands for, and
     what is not taken, and why.
 
     In a glob `*` stays within a folder and `**` crosses folders. Names that begin with a dot or
     an underscore are left out, unless the file itself is named, or the glob has such a name.
-    Folders are followed through links. `output`: the run's, which must not be among it.
+    Folders are followed through links. `places`: where the run writes, which is not to be among it.
     """
     local, path = "://" not in uri, Path(uri).expanduser().absolute()
     if local and path.is_file():
@@ -41,8 +43,9 @@ def find_shards(uri: str, output: str | None = None) -> tuple[list[tuple[str, st
     if wild and not (local and path.is_dir()):
         cut = wild[0]
     root, pattern = "/".join(parts[:cut]) or "/", parts[cut:]
-    if output is not None:
-        _check_apart(root, pattern, output)
+    for key, place in (places or {}).items():
+        if place is not None:
+            _check_apart(root, pattern, key, place)
     listed, left = _below(root, pattern) if local else (open_storage(root).list(""), [])
     _check_plain(listed, uri)
     names = []
@@ -52,7 +55,7 @@ def find_shards(uri: str, output: str | None = None) -> tuple[list[tuple[str, st
         if (why := _objection(name, pattern)) is None:
             names.append(name)
         elif why:
-            left.append(f"{name} ({why})")
+            left.append(f"{name.encode(errors='backslashreplace').decode()} ({why})")
     if len(left) > NAMED:
         left[NAMED:] = [f"and {len(left) - NAMED:,} more"]
     if not names:
@@ -67,6 +70,8 @@ def _objection(name: str, pattern: Sequence[str]) -> str | None:
     for part in name.split("/"):
         if part[0] in "._" and not any(wanted.startswith(part[0]) for wanted in pattern):
             return f"names with a leading {part[0]} are no data by custom" if data else ""
+    if data and any("\ud800" <= letter <= "\udfff" for letter in name):
+        return "its name is not UTF-8"
     chosen = pattern and pattern[-1].strip("*")
     return None if data or chosen else "no Parquet file by its name"
 
@@ -130,17 +135,17 @@ def _check_plain(listed: Sequence[str], uri: str) -> None:
                 raise InputError(f"{said}: write it as plain Parquet first", input=uri)
 
 
-def _check_apart(root: str, pattern: Sequence[str], output: str) -> None:
+def _check_apart(root: str, pattern: Sequence[str], key: str, place: str) -> None:
     """Refuse a run that would write among its input, or take for input what it writes."""
-    here, there = (place if "://" in place else os.path.realpath(place) for place in (root, output))
+    here, there = (path if "://" in path else os.path.realpath(path) for path in (root, place))
     inside = _inner(there, here)
     if inside is not None and _may_match(inside, pattern):
-        said = "the output lies in the input, and would be taken for input: choose another place"
-        raise ConfigError(said, input=root, output=output)
+        said = f"{key} lies in the input, and would be taken for input: choose another place"
+        raise ConfigError(said, input=root, place=place)
     inside = _inner(here, there)
     if inside and inside[0] in OURS:
-        said = "the input lies where the run writes: choose another output"
-        raise ConfigError(said, input=root, output=output)
+        said = f"the input lies where the run writes: choose another {key}"
+        raise ConfigError(said, input=root, place=place)
 
 
 def _inner(place: str, folder: str) -> list[str] | None:

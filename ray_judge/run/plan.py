@@ -47,7 +47,8 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
     shards: list[Shard] = []
     columns: Columns | None = None
     first: tuple[str, pa.Schema] | None = None
-    names, left = find_shards(config.input, config.output)
+    places = {"output": config.output, "strong.books": config.strong.books}
+    names, left = find_shards(config.input, places)
     if left:
         log.warning("not taken: %s", ", ".join(left))
     found = [(f"{root.rstrip('/')}/{name}", name) for root, name in names]

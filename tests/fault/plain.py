@@ -71,7 +71,7 @@ class PlainServer:
         if usage and document.get("choices") is not None:
             counts = usage["prompt_tokens"], usage["completion_tokens"]
             self.usd += sum((n * each for n, each in zip(counts, PRICES, strict=True)), Decimal(0))
-            self.billed[json.dumps(body.get("messages") or body["prompt"])] += 1
+            self.billed[json.dumps(body.get("messages", body.get("prompt")))] += 1
 
 
 @contextmanager

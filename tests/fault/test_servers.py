@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +15,7 @@ from ray_judge.escalation.books.books import Books
 
 from .one_process import PhaseB, ask, configuration
 from .plain import PlainServer, Said, completion, error, plain_server
+from .test_caps import STEPS, long_unless_sampled
 
 Reply = Callable[[dict[str, Any], int], Said]
 ROWS = [f"row {number}" for number in range(100)]
@@ -84,110 +84,21 @@ def test_a_server_without_schemas_is_asked_in_words(tmp_path: Path, name: str) -
     assert phase.state["spent_usd"] == server.usd
 
 
-@pytest.mark.parametrize(
-    ("param", "said", "key"),
-    [
-        ("temperature", "temperature is not supported with this model", "strong.temperature"),
-        ("max_completion_tokens", "use max_tokens", "strong.max_tokens_field"),
-    ],
-)
-def test_a_refused_parameter_ends_the_run_at_its_first_answer(
-    tmp_path: Path, param: str, said: str, key: str
-) -> None:
-    """Nothing of it is final: the corrected command asks every row."""
-
-    def reply(body: dict[str, Any], number: int) -> Said:
-        refused = error(400, said, param=param, code="unsupported_value")
-        return refused if param in body else Said(completion())
-
-    phase, server = run(tmp_path, reply, temperature=0.0)
-    assert isinstance(phase.error, EscalationError) and len(server.requests) == 1
-    assert said in str(phase.error) and key in str(phase.error)
-    phase, server = run(tmp_path, reply, max_tokens_field="max_tokens")
-    assert (phase.error, phase.outcomes) == (None, {"resolved": 100})
-
-
-def test_answers_that_reasoning_eats_end_the_run(tmp_path: Path) -> None:
-    def reply(body: dict[str, Any], number: int) -> Said:
-        if body["max_completion_tokens"] >= 2500:
-            return Said(completion(tokens=(200, 1800)))
-        return Said(completion("", (200, 300), finish_reason="length"))
-
-    phase, server = run(tmp_path, reply)
-    assert isinstance(phase.error, EscalationError) and len(server.requests) == 16
-    assert "strong.max_output_tokens" in str(phase.error)
-    assert phase.state["spent_usd"] == server.usd
-    phase, more = run(tmp_path, reply, max_output_tokens=2500)
-    assert (phase.error, phase.outcomes) == (None, {"resolved": 100})
-    assert len(more.requests) == 100
-    assert phase.state["spent_usd"] == server.usd + more.usd
-
-
-ONE_ROW: dict[str, tuple[Reply, str, int, str]] = {
-    "moderated": (lambda body, n: error(403, "input was flagged", code=403), "refused", 1,
-                  "input was flagged"),
-    "filtered": (lambda body, n: Said({
-        "id": "r1", "choices": [{"index": 0, "finish_reason": "content_filter"}],
-        "usage": {"prompt_tokens": 120, "completion_tokens": 0}}), "refused", 1, "content filter"),
-    "no choices": (lambda body, n: Said({
-        "id": "r1", "choices": [], "usage": {"prompt_tokens": 120, "completion_tokens": 0}}),
-        "unparseable", 2, "empty"),
-    "too long beside its limit": (lambda body, n: error(
-        400, "max_tokens is too large for 4,000 tokens of text", param="max_tokens"), "failed", 1,
-        "max_tokens is too large"),
-    "too large": (lambda body, n: error(429, "too large: limit 30000, requested 37313",
-                                        type="tokens", code="rate_limit_exceeded"),
-                  "failed", 5, "requested 37313"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ONE_ROW)
-def test_what_befalls_one_row_befalls_no_other(tmp_path: Path, name: str) -> None:
-    reply, outcome, times, said = ONE_ROW[name]
-    rows = [*ROWS[:50], "FLAGGED", *ROWS[50:]]
-    phase, server = run(
-        tmp_path, lambda body, n: (reply if asks(body, "FLAGGED") else good)(body, n), rows
-    )
-    assert (phase.error, phase.outcomes) == (None, {"resolved": 100, outcome: 1})
-    flagged = [body for body in server.requests if asks(body, "FLAGGED")]
-    assert len(flagged) <= times + (name == "too large") and len(server.requests) == 100 + len(
-        flagged
-    )
-    (answer,) = [one for one in phase.journal.answers().values() if one.verdict is None]
-    assert said in str(answer.error) and phase.state["spent_usd"] == server.usd
-
-
 def test_a_server_that_lets_nothing_through_any_more_ends_the_run(tmp_path: Path) -> None:
     phase, server = run(tmp_path, lambda body, n: good(body, n) if n < 40 else error(401, "no"))
     assert isinstance(phase.error, EscalationError) and len(server.requests) < 80
 
 
-def test_an_error_inside_an_answer_is_not_billed(tmp_path: Path) -> None:
-    inside = {"message": "provider returned error", "code": 429}
-    broken = {"id": None, "choices": None, "usage": None, "error": inside}
-    phase, server = run(
-        tmp_path, lambda body, n: good(body, n) if n % 4 else Said(broken), ROWS[:30]
-    )
-    assert (phase.error, phase.outcomes) == (None, {"resolved": 30})
-    assert phase.state["spent_usd"] == server.usd
-
-
-def test_retry_after_as_a_date_in_seconds(tmp_path: Path) -> None:
-    def reply(body: dict[str, Any], number: int) -> Said:
-        wait = {"retry-after": str(int(time.time()) + 1)}
-        return error(429, "rate limit", wait) if number == 3 else Said(completion())
-
-    begun = time.monotonic()
-    phase, _ = run(tmp_path, reply, ROWS[:20])
-    assert phase.outcomes == {"resolved": 20} and time.monotonic() - begun < 60
-
-
-@pytest.mark.parametrize("cap", [f"{cents / 100:.2f}" for cents in (5, 10, 25, 50, 100, 500)])
-@pytest.mark.parametrize("tokens", [(200, 5000), (6000, 8)])
+@pytest.mark.parametrize("step", [*map(long_unless_sampled, range(STEPS))])
+@pytest.mark.parametrize("tokens", [(200, 25 * 300), (6000, 8)])
 def test_a_server_that_ignores_its_limits_costs_one_answer_more(
-    tmp_path: Path, cap: str, tokens: tuple[int, int]
+    tmp_path: Path, step: int, tokens: tuple[int, int]
 ) -> None:
-    """Never more than the cap and what the first answer cost beyond its lease."""
+    """Never more than the cap, from $0.05 to $5, and what the first answer cost beyond its lease.
+
+    Of 25 times the output that was allowed, or of a prompt that the server adds.
+    """
+    cap = f"{0.05 + step * 4.95 / (STEPS - 1):.3f}"
     phase, server = run(tmp_path, lambda body, n: Said(completion(tokens=tokens)), cap=cap)
     config = configuration(tmp_path, server, cap)  # type: ignore[arg-type]
     excess = Books.of(config).excess().usd

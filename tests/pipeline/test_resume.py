@@ -62,6 +62,15 @@ def test_kill_9_while_judging(runs: Runs, server: RunningServer, ray_session: st
     assert torn.check_costs() == whole.check_costs()
 
 
+def tell(process: Popen[str], *signals: signal.Signals) -> None:
+    """Tell a run to stop: it ends soon, with one sentence and its own exit code."""
+    for told in signals:
+        process.send_signal(told)
+    _, said = process.communicate(timeout=25)
+    assert process.returncode == 130, said
+    assert said.count("\n") == 1 and "the same command continues" in said
+
+
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_while_asking(
     runs: Runs, server: RunningServer, ray_session: str, told: signal.Signals
@@ -72,9 +81,7 @@ def test_told_to_stop_while_asking(
     process = run.start(ray_session)
     while server.stats()["billed"] < 20 and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(told)
-    _, said = process.communicate(timeout=25)
-    assert process.returncode == 130 and "the same command continues" in said
+    tell(process, told)
     stats = server.stats()
     assert 20 <= stats["billed"] < 200 and stats["billed_twice"] == 0
     books = Books.of(load(run.yaml))
@@ -94,6 +101,40 @@ def test_told_to_stop_while_the_judge_starts(runs: Runs, ray_session: str) -> No
     _, said = process.communicate(timeout=25)
     assert process.returncode == 130 and said.count("\n") == 1, said
     assert "ray-judge: stopped: everything is kept" in said
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [("", signal.SIGTERM), ("judged/1", signal.SIGINT), ("judged/1", signal.SIGTERM),
+     ("scored", signal.SIGTERM)],
+)  # fmt: skip
+def test_told_to_stop_before_and_after_asking(
+    runs: Runs, server: RunningServer, ray_session: str, folder: str, told: signal.Signals
+) -> None:
+    """While Ray starts, while rows are judged, while shards are written: what is done is kept."""
+    shards = [pairs(10, first=first) for first in range(0, 200, 10)]
+    run = runs(*shards, chunk_rows=2, route__fraction=0.2)
+    process = run.start(ray_session)
+    wait_for_files(run.output / folder, 2, process)
+    tell(process, told)
+    done = {name: how for name, how in run.everything().items() if name.startswith("judged")}
+    assert len(done) < 100 or folder == "scored"
+    assert run.score() == 0 and run.summary()["rows"] == 200
+    assert done.items() <= run.everything().items()
+    assert (server.stats()["billed"], server.stats()["billed_twice"]) == (40, 0)
+
+
+def test_told_twice_to_stop(runs: Runs, server: RunningServer, ray_session: str) -> None:
+    """It waits for nobody: what was in flight counts as spent, and is asked again."""
+    server.configure(latency={"min_ms": 90_000, "max_ms": 90_000})
+    run = runs(pairs(40), route__fraction=1)
+    process = run.start(ray_session)
+    while not server.stats()["in_flight"] and process.poll() is None:
+        time.sleep(0.01)
+    tell(process, signal.SIGTERM, signal.SIGINT)
+    assert Books.of(load(run.yaml)).recorded()[1] > 0
+    server.configure(latency={"min_ms": 0, "max_ms": 0})
+    assert run.score() == 0 and run.outcomes() == {"resolved": 40}
 
 
 def test_a_crash_after_any_phase(runs: Runs, server: RunningServer) -> None:

@@ -18,6 +18,7 @@ from tests.provider import RunningServer
 from .conftest import Runs, pairs
 
 pytestmark = pytest.mark.timeout(240)
+VIEW = pa.string_view()
 
 
 def zoo(rows: int) -> dict[str, pa.Array]:
@@ -39,6 +40,7 @@ def zoo(rows: int) -> dict[str, pa.Array]:
         "z_duration": pa.array([timedelta(seconds=n) for n in range(rows)], pa.duration("ms")),
         "z_dict": pa.array([["a", "b", None][n % 3] for n in range(rows)]).dictionary_encode(),
         "z_large": pa.array(["x"] * rows, pa.large_string()),
+        "z_view": pa.array(["longer than what is kept inside", None] * (rows // 2)).cast(VIEW),
         "z_binary": pa.array([b"\xff\x00", *[None] * (rows - 1)], pa.binary()),
         "z_fixed": pa.array([b"abcd"] * rows, pa.binary(4)),
         "z_list": pa.array(
@@ -66,7 +68,8 @@ def test_every_misfortune_is_its_rows_own(runs: Runs, server: RunningServer) -> 
     text["instruction"][2], text["instruction"][3] = None, "  "
     text["response_a"][4] = ""
     text["p_a"][6:9] = None, float("nan"), 1.5
-    table = pairs(rows, **text, response_b=broken_text(rows, 5), **zoo(rows))
+    views = {name: pa.array(text.pop(name)).cast(VIEW) for name in ("instruction", "response_a")}
+    table = pairs(rows, **text, **views, response_b=broken_text(rows, 5), **zoo(rows))
     fields = [f.with_nullable(f.name not in ("p_b", "z_date")) for f in table.schema]
     fields[0] = fields[0].with_metadata({"note": "kept"})
     table = table.cast(pa.schema(fields, metadata={"origin": "a test", "pandas": "not json"}))
@@ -132,12 +135,24 @@ def test_a_damaged_page_ends_the_run_before_or_without_more_money(
     assert not (run.output / "summary.json").exists()
 
 
-def test_labels_of_a_dictionary_column(runs: Runs, server: RunningServer) -> None:
-    label = pa.array([["A", "B", None, "tie"][n % 4] for n in range(40)]).dictionary_encode()
-    run = runs(pairs(40, human=label), route__fraction=0, columns={"label": "human"})
+@pytest.mark.parametrize(
+    ("values", "kind", "labels"),
+    [
+        (["A", "B", None, "tie"], pa.dictionary(pa.int32(), pa.string()), {}),
+        (["model_a", "model_b", "bad", "tie (bothbad)"], VIEW,
+         {"model_a": "A", "model_b": "B", "bad": None, "tie (bothbad)": "tie"}),
+    ],
+)  # fmt: skip
+def test_labels_as_they_are_written(
+    runs: Runs, server: RunningServer, values: list[str | None], kind: pa.DataType, labels: Any
+) -> None:
+    human = pa.array([values[n % 4] for n in range(40)]).cast(kind)
+    columns = {"label": "human"}
+    run = runs(pairs(40, human=human), route__fraction=0, columns=columns, labels=labels)
     assert run.score() == 0
-    accuracy = run.summary()["label_accuracy"]
-    scored = run.scored().filter(pl.col("human").is_not_null())
-    right = (scored["judge_verdict"] == scored["human"].cast(pl.String)).mean()
-    assert accuracy == {"judge": right, "final": right}
+    verdicts = run.scored()["judge_verdict"].to_list()
+    meant = ("A", "B", None, "tie")
+    right = [verdict == meant[n % 4] for n, verdict in enumerate(verdicts) if n % 4 != 2]
+    share = sum(right) / len(right)
+    assert run.summary()["label_accuracy"] == {"judge": share, "final": share}
     assert server.stats()["requests"] == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.fault.plain import Said, completion, error, plain_server
 from tests.provider import RunningServer
 
 from .conftest import Run, Runs, pairs
@@ -77,3 +78,19 @@ def test_no_key_in_anything_that_a_run_leaves(
     assert any(path.name.startswith("worker-") for path, _ in looked_at), "Ray's logs"
     guilty = [path for path, data in looked_at if any(secret in data for secret in SECRETS)]
     assert not guilty
+
+
+def test_no_key_of_an_address_in_anything_that_a_run_leaves(runs: Runs, ray_session: str) -> None:
+    import ray
+
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    with (
+        plain_server(lambda body, n: Said(completion())) as plain,
+        plain_server(lambda body, n: error(401, "no such key")) as refusing,
+    ):
+        for server, code in ((refusing, 1), (plain, 0)):
+            run = runs(pairs(20), strong__base_url=f"{server.base_url}?key={RIGHT}")
+            assert run.score() == code and RIGHT not in run.said
+            assert server.paths == {f"/v1/chat/completions?key={RIGHT}"}
+            looked_at = list(files(run.output, session))
+            assert not [path for path, data in looked_at if RIGHT.encode() in data]

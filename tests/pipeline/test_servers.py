@@ -126,7 +126,7 @@ def refuses(param: str, said: str) -> Reply:
         (refuses("max_tokens", "use another"), {"strong__max_tokens_field": "max_tokens"}, 1,
          ["use another", "strong.max_tokens_field (max_tokens)"],
          "strong.max_tokens_field=max_completion_tokens"),
-        (reasoning, {}, 16, ["first 16 answers", "strong.max_output_tokens"],
+        (reasoning, {}, 16, ["first 16 answers", "strong.max_output_tokens, 300: raise it"],
          "strong.max_output_tokens=2500"),
     ],
     ids=["temperature", "max_tokens", "reasoning"],

@@ -116,7 +116,7 @@ def test_what_a_filter_stopped_is_not_asked_again() -> None:
 
 def test_what_was_cut_is_not_asked_again_at_the_same_limit() -> None:
     answer = read(body("Let me", finish="length"))
-    said = "the answer is not JSON: 'Let me' (cut at strong.max_output_tokens, 300)"
+    said = "the answer is not JSON: 'Let me' (cut at strong.max_output_tokens, 300: raise it)"
     assert (answer.outcome, answer.error) == (Outcome.UNPARSEABLE, said)
     assert (answer.final, answer.limit) == (True, 300)
     assert read(body('{"verdict": "A"}', finish="length")).verdict == "A"

@@ -404,8 +404,9 @@ def test_folders_are_followed_through_links_and_each_file_taken_once(tmp_path: P
         "pipe.parquet (no regular file)",
         *(f"up/{name} ({said})" for name in ("elsewhere", "in")),
     ]
-    (folder / "gone.parquet").symlink_to("nowhere")
-    assert "gone.parquet" in str(refusal(folder).where["file"])
+    os.rename(folder / "real" / "a.parquet", bytes(folder) + b"/a\xff.parquet")
+    assert "a\\udcff.parquet (its name is not UTF-8" in find_shards(str(folder))[1][-1]
+    assert "b.parquet" in str(refusal(folder).where["file"]), "it links to nothing now"
 
 
 @pytest.mark.parametrize(

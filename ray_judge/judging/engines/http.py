@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 import tenacity
 
-from ray_judge.config import HttpConfig, JudgeConfig
+from ray_judge.config import HttpConfig, JudgeConfig, hide_secrets
 from ray_judge.errors import ConfigError, EngineError, PausedError, RayJudgeError, brief
 from ray_judge.failures import DENIALS, Fault, Kind, RequestFailed, check_of, failure_of, in_short
 from ray_judge.judging.engines.engine import Reading
@@ -199,7 +199,7 @@ class HttpReader:
             raise EngineError(
                 f"the judge's server cannot be reached ({said}): is it up, and is "
                 "judge.http.base_url right?",
-                base_url=self._http.base_url,
+                base_url=hide_secrets(self._http.base_url),
             ) from None
         except RequestFailed as failure:
             raise self._error(failure) from None
@@ -229,7 +229,7 @@ class HttpReader:
     def _error(self, failure: RequestFailed) -> Exception:
         """What a failed request means for its row, or for the run."""
         said = f"the judge's server says {failure.reason.rstrip('.')}"
-        where = {"base_url": self._http.base_url}
+        where = {"base_url": hide_secrets(self._http.base_url)}
         if failure.meaning.fault is Fault.QUESTION:
             return RowError(said)
         if failure.status == 403 and self._answered and self._denied < DENIALS:
