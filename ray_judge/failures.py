@@ -1,7 +1,7 @@
 """What every way of failing means for a question, for the run, and for the money. Pure.
 
 Errors are classified by HTTP status and the API's error code
-(platform.openai.com/docs/guides/error-codes, 2026-11), never by the text of a message.
+(platform.openai.com/docs/guides/error-codes, 2026-11), by the text of a message only where servers give no code.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError, brief
 
 BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+MONEY = re.compile(
+    r"credit balance|quota|insufficient (?:funds|balance|credits?)|billing", re.IGNORECASE
+)
+"""Words of a 400 or 403 for want of money, which some servers give no code; a 429's quota is its
+rate."""
 FILTER_CODES = {"content_filter", "content_policy_violation"}
 STATUS_OF = {
     "rate_limit_exceeded": 429,
@@ -107,10 +112,10 @@ MEANING: Mapping[Kind, Meaning] = {
         again="when it may, unless it is so rarely others' answer that the text must be too large",
     ),
     Kind.TRANSIENT: Meaning(
-        "503, 409, no connection; a line of a batch that did not run", *_UNWELL,
+        "503, 409, 424, 425, no connection; a line of a batch that did not run", *_UNWELL,
         again=f"{_TRIES}; without a connection as long as the run waits", tries=TRIES,
     ),
-    Kind.BROKEN: Meaning("other 5xx, 408", *_UNWELL, Bill.MOST, again=_TRIES, tries=TRIES),
+    Kind.BROKEN: Meaning("other 5xx, 408, 499", *_UNWELL, Bill.MOST, again=_TRIES, tries=TRIES),
     Kind.AMBIGUOUS: Meaning(
         "no whole answer; an answer that is no completion", *_UNWELL, Bill.MOST,
         again=f"up to {LOST_TRIES} times in all", tries=LOST_TRIES,
@@ -127,7 +132,7 @@ MEANING: Mapping[Kind, Meaning] = {
     Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again="in words"),
     Kind.PARAMETER: Meaning(f"400, 422 that names another parameter {_LATER}", Fault.RUN),
     Kind.DENIED: Meaning(f"401, 403, 404 {_LATER}", Fault.RUN),
-    Kind.BILLING: Meaning("402, an exhausted quota: the run pauses", Fault.RUN),
+    Kind.BILLING: Meaning("402, an exhausted quota or account: the run pauses", Fault.RUN),
 }  # fmt: skip
 """The table of failures: README's is made from it (`tests/unit/test_failures.py`)."""
 OF_A_ROW = {Kind.DENIED: Kind.REFUSED, Kind.PARAMETER: Kind.ROW}
@@ -160,9 +165,10 @@ class RequestFailed(Exception):
 
 BY_STATUS = {
     **dict.fromkeys((401, 403, 404), Kind.DENIED),
-    **dict.fromkeys((409, 503), Kind.TRANSIENT),  # locked or overloaded: it did not begin
+    # Locked, overloaded, or something before it failed: it did not begin.
+    **dict.fromkeys((409, 424, 425, 503), Kind.TRANSIENT),
+    **dict.fromkeys((408, 499), Kind.BROKEN),
     402: Kind.BILLING,
-    408: Kind.BROKEN,
     429: Kind.RATE_LIMIT,
 }
 KEY_OF = {
@@ -173,7 +179,10 @@ KEY_OF = {
     "service_tier": "strong.mode",
 }
 """Parameter of a request → the keys that set it: where it is refused, every question is."""
-UNSUPPORTED = {"unsupported_value", "unsupported_parameter", "unknown_parameter"}
+SCHEMA = "response_format"
+LIMITS = ("max_completion_tokens", "max_tokens")
+"""A server that knows them may still find them too large beside one row's text."""
+UNSUPPORTED = {"unsupported_value", "unsupported_parameter", "unknown_parameter", "extra_forbidden"}
 
 
 def failure_of(
@@ -186,18 +195,40 @@ def failure_of(
     parameter of the request → the key that sets it.
     """
     error = error if isinstance(error, dict) else {"message": error}
-    code, kind, param, said = map(error.get, ("code", "type", "param", "message"))
+    said, param, code = _said(error)
+    kind = error.get("type")
     inside = int(code) if str(code).isdigit() else None
     names = [text for text in (code, kind) if isinstance(text, str) and not text.isdigit()]
     if status < 400:
         status = inside or STATUS_OF.get(str(code), STATUS_OF.get(str(kind), 500))
-    words = in_short(said) if isinstance(said, str) else ""
+    words = in_short(said)
     reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
     name = names[0] if names else None
-    code, kind, param = (x if isinstance(x, str) else None for x in (code, kind, param))
-    meaning = classify(status, code, kind, param, keys)
-    key = keys.get((param or "").partition(".")[0])
-    return RequestFailed(meaning, reason, status, name, headers, key)
+    code, kind = (x if isinstance(x, str) else None for x in (code, kind))
+    # `response_format.json_schema`, `body.max_tokens`
+    named = next((part for part in re.findall(r"\w+", param) if part in {*keys, SCHEMA}), param)
+    meaning = classify(status, code, kind, named, keys)
+    if status in (400, 403) and meaning in (Kind.ROW, Kind.DENIED) and MONEY.search(words):
+        meaning = Kind.BILLING
+    return RequestFailed(meaning, reason, status, name, headers, keys.get(named))
+
+
+def _said(error: Mapping[str, Any]) -> tuple[str, str, Any]:
+    """The words of an error, the parameter that it names, and its code; also as FastAPI has them:
+    `detail: [{"loc": ["body", "max_tokens"], "msg": ..., "type": "extra_forbidden"}]`.
+    """
+    said, param, code = (
+        error.get("message") or error.get("detail"),
+        error.get("param"),
+        error.get("code"),
+    )
+    if isinstance(said, dict):
+        said = said.get("detail") or said
+    if isinstance(said, list) and said and isinstance(said[0], dict) and said[0].get("loc"):
+        param, code = ".".join(map(str, said[0]["loc"])), said[0].get("type")
+        said = f"{param}: {said[0].get('msg')}"
+    words = said if isinstance(said, str) else str(said or "")
+    return words, param if isinstance(param, str) else "", code
 
 
 def in_short(said: str) -> str:
@@ -220,10 +251,9 @@ def classify(
         return BY_STATUS[status]
     if status >= 500:
         return Kind.BROKEN
-    name = (param or "").partition(".")[0]
-    if status in (400, 422) and name == "response_format":
+    if status in (400, 422) and param == SCHEMA:
         return Kind.NO_SCHEMA
-    if status in (400, 422) and (name in keys or code in UNSUPPORTED):
+    if status in (400, 422) and (param in {*keys} - {*LIMITS} or code in UNSUPPORTED):
         return Kind.PARAMETER
     return Kind.REFUSED if code in FILTER_CODES else Kind.ROW
 

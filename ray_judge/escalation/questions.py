@@ -25,6 +25,7 @@ from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.errors import InputChangedError
 from ray_judge.escalation import pricing
 from ray_judge.escalation.pricing import Price, input_token_bound, input_token_estimate
+from ray_judge.failures import LIMITS
 from ray_judge.judging.formats.families import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
 from ray_judge.records import Chunk, Example, Verdict
 from ray_judge.run.columns import Columns
@@ -33,7 +34,6 @@ from ray_judge.run.plan import read_examples, read_rows
 TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
 """`strong.mode` → the service tier that is expected to be billed."""
 OPENAI = "api.openai.com"
-LIMITS = ("max_completion_tokens", "max_tokens")
 _max_cost = lru_cache(maxsize=2**16)(pricing.max_cost)
 REASONING_BEGINS = re.compile(r"\s*(?:<(?:think|thinking|reasoning)>|\[THINK\])", re.IGNORECASE)
 REASONING_ENDS = re.compile(r"</(?:think|thinking|reasoning)>|\[/THINK\]", re.IGNORECASE)

@@ -226,7 +226,7 @@ class Asker:
         answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)
         if billed or over:
             await self._keep(answer)
-        usable = False if of_question or kind is Kind.AMBIGUOUS else None
+        usable = False if of_question or kind in (Kind.AMBIGUOUS, Kind.NO_SCHEMA) else None
         told = Feedback(meaning.signal, failure.headers, sent_at, usable=usable, why=reason)
         self._permits.settle(slot, cost_usd, told)
         if meaning.fault is Fault.RUN and not meaning.again:
