@@ -1,7 +1,8 @@
 """What every way of failing means for a question, for the run, and for the money. Pure.
 
 Errors are classified by HTTP status and the API's error code
-(platform.openai.com/docs/guides/error-codes, 2026-11), by the text of a message only where servers give no code.
+(platform.openai.com/docs/guides/error-codes, 2026-11), by the text of a message only where servers
+give no code.
 """
 
 from __future__ import annotations
@@ -194,7 +195,10 @@ def failure_of(
     code. The reason has the server's own words, up to `WORDS` characters, without keys. `keys`:
     parameter of the request → the key that sets it.
     """
+    if isinstance(error, list) and error:  # as Gemini has it
+        error = error[0]
     error = error if isinstance(error, dict) else {"message": error}
+    error = error["error"] if isinstance(error.get("error"), dict) else error
     said, param, code = _said(error)
     kind = error.get("type")
     inside = int(code) if str(code).isdigit() else None

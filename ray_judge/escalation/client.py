@@ -225,7 +225,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        told = error.body if isinstance(error.body, dict | str) else error.response.text
+        told = error.body if isinstance(error.body, dict | list | str) else error.response.text
         raise failure_of(error.status_code, told, dict(error.response.headers)) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
