@@ -17,7 +17,10 @@ from urllib.parse import urlsplit
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError, brief
 
-BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+BILLING_CODES = {
+    "insufficient_quota", "billing_hard_limit_reached", "billing_not_active",
+    "exceeded_current_quota_error",
+}  # fmt: skip
 MONEY = re.compile(
     r"credit balance|quota|insufficient (?:funds|balance|credits?)|billing", re.IGNORECASE
 )

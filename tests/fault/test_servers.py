@@ -80,9 +80,15 @@ def test_a_server_without_schemas_is_asked_in_words(tmp_path: Path, name: str) -
     assert phase.state["spent_usd"] == server.usd
 
 
-def test_a_server_that_lets_nothing_through_any_more_ends_the_run(tmp_path: Path) -> None:
-    phase, server = run(tmp_path, lambda body, n: good(body, n) if n < 40 else error(401, "no"))
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_lets_nothing_through_any_more_ends_the_run(
+    tmp_path: Path, status: int
+) -> None:
+    """No row is to blame: all are asked when the key is good again."""
+    phase, server = run(tmp_path, lambda body, n: good(body, n) if n < 40 else error(status, "no"))
     assert isinstance(phase.error, EscalationError) and len(server.requests) < 80
+    phase, server = run(tmp_path, good)
+    assert phase.outcomes == {"resolved": 100} and len(server.requests) == 61
 
 
 @pytest.mark.parametrize("step", [*map(long_unless_sampled, range(STEPS))])

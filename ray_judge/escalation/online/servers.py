@@ -142,6 +142,8 @@ class AskerServer:
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         try:
+            if not failed:  # else nobody knows whose fault it was
+                await self._asker.keep_doubtful()
             await self._permits.flush()
         except RayJudgeError as error:
             failed.append(error)
