@@ -83,7 +83,8 @@ def test_an_error_beside_choices_is_an_error() -> None:
 
 
 def test_what_stands_before_the_json() -> None:
-    assert read(f"\ufeff: PROCESSING\n\n{body('{"verdict": "A"}')}").verdict == "A"
+    text = body('{"verdict": "A"}')
+    assert read(f"\ufeff: PROCESSING\n\n{text}").verdict == "A"
 
 
 def test_odd_fields_become_text_or_nothing() -> None:
