@@ -1,7 +1,8 @@
 """What every way of failing means for a question, for the run, and for the money. Pure.
 
 Errors are classified by HTTP status and the API's error code
-(platform.openai.com/docs/guides/error-codes, 2026-11), never by the text of a message.
+(platform.openai.com/docs/guides/error-codes, 2026-11), by the text of a message only where servers
+give no code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from urllib.parse import urlsplit
 from ray_judge.config import StrongConfig
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError, brief
 
-BILLING_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+BILLING_CODES = {
+    "insufficient_quota", "billing_hard_limit_reached", "billing_not_active",
+    "exceeded_current_quota_error",
+}  # fmt: skip
+MONEY = re.compile(
+    r"credit balance|quota|insufficient (?:funds|balance|credits?)|billing", re.IGNORECASE
+)
+"""Words of a 400 or 403 for want of money, which some servers give no code; a 429's quota is its
+rate."""
 FILTER_CODES = {"content_filter", "content_policy_violation"}
 TOO_LONG = "context_length_exceeded"
 STATUS_OF = {
@@ -108,10 +117,10 @@ MEANING: Mapping[Kind, Meaning] = {
         again="when it may, unless it is so rarely others' answer that the text must be too large",
     ),
     Kind.TRANSIENT: Meaning(
-        "503, 409, no connection; a line of a batch that did not run", *_UNWELL,
+        "503, 409, 424, 425, no connection; a line of a batch that did not run", *_UNWELL,
         again=f"{_TRIES}; without a connection as long as the run waits", tries=TRIES,
     ),
-    Kind.BROKEN: Meaning("other 5xx, 408", *_UNWELL, Bill.MOST, again=_TRIES, tries=TRIES),
+    Kind.BROKEN: Meaning("other 5xx, 408, 499", *_UNWELL, Bill.MOST, again=_TRIES, tries=TRIES),
     Kind.AMBIGUOUS: Meaning(
         "no whole answer; an answer that is no completion", *_UNWELL, Bill.MOST,
         again=f"up to {LOST_TRIES} times in all", tries=LOST_TRIES,
@@ -128,7 +137,7 @@ MEANING: Mapping[Kind, Meaning] = {
     Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again="in words"),
     Kind.PARAMETER: Meaning(f"400, 422 that names another parameter {_LATER}", Fault.RUN),
     Kind.DENIED: Meaning(f"401, 403, 404 {_LATER}", Fault.RUN),
-    Kind.BILLING: Meaning("402, an exhausted quota: the run pauses", Fault.RUN),
+    Kind.BILLING: Meaning("402, an exhausted quota or account: the run pauses", Fault.RUN),
 }  # fmt: skip
 """The table of failures: README's is made from it (`tests/unit/test_failures.py`)."""
 OF_A_ROW = {Kind.DENIED: Kind.REFUSED, Kind.PARAMETER: Kind.ROW}
@@ -166,9 +175,10 @@ class RequestFailed(Exception):
 
 BY_STATUS = {
     **dict.fromkeys((401, 403, 404), Kind.DENIED),
-    **dict.fromkeys((409, 503), Kind.TRANSIENT),  # locked or overloaded: it did not begin
+    # Locked, overloaded, or something before it failed: it did not begin.
+    **dict.fromkeys((409, 424, 425, 503), Kind.TRANSIENT),
+    **dict.fromkeys((408, 499), Kind.BROKEN),
     402: Kind.BILLING,
-    408: Kind.BROKEN,
     429: Kind.RATE_LIMIT,
 }
 KEY_OF = {
@@ -194,7 +204,10 @@ def failure_of(
     code. The reason has the server's own words, up to `WORDS` characters, without keys. `keys`:
     parameter of the request → the key that sets it.
     """
+    if isinstance(error, list) and error:  # as Gemini has it
+        error = error[0]
     error = error if isinstance(error, dict) else {"message": error}
+    error = error["error"] if isinstance(error.get("error"), dict) else error
     said, param, code = _said(error)
     kind = error.get("type")
     inside = int(code) if str(code).isdigit() else None
@@ -208,6 +221,8 @@ def failure_of(
     # `response_format.json_schema`, `body.max_tokens`
     named = next((part for part in re.findall(r"\w+", param) if part in {*keys, SCHEMA}), param)
     meaning = classify(status, code, kind, named, keys)
+    if status in (400, 403) and meaning in (Kind.ROW, Kind.DENIED) and MONEY.search(words):
+        meaning = Kind.BILLING
     return RequestFailed(meaning, reason, status, name, headers, keys.get(named))
 
 

@@ -127,14 +127,16 @@ def checked(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
 def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
     """Give the summary of a finished run.
 
-    A raised cap reopens it for the rows that it denied, and so do questions that failed through
-    no fault of their own.
+    A raised cap reopens it for the rows that it denied, a raised limit of tokens for answers that
+    were cut, and so do questions that failed through no fault of their own.
     """
     summary, plan = run.summary(), run.plan()
     if summary is None or plan is None:
         return None
-    raised = float(config.strong.max_cost_usd) > summary["cap_usd"]
-    if (raised and summary["outcomes"]["denied_budget"]) or summary["asked_again"]:
+    strong, outcomes = config.strong, summary["outcomes"]
+    raised = float(strong.max_cost_usd) > summary["cap_usd"] and outcomes["denied_budget"]
+    longer = strong.max_output_tokens > summary["max_output_tokens"] and outcomes["unparseable"]
+    if raised or longer or summary["asked_again"]:
         with run.locked():
             run.reopen()
         return None

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from itertools import dropwhile
 from statistics import fmean, multimode
 from typing import Any, NamedTuple
 
@@ -20,6 +21,12 @@ from ray_judge.escalation.questions import QuestionMaker, Unparseable
 from ray_judge.failures import MEANING, Kind, RequestFailed, failure_of
 from ray_judge.records import Answer, Outcome, Usage, Verdict
 
+MOST_TOKENS = 4_000_000
+"""A count of tokens beyond this is not believed: no model takes or writes as many."""
+BYTES_PER_TOKEN = 64
+"""A count of a prompt's tokens with more bytes each than this is not believed either."""
+STOPS = {"max_tokens": "length", "model_length": "length", "safety": "content_filter"}
+"""What some servers call the ends of an answer (in any case of letters)."""
 ANSWER_PARTS = ("text", "output_text")
 """Types of the parts of a message that are its answer, not its reasoning."""
 
@@ -39,8 +46,11 @@ class Reply:
 
 def read_json(text: str) -> Any:
     """The document, or None where the text is not JSON."""
-    try:
-        return json.loads(text)
+    lines = text.removeprefix("\ufeff").splitlines(keepends=True)
+    try:  # some gateways put lines of comment, which begin with a colon, in front
+        return json.loads(
+            "".join(dropwhile(lambda line: line.startswith((":", "\n", "\r")), lines))
+        )
     except (ValueError, RecursionError):
         return None
 
@@ -65,9 +75,12 @@ def read_reply(document: Any, headers: Mapping[str, str]) -> Reply:
         model, reply_id = map(_text, map(document.get, ("model", "id")))
     except (LookupError, TypeError, AttributeError):
         raise RequestFailed(Kind.AMBIGUOUS, "the answer is not a chat completion") from None
+    if not text and not refusal and (error := document.get("error") or choice.get("error")):
+        raise failure_of(200, error, headers)
     if text and usage is not None and not usage.output_tokens:
         usage = None  # it cannot be true
-    return Reply(text, refusal, _text(choice.get("finish_reason")), usage, model, reply_id, headers)
+    ended = (_text(choice.get("finish_reason")) or "").lower() or None
+    return Reply(text, refusal, STOPS.get(ended or "", ended), usage, model, reply_id, headers)
 
 
 def _content(content: Any) -> str | None:
@@ -85,21 +98,36 @@ def _text(value: Any) -> str | None:
 
 
 def _usage(document: Mapping[str, Any]) -> Usage | None:
+    """What was counted, where it can be true.
+
+    Some servers leave reasoning out of the completion's tokens, and have it in the total alone.
+    """
     try:
         given = document["usage"]
         prompt = given.get("prompt_tokens_details") or {}
         output = given.get("completion_tokens_details") or {}
+        took, wrote = _count(given["prompt_tokens"]), _count(given["completion_tokens"])
+        reasoning = _count(output.get("reasoning_tokens") or 0)
+        beyond = _count(given.get("total_tokens") or 0) - took
         usage = Usage(
-            int(given["prompt_tokens"]),
-            int(given["completion_tokens"]),
-            cached_input_tokens=int(prompt.get("cached_tokens") or 0),
-            reasoning_tokens=int(output.get("reasoning_tokens") or 0),
+            took,
+            max(wrote, beyond, wrote + reasoning if reasoning > wrote else 0),
+            cached_input_tokens=_count(prompt.get("cached_tokens") or 0),
+            reasoning_tokens=reasoning,
             tier=_text(document.get("service_tier")) or "default",
         )
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError):
         return None
-    sound = 0 <= usage.cached_input_tokens <= usage.input_tokens and usage.output_tokens >= 0
-    return usage if sound and usage.input_tokens else None  # there is no question without tokens
+    # There is no question without tokens.
+    sound = 0 < usage.input_tokens <= MOST_TOKENS and 0 <= wrote <= MOST_TOKENS
+    sound = sound and 0 <= usage.cached_input_tokens <= took and usage.output_tokens <= MOST_TOKENS
+    return usage if sound else None
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError("a count is no truth value")
+    return int(value)
 
 
 def read_answer(
@@ -120,6 +148,8 @@ def read_answer(
     limit. `tier`: what is billed, whatever the reply says.
     """
     usage = reply.usage
+    if usage and usage.input_tokens * BYTES_PER_TOKEN < input_bound:
+        usage = None
     if usage is None:  # counted here: upper bounds, since the cap depends on them
         written = len(((reply.text or "") + (reply.refusal or "")).encode())
         most = maker.strong.max_output_tokens

@@ -124,7 +124,8 @@ class SeenIds:
 
         `name`: the answer's id; `text`: the whole of it.
         """
-        if name is None or len(name.rpartition("-")[2]) < SHORTEST_ID or not self._unique:
+        own = (name or "").partition("-")[2] or name or ""
+        if name is None or len(own) < SHORTEST_ID or not self._unique:
             return True, False
         question, answer = hash(json.dumps(body["messages"])), hash(text)
         repeated = name in self._answers
@@ -224,7 +225,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        told = error.body if isinstance(error.body, dict | str) else error.response.text
+        told = error.body if isinstance(error.body, dict | list | str) else error.response.text
         raise failure_of(error.status_code, told, dict(error.response.headers)) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error

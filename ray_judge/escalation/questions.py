@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,14 +165,18 @@ class QuestionMaker:
         return verdicts[0]
 
     def _verdict(self, value: Any) -> Verdict:
-        if value in self._verdicts:
-            return str(value)
-        wanted = f"one of {', '.join(self._verdicts)}"
-        if not self._verdicts:
-            wanted = f"a score from {self._low:g} to {self._high:g}"
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and self._low <= value <= self._high:
-                return float(value)
+        """Read a field's value: how it is written, its case of letters for one, says nothing."""
+        said = value.strip() if isinstance(value, str) else value
+        if self._verdicts:
+            for verdict in self._verdicts:
+                if isinstance(said, str) and said.lower() == verdict.lower():
+                    return verdict
+            raise Unparseable(f"{repr(value)[:80]} is not one of {', '.join(self._verdicts)}")
+        with suppress(ValueError, TypeError, OverflowError):
+            number = math.nan if isinstance(said, bool) else float(said)
+            if self._low <= number <= self._high:
+                return number
+        wanted = f"a score from {self._low:g} to {self._high:g}"
         raise Unparseable(f"{repr(value)[:80]} is not {wanted}")
 
     def _samples(self, example: Example) -> list[Question]:

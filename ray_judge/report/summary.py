@@ -60,6 +60,7 @@ def summarise(
         "excess_usd": answers.excess.usd,
         "excess_said": answers.excess.said,
         "asked_again": answers.unanswered,
+        "max_output_tokens": cascade.config.strong.max_output_tokens,
         "threshold": threshold,
         "judge_model": config.judges[0].model,
         "strong_model": config.strong.model,

@@ -52,6 +52,6 @@ def by_question(bills: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def by_bill(journal: Journal) -> dict[int, Any]:
-    """The journal's answers by the number of the bill that each was sent with."""
-    rows = [row for row in journal.rows if row.response_id]
+    """The journal's answers by the number of the bill that each was sent with, if it tells."""
+    rows = [row for row in journal.rows if "-sim-" in (row.response_id or "")]
     return {int(row.response_id.rpartition("-")[2]): row for row in rows}

@@ -17,7 +17,13 @@ from ray_judge.escalation.client import StrongClient
 from ray_judge.failures import Kind, RequestFailed
 from ray_judge.records import Usage
 from tests.provider import RunningServer
-from tests.provider.faults import ALL_KINDS, BILLED_TRANSPORT, HTTP_ERRORS, MODEL_FAULTS
+from tests.provider.faults import (
+    ALL_KINDS,
+    BILLED_TRANSPORT,
+    ERRORS_INSIDE,
+    HTTP_ERRORS,
+    MODEL_FAULTS,
+)
 
 FORMAT = {"type": "json_schema", "json_schema": {"name": "v", "strict": True, "schema": {
     "type": "object", "properties": {"verdict": {"type": "string", "enum": ["A", "B", "tie"]}},
@@ -58,11 +64,12 @@ def test_a_good_answer(server: RunningServer) -> None:
 
 
 FAULTS = {
-    Kind.RATE_LIMIT: ["rate_limit", "rate_limit_no_header"],
+    Kind.RATE_LIMIT: ["rate_limit", "rate_limit_no_header", "rate_limit_inside"],
     Kind.BILLING: ["insufficient_quota", "billing_hard_limit"],
-    Kind.BROKEN: ["server_error", "server_error_billed", "request_timeout", "bad_gateway_html"],
-    Kind.TRANSIENT: ["unavailable"],
-    Kind.DENIED: ["invalid_api_key", "permission_denied", "model_not_found"],
+    Kind.BROKEN: ["server_error", "server_error_billed", "request_timeout", "bad_gateway_html",
+                  "error_inside", "error_inside_billed"],
+    Kind.TRANSIENT: ["unavailable", "overloaded_inside"],
+    Kind.DENIED: ["invalid_api_key", "permission_denied", "model_not_found", "moderated_inside"],
     # Some servers do not say that it is the schema which they do not take: it is asked in words.
     Kind.NO_SCHEMA: ["context_length_exceeded", "invalid_request"],
     Kind.REFUSED: ["content_filter_400"],
@@ -73,6 +80,7 @@ KINDS = {fault: kind for kind, faults in FAULTS.items() for fault in faults}
 ANSWERS = MODEL_FAULTS | {"duplicate"}
 WAITS = {"hang", "hang_billed", "late"}
 STATUSES = {"truncated_body": "200", "bad_gateway_html": "502", "server_error_billed": "500"}
+STATUSES |= dict.fromkeys(ERRORS_INSIDE, "200")
 
 
 @pytest.mark.parametrize("fault", KINDS)

@@ -161,7 +161,8 @@ def test_faulty_answers_are_billed(kind: str, server: RunningServer, client: Ope
         usable = json.loads(message.content or "")["verdict"] in {"A", "B", "tie"}
     except json.JSONDecodeError:
         usable = False
-    assert usable == (kind in {"missing_usage", "duplicate", "other_verdict"})
+    whole = {"missing_usage", "usage_of_zero", "overbilled", "short_id", "duplicate"}
+    assert usable == (kind in {*whole, "other_verdict"})
     assert [bill["fault"] for bill in server.bills()] == [kind]
 
 

@@ -47,6 +47,8 @@ class ChatRoute:
         if rule is not None and rule.kind in HTTP_ERRORS:
             told = wire.retry_headers(rule) if rule.kind in {"rate_limit", "unavailable"} else {}
             raise ApiFailure(HTTP_ERRORS[rule.kind], told)
+        if rule is not None and rule.kind in faults.ERRORS_INSIDE.keys() - faults.BILLED_TRANSPORT:
+            return wire.json_answer(faults.error_inside(rule.kind), headers=self._headers())
         delay = provider.latency_s(request.key, attempt)
         if rule is not None and rule.kind == "late":
             delay += rule.extra_ms / 1000.0
@@ -58,6 +60,7 @@ class ChatRoute:
         """Pass the quota and the rate limits, or raise the 429."""
         provider = self._provider
         provider.check_quota()
+        provider.check_busy()
         if refused := provider.limiter.admit(request.prompt_tokens + (request.allowance or 0)):
             which, wait_s = refused
             message = f"Rate limit reached on {which} per min. Try again in {wait_s:.3f}s."
@@ -96,6 +99,8 @@ async def _fail(http: web.Request, fault: str, body: bytes = b"") -> web.Respons
         return web.Response(status=502, text=page, content_type="text/html")
     if fault == "server_error_billed":
         return wire.error_answer(HTTP_ERRORS["server_error"])
+    if fault == "error_inside_billed":
+        return wire.json_answer(faults.error_inside(fault))
     if fault == "truncated_body":
         return web.Response(body=half, content_type=wire.JSON_TYPE)
     if fault == "broken_body":

@@ -123,6 +123,9 @@ class ServerConfig(Settings):
     """False: service_tier "flex" is answered, and billed, as "default"."""
     quota_usd: Money | None = None
     """Once this much is billed every request answers insufficient_quota; null: no quota."""
+    busy_after: int | None = Field(default=None, ge=0)
+    """Once so many requests were admitted, nothing but 429 is answered for `busy_s` seconds."""
+    busy_s: float = Field(default=5.0, ge=0)
     batches: BatchSettings = BatchSettings()
 
     def patched(self, patch: dict[str, Any]) -> ServerConfig:

@@ -1,8 +1,9 @@
 """The scripted failures that the provider knows, in one table.
 
-Four groups matter to a client:
+Five groups matter to a client:
 
 * `HTTP_ERRORS`: an error status instead of an answer; nothing was computed, nothing is billed;
+* `ERRORS_INSIDE`: the same inside an answer of 200, as gateways send it;
 * `UNBILLED_TRANSPORT`: the connection fails before the answer was computed; not billed;
 * `BILLED_TRANSPORT`: the answer was computed and billed, but it does not arrive whole or in time;
 * `MODEL_FAULTS`: a complete, billed HTTP 200 whose content is not a usable verdict.
@@ -67,12 +68,22 @@ HTTP_ERRORS: Final[dict[str, HttpError]] = {
 """Errors answered at once. `rate_limit` carries Retry-After, `rate_limit_no_header` does not.
 `flex_unavailable` only strikes requests that ask for the flex tier."""
 
+ERRORS_INSIDE: Final[dict[str, dict[str, object]]] = {
+    "rate_limit_inside": {"code": 429},
+    "overloaded_inside": {"code": 503},
+    "moderated_inside": {"code": 403, "metadata": {"reasons": ["x"]}},
+    "error_inside": {"code": None},
+    "error_inside_billed": {"code": 502},
+}
+"""`error_inside_billed` was computed and is billed, all others were not."""
+
 UNBILLED_TRANSPORT: Final = frozenset({"hang", "reset_before", "bad_gateway_html"})
 """`hang` never answers until the client leaves; `reset_before` sends a TCP reset;
 `bad_gateway_html` is HTTP 502 with an HTML body, as a proxy on the way writes it."""
 
 BILLED_TRANSPORT: Final = frozenset(
-    "hang_billed reset_after truncated_body broken_body server_error_billed late duplicate".split()
+    "hang_billed reset_after truncated_body broken_body server_error_billed error_inside_billed "
+    "late duplicate".split()
 )
 """`truncated_body`: Content-Length fits but the JSON text is cut in half. `broken_body`: the
 connection closes in the middle of the body. `server_error_billed`: HTTP 500 after the bill.
@@ -81,14 +92,28 @@ connection closes in the middle of the body. `server_error_billed`: HTTP 500 aft
 
 MODEL_FAULTS: Final = frozenset(
     "refusal content_filter cut malformed_json wrong_verdict fenced_json empty_content "
-    "missing_usage other_verdict".split()
+    "missing_usage usage_of_zero overbilled short_id other_verdict".split()
 )
 """`refusal` sets message.refusal; `content_filter` and `cut` set finish_reason (content_filter,
 length); `wrong_verdict` is JSON outside the schema; `fenced_json` is a right answer in a Markdown
-fence with words around it; `missing_usage` is a right answer without its usage object;
+fence with words around it; `missing_usage` is a right answer without its usage object,
+`usage_of_zero` one whose counts are 0; `overbilled` names, and bills, three times the output tokens
+that its request permits; `short_id` has an id that others have, too;
 `other_verdict` says B for A and A for B, as a model that changes its mind."""
 
-ALL_KINDS: Final = frozenset(HTTP_ERRORS) | UNBILLED_TRANSPORT | BILLED_TRANSPORT | MODEL_FAULTS
+ALL_KINDS: Final = (
+    frozenset(HTTP_ERRORS)
+    | frozenset(ERRORS_INSIDE)
+    | UNBILLED_TRANSPORT
+    | BILLED_TRANSPORT
+    | MODEL_FAULTS
+)
+
+
+def error_inside(kind: str) -> dict[str, object]:
+    """The answer of 200 that such an error comes in."""
+    error = {"message": "Provider returned error", **ERRORS_INSIDE[kind]}
+    return {"id": None, "choices": None, "usage": None, "error": error}
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiFailure:

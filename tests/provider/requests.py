@@ -41,8 +41,12 @@ class ChatRequest:
 
 
 def canonical_key(body: dict[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON of what was asked; the tier is no part of it."""
-    asked = {name: value for name, value in body.items() if name != "service_tier"}
+    """SHA-256 (hex) of the canonical JSON of what was asked.
+
+    Neither the tier is a part of it, nor whether it was asked by a schema or in words.
+    """
+    form = ("service_tier", "response_format")
+    asked = {name: value for name, value in body.items() if name not in form}
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any
 
@@ -46,6 +46,7 @@ class Provider:
         self.max_in_flight = self.in_flight
         self.judge.unknown = 0
         self.quota_told: float | None = None
+        self.busy_since: float | None = None
 
     def configure(self, **settings: Any) -> None:
         """Change settings in mid-run; counts, bills and attempt numbers are kept."""
@@ -63,6 +64,13 @@ class Provider:
         if quota is not None and self._total >= quota:
             self.quota_told = self.quota_told or time.monotonic()
             raise ApiFailure(HTTP_ERRORS["insufficient_quota"])
+
+    def check_busy(self) -> None:
+        after, now = self.config.busy_after, time.monotonic()
+        if after is not None and self.admitted >= after:
+            self.busy_since = self.busy_since or now
+            if now < self.busy_since + self.config.busy_s:
+                raise ApiFailure(HTTP_ERRORS["rate_limit_no_header"])
 
     def next_attempt(self, key: str) -> int:
         self._attempts[key] += 1
@@ -103,6 +111,8 @@ class Provider:
         """Compute an answer and bill it, with the model's fault if one is named."""
         content, refusal, finish = _with_fault(self.judge.content(request), fault)
         content, finish, tokens = self._measured(request, content, refusal, finish)
+        if fault == "overbilled":
+            tokens = replace(tokens, completion=3 * (request.allowance or 1000))
         tier = "flex" if request.wants_flex and self.config.permit_flex else "default"
         billed_as = "batch" if in_batch else tier
         usd = tokens.price(self.config.prices, billed_as)
@@ -124,6 +134,10 @@ class Provider:
         }
         if fault == "missing_usage":
             del body["usage"]
+        elif fault == "usage_of_zero":
+            body["usage"] = TokenCount(0, 0, 0, 0).body()
+        elif fault == "short_id":
+            body["id"] = f"chatcmpl-{number % 999}"
         return body, bill
 
     def _measured(

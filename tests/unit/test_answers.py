@@ -52,6 +52,7 @@ def test_a_body_that_is_no_completion_was_computed_and_lost(text: str) -> None:
     "usage",
     [None, [], "10", {"completion_tokens": None}, {"prompt_tokens": -1}, {"completion_tokens": -1},
      {"prompt_tokens": "x"}, {"prompt_tokens": None}, {"prompt_tokens": 0},
+     {"prompt_tokens": 10**18}, {"prompt_tokens": True},
      {"completion_tokens": 0}, {"prompt_tokens_details": [1]},
      {"prompt_tokens_details": {"cached_tokens": 5}},
      {"prompt_tokens_details": {"cached_tokens": -5}}],
@@ -60,6 +61,30 @@ def test_usage_that_cannot_be_meant_is_no_usage(usage: Any) -> None:
     if isinstance(usage, dict):
         usage = {"prompt_tokens": 1, "completion_tokens": 1, **usage}
     assert read_reply(read_json(body(usage=usage)), {}).usage is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"total_tokens": 1010}, {"completion_tokens_details": {"reasoning_tokens": 998}},
+     {"total_tokens": 1010, "completion_tokens_details": {"reasoning_tokens": 998}}],
+)  # fmt: skip
+def test_reasoning_that_the_count_of_the_answer_leaves_out(more: dict[str, Any]) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 2, **more}
+    read = read_reply(read_json(body(usage=usage)), {}).usage
+    assert read is not None and (read.input_tokens, read.output_tokens) == (10, 1000)
+
+
+def test_an_error_beside_choices_is_an_error() -> None:
+    broken = {"finish_reason": "error", "message": {"content": ""}, "error": {"code": 502}}
+    for told in ({"choices": [broken]}, {"error": {"message": "upstream died", "code": 502}}):
+        with pytest.raises(RequestFailed, match="HTTP 502") as caught:
+            read_reply(read_json(body("", **told)), {})
+        assert caught.value.kind is Kind.BROKEN
+
+
+def test_what_stands_before_the_json() -> None:
+    text = body('{"verdict": "A"}')
+    assert read(f"\ufeff: PROCESSING\n\n{text}").verdict == "A"
 
 
 def test_odd_fields_become_text_or_nothing() -> None:

@@ -126,6 +126,7 @@ def ask_all(
                 return await asker.ask(question, unusable)
 
         outcomes = await asyncio.gather(*map(one, range(count)), return_exceptions=True)
+        await asker.keep_doubtful()
         await permits.flush()
         return outcomes
 

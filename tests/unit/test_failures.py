@@ -46,11 +46,16 @@ def test_readme_has_this_table() -> None:
          Kind.PARAMETER), (422, {"detail": [{"loc": ["body", "x"], "type": "t"}]}, Kind.ROW),
         (400, {"param": "max_tokens", "code": "unsupported_parameter"}, Kind.PARAMETER),
         (400, {"param": "max_tokens", "code": "invalid_value"}, Kind.ROW),
+        (400, {"message": "Your credit balance is too low"}, Kind.BILLING),
+        (403, {"message": "You exceeded your current quota."}, Kind.BILLING),
+        (429, {"message": "Quota exceeded for requests per minute"}, Kind.RATE_LIMIT),
+        (400, [{"error": {"code": 400, "message": "m", "param": "temperature"}}], Kind.PARAMETER),
+        (499, {}, Kind.BROKEN), (424, {}, Kind.TRANSIENT),
         (400, {"code": "content_filter"}, Kind.REFUSED), (413, {}, Kind.ROW),
         (400, {"code": "context_length_exceeded", "param": "messages"}, Kind.ROW),
     ],
 )  # fmt: skip
-def test_what_an_error_answer_means(status: int, error: dict[str, Any], meaning: Kind) -> None:
+def test_what_an_error_answer_means(status: int, error: Any, meaning: Kind) -> None:
     assert failure_of(status, error, {}).kind is meaning
 
 

@@ -206,6 +206,7 @@ def test_a_row_that_asks_something_else_now_is_not_asked(
         ('[THINK]B?[/THINK]{"verdict": "B"} As I said: {"verdict": "B"}', "B"),
         ('> {"verdict": "A"}\n{"verdict": "B"}', "B"), ('{"score": 5}, of 10', 5.0),
         ('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 4.5}', 4.5),
+        ('{"verdict": " TIE"}', "tie"), ('{"verdict": "b"}', "B"), ('{"score": "4"}', 4.0),
     ],
 )  # fmt: skip
 def test_answers_that_are_verdicts(text: str, verdict: str | float) -> None:
@@ -225,11 +226,11 @@ NEITHER = [
     '{"verdict": "A"} or {"verdict": "tie"}',
 ]  # fmt: skip
 NO_VERDICTS = [
-    "null", '""', '"a"', '"A "', '"A or B"', '"C"', '["A"]', '{"A": 1}', "1", "true",
+    "null", '""', '"A or B"', '"C"', '["A"]', '{"A": 1}', "1", "true",
     '"\ud800"', '"A\\u0000"',
 ]  # fmt: skip
 NO_SCORES = [
-    "0.99", "10.5", "-3", "NaN", "Infinity", '"5"', "true", "null", "1e999", "[5]", "9" * 400,
+    "0.99", "10.5", "-3", "NaN", "Infinity", '"4/5"', "true", "null", "1e999", "[5]", "9" * 400,
 ]  # fmt: skip
 
 

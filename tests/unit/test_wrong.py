@@ -249,20 +249,24 @@ def test_no_file_that_is_taken(case: Case, name: str) -> None:
     refused(case.score(), 3, "no Parquet shards here", f"not taken: {name} (")
 
 
-TWO = b"[a]: b\n"
 YAMLS: list[tuple[bytes | None, str]] = [
     (None, "No such file"),
     (b"", "the configuration is empty"),
     (b"- a\n", "not a mapping"),
     (b"a:\n\tb: 1\n", "line=2"),
     (b"a: b: c\n", "mapping values are not allowed here"),
+    (b"a: [", "expected the node content"),
+    (b"[" * 3000, "recursion"),
+    (b"a: 1\n---\nb: 1\n", "another document"),
+    (b"a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
     (b"? [a]\n: b\n", "unhashable"),
     (b"a: &x [*x]\n", "unknown key a"),
     (b"1: a\n", "Keys should be strings"),
     (b"a: 2026-13-45\n", "month must be in 1..12"),
-    (b"a: \xff\n", "this is not UTF-8"),
+    (b"a: 1\n\xff\n", "not YAML: this is not UTF-8"),
+    (b"a: 1\nb: \xff\n", "line=2"),
     (b"PAR1\x00\x15", "special characters are not allowed"),
-    (b"a: 1\nb: {c: 1, c: 2}\n", "the key c is given twice, in line 2 and in line 2"),
+    (b"a:\n  b: {c: 1,\n    c: 1}\n", "the key c is given twice, in line 2 and in line 3"),
 ]
 
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from decimal import Decimal
 
 import tenacity
@@ -114,6 +115,9 @@ class Asker:
         """What came of all requests."""
         self._denials = 0
         """Of questions in a row."""
+        self._doubtful: list[Answer] = []
+        """Of questions that the server did not take since its last answer: theirs is the fault,
+        unless they are many."""
 
     async def ask(self, question: Question, unusable: int = 0) -> Outcome:
         """Ask one question to its end. The answer is in the journal when this returns.
@@ -179,6 +183,7 @@ class Asker:
         last = last and slot.proven
         answer = read_answer(self._maker, question.key, bound, reply, place, at, last=last)
         await self._keep(answer)
+        await self.keep_doubtful(sent_at)
         self._seen[Signal.OK] += 1
         self._denials = 0
         spare = 0
@@ -189,6 +194,18 @@ class Asker:
         told = Feedback(Signal.OK, reply.headers, sent_at, spare, usable, answer.error or "")
         self._permits.settle(slot, answer.cost_usd, told)
         return answer
+
+    async def keep_doubtful(self, answered: float | None = None, *, sound: bool = True) -> None:
+        """Make durable which questions the server did not take.
+
+        `answered`: when a request was sent that it took; None: there are no more. Unless `sound`,
+        nobody knows whose fault it was.
+        """
+        ours = [one for one in self._doubtful if answered is None or one.at <= answered]
+        self._doubtful = [one for one in self._doubtful if one not in ours]
+        sound = sound and (answered is not None or len(ours) < DENIALS)
+        for answer in ours:
+            await self._keep(replace(answer, final=answer.final and sound))
 
     async def _keep(self, answer: Answer) -> None:
         """Make an answer durable. A journal that fails rests the whole run.
@@ -211,7 +228,8 @@ class Asker:
         Raises where no other question can fare better: PausedError, EscalationError.
         """
         again_some_day = failure.status in (401, 404) or failure.kind is Kind.PARAMETER
-        if failure.kind in OF_A_ROW and (slot.proven or failure.status == 403):  # moderated?
+        denied = failure.kind in OF_A_ROW and (slot.proven or failure.status == 403)  # moderated?
+        if denied:
             self._denials += 1
             if self._denials < DENIALS:
                 failure.kind = OF_A_ROW[failure.kind]
@@ -224,13 +242,16 @@ class Asker:
         place, at = (slot.lease, slot.number), self._clock()
         key, kind, reason = slot.need.key, failure.kind, failure.reason
         answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)
-        if billed or over:
+        if of_question:
+            self._doubtful.append(answer)
+        elif billed or over:
             await self._keep(answer)
         in_vain = of_question or kind in (Kind.AMBIGUOUS, Kind.NO_SCHEMA)
         usable = False if in_vain and not failure.surely_of_row else None
         told = Feedback(meaning.signal, failure.headers, sent_at, usable=usable, why=reason)
         self._permits.settle(slot, cost_usd, told)
         if meaning.fault is Fault.RUN and not meaning.again:
+            self._doubtful.clear()
             error = run_error(failure, self._strong)
             await self._permits.pause(error)
             raise error

@@ -142,6 +142,7 @@ class AskerServer:
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         try:
+            await self._asker.keep_doubtful(sound=not failed)
             await self._permits.flush()
         except RayJudgeError as error:
             failed.append(error)
