@@ -44,6 +44,7 @@ UNBILLED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "broken": (500, {"code": None}),
     "too long": (400, {"code": "context_length_exceeded", "type": "invalid_request_error"}),
     "filter": (400, {"code": "content_filter"}),
+    "parameter": (400, {"type": "invalid_request_error", "param": "temperature"}),
     "moderated": (403, {"metadata": {"reasons": ["x"]}}),
     "no schema": (400, {"param": "response_format"}),
     "no schema, untold": (422, {"type": "invalid_request_error"}),
@@ -256,7 +257,7 @@ class Provider:
         if request.schema and not self._plan.schemas:
             return self._rng.choice(("no schema", "no schema, untold"))
         if self._rng.random() < self._plan.faults.row_refused:
-            return self._rng.choice(("too long", "filter"))
+            return self._rng.choice(("too long", "filter", "parameter"))
         return None
 
     def _refusal(self, why: str) -> Said | Exception:
