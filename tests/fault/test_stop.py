@@ -1,30 +1,68 @@
-"""Some runs of `stop.py`; `tests/pipeline/test_resume.py` tells a run to stop in each phase.
+"""Runs that are told to stop at random instants, by Ctrl-C or SIGTERM, and continued to the end.
 
-python -m tests.fault.stop --stops 100 --rows 600      is the whole of it
+`tests/pipeline/test_resume.py` tells a run to stop in each of its phases; this is the full size.
 """
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ray_judge.config import load
+from ray_judge.escalation.books.books import Books
+
 from .kill import Scored, write_pairs
-from .plain import plain_server
-from .stop import Stop, finish, slow_answers, stop
+from .plain import PlainServer, Said, completion, plain_server
 
-ROWS = 200
-pytestmark = pytest.mark.timeout(400)
+ROWS = 300
+RUN_S = 25
+"""About so long a run takes that starts a Ray of its own."""
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("seed", [seed for seed in range(40) if seed % 4 < 2])
+def slow_answers(rng: random.Random) -> Any:
+    return lambda body, number: Said(completion(), wait_s=rng.uniform(0.1, 0.5))
+
+
+def tell(process: subprocess.Popen[str], server: PlainServer, seed: int, *, whole: bool) -> None:
+    """Send SIGINT or SIGTERM: after so many requests, or at any instant of a `whole` run.
+
+    A terminal sends Ctrl-C to the whole group, with the processes of a Ray that the run started.
+    """
+    rng, told = random.Random(seed), (signal.SIGINT, signal.SIGTERM)[seed % 2]
+    requests, at = rng.randrange(ROWS), time.monotonic() + rng.random() * RUN_S
+    while process.poll() is None:
+        if time.monotonic() >= at if whole else len(server.requests) > requests:
+            group = told is signal.SIGINT and rng.random() < 0.5
+            (os.killpg if group else os.kill)(process.pid, told)
+            return
+        time.sleep(0.005)  # a poll of other processes, not a guess at their speed
+
+
+@pytest.mark.parametrize("seed", range(100))
 def test_told_to_stop_and_continued(ray_cluster: None, tmp_path: Path, seed: int) -> None:
+    """It ends soon with one sentence; nothing is billed twice or unproven, and all completes."""
     import ray
 
     write_pairs(tmp_path / "in", ROWS)
-    with plain_server(slow_answers(seed)) as server:
-        address = ray.get_runtime_context().gcs_address
-        run = Scored(tmp_path / "run", server, address)  # type: ignore[arg-type]
-        assert "BROKEN" not in stop(run, server, Stop.draw(seed, ROWS, 0))
-        finish(run, server, ROWS)
+    with plain_server(slow_answers(random.Random(seed))) as server:
+        whole, address = seed % 4 > 1, ray.get_runtime_context().gcs_address
+        run = Scored(tmp_path / "run", server, None if whole else address)  # type: ignore[arg-type]
+        process = run.start()
+        tell(process, server, seed, whole=whole)
+        _, said = process.communicate(timeout=25)
+        books = Books.of(load(run.write()))
+        assert books.recorded() == (server.usd, 0) and set(server.billed.values()) <= {1}
+        assert process.returncode in (0, 130), said
+        assert not process.returncode or said.count("\n") == 1, said
+        assert not said or said.endswith("the same command continues\n")
+        run.score()
+        assert books.recorded() == (server.usd, 0) and list(server.billed.values()) == [1] * ROWS
+        assert run.rows()["outcome"].unique().to_list() == ["resolved"]
