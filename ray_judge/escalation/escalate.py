@@ -10,7 +10,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -32,7 +32,7 @@ from ray_judge.escalation.online.permits import quiet_s
 from ray_judge.escalation.online.servers import AskerServer, GovernorServer
 from ray_judge.escalation.processes import is_dead
 from ray_judge.escalation.questions import QuestionMaker, price_of_strong
-from ray_judge.escalation.session import Courier, Report, Session
+from ray_judge.escalation.session import POLL_S, Courier, Report, Session
 from ray_judge.escalation.source import RoutedQuestions
 from ray_judge.records import Answer
 from ray_judge.run.directory import Plan, RunDirectory
@@ -160,10 +160,12 @@ def _wait_for(session: Session) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(asyncio.run, session.run())
         try:
-            running.result()
+            while not running.done():  # behind Polars' handler a signal does not end a wait
+                wait([running], POLL_S)
         except KeyboardInterrupt:
             session.stop()
             raise
+        running.result()
 
 
 async def _run_until_told(session: Session) -> None:
