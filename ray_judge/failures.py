@@ -136,7 +136,7 @@ MEANING: Mapping[Kind, Meaning] = {
                            bill=Bill.USAGE, again="`strong.reasks` times, over all sessions"),
     Kind.NO_SCHEMA: Meaning("400, 422 about `response_format`", Fault.RUN, again="in words"),
     Kind.PARAMETER: Meaning(f"400, 422 that names another parameter {_LATER}", Fault.RUN),
-    Kind.DENIED: Meaning(f"401, 403, 404 {_LATER}", Fault.RUN),
+    Kind.DENIED: Meaning(f"3xx, 401, 403, 404 {_LATER}", Fault.RUN),
     Kind.BILLING: Meaning("402, an exhausted quota or account: the run pauses", Fault.RUN),
 }  # fmt: skip
 """The table of failures: README's is made from it (`tests/unit/test_failures.py`)."""
@@ -212,7 +212,10 @@ def failure_of(
     kind = error.get("type")
     inside = int(code) if str(code).isdigit() else None
     names = [text for text in (code, kind) if isinstance(text, str) and not text.isdigit()]
-    if status < 400:
+    moved = headers.get("location", "").partition("?")[0] if 300 <= status < 400 else ""
+    if moved:
+        said = f"the answers are at {moved}"
+    elif status < 400:
         status = inside or STATUS_OF.get(str(code), STATUS_OF.get(str(kind), 500))
     words = in_short(said)
     reason = " ".join([f"HTTP {status}", *names[:1]]) + (f": {words}" if words else "")
@@ -262,6 +265,8 @@ def classify(
         return Kind.BILLING
     if status in BY_STATUS:
         return BY_STATUS[status]
+    if status < 400:
+        return Kind.DENIED
     if status >= 500:
         return Kind.BROKEN
     if status in (400, 422) and param == SCHEMA:
@@ -294,6 +299,8 @@ def run_error(failure: RequestFailed, strong: StrongConfig) -> RayJudgeError:
 def check_of(failure: RequestFailed, check: str, key: str, address: str | None) -> str:
     """What to check, given what may be wrong by itself, and an address that may be (at a 404)."""
     path = urlsplit(address or "").path.rstrip("/")
+    if failure.status in range(300, 400):
+        return key
     if failure.status != 404 or address is None:
         return check
     if called := re.search(r"(/chat)?/completions$", path):

@@ -111,6 +111,8 @@ def checked(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
     untouched = (Outcome.NOT_NEEDED, Outcome.DENIED_BUDGET, Outcome.PENDING)
     asked = sum(count for name, count in outcomes.items() if name not in untouched)
     failed = outcomes["failed"] + outcomes["unparseable"]
+    never_asked = summary["routes"]["accept"] - outcomes["not_needed"]  # rows without text, say
+    asked, failed = asked - never_asked, failed - never_asked
     if failed > max(TOLERATED, config.strong.tolerate_failed * asked):
         raise EscalationError(
             f"{failed:,} of the {asked:,} rows that the strong judge was asked about have no "

@@ -71,7 +71,7 @@ def read_reply(document: Any, headers: Mapping[str, str]) -> Reply:
         else:  # computed, though there may be nothing to show for it
             choice = choices[0] if choices else {}
             message = choice.get("message") or {}
-        text, refusal = _content(message.get("content")), _text(message.get("refusal"))
+        text, refusal = _content(message, choice), _text(message.get("refusal"))
         model, reply_id = map(_text, map(document.get, ("model", "id")))
     except (LookupError, TypeError, AttributeError):
         raise RequestFailed(Kind.AMBIGUOUS, "the answer is not a chat completion") from None
@@ -83,13 +83,22 @@ def read_reply(document: Any, headers: Mapping[str, str]) -> Reply:
     return Reply(text, refusal, STOPS.get(ended or "", ended), usage, model, reply_id, headers)
 
 
-def _content(content: Any) -> str | None:
-    """The text of a message; of one in parts, the parts that are the answer."""
-    if not isinstance(content, list):
-        return _text(content)
-    parts = [part for part in content if isinstance(part, dict)]
-    texts = [_text(part.get("text")) or "" for part in parts if part.get("type") in ANSWER_PARTS]
-    return "".join(texts)
+def _content(message: Mapping[str, Any], choice: Mapping[str, Any]) -> str | None:
+    """The text of a message; of one in parts, the parts that are the answer.
+
+    A gateway may ask for a schema by a tool, and then the answer is what the tool is given. vLLM's
+    reasoning parsers take an answer without any reasoning for reasoning.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict)]
+        said = [_text(part.get("text")) for part in parts if part.get("type") in ANSWER_PARTS]
+        content = "".join(text or "" for text in said)
+    if not content and (tools := message.get("tool_calls")):
+        content = tools[0]["function"]["arguments"]
+    if not content and choice.get("finish_reason") == "stop":
+        content = message.get("reasoning_content") or message.get("reasoning")
+    return _text(content)
 
 
 def _text(value: Any) -> str | None:
@@ -113,6 +122,9 @@ def _usage(document: Mapping[str, Any]) -> Usage | None:
             took,
             max(wrote, beyond, wrote + reasoning if reasoning > wrote else 0),
             cached_input_tokens=_count(prompt.get("cached_tokens") or 0),
+            cache_write_tokens=_count(
+                prompt.get("cache_write_tokens") or given.get("cache_creation_input_tokens") or 0
+            ),
             reasoning_tokens=reasoning,
             tier=_text(document.get("service_tier")) or "default",
         )
@@ -121,6 +133,7 @@ def _usage(document: Mapping[str, Any]) -> Usage | None:
     # There is no question without tokens.
     sound = 0 < usage.input_tokens <= MOST_TOKENS and 0 <= wrote <= MOST_TOKENS
     sound = sound and 0 <= usage.cached_input_tokens <= took and usage.output_tokens <= MOST_TOKENS
+    sound = sound and usage.cache_write_tokens >= 0
     return usage if sound else None
 
 

@@ -47,7 +47,8 @@ class StrongClient:
     """Sends requests to one OpenAI-compatible server."""
 
     def __init__(self, strong: StrongConfig, key: str) -> None:
-        self._client = _open(strong, key, strong.timeout_s)
+        # Texts go to the address that was given, not to where it may lead.
+        self._client = _open(strong, key, strong.timeout_s, follow_redirects=False)
         self._timeout_s, self._seen = strong.timeout_s, SeenIds()
         self.in_words = self._told_no_schema = self._knows_schema = False
         self._doubted: Any = None
@@ -183,11 +184,12 @@ class BatchClient:
         await _document(self._files.delete(file_id))
 
 
-def _open(strong: StrongConfig, key: str, timeout_s: float) -> openai.AsyncOpenAI:
+def _open(strong: StrongConfig, key: str, timeout_s: float, **options: Any) -> openai.AsyncOpenAI:
     # A server on this machine is never behind the proxy that the environment names.
     address = urlsplit(strong.base_url or "")
     host = address.hostname
-    mounts = {f"all://[{host}]" if ":" in str(host) else f"all://{host}": None}
+    if host in LOOPBACK:
+        options["mounts"] = {f"all://[{host}]" if ":" in str(host) else f"all://{host}": None}
     quarter = timeout_s / 4  # for pool, connection and TLS each: so a limit strikes behind them
     return openai.AsyncOpenAI(
         api_key=key,
@@ -195,7 +197,7 @@ def _open(strong: StrongConfig, key: str, timeout_s: float) -> openai.AsyncOpenA
         default_query=dict(parse_qsl(address.query)),
         timeout=openai.Timeout(timeout_s, connect=quarter, pool=quarter),
         max_retries=0,
-        http_client=openai.DefaultAsyncHttpxClient(mounts=mounts) if host in LOOPBACK else None,
+        http_client=openai.DefaultAsyncHttpxClient(**options),
     )
 
 

@@ -36,8 +36,15 @@ TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
 """`strong.mode` → the service tier that is expected to be billed."""
 OPENAI = "api.openai.com"
 _max_cost = lru_cache(maxsize=2**16)(pricing.max_cost)
-REASONING_BEGINS = re.compile(r"\s*(?:<(?:think|thinking|reasoning)>|\[THINK\])", re.IGNORECASE)
-REASONING_ENDS = re.compile(r"</(?:think|thinking|reasoning)>|\[/THINK\]", re.IGNORECASE)
+REASONING_BEGINS = re.compile(
+    r"(?i)\s*(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷"
+    r"|<\|channel\|>analysis)"
+)
+REASONING_ENDS = re.compile(
+    r"(?i)</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷"
+    r"|<\|channel\|>final.*?<\|message\|>"
+)
+"""As Qwen and DeepSeek, Seed, Magistral, Kimi and gpt-oss write them."""
 QUOTED_LINE = re.compile(r"^\s*>.*$", re.MULTILINE)
 
 
@@ -153,14 +160,16 @@ class QuestionMaker:
         said = REASONING_ENDS.split(text)[-1]
         if said == text and REASONING_BEGINS.match(text):
             raise Unparseable(f"the answer is reasoning without an end: {text[:80]!r}")
-        objects = list(_objects(QUOTED_LINE.sub("", said)))
+        found = list(_objects(QUOTED_LINE.sub("", said)))
+        objects = [one for one in found if not isinstance(one, str)]
         if not objects:
             raise Unparseable(f"the answer is not JSON: {said.strip()[:80]!r}")
-        values = [found[self._field] for found in objects if self._field in found]
+        values = [one[self._field] for one in objects if self._field in one]
         if not values:
             raise Unparseable(f'the answer has no field "{self._field}": {said.strip()[:80]!r}')
         verdicts = [self._verdict(value) for value in values]
-        if len(set(verdicts)) > 1:
+        broken = re.compile(rf'{{\s*"{self._field}".*}}', re.DOTALL)
+        if len(set(verdicts)) > 1 or any(isinstance(one, str) and broken.match(one) for one in found):
             raise Unparseable(f"the answer has several verdicts: {said.strip()[:80]!r}")
         return verdicts[0]
 
@@ -201,15 +210,20 @@ class QuestionMaker:
         return body if strong.temperature is None else {**body, "temperature": strong.temperature}
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text that stand in no other one, nor in quotation marks."""
+def _objects(text: str) -> Iterator[dict[str, Any] | str]:
+    """The JSON objects in a text that stand in no other one, nor in quotation marks.
+
+    Where a brace begins none, what stands behind it is given as text.
+    """
     at = text.find("{")
     while at >= 0:
         end = at + 1
         if text[at - 1 : at] not in QUOTES:
-            with suppress(ValueError, RecursionError):
+            try:
                 found, end = READER.raw_decode(text, at)
-                yield found
+            except (ValueError, RecursionError):
+                found = text[at:]
+            yield found
         at = text.find("{", end)
 
 

@@ -84,7 +84,8 @@ def commonest_failure(rows: pl.DataFrame) -> str | None:
     What stands in quotes, and numbers, make no difference.
     """
     failed = rows.filter(pl.col("outcome").is_in(["failed", "unparseable"]))
-    said = failed.select(pl.col("error").str.replace(r"^.*?strong: ", "")).drop_nulls()
+    asked = failed.filter(pl.col("error").str.contains("strong: ", literal=True))
+    said = asked.select(pl.col("error").str.replace(r"^.*?strong: ", ""))
     alike = pl.col("error").str.replace_all(r"'[^']*'|\"[^\"]*\"|\d+", "…").alias("alike")
     kinds = said.group_by(alike, maintain_order=True).agg(pl.len(), pl.col("error").first())
     return kinds.sort("len", descending=True, maintain_order=True)["error"].first()  # type: ignore[return-value]

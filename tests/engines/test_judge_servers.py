@@ -78,6 +78,9 @@ HTML = Said(None, 200, {}, "<html><title>Welcome</title></html>")
         (HTML, ConfigError, "no completion: Welcome.*base_url"),
         (Said({"choices": [{"text": "A"}]}), ConfigError, "no log-probabilities"),
         (shown(A=None), ConfigError, "no log-probabilities"),
+        (shown(A=0.7, B=0.3), ConfigError, "sent 0.7 as the logarithm"),
+        (Said(None, 308, {"location": "https://x/v1?key=1"}), ConfigError,
+         r"HTTP 308: the answers are at https://x/v1\. Check judge\.http\.base_url"),
         (error(402, "top up first"), PausedError, "top up first"),
     ],
 )  # fmt: skip

@@ -145,6 +145,16 @@ def test_a_query_in_the_address_stays_in_its_place(tmp_path: Path) -> None:
     assert server.paths == {"/openai/deployments/x/chat/completions?api-version=2024-10-21"}
 
 
+def test_an_address_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    with plain_server(good) as other:
+        moved = Said(None, 307, {"location": f"{other.base_url}/chat/completions?key=1"})
+        with plain_server(lambda body, n: moved) as server:
+            phase = ask(configuration(tmp_path, server, "5"), server, ROWS[:9])  # type: ignore[arg-type]
+    said = f"HTTP 307: the answers are at {other.base_url}/chat/completions. Check strong.base_url"
+    assert isinstance(phase.error, EscalationError) and str(phase.error).endswith(said)
+    assert len(server.requests) == 1 and not other.requests
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [

@@ -74,6 +74,15 @@ def test_reasoning_that_the_count_of_the_answer_leaves_out(more: dict[str, Any])
     assert read is not None and (read.input_tokens, read.output_tokens) == (10, 1000)
 
 
+def test_what_was_written_to_the_prompt_cache_has_its_price() -> None:
+    for usage in (
+        {"prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 5}},
+        {"prompt_tokens_details": {"cached_tokens": 2}, "cache_creation_input_tokens": 5},
+    ):
+        usage = {"prompt_tokens": 10, "completion_tokens": 2, **usage}
+        assert read_reply(read_json(body(usage=usage)), {}).usage == Usage(10, 2, 2, 5)
+
+
 def test_an_error_beside_choices_is_an_error() -> None:
     broken = {"finish_reason": "error", "message": {"content": ""}, "error": {"code": 502}}
     for told in ({"choices": [broken]}, {"error": {"message": "upstream died", "code": 502}}):
@@ -151,6 +160,14 @@ def test_answers_as_servers_write_them() -> None:
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "B"}]}]
     parts += [{"type": "text", "text": '{"verdict":'}, {"type": "text", "text": ' "A"}'}]
     assert read(body(parts)).verdict == "A"
+    tool = {"function": {"name": "verdict", "arguments": '{"verdict": "B"}'}}
+    for told, usable in (
+        ({"tool_calls": [tool]}, "stop"),
+        ({"reasoning_content": '{"verdict": "B"}'}, "stop"),
+        ({"reasoning_content": '{"verdict": "B"}'}, None),
+    ):
+        choice = {"message": {"content": None, **told}, "finish_reason": usable}
+        assert read(body(choices=[choice])).verdict == ("B" if usable else None)
     nothing = read(body(choices=[]))
     assert (nothing.outcome, nothing.error) == (Outcome.UNPARSEABLE, "the answer is empty")
     assert nothing.cost_usd == Decimal("0.000036") and not nothing.final

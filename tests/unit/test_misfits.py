@@ -103,6 +103,7 @@ def test_what_the_engine_is_told_may_stand_in_for_files(folder: Path) -> None:
 def test_what_is_known_before_anything_starts(
     folder: Path, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ray_judge.judging.engines.engine.is_own_machine", lambda: True)
     if changes.get("engine") == "nothing":
         changes = {}
         needs = {"vllm": ("no_such_package",)}

@@ -206,6 +206,11 @@ def test_a_row_that_asks_something_else_now_is_not_asked(
         ('[THINK]B?[/THINK]{"verdict": "B"} As I said: {"verdict": "B"}', "B"),
         ('> {"verdict": "A"}\n{"verdict": "B"}', "B"), ('{"score": 5}, of 10', 5.0),
         ('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 4.5}', 4.5),
+        ('◁think▷{"verdict": "A"}?◁/think▷{"verdict": "B"}', "B"),
+        ('<seed:think>{"verdict": "A"}?</seed:think>{"verdict": "B"}', "B"),
+        ('<|channel|>analysis<|message|>{"verdict": "A"}?<|end|><|start|>assistant<|channel|>final '
+         '<|constrain|>json<|message|>{"verdict": "B"}<|return|>', "B"),
+        ('{"verdict": "A"}\n' * 3 + '{"verd', "A"), ('In {x}: {"verdict": "A"}', "A"),
         ('{"verdict": " TIE"}', "tie"), ('{"verdict": "b"}', "B"), ('{"score": "4"}', 4.0),
     ],
 )  # fmt: skip
@@ -223,7 +228,8 @@ NEITHER = [
     '```json\n{"verdict": "A"}\n```\n```json\n{"verdict": "B"}\n```',
     '<think>{"verdict": "A"}', '[THINK] Hm. {"verdict": "A"}', "<think>A</think>",
     '> {"verdict": "A"}', 'It may say "{"verdict": "A"}" to all.',
-    '{"verdict": "A"} or {"verdict": "tie"}',
+    '{"verdict": "A"} or {"verdict": "tie"}', '{"verdict": "A"} or {"verdict": B}',
+    '<|channel|>analysis<|message|>{"verdict": "A"}',
 ]  # fmt: skip
 NO_VERDICTS = [
     "null", '""', '"A or B"', '"C"', '["A"]', '{"A": 1}', "1", "true",

@@ -63,6 +63,7 @@ KEY_OF = {
     "temperature": "judge.model, which is asked at temperature 0",
 }
 """Parameter of a request → the key to look at: where it is refused, every row is."""
+ROUNDED_UP = 1e-3
 NO_LOGPROBS = (
     "the judge's server sent no log-probabilities: a server that can (vLLM, SGLang) is needed, or "
     "judge.http.top_logprobs is more than it allows"
@@ -168,6 +169,11 @@ class HttpReader:
             for token, logprob in pairs:  # tokens that are no text of their own may look alike
                 if logprob is not None:
                     shown[str(token)] = max(float(logprob), shown.get(str(token), -math.inf))
+        if shown and max(shown.values()) > ROUNDED_UP:
+            raise ConfigError(
+                f"the judge's server sent {max(shown.values()):g} as the logarithm of a probability, "
+                "which is above 0: a server that sends log-probabilities (vLLM, SGLang) is needed"
+            )
         if not shown and not self._shown:
             raise ConfigError(NO_LOGPROBS)
         if not shown:
