@@ -167,11 +167,12 @@ class QuestionMaker:
         values = [one[self._field] for one in objects if self._field in one]
         if not values:
             raise Unparseable(f'the answer has no field "{self._field}": {said.strip()[:80]!r}')
-        verdicts = [self._verdict(value) for value in values]
-        broken = re.compile(rf'{{\s*"{self._field}".*}}', re.DOTALL)
-        if len(set(verdicts)) > 1 or any(isinstance(one, str) and broken.match(one) for one in found):
+        verdicts = {self._verdict(value) for value in values}
+        begun = re.compile(rf'{{\s*"{self._field}".*}}', re.DOTALL)
+        broken = any(begun.match(one) for one in found if isinstance(one, str))
+        if len(verdicts) > 1 or broken:
             raise Unparseable(f"the answer has several verdicts: {said.strip()[:80]!r}")
-        return verdicts[0]
+        return verdicts.pop()
 
     def _verdict(self, value: Any) -> Verdict:
         """Read a field's value: how it is written, its case of letters for one, says nothing."""

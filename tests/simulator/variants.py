@@ -566,7 +566,10 @@ ANSWERS, ONLINE = "ray_judge.escalation.answers", "ray_judge.escalation.online"
 CLIENT, ACCOUNTS = "ray_judge.escalation.client", "ray_judge.escalation.books.accounts.Accounts"
 OF_SERVERS: Mapping[str, Mapping[str, Any]] = {
     "leases are never widened": {f"{ACCOUNTS}.factor": lambda self, account: 1000},
-    "a usage of zero is believed": {f"{ANSWERS}._usage": believes_any_usage},
+    "a usage of zero is believed": {
+        f"{ANSWERS}._usage": believes_any_usage,
+        f"{ANSWERS}.BYTES_PER_TOKEN": math.inf,
+    },
     "only what is shown is counted": {f"{ONLINE}.asker.read_answer": counts_what_is_shown},
     "an error inside is a lost answer": {f"{ANSWERS}.failure_of": takes_all_for(Kind.AMBIGUOUS)},
     "an error inside is never billed": {f"{ANSWERS}.failure_of": takes_all_for(Kind.TRANSIENT)},
@@ -613,18 +616,14 @@ class ExcusingOracle(Oracle):
 
 
 FOUND_FROM: Mapping[str, int] = {
-    "a successor asks at once": 230,
-    "all processes are taken for dead": 230,
-    "no silence is waited for": 230,
-    "month border forgotten": 140,
-    "recovery reads before it claims": 210,
-    "fence before sync": 220,
-    "a creation is not on record": 330,
-    "journal slower than 250 ms": 140,
-    "a failing journal stops nobody": 660,
-    "late bills of a lost lease": 395,
-    "late bills, looked at too late": 295,
-    "proven in the old month": 190,
+    "late bills of a lost lease": 150,
+    "journal slower than 250 ms": 160,
+    "a batch looked for once": 310,
+    "re-asks begin anew": 320,
+    "only what is shown is counted": 550,
+    "recovery reads before it claims": 590,
+    "a creation is not on record": 670,
+    "proven in the old month": 900,
 }
 """Where to begin with a variant that takes long to find; all are found from 0 within 1,000 too.
 

@@ -75,11 +75,11 @@ def test_reasoning_that_the_count_of_the_answer_leaves_out(more: dict[str, Any])
 
 
 def test_what_was_written_to_the_prompt_cache_has_its_price() -> None:
-    for usage in (
+    for counts in (
         {"prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 5}},
         {"prompt_tokens_details": {"cached_tokens": 2}, "cache_creation_input_tokens": 5},
     ):
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, **usage}
+        usage = {"prompt_tokens": 10, "completion_tokens": 2, **counts}
         assert read_reply(read_json(body(usage=usage)), {}).usage == Usage(10, 2, 2, 5)
 
 

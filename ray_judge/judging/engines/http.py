@@ -169,10 +169,10 @@ class HttpReader:
             for token, logprob in pairs:  # tokens that are no text of their own may look alike
                 if logprob is not None:
                     shown[str(token)] = max(float(logprob), shown.get(str(token), -math.inf))
-        if shown and max(shown.values()) > ROUNDED_UP:
+        if (most := max(shown.values(), default=0.0)) > ROUNDED_UP:
             raise ConfigError(
-                f"the judge's server sent {max(shown.values()):g} as the logarithm of a probability, "
-                "which is above 0: a server that sends log-probabilities (vLLM, SGLang) is needed"
+                f"the judge's server sent {most:g} as the logarithm of a probability, which is "
+                "above 0: a server that sends log-probabilities (vLLM, SGLang) is needed"
             )
         if not shown and not self._shown:
             raise ConfigError(NO_LOGPROBS)
