@@ -208,8 +208,7 @@ def test_a_row_that_asks_something_else_now_is_not_asked(
         ('{"score": 5}', 5.0), ('{"score": 1}', 1.0), ('{"score": 4.5}', 4.5),
         ('◁think▷{"verdict": "A"}?◁/think▷{"verdict": "B"}', "B"),
         ('<seed:think>{"verdict": "A"}?</seed:think>{"verdict": "B"}', "B"),
-        ('<|channel|>analysis<|message|>{"verdict": "A"}?<|channel|>final <|x|>j<|message|>5?\n'
-         + '{"verdict": "B"}', "B"),
+        ('{"verdict": "A"}?<|channel|>final <|constrain|>json<|message|>{"verdict": "B"}', "B"),
         ('{"verdict": "A"}\n' * 3 + '{"verd', "A"), ('In {x}: {"verdict": "A"}', "A"),
         ('{"verdict": " TIE"}', "tie"), ('{"verdict": "b"}', "B"), ('{"score": "4"}', 4.0),
     ],
