@@ -19,6 +19,11 @@ FORMAT_SCORES: Mapping[str, tuple[int, int]] = {
     "prometheus-2": (1, 5),
 }
 """Lowest and highest score that each judge was trained to give (their templates say so)."""
+NOT_OF_REWARDS = (
+    "adapter", "by_scores", "chat", "decode", "max_output_tokens", "overlong", "prob_columns",
+    "swap", "templates", "thinking",
+)  # fmt: skip
+"""Keys of judges that write, which `format: reward` goes without."""
 Choice = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 """YAML reads an unquoted score as a number."""
 
@@ -96,7 +101,15 @@ class JudgeConfig(Tree):
     """The local judge: format + model + engine."""
 
     format: Literal[
-        "generic", "demo", "judgelm", "pandalm", "auto-j", "prometheus", "prometheus-2", "custom"
+        "generic",
+        "demo",
+        "judgelm",
+        "pandalm",
+        "auto-j",
+        "prometheus",
+        "prometheus-2",
+        "custom",
+        "reward",
     ] = "generic"
     engine: Literal["vllm", "transformers", "http", "columns"] = "vllm"
     model: str | None = None
@@ -112,6 +125,18 @@ class JudgeConfig(Tree):
     """verdict: stop as soon as the verdict is known; full: the critique is written, too."""
     chat: bool | None = None
     """Use the tokenizer's chat template; null: when it has one."""
+    thinking: bool | None = None
+    """`off` and `on` (YAML's truth values): whether the model reasons before it answers, by the
+    chat template's own switch; null: as the template does by itself."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the chat template as they are."""
+    samples: Positive = 1
+    """confidence: votes: how many answers each prompt gets."""
+    temperature: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """decode: full: of the answers, null: 0. format: reward: what the margin is divided by, null:
+    as the calibration says, else 1."""
+    rewards: tuple[float, float] | None = None
+    """format: reward, one response: the rewards that mean the lowest and the highest score."""
     rubric: str | None = None
     """Criteria for the prompts that have a place for them."""
     ties: bool = True
@@ -126,7 +151,7 @@ class JudgeConfig(Tree):
     overlong: Literal["error", "cut"] = "error"
     """A prompt beyond the context: that row's error, or the longer response cut in its middle."""
     max_output_tokens: Positive | None = None
-    """decode: full: of one answer; null: what the format needs."""
+    """decode: full: of one answer; null: what the format needs, and 4,096 for thinking: on."""
     templates: str | None = None
     """A file or folder with the judge's own template; null: the cache, else its repository."""
     custom: CustomFormat | None = None
@@ -138,19 +163,34 @@ class JudgeConfig(Tree):
     """Null: one with a GPU, else a fraction that leaves the machine room to read and write."""
     share_gpu: bool | None = None
     """calibrated_entropy: judge and base model on one GPU; null: when their weights fit."""
-    confidence: Literal["probability", "margin", "entropy", "calibrated_entropy"] = "probability"
+    confidence: Literal["probability", "margin", "entropy", "calibrated_entropy", "votes"] = (
+        "probability"
+    )
     min_mass: float = Field(default=0.5, ge=0, le=1)
     """Below this share of probability on all alternatives a row counts as unconfident."""
     max_model_len: Positive | None = None
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to vLLM's engine as they are (`gpu_memory_utilization`, `tensor_parallel_size`)."""
     prob_columns: dict[Literal["A", "B", "tie"], str] | None = None
+    reward_columns: dict[Literal["A", "B"], str] | None = None
+    """engine: columns, format: reward: the rewards of both responses."""
     route: RouteConfig | None = None
     """In a list of `judges`: which rows go on to the next one; null: the run's `route`."""
 
     def score_range(self) -> tuple[int, int]:
         """Lowest and highest score that this judge gives."""
         return self.scores or FORMAT_SCORES.get(self.format, (1, 5))
+
+    def columns(self) -> dict[str, str]:
+        """engine: columns: alternative → the input column with its probability or reward."""
+        given = self.reward_columns if self.format == "reward" else self.prob_columns
+        return {str(name): column for name, column in (given or {}).items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_as_sure_as_its_margin(cls, given: Any) -> Any:
+        reward = isinstance(given, dict) and given.get("format") == "reward"
+        return {"confidence": "margin", **given} if reward else given
 
     @model_validator(mode="after")
     def _fits_together(self) -> JudgeConfig:
@@ -175,17 +215,56 @@ class JudgeConfig(Tree):
             raise ValueError("base_model goes with confidence: calibrated_entropy")
         if self.decode == "full" and self.format == "demo":
             raise ValueError("format: demo answers with its verdict alone: decode: verdict")
-        if columns and not {"A", "B"} <= set(self.prob_columns or {}):
-            raise ValueError("engine: columns needs prob_columns: {A: ..., B: ...}")
+        if columns and not {"A", "B"} <= set(self.columns()):
+            name = "reward_columns" if self.format == "reward" else "prob_columns"
+            raise ValueError(f"engine: columns needs {name}: {{A: ..., B: ...}}")
         if columns and self.swap:
             raise ValueError("engine: columns cannot swap: its judge has already run")
         if self.prob_columns and not columns:
             raise ValueError("prob_columns goes with engine: columns")
-        given = (self.prob_columns or {}).values()
+        given = self.columns().values()
         if len(set(given)) < len(given):
-            raise ValueError("prob_columns names one column twice")
+            raise ValueError("prob_columns or reward_columns names one column twice")
         if not columns and not self.model:
             raise ValueError(f"engine: {self.engine} needs a model")
+        return self
+
+    @model_validator(mode="after")
+    def _reasons(self) -> JudgeConfig:
+        """Refuse keys about thinking and votes that do not go together."""
+        answers, votes = self.decode == "full", self.confidence == "votes"
+        if self.thinking and not answers:
+            raise ValueError("thinking: on needs decode: full: the verdict is behind the reasoning")
+        templated = self.thinking is not None or self.chat_template_kwargs
+        if templated and (self.chat is False or self.engine == "columns"):
+            raise ValueError("thinking and chat_template_kwargs are for a judge with chat template")
+        if votes and not (answers and self.samples > 1 and self.temperature):
+            raise ValueError(
+                "confidence: votes counts answers: it needs decode: full, samples of 2 or more, "
+                "and a temperature above 0"
+            )
+        if self.samples > 1 and not votes:
+            raise ValueError("samples goes with confidence: votes")
+        if self.temperature is not None and not answers and self.format != "reward":
+            raise ValueError("temperature goes with decode: full or format: reward")
+        return self
+
+    @model_validator(mode="after")
+    def _gives_rewards(self) -> JudgeConfig:
+        """Refuse keys that a reward model has no use for, and its own at another judge."""
+        if self.format != "reward":
+            if lost := [key for key in ("rewards", "reward_columns") if getattr(self, key)]:
+                raise ValueError(f"{lost[0]} goes with format: reward")
+            return self
+        fields = type(self).model_fields
+        if lost := [key for key in NOT_OF_REWARDS if getattr(self, key) != fields[key].default]:
+            raise ValueError(f"format: reward goes without {lost[0]}: its model writes nothing")
+        if self.engine == "http":
+            raise ValueError("format: reward needs engine: vllm, transformers or columns")
+        if self.confidence != "margin" or self.temperature == 0:
+            raise ValueError("format: reward goes with confidence: margin, temperature above 0")
+        if self.rewards and self.rewards[0] >= self.rewards[1]:
+            raise ValueError("rewards are two numbers, the lower first, such as [-4.5, 8.0]")
         return self
 
     def _check_custom(self, custom: CustomFormat) -> None:

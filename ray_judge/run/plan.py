@@ -66,7 +66,8 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
             shards.append(Shard(path, name, rows, print_))
     if columns is None or not sum(shard.rows for shard in shards):
         raise InputError("there is nothing to judge: the input has no rows", input=config.input)
-    for column in columns.extra:
+    known = {c for judge in config.judges for c in (judge.prob_columns or {}).values()}
+    for column in filter(known.__contains__, columns.extra):
         _check_probabilities(next(shard for shard in shards if shard.rows), column)
     if columns.id:
         _unique_ids(shards, columns.id)
@@ -245,7 +246,7 @@ def _example(values: Mapping[str, str | bytes | None]) -> Example | str:
             clean[role] = value
     named = ("response_a", "response_b", "response")
     responses = tuple(clean.pop(role) for role in named if role in clean)
-    return Example(responses=responses, **clean)
+    return Example(clean.pop("instruction"), responses, **clean)  # type: ignore[arg-type]
 
 
 def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[int]) -> list[str]:
