@@ -164,6 +164,10 @@ def judge(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> Generato
     """
     rows: Rows | None = None
     for number, tier in enumerate(cascade.config.tiers()):
+        known = cascade.calibrated(number)
+        if known and known.temperature and tier.judge.temperature is None:
+            fitted = tier.judge.model_copy(update={"temperature": known.temperature})
+            tier = tier.model_copy(update={"judges": (fitted,)})
         task = JudgeTask(tier, cascade.plan.columns, cascade.run, number)
         names = judge_tier(task, cascade.plan, rows, seconds, watch)
         if number == len(cascade.config.judges) - 1:

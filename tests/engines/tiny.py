@@ -83,6 +83,27 @@ def make_model(folder: Path, seed: int, *, split_digits: bool = True, chat: bool
     return folder
 
 
+def make_reward(folder: Path, seed: int, kind: str = "Llama", labels: int = 1) -> Path:
+    """Save a reward model of Llama's or Qwen3's architecture, and its tokenizer with a template."""
+    import torch
+    import transformers
+
+    tokenizer = make_tokenizer(split_digits=True)
+    tokenizer.chat_template = CHAT.replace("\n", tokenizer.eos_token)  # which fills up batches, too
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_labels=labels,
+        max_position_embeddings=CONTEXT, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).float()
+    with torch.no_grad():
+        model.score.weight.mul_(12)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_misfits(folder: Path) -> Path:
     """Beside a `whole` model others: `headless`, a reward model that says that it writes text;
     `strange`, of a kind that nobody knows; `tied`, whose head is its embeddings.
