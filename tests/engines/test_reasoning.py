@@ -123,7 +123,7 @@ def test_the_verdict_is_behind_the_trace(
     thinker: Path, tokenizer: Any, changes: Any, answer: str, behind: str
 ) -> None:
     model = Scripted(tokenizer, [answer])
-    found = judge_one(model, reasoning(thinker, **ON, **changes))
+    found = judge_one(model, reasoning(thinker, **ON, **changes, min_mass=0.1))
     assert found.verdict == "A" and found.error is None
     assert model.asked[0].endswith(answer[: answer.rindex(behind)] + behind)
 
