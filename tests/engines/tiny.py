@@ -171,12 +171,13 @@ def make_misfits(folder: Path) -> Path:
     LlamaForSequenceClassification(config).to(torch.float32).save_pretrained(folder / "headless")
     config = LlamaConfig.from_pretrained(whole, tie_word_embeddings=True)
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder / "tied")
-    _edit(folder / "headless", architectures=["LlamaForCausalLM"])
-    _edit(folder / "strange", architectures=["StrangeForCausalLM"], model_type="strange")
+    edit(folder / "headless", architectures=["LlamaForCausalLM"])
+    edit(folder / "strange", architectures=["StrangeForCausalLM"], model_type="strange")
     return folder
 
 
-def _edit(model: Path, **changes: Any) -> None:
+def edit(model: Path, **changes: Any) -> None:
+    """Change keys of a model's configuration."""
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

@@ -83,7 +83,9 @@ def test_a_folder_that_is_no_whole_language_model(
         ({"architectures": ["XForSequenceClassification"]}, "has 2 labels"),
         ({"architectures": ["XForSequenceClassification"], "id2label": {"0": "a", "1": "b"}},
          "has 2 labels, and a reward model has one"),
-        ({"architectures": ["XForSequenceClassification"], "id2label": {"0": "LABEL_0"}}, None),
+        ({"architectures": ["XForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+         "no head among its 1 weights"),
+        ({"architectures": ["XForSequenceClassification"], "id2label": {"0": "reward"}}, None),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_no_reward_model(
@@ -92,6 +94,9 @@ def test_a_folder_that_is_no_reward_model(
     (folder / "config.json").write_text(json.dumps(config))
     judge = {"model": str(folder), "format": "reward"}
     if said is None:
+        header = HEADER.replace(b'"w"', b'"score.weight"')
+        whole = struct.pack("<Q", len(header)) + header + bytes(8)
+        (folder / "model.safetensors").write_bytes(whole)
         assert check_engine(builders.config(judge=judge)) is None
         return
     with pytest.raises(ConfigError, match=rf"judge\.model .*{said}"):

@@ -7,6 +7,7 @@ here in milliseconds, in place of after a minute's start with an engine's words 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ TOKENIZERS = ("*token*", "*tekken*", "vocab*", "*.model")
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
 """How the architectures end that give scores or classes, and no next token."""
 REWARDS = "ForSequenceClassification"
+HEAD = r"(\A|\.)(score|classifier|classification_head)\."
 HEADER_MOST = 100_000_000
 """Bytes of a safetensors file's header (the format's own limit)."""
 
@@ -32,6 +34,8 @@ def check_model(key: str, model: str, options: Mapping[str, Any], *, reward: boo
         if path is not None:
             _check_kind(key, path, reward=reward)
             _check_folder(key, path, options)
+            if reward and "load_format" not in options:
+                check_head(key, path)
     except OSError as error:
         raise ConfigError(f"{key} cannot be read: {error.strerror}", path=model) from None
 
@@ -63,6 +67,28 @@ def check_rewards(key: str, kinds: Sequence[str], labels: int, **where: Any) -> 
         raise ConfigError(
             f"{said}: format: reward cannot tell which of them is the reward", **where
         )
+
+
+def check_head(key: str, path: Path) -> None:
+    """Refuse a reward model's folder whose weights have no head (ConfigError).
+
+    vLLM leaves a linear layer that its checkpoint lacks as it was allocated, without a word.
+    """
+    headers = [_header(file) for file in path.glob("*.safetensors")]
+    names = [name for header in headers for name in header]
+    if names and not any(re.search(HEAD, name) for name in names):
+        said = f"{key} has no head among its {len(names)} weights (score.weight)"
+        raise ConfigError(f"{said}: it would be drawn at random, and would judge", path=path)
+
+
+def find_snapshot(model: str, revision: str | None) -> Path:
+    """The folder of a model that has been loaded. OSError where the hub's cache has none."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision, local_files_only=True))
 
 
 def read_template(model: str) -> str | None:
@@ -116,6 +142,13 @@ def _check_weights(key: str, path: Path) -> None:
         if reason := _damage(file):
             said = f"{key}: this file of its weights {reason}: download it again"
             raise ConfigError(said, file=file)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The names of a safetensors file's tensors, with what is said of them."""
+    with file.open("rb") as data:
+        length = int.from_bytes(data.read(8), "little")
+        return dict(json.loads(data.read(length)))
 
 
 def _damage(file: Path) -> str | None:

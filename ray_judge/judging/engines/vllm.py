@@ -12,13 +12,14 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from inspect import signature
 from itertools import count
 from typing import Any
 
 from ray_judge.config import JudgeConfig, nearest
 from ray_judge.errors import ConfigError, RayJudgeError
-from ray_judge.judging.engines.checkpoint import check_rewards, locate
+from ray_judge.judging.engines.checkpoint import check_head, check_rewards, find_snapshot, locate
 from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer
 from ray_judge.judging.engines.errors import engine_error
 from ray_judge.judging.engines.verdict_tree import Position
@@ -175,6 +176,8 @@ class VllmRewards(Engine):
         config = self._engine.model_config
         labels = int(getattr(config.hf_config, "num_labels", 0))
         check_rewards("judge.model", config.architectures, labels, model=self._judge.model)
+        with suppress(OSError, ValueError):  # another hub's, or in a folder of the user's own
+            check_head("judge.model", find_snapshot(config.model, config.revision))
         self.pad = getattr(config.hf_text_config, "pad_token_id", None)
 
     def rewards(self, conversations: Sequence[Sequence[int]]) -> list[float]:
