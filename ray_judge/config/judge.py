@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -194,78 +195,68 @@ class JudgeConfig(Tree):
 
     @model_validator(mode="after")
     def _fits_together(self) -> JudgeConfig:
-        columns = self.engine == "columns"
-        if self.scores and not 0 <= self.scores[0] < self.scores[1] <= 100:
-            raise ValueError("scores are two whole numbers, the lower first, such as [1, 5]")
-        if self.scores and self.format in FORMAT_SCORES:
-            low, high = FORMAT_SCORES[self.format]
-            raise ValueError(f"format: {self.format} gives scores from {low} to {high}")
-        if (self.format == "custom") != (self.custom is not None):
-            raise ValueError("format: custom goes with the key custom (docs/custom-judge.md)")
+        for wrong, said in chain(self._conflicts(), self._conflicts_of_rewards()):
+            if wrong:
+                raise ValueError(said)
         if self.custom is not None:
             self._check_custom(self.custom)
-        if (self.engine == "http") != (self.http is not None):
-            raise ValueError("engine: http goes with the key http: {base_url: ...}")
-        if "entropy" in self.confidence and self.engine not in ("vllm", "transformers"):
-            raise ValueError(
-                f"confidence: {self.confidence} needs the whole vocabulary's probabilities: "
-                "engine: vllm or transformers"
-            )
-        if self.base_model and self.confidence != "calibrated_entropy":
-            raise ValueError("base_model goes with confidence: calibrated_entropy")
-        if self.decode == "full" and self.format == "demo":
-            raise ValueError("format: demo answers with its verdict alone: decode: verdict")
-        if columns and not {"A", "B"} <= set(self.columns()):
-            name = "reward_columns" if self.format == "reward" else "prob_columns"
-            raise ValueError(f"engine: columns needs {name}: {{A: ..., B: ...}}")
-        if columns and self.swap:
-            raise ValueError("engine: columns cannot swap: its judge has already run")
-        if self.prob_columns and not columns:
-            raise ValueError("prob_columns goes with engine: columns")
-        given = self.columns().values()
-        if len(set(given)) < len(given):
-            raise ValueError("prob_columns or reward_columns names one column twice")
-        if not columns and not self.model:
-            raise ValueError(f"engine: {self.engine} needs a model")
         return self
 
-    @model_validator(mode="after")
-    def _reasons(self) -> JudgeConfig:
-        """Refuse keys about thinking and votes that do not go together."""
-        answers, votes = self.decode == "full", self.confidence == "votes"
-        if self.thinking and not answers:
-            raise ValueError("thinking: on needs decode: full: the verdict is behind the reasoning")
-        templated = self.thinking is not None or self.chat_template_kwargs
-        if templated and (self.chat is False or self.engine == "columns"):
-            raise ValueError("thinking and chat_template_kwargs are for a judge with chat template")
-        if votes and not (answers and self.samples > 1 and self.temperature):
-            raise ValueError(
-                "confidence: votes counts answers: it needs decode: full, samples of 2 or more, "
-                "and a temperature above 0"
-            )
-        if self.samples > 1 and not votes:
-            raise ValueError("samples goes with confidence: votes")
-        if self.temperature is not None and not answers and self.format != "reward":
-            raise ValueError("temperature goes with decode: full or format: reward")
-        return self
+    def _conflicts(self) -> Iterator[tuple[Any, str]]:
+        """What does not go together: whether it is so, and what is said then."""
+        columns, full, votes = (
+            self.engine == "columns", self.decode == "full", self.confidence == "votes"
+        )  # fmt: skip
+        low, high = self.scores or (1, 5)
+        yield not 0 <= low < high <= 100, "scores are two whole numbers, the lower first: [1, 5]"
+        low, high = FORMAT_SCORES.get(self.format, (low, high))
+        told = f"format: {self.format} gives scores from {low} to {high}"
+        yield self.scores and self.format in FORMAT_SCORES, told
+        given = (self.format == "custom", self.custom is not None)
+        yield given[0] != given[1], "format: custom goes with the key custom (docs/custom-judge.md)"
+        given = (self.engine == "http", self.http is not None)
+        yield given[0] != given[1], "engine: http goes with the key http: {base_url: ...}"
+        said = f"confidence: {self.confidence} needs the whole vocabulary's probabilities: "
+        lacks = "entropy" in self.confidence and self.engine not in ("vllm", "transformers")
+        yield lacks, f"{said}engine: vllm or transformers"
+        based = self.confidence == "calibrated_entropy"
+        yield self.base_model and not based, "base_model goes with confidence: calibrated_entropy"
+        said = "format: demo answers with its verdict alone: decode: verdict"
+        yield full and self.format == "demo", said
+        name = "reward_columns" if self.format == "reward" else "prob_columns"
+        lacks = columns and not {"A", "B"} <= set(self.columns())
+        yield lacks, f"engine: columns needs {name}: {{A: ..., B: ...}}"
+        yield columns and self.swap, "engine: columns cannot swap: its judge has already run"
+        yield self.prob_columns and not columns, "prob_columns goes with engine: columns"
+        names = self.columns().values()
+        yield len(set(names)) < len(names), f"{name} names one column twice"
+        yield not columns and not self.model, f"engine: {self.engine} needs a model"
+        said = "thinking: on needs decode: full: the verdict is behind the reasoning"
+        yield self.thinking and not full, said
+        said = "thinking and chat_template_kwargs are for a judge with a chat template"
+        plain = self.chat is False or columns
+        yield plain and (self.thinking is not None or self.chat_template_kwargs), said
+        said = "confidence: votes counts answers: it needs decode: full, samples of 2 or more, and "
+        enough = full and not columns and self.samples > 1 and self.temperature
+        yield votes and not enough, f"{said}a temperature above 0"
+        yield self.samples > 1 and not votes, "samples goes with confidence: votes"
 
-    @model_validator(mode="after")
-    def _gives_rewards(self) -> JudgeConfig:
-        """Refuse keys that a reward model has no use for, and its own at another judge."""
+    def _conflicts_of_rewards(self) -> Iterator[tuple[Any, str]]:
         if self.format != "reward":
-            if lost := [key for key in ("rewards", "reward_columns") if getattr(self, key)]:
-                raise ValueError(f"{lost[0]} goes with format: reward")
-            return self
+            for key in ("rewards", "reward_columns"):
+                yield getattr(self, key), f"{key} goes with format: reward"
+            lost = self.temperature is not None and self.decode == "verdict"
+            yield lost, "temperature goes with decode: full or format: reward"
+            return
         fields = type(self).model_fields
-        if lost := [key for key in NOT_OF_REWARDS if getattr(self, key) != fields[key].default]:
-            raise ValueError(f"format: reward goes without {lost[0]}: its model writes nothing")
-        if self.engine == "http":
-            raise ValueError("format: reward needs engine: vllm, transformers or columns")
-        if self.confidence != "margin" or self.temperature == 0:
-            raise ValueError("format: reward goes with confidence: margin, temperature above 0")
-        if self.rewards and self.rewards[0] >= self.rewards[1]:
-            raise ValueError("rewards are two numbers, the lower first, such as [-4.5, 8.0]")
-        return self
+        for key in NOT_OF_REWARDS:
+            said = f"format: reward goes without {key}: its model writes nothing"
+            yield getattr(self, key) != fields[key].default, said
+        yield self.engine == "http", "format: reward needs engine: vllm, transformers or columns"
+        cold = self.confidence != "margin" or self.temperature == 0
+        yield cold, "format: reward goes with confidence: margin, and a temperature above 0"
+        low, high = self.rewards or (0, 1)
+        yield low >= high, "rewards are two numbers, the lower first, such as [-4.5, 8.0]"
 
     def _check_custom(self, custom: CustomFormat) -> None:
         if self.decode == "full" and custom.verdict is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +10,9 @@ from typing import Any
 
 import pytest
 
-from ray_judge.config import JudgeConfig, RunConfig
-from ray_judge.errors import ConfigError
+from ray_judge.config import RunConfig
 from ray_judge.judging.confidence import verdict_probs
-from ray_judge.judging.engines.engine import (
-    ModelEngine,
-    Reading,
-    WrittenAnswer,
-    check_engine,
-    make_model,
-)
+from ray_judge.judging.engines.engine import ModelEngine, Reading, WrittenAnswer, make_model
 from ray_judge.judging.engines.tokens import TokenReader
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.judging.formats import format_for
@@ -168,34 +162,13 @@ def test_votes(
         assert found.probs == pytest.approx({"A": 0.75, "B": 0.25, "tie": 0})
 
 
-@pytest.mark.parametrize(("votes", "verdict"), [("AABB", "A"), ("ABBA", "tie"), ("BBAB", "B")])
-def test_votes_in_both_orders(thinker: Path, tokenizer: Any, votes: str, verdict: str) -> None:
-    """Two answers in each order; the second order's A is the pair's B."""
-    answers = [f"{TRACE}Verdict: {v}" for v in votes]
-    config = reasoning(thinker, **{**VOTES, "samples": 2}, swap=True)
-    assert judge_one(Scripted(tokenizer, answers), config).verdict == verdict
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Path:
-    return tiny.make_model(tmp_path / "plain", 1, chat=True)
-
-
-def test_a_template_without_a_switch(plain: Path) -> None:
-    """One sentence at the plan, unless it is said how; one that opens a block has it closed."""
-    with pytest.raises(ConfigError, match="no switch for thinking"):
-        check_engine(reasoning(plain, thinking=False))
-    check_engine(reasoning(plain, thinking=False, chat_template_kwargs={"mode": "quick"}))
-    check_engine(reasoning(plain))
-    from transformers import AutoTokenizer
-
-    own = AutoTokenizer.from_pretrained(plain)
+def test_a_block_that_the_template_opens_is_closed(thinker: Path, tokenizer: Any) -> None:
+    """A verdict right behind its blank line is found, whatever a tokenizer makes of those."""
+    own = copy.deepcopy(tokenizer)
     own.chat_template = tiny.CHAT.replace("<assistant>", "<assistant>{{ mode }}<think>\n")
-    said: JudgeConfig = reasoning(
-        plain, thinking=False, chat_template_kwargs={"mode": "quick"},
-        format="custom", custom={**CUSTOM, "verdict": None},
-    ).judge  # fmt: skip
+    how = {"thinking": False, "chat_template_kwargs": {"mode": "quick"}}
+    judge = reasoning(thinker, format="custom", custom={**CUSTOM, "verdict": None}, **how).judge
     model = Scripted(own, [])
-    reading = TokenReader(said, format_for(said, "pairwise"), model).read(ASKED[:1])[0]
+    (reading,) = TokenReader(judge, format_for(judge, "pairwise"), model).read(ASKED[:1])
     assert isinstance(reading, Reading)
     assert model.asked[0].endswith("<assistant>quick<think>\n\n</think>\n\n")

@@ -55,7 +55,7 @@ VOTES = {"decode": "full", "confidence": "votes", "samples": 3, "temperature": 0
 REWARD, AB = {"format": "reward"}, {"A": "a", "B": "b"}
 JUDGES: list[tuple[dict[str, Any], str]] = [
     ({"thinking": True}, "thinking: on needs decode: full"),
-    ({"thinking": False, "chat": False}, "for a judge with chat template"),
+    ({"thinking": False, "chat": False}, "for a judge with a chat template"),
     ({**VOTES, "decode": "verdict"}, "votes counts answers: it needs decode: full"),
     ({**VOTES, "temperature": 0}, "a temperature above 0"),
     ({**VOTES, "samples": 1}, "samples of 2 or more"),

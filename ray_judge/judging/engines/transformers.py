@@ -7,8 +7,7 @@ positions that matter are the last ones of every row.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,18 +88,7 @@ class TransformersModel(Model):
         self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str],
         temperature: float = 0.0,
     ) -> list[WrittenAnswer]:  # fmt: skip
-        def draw(logprobs: Any, chance: Any) -> int:
-            if not temperature:
-                return int(logprobs.argmax())
-            weights = (logprobs / temperature).softmax(-1).cpu()
-            return int(torch.multinomial(weights, 1, generator=chance))
-
-        return [
-            self._write(
-                list(prompt), most, stop, partial(draw, chance=torch.Generator().manual_seed(n))
-            )
-            for n, prompt in enumerate(prompts)
-        ]
+        return [self._write([*ids], most, stop, temperature, n) for n, ids in enumerate(prompts)]
 
     def entropies(self, scored: Sequence[Scored]) -> list[list[float]]:
         found: dict[int, list[float]] = {}
@@ -114,8 +102,9 @@ class TransformersModel(Model):
         return [found[n] for n in range(len(scored))]
 
     def _write(
-        self, prompt: list[int], most: int, stop: Sequence[str], draw: Callable[[Any], int]
+        self, prompt: list[int], most: int, stop: Sequence[str], temperature: float, seed: int
     ) -> WrittenAnswer:
+        chance = torch.Generator().manual_seed(seed)
         ids: list[int] = []
         entropies: list[float] = []
         end = self._model.generation_config.eos_token_id
@@ -129,7 +118,11 @@ class TransformersModel(Model):
                 logprobs = out.logits[0, -1].float().log_softmax(-1)
                 cache = out.past_key_values
                 entropies.append(float(_entropy(logprobs)))
-                ids.append(draw(logprobs))
+                drawn = logprobs.argmax()
+                if temperature:
+                    weights = (logprobs / temperature).softmax(-1).cpu()
+                    drawn = torch.multinomial(weights, 1, generator=chance)
+                ids.append(int(drawn))
                 step = ids[-1:]
                 text = self.tokenizer.decode(ids[-tail:]) if stop else ""
                 ended = ids[-1] in ends or any(word in text for word in stop)
