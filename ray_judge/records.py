@@ -57,13 +57,18 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One thing to be judged. `responses` holds (A, B) for a pair and one text for a single."""
+    """One thing to be judged. `responses` holds (A, B) for a pair and one text for a single.
+
+    `turns`: (role, content) of the messages before the responses, the last one the user's; empty
+    where `instruction` is the only one. Where there are turns, `instruction` is their text.
+    """
 
     instruction: str
     responses: tuple[str, ...]
     input: str | None = None
     reference: str | None = None
     rubric: str | None = None
+    turns: tuple[tuple[str, str], ...] = ()
 
     def swapped(self) -> Example:
         return replace(self, responses=self.responses[::-1])
