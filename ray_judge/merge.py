@@ -14,9 +14,19 @@ from ray_judge.cluster import call_each
 from ray_judge.config import StrongConfig
 from ray_judge.errors import InputChangedError
 from ray_judge.escalation.answers import answer_row
-from ray_judge.records import LOCAL, Answer, Outcome, Route, Source, Verdict, verdict_schema
+from ray_judge.records import (
+    CHOSEN_IS,
+    LOCAL,
+    Answer,
+    Outcome,
+    Route,
+    Source,
+    Verdict,
+    verdict_schema,
+)
 from ray_judge.routing.tiers import Cascade, read_judged
-from ray_judge.run.plan import check_unchanged, open_shard, read_slices
+from ray_judge.run.columns import plain
+from ray_judge.run.plan import check_unchanged, chosen_sides, open_shard, read_slices
 
 STRONG = ("strong_verdict", "strong_prob", "strong_model", "strong_cost_usd")
 Paid = Mapping[str, tuple[Answer | None, Decimal]]
@@ -66,7 +76,9 @@ def merge_shard(cascade: Cascade, number: int, routed: pl.DataFrame, answers: Pa
     with open_shard(shard.path) as file:
         source = file.schema_arrow
     strong = config.strong
-    added = verdict_schema(config.task, config.alternatives(), strong_prob=strong.samples > 1)
+    votes, chosen = strong.samples > 1, plan.columns.chosen
+    names = config.alternatives()
+    added = verdict_schema(config.task, names, strong_prob=votes, chosen_is=chosen)
     schema = pa.schema([*source, *added], metadata=source.metadata)
     decided = routed.partition_by("chunk", as_dict=True)
     with (
@@ -83,7 +95,8 @@ def merge_shard(cascade: Cascade, number: int, routed: pl.DataFrame, answers: Pa
                 for _, row, route, keys, pays in decided[chunk.name,].rows()
             }
             judged, _ = read_judged(run, len(config.judges), chunk.name)
-            columns = verdict_columns(judged, routes, answers, added, strong)
+            sides = chosen_sides(plain(rows), plan.columns) if chosen else ()
+            columns = verdict_columns(judged, routes, answers, added, strong, sides)
             table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))
 
@@ -94,8 +107,11 @@ def verdict_columns(
     answers: Paid,
     schema: pa.Schema,
     strong: StrongConfig,
+    sides: Sequence[str | None] = (),
 ) -> pa.Table:
-    """Lay the verdict columns of one chunk, in its order. `routed`: row → route and questions."""
+    """Lay the verdict columns of one chunk, in its order. `routed`: row → route and questions;
+    `sides`: the letters of the chosen responses.
+    """
     decided = [
         _decide(row["judge_verdict"], row["error"], *routed[row["row"]], answers, strong)
         for row in judged.select(["row", "judge_verdict", "error"]).to_pylist()
@@ -103,6 +119,8 @@ def verdict_columns(
     columns = [
         judged.column(field.name)
         if field.name in LOCAL
+        else pa.array(sides, field.type)
+        if field.name == CHOSEN_IS
         else pa.array([row[field.name] for row in decided], field.type)
         for field in schema
     ]

@@ -23,6 +23,10 @@ REQUIRED: Mapping[Task, tuple[str, ...]] = {
     "pointwise": ("instruction", "response"),
 }
 OPTIONAL = ("input", "reference", "rubric")
+PREFERENCE = ("chosen", "rejected")
+"""Roles in place of `response_a` and `response_b`: which is which is drawn for each row."""
+CHOSEN_IS = "chosen_is"
+"""Column of the output: the letter under which the chosen response was judged; the row's label."""
 LOCAL = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
 PAIRWISE_ALTERNATIVES = ("A", "B", "tie")
 MONEY = pa.decimal128(18, 9)
@@ -170,12 +174,15 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
 
 
 def verdict_schema(
-    task: Task, alternatives: Sequence[str], *, strong_prob: bool = False
+    task: Task, alternatives: Sequence[str], *, strong_prob: bool = False, chosen_is: bool = False
 ) -> pa.Schema:
-    """What a scored shard has behind its input columns; `strong_prob` where votes are counted."""
+    """What a scored shard has behind its input columns; `strong_prob` where votes are counted,
+    `chosen_is` where the input has preferences.
+    """
     judged = judged_schema(task, alternatives)
     return pa.schema(
         [
+            *([(CHOSEN_IS, pa.string())] if chosen_is else []),
             *(judged.field(name) for name in LOCAL),
             ("route", pa.string()),
             ("outcome", pa.string()),
@@ -211,3 +218,5 @@ class Shard:
     name: str
     rows: int
     fingerprint: str
+    source: str | None = None
+    """What was staged as `path`, where that is not the input itself; the fingerprint is of this."""

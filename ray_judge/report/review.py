@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_judge.errors import CorruptedError
-from ray_judge.records import Outcome, Shard, Task, verdict_schema
-from ray_judge.run.columns import Columns, decode
+from ray_judge.records import (
+    PREFERENCE,
+    REQUIRED,
+    Example,
+    Outcome,
+    Shard,
+    Task,
+    verdict_schema,
+)
+from ray_judge.run.columns import Columns, plain
 from ray_judge.run.directory import REVIEW, Plan, RunDirectory
-from ray_judge.run.plan import row_groups, row_keys
+from ray_judge.run.plan import read_examples, row_groups, row_keys
 
 VERDICTS = ("judge_verdict", "judge_confidence", "strong_verdict", "strong_prob", "error")
 
@@ -49,7 +58,7 @@ def review_schema(task: Task, columns: Columns) -> pa.Schema:
             pa.field("shard", pa.string(), nullable=False),
             pa.field("row", pa.int64(), nullable=False),
             pa.field("row_key", pa.string(), nullable=False),
-            *(pa.field(role, pa.string()) for role in columns.text),
+            *(pa.field(role, pa.string()) for role in _shown(columns)),
             *(verdicts.field(name) for name in VERDICTS),
         ]
     )
@@ -68,7 +77,7 @@ def _abstained(
             chosen = [n for n, outcome in enumerate(outcomes) if outcome == Outcome.ABSTAINED]
             if chosen:
                 rows = file.read_row_group(group, columns=wanted)
-                texts = {role: decode(rows[name]) for role, name in columns.text.items()}
+                texts = _texts(rows, columns)
                 keys = row_keys(rows, columns, shard.name, range(begin, end))
                 made: dict[str, Any] = {
                     "shard": [shard.name] * len(chosen),
@@ -78,3 +87,22 @@ def _abstained(
                     **{name: rows[name].take(chosen) for name in VERDICTS},
                 }
                 yield pa.table(made, schema=schema)
+
+
+def _shown(columns: Columns) -> list[str]:
+    """The roles whose texts a person gets; of a preference under the letters that were judged."""
+    letters = dict(zip(PREFERENCE, REQUIRED["pairwise"][1:], strict=True))
+    there = [letters.get(role, role) for role in columns.text if role != "turns"]
+    return list(dict.fromkeys(["instruction", *there]))
+
+
+def _texts(rows: pa.Table, columns: Columns) -> dict[str, list[str | None]]:
+    found: dict[str, list[str | None]] = {role: [] for role in _shown(columns)}
+    for example in read_examples(plain(rows), columns):
+        texts: dict[str, str | None] = {}
+        if isinstance(example, Example):
+            named = [role for role in found if role.startswith("response")]
+            texts = {**asdict(example), **dict(zip(named, example.responses, strict=True))}
+        for role, values in found.items():
+            values.append(texts.get(role))
+    return found

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -19,8 +20,9 @@ import pyarrow.parquet as pq
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import InputChangedError, InputError, StorageError
-from ray_judge.records import OPTIONAL, Example, Shard
+from ray_judge.records import CHOSEN_IS, Example, Shard
 from ray_judge.run.columns import (
+    RESPONSES,
     Columns,
     as_bytes,
     as_series,
@@ -28,11 +30,14 @@ from ray_judge.run.columns import (
     is_text,
     name_kind,
     plain,
-    read_labels,
     resolve_columns,
+    values_of,
+    with_kinds,
 )
+from ray_judge.run.conversations import WHOLE, Unfit, as_text, draw, part_ways, read_value
 from ray_judge.run.directory import Plan
 from ray_judge.run.files import find_shards
+from ray_judge.run.labels import label_columns, labels_of
 from ray_judge.storage.local import open_storage
 
 BATCH = 4096
@@ -64,16 +69,20 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
                     "this shard has no rows: remove it, or say allow_empty_shards: true", file=path
                 )
             shards.append(Shard(path, name, rows, print_))
-    if columns is None or not sum(shard.rows for shard in shards):
+    if columns is None or first is None or not sum(shard.rows for shard in shards):
         raise InputError("there is nothing to judge: the input has no rows", input=config.input)
+    filled = next(shard for shard in shards if shard.rows)
+    head = read_rows(filled.path, 0, BATCH, list(columns.text.values()))
+    columns = with_kinds(config, columns, head, first[1], filled.path)
     for column in columns.extra:
-        _check_probabilities(next(shard for shard in shards if shard.rows), column)
+        _check_probabilities(filled, column)
     if columns.id:
         _unique_ids(shards, columns.id)
-    if columns.label:
+    if columns.label and columns.label != CHOSEN_IS:
         where = {"file": shards[0].path} if len(shards) == 1 else {"input": config.input}
-        labels = _read_column(shards, columns.label)
-        read_labels(labels, config, **where, column=columns.label)
+        named = label_columns(config, columns.label)
+        labels = pa.table({name: _read_column(shards, name).to_arrow() for name in named})
+        labels_of(labels, columns.label, config, **where, column=columns.label)
     if config.route.audit_by:
         _read_column(shards, config.route.audit_by)
     return Plan(tuple(shards), columns, config.chunk_rows, tuple(left))
@@ -230,22 +239,69 @@ def _cut(
 
 def read_examples(table: pa.Table, columns: Columns) -> list[Example | str]:
     """Turn rows into examples; text instead of an example says why the row has none."""
-    texts = [decode(table.column(name)) for name in columns.text.values()]
-    return [_example(dict(zip(columns.text, row, strict=True))) for row in zip(*texts, strict=True)]
+    return [example for example, _ in _read(table, columns)]
 
 
-def _example(values: Mapping[str, str | bytes | None]) -> Example | str:
-    clean: dict[str, str] = {}
+def chosen_sides(table: pa.Table, columns: Columns) -> list[str | None]:
+    """Under which letter, A or B, each row's chosen response is judged; null: it has no text."""
+    return [side for _, side in _read(table, columns)]
+
+
+def _read(table: pa.Table, columns: Columns) -> list[tuple[Example | str, str | None]]:
+    texts = [values_of(table.column(name)) for name in columns.text.values()]
+    rows = (dict(zip(columns.text, row, strict=True)) for row in zip(*texts, strict=True))
+    made = []
+    for values in rows:
+        try:
+            made.append(_example(values, columns))
+        except Unfit as error:
+            made.append((f"input: {error}", None))
+    return made
+
+
+def _example(values: dict[str, Any], columns: Columns) -> tuple[Example | str, str | None]:
+    count, clean = values.pop("turns", None), {}
     for role, value in values.items():
         if isinstance(value, bytes):
-            return f"input: {role} is not UTF-8 text"
-        if role not in OPTIONAL and not (value and value.strip()):
-            return f"input: {role} is {'null' if value is None else 'empty'}"
-        if value:
-            clean[role] = value
-    named = ("response_a", "response_b", "response")
-    responses = tuple(clean.pop(role) for role in named if role in clean)
-    return Example(responses=responses, **clean)
+            raise Unfit(f"{role} is not UTF-8 text")
+        clean[role] = read_value(value, columns.kinds.get(role), role) if value else value
+    named = [role for role in RESPONSES if role in clean]
+    turns: tuple[tuple[str, str], ...] = ()
+    if columns.kinds:
+        turns = _converse(clean, named, columns.kinds, count)
+    _check_texts({role: clean[role] for role in ("instruction", *named)})
+    pair, side = [clean.pop(role) for role in named], None
+    if columns.chosen:
+        chosen, rejected = (draw(clean["instruction"], text) for text in pair)
+        side = "A" if chosen <= rejected else "B"
+        pair = pair if side == "A" else pair[::-1]
+    texts = {role: value for role, value in clean.items() if value}
+    return Example(responses=tuple(pair), turns=turns, **texts), side
+
+
+def _converse(
+    clean: dict[str, Any], named: Sequence[str], kinds: Mapping[str, str], count: int | None
+) -> tuple[tuple[str, str], ...]:
+    """Put texts in place of conversations; give the turns before the responses, if several."""
+    whole = all(kinds.get(role) in WHOLE for role in named)
+    _check_texts({role: clean.get(role) for role in (*([] if whole else ["instruction"]), *named)})
+    asked, said = clean.get("instruction"), {role: clean[role] for role in named}
+    if isinstance(asked, str):  # a list has several responses to it, of which one is judged
+        for role, texts in said.items():
+            if isinstance(texts, list):
+                said[role] = texts[draw(asked, role) % len(texts)]
+    turns, responses = part_ways(asked, said, count)
+    clean |= {"instruction": as_text(turns), **dict(zip(named, responses, strict=True))}
+    for role in ("instruction", *named):
+        if any("\ud800" <= letter <= "\udfff" for letter in clean[role]):
+            raise Unfit(f"{role} is not UTF-8 text: it has half of a surrogate pair")
+    return turns if len(turns) > 1 else ()
+
+
+def _check_texts(values: Mapping[str, Any]) -> None:
+    for role, value in values.items():
+        if not value or (isinstance(value, str) and not value.strip()):
+            raise Unfit(f"{role} is {'null' if value is None else 'empty'}")
 
 
 def row_keys(table: pa.Table, columns: Columns, shard: str, positions: Sequence[int]) -> list[str]:
