@@ -220,3 +220,8 @@ class Shard:
     fingerprint: str
     source: str | None = None
     """What was staged as `path`, where that is not the input itself; the fingerprint is of this."""
+
+    @property
+    def named(self) -> str:
+        """The input's own path or URI."""
+        return self.source or self.path

@@ -165,19 +165,25 @@ def with_kinds(
     said = {role: name for role, name in columns.text.items() if role in SAID}
     found = {role: kind_of(values_of(rows.column(name))) for role, name in said.items()}
     kinds = {role: kind for role, kind in found.items() if kind}
-    responses = {kinds.get(role) for role in said if role in RESPONSES}
+    named = [role for role in said if role in RESPONSES]
+    responses, asked = {kinds.get(role) for role in named}, kinds.get("instruction")
     if "instruction" not in said and not responses <= {*WHOLE}:
         if config.columns.get("instruction", "") is None:
             raise ConfigError("columns.instruction is null, but every example needs it")
-        name = config.columns.get("instruction", "instruction")
-        raise _missing(schema, "instruction", str(name), path)
-    if kinds.get("instruction") == "texts" and responses != {"texts"}:
-        raise InputError(
-            "the instruction is a list of texts, one a turn, and the responses are not",
-            file=path,
-            column=said["instruction"],
-        )
+        raise _missing(schema, "instruction", "instruction", path)
+    several = columns.chosen and asked is None  # responses to one instruction
+    if len(responses) > 1 or (
+        "texts" in {asked, *responses} and {asked} != responses and not several
+    ):
+        told = ", ".join(f"{role} is {_told(kinds.get(role))}" for role in said)
+        raise InputError(f"these do not go together: {told}", file=path)
     return replace(columns, kinds=kinds)
+
+
+def _told(kind: str | None) -> str:
+    return {"texts": "a list of texts", "transcript": "a transcript"}.get(
+        kind or "", kind or "text"
+    )
 
 
 def _missing(schema: pa.Schema, role: str, column: str, path: str) -> InputError:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_judge.config import RunConfig
+from ray_judge.config import LabelRule, RunConfig
 from ray_judge.errors import InputChangedError, InputError, StorageError
 from ray_judge.records import CHOSEN_IS, Example, Shard
 from ray_judge.run.columns import (
@@ -36,9 +37,10 @@ from ray_judge.run.columns import (
 )
 from ray_judge.run.conversations import WHOLE, Unfit, as_text, draw, part_ways, read_value
 from ray_judge.run.directory import Plan
-from ray_judge.run.files import find_shards
+from ray_judge.run.files import find_shards, format_of
 from ray_judge.run.labels import label_columns, labels_of
-from ray_judge.storage.local import open_storage
+from ray_judge.run.staging import Numbers, stage
+from ray_judge.storage.hub import open_source
 
 BATCH = 4096
 """Rows that are decoded at a time."""
@@ -57,29 +59,29 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
     if left:
         log.warning("not taken: %s", ", ".join(left))
     found = [(f"{root.rstrip('/')}/{name}", name) for root, name in names]
+    inspect = partial(_inspect, numbers=_numbers(config, extra), output=config.output)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for (path, name), (schema, rows, print_) in zip(
-            found, pool.map(_inspect, [path for path, _ in found]), strict=True
-        ):
+        for schema, shard in pool.map(inspect, found):
+            path = shard.named
             columns = resolve_columns(config, schema, extra, path)
             first = first or (path, schema)
             _same_schema(first, (path, schema))
-            if rows == 0 and not config.allow_empty_shards:
+            if shard.rows == 0 and not config.allow_empty_shards:
                 raise InputError(
                     "this shard has no rows: remove it, or say allow_empty_shards: true", file=path
                 )
-            shards.append(Shard(path, name, rows, print_))
+            shards.append(shard)
     if columns is None or first is None or not sum(shard.rows for shard in shards):
         raise InputError("there is nothing to judge: the input has no rows", input=config.input)
     filled = next(shard for shard in shards if shard.rows)
     head = read_rows(filled.path, 0, BATCH, list(columns.text.values()))
-    columns = with_kinds(config, columns, head, first[1], filled.path)
+    columns = with_kinds(config, columns, head, first[1], filled.named)
     for column in columns.extra:
         _check_probabilities(filled, column)
     if columns.id:
         _unique_ids(shards, columns.id)
     if columns.label and columns.label != CHOSEN_IS:
-        where = {"file": shards[0].path} if len(shards) == 1 else {"input": config.input}
+        where = {"file": shards[0].named} if len(shards) == 1 else {"input": config.input}
         named = label_columns(config, columns.label)
         labels = pa.table({name: _read_column(shards, name).to_arrow() for name in named})
         labels_of(labels, columns.label, config, **where, column=columns.label)
@@ -94,7 +96,7 @@ def _check_probabilities(shard: Shard, column: str) -> None:
     known = values.cast(pl.Float64).drop_nulls().drop_nans()
     if len(known) and not known.is_between(0, 1.001).any():
         said = f"none of the first {len(known):,} values is a probability, such as {known[0]:g}"
-        raise InputError(said, file=shard.path, column=column)
+        raise InputError(said, file=shard.named, column=column)
 
 
 def _read_column(shards: Sequence[Shard], column: str) -> pl.Series:
@@ -103,14 +105,33 @@ def _read_column(shards: Sequence[Shard], column: str) -> pl.Series:
     for shard in shards:
         with open_shard(shard.path) as file:
             values = file.read(columns=[column]).column(0)
-        parts.append(as_series(values, file=shard.path, column=column).alias(column).to_frame())
+        parts.append(as_series(values, file=shard.named, column=column).alias(column).to_frame())
     return pl.concat(parts, how="vertical_relaxed").to_series()
 
 
-def _inspect(path: str) -> tuple[pa.Schema, int, str]:
+def _inspect(found: tuple[str, str], numbers: Numbers, output: str) -> tuple[pa.Schema, Shard]:
+    """One shard and its schema; what is no Parquet is staged as such."""
+    (path, name), source, print_ = found, None, ""
+    if format_of(name) != "Parquet":
+        source, name = path, f"{name}.parquet"
+        try:
+            print_ = fingerprint(source)
+        except (OSError, StorageError) as error:
+            raise InputError(f"cannot read this shard: {error}", file=path) from None
+        path = stage(source, name, print_, numbers, output)
     with open_shard(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-    return schema, rows, fingerprint(path)
+    return schema, Shard(path, name, rows, print_ or fingerprint(path), source)
+
+
+def _numbers(config: RunConfig, extra: Sequence[str]) -> Numbers:
+    """The columns that are numbers even in a CSV file, all of which is text."""
+    label, turns = config.columns.get("label", "label"), config.columns.get("turns")
+    named = [*extra, *(label.names() if isinstance(label, LabelRule) else ())]
+    if config.task == "pointwise" and isinstance(label, str):
+        named.append(label)
+    counted = {turns: pa.int64()} if isinstance(turns, str) else {}
+    return {**dict.fromkeys(named, pa.float64()), **counted}
 
 
 @contextmanager
@@ -118,7 +139,7 @@ def open_shard(path: str) -> Iterator[pq.ParquetFile]:
     """Open a shard for reading. Raises InputError."""
     root, _, name = path.rpartition("/")
     try:
-        with pq.ParquetFile(open_storage(root).open_input(name), pre_buffer=True) as file:
+        with pq.ParquetFile(open_source(root).open_input(name), pre_buffer=True) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -149,9 +170,9 @@ def _unique_ids(shards: Sequence[Shard], column: str) -> None:
             ids = file.read(columns=[column]).column(0)
         if ids.null_count:
             row = pc.index(ids.is_null(), True).as_py()
-            raise InputError("id is null", file=shard.path, column=column, row=row)
+            raise InputError("id is null", file=shard.named, column=column, row=row)
         found = pl.DataFrame({"id": pl.from_arrow(as_bytes(ids) if is_text(ids.type) else ids)})
-        parts.append(found.with_row_index("row").with_columns(path=pl.lit(shard.path)))
+        parts.append(found.with_row_index("row").with_columns(path=pl.lit(shard.named)))
     table = pl.concat(parts, how="vertical_relaxed")
     twice = table.filter(pl.col("id").is_duplicated())
     if len(twice):
@@ -166,14 +187,16 @@ def _unique_ids(shards: Sequence[Shard], column: str) -> None:
 def fingerprint(path: str) -> str:
     """Give what changes whenever the bytes do: SHA-256 of the file.
 
-    On an object store the footer stands for the bytes: it has every page's size, offset and
-    statistics, and to read a terabyte in order to plan a night would be dear.
+    Of Parquet on an object store the footer stands for the bytes: it has every page's size,
+    offset and statistics, and to read a terabyte in order to plan a night would be dear.
     """
     if "://" not in path:
         with open(path, "rb") as local:
             return hashlib.file_digest(local, "sha256").hexdigest()
     root, _, name = path.rpartition("/")
-    with open_storage(root).open_input(name) as file:
+    with open_source(root).open_input(name) as file:
+        if format_of(name) != "Parquet":
+            return hashlib.file_digest(file, "sha256").hexdigest()
         size = file.size()
         file.seek(max(0, size - 8))
         tail = int.from_bytes(file.read(4), "little") + 8
@@ -184,13 +207,13 @@ def fingerprint(path: str) -> str:
 def check_unchanged(shard: Shard) -> None:
     """Raise InputChangedError when a shard is not what it was when the run was planned."""
     try:
-        now = fingerprint(shard.path)
+        now = fingerprint(shard.named)
     except (OSError, StorageError):
         now = None
     if now != shard.fingerprint:
         raise InputChangedError(
             "this shard is gone" if now is None else "this shard changed since the run began",
-            file=shard.path,
+            file=shard.named,
         )
 
 

@@ -1,0 +1,145 @@
+"""Data sets on the Hugging Face Hub (`hf://datasets/<org>/<name>[@<revision>]/<path>`), to read.
+
+Two of the Hub's addresses are used: the listing of a repository's tree (`/api/datasets/.../tree`,
+in pages) and a file's own (`/datasets/.../resolve/...`), which takes ranges. `HF_ENDPOINT` names
+another server, `HF_TOKEN` opens what is not public.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import httpx
+import pyarrow as pa
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from ray_judge.errors import ConfigError, StorageError
+from ray_judge.storage.local import Missing, open_storage
+
+ATTEMPTS = 4
+SILENCE_S = 60.0
+"""How long the server may say nothing."""
+
+
+class Source(Protocol):
+    """What an input is read from: the part of `Storage` that reads."""
+
+    @property
+    def uri(self) -> str: ...
+    def list(self, prefix: str) -> list[str]: ...
+    def open_input(self, path: str) -> Any: ...
+
+
+def open_source(uri: str) -> Source:
+    """Open a place to read from: any storage, or a data set on the Hub. Raises ConfigError."""
+    return HubSource(uri) if uri.startswith("hf://") else open_storage(uri)
+
+
+class _Passing(Exception):
+    """The server may answer in a moment."""
+
+
+class HubSource:
+    """Files below one folder of a data set's repository."""
+
+    def __init__(self, uri: str) -> None:
+        parts = uri.removeprefix("hf://").rstrip("/").split("/")
+        if parts[0] != "datasets" or len(parts) < 3:
+            said = "on the Hub an input is like hf://datasets/org/name/folder/*.parquet"
+            raise ConfigError(said, uri=uri)
+        name, _, revision = parts[2].partition("@")
+        self.uri = "/".join(["hf:/", *parts])
+        self._repository = f"datasets/{parts[1]}/{name}"
+        self._revision = quote(revision or "main", safe="")
+        self._folder = "/".join(parts[3:])
+
+    def list(self, prefix: str) -> list[str]:
+        """Paths below the folder, sorted. Raises Missing, StorageError."""
+        folder = "/".join(filter(None, [self._folder, prefix.strip("/")]))
+        address = f"{_endpoint()}/api/{self._repository}/tree/{self._revision}/{quote(folder)}"
+        url: str | None = f"{address.rstrip('/')}?recursive=true"
+        found: list[str] = []
+        while url:
+            page = _get(url, f"{self.uri}/{prefix}")
+            found += [item["path"] for item in page.json() if item.get("type") == "file"]
+            url = page.links.get("next", {}).get("url")
+        below = f"{self._folder}/" if self._folder else ""
+        return sorted(path.removeprefix(below) for path in found if path.startswith(below))
+
+    def open_input(self, path: str) -> Any:
+        place = quote("/".join(filter(None, [self._folder, path])))
+        url = f"{_endpoint()}/{self._repository}/resolve/{self._revision}/{place}"
+        return pa.PythonFile(_HubFile(url, f"{self.uri}/{path}"), mode="r")
+
+
+class _HubFile(io.RawIOBase):
+    """A file by ranges of bytes."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url, self._name, self._at = url, name, 0
+        told = self._range(0, 1).headers.get("content-range", "").rpartition("/")[2]
+        if not told.isdecimal():
+            raise StorageError("the server gives no part of a file", path=name)
+        self._size = int(told)
+
+    def _range(self, start: int, end: int) -> httpx.Response:
+        return _get(self._url, self._name, {"range": f"bytes={start}-{end - 1}"})
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._size if size is None or size < 0 else min(self._size, self._at + size)
+        if end <= self._at:
+            return b""
+        data = self._range(self._at, end).content
+        if len(data) != end - self._at:
+            raise StorageError("the server sent another part of this file", path=self._name)
+        self._at = end
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _get(url: str, name: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    """Ask, again where it may help. Raises Missing, ConfigError, StorageError."""
+    token = os.environ.get("HF_TOKEN")
+    sent = {"accept-encoding": "identity", **(headers or {})}
+    if token:
+        sent["authorization"] = f"Bearer {token}"
+    try:
+        for attempt in Retrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(0.2),
+            retry=retry_if_exception_type((_Passing, httpx.TransportError)),
+            reraise=True,
+        ):
+            with attempt:
+                answer = httpx.get(url, headers=sent, timeout=SILENCE_S, follow_redirects=True)
+                if answer.status_code == 429 or answer.status_code >= 500:
+                    raise _Passing(f"status {answer.status_code}")
+    except (_Passing, httpx.HTTPError) as error:
+        raise StorageError(f"the Hub does not answer: {error}", path=name) from None
+    if answer.status_code in (401, 403):
+        said = "the Hub lets nobody in without a token that may read this (HF_TOKEN)"
+        raise ConfigError(said, path=name)
+    if answer.status_code == 404:
+        raise Missing("there is nothing of this name on the Hub", path=name)
+    if not answer.is_success:
+        raise StorageError(f"the Hub answered with status {answer.status_code}", path=name)
+    return answer
