@@ -29,9 +29,9 @@ class Unfit(Exception):
 
 def kind_of(values: Sequence[Any]) -> str | None:
     """How most of these values are kept; None is plain text. What differs is its row's error."""
-    kinds = Counter(_kind(value) for value in values if value)
-    ((kind, rows),) = kinds.most_common(1) or [(None, 0)]
-    return kind if 2 * rows > kinds.total() else None
+    found = [_kind(value) for value in values if value]
+    kinds = Counter(kind for kind in found if kind).most_common(1)
+    return kinds[0][0] if kinds and 2 * kinds[0][1] >= len(found) else None
 
 
 def _kind(value: Any) -> str | None:
