@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from ray_judge.errors import ConfigError, StorageError
 from ray_judge.storage.local import Missing, open_storage
 
-ATTEMPTS = 4
+ATTEMPTS, FIRST_WAIT_S = 4, 0.5
 SILENCE_S = 60.0
 """How long the server may say nothing."""
 
@@ -125,7 +125,7 @@ def _get(url: str, name: str, headers: dict[str, str] | None = None) -> httpx.Re
     try:
         for attempt in Retrying(
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential(0.2),
+            wait=wait_exponential(FIRST_WAIT_S),
             retry=retry_if_exception_type((_Passing, httpx.TransportError)),
             reraise=True,
         ):

@@ -13,6 +13,7 @@ import pytest
 
 from ray_judge.errors import ConfigError, InputChangedError, InputError
 from ray_judge.records import Example
+from ray_judge.run import staging
 from ray_judge.run.columns import Columns
 from ray_judge.run.conversations import kind_of
 from ray_judge.run.labels import labels_of
@@ -215,7 +216,15 @@ def test_a_file_that_cannot_be_staged(
     assert error in str(caught.value) and str(tmp_path / "in" / name) in str(caught.value)
 
 
-def test_staged_once_as_it_is_written(tmp_path: Path) -> None:
+@pytest.fixture(params=[None, 40])
+def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """Files in one piece, and in many."""
+    if request.param:
+        monkeypatch.setattr(staging, "PIECE", request.param)
+    return request.param  # type: ignore[no-any-return]
+
+
+def test_staged_once_as_it_is_written(tmp_path: Path, piece: int | None) -> None:
     lines = "\ufeff" + "\n".join(json.dumps({**GOOD, "n": n}) for n in (1, 2.5)) + "\n\n"
     plan = staged(tmp_path, "a.jsonl", lines)
     (shard,) = plan.shards
@@ -229,9 +238,12 @@ def test_staged_once_as_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.jsonl").write_text(lines + json.dumps(GOOD))
     with pytest.raises(InputChangedError, match="changed"):
         check_unchanged(shard)
+    said = "from line 4 on: Unable to merge" if piece else "line 4: JSON parse error: Column"
+    with pytest.raises(InputError, match=said):
+        staged(tmp_path, "a.jsonl", lines + json.dumps({**GOOD, "when": 1}) + "\n")
 
 
-def test_of_csv_only_what_is_needed_as_a_number_is_one(tmp_path: Path) -> None:
+def test_of_csv_only_what_is_needed_as_a_number_is_one(tmp_path: Path, piece: int | None) -> None:
     rows = [b'"q, ""1""\n2",007,"",0.5', b"q,caf\xe9,NA,", b"", b"q,\xe6\xbc\xa2,x,1e-3"]
     plan = staged(tmp_path, "a.csv", b"\xef\xbb\xbf" + HEAD.encode() + b"\r\n".join(rows))
     table = read_rows(plan.shards[0].path, 0, 9)
