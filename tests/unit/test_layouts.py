@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from ray_judge.config import presets
 from ray_judge.errors import ConfigError, InputChangedError, InputError
 from ray_judge.records import Example
 from ray_judge.run import staging
@@ -21,6 +24,7 @@ from ray_judge.run.plan import check_unchanged, chosen_sides, plan_input, read_e
 
 from . import builders
 
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 U, A, S = ("user", "u"), ("assistant", "a"), ("system", "s")
 PAIR = ("response_a", "response_b")
 
@@ -176,6 +180,16 @@ def test_a_presets_keys_are_defaults(tmp_path: Path) -> None:
         builders.config(output="hf://datasets/a/b")
     with pytest.raises(ConfigError, match=r"there is none 'mtbench' .did you mean mt-bench"):
         builders.config(preset="mtbench")
+
+
+@pytest.mark.parametrize("text", re.findall("```yaml\n(.*?)```", DOCUMENT, re.DOTALL))
+def test_the_documents_examples_are_configurations(text: str) -> None:
+    assert builders.config(**yaml.safe_load(text)).columns
+
+
+def test_every_preset_is_in_the_document() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| [^ ]+/", DOCUMENT, re.MULTILINE)
+    assert rows == [*presets()]
 
 
 GOOD = {"instruction": "q", "response_a": "2024-01-01", "response_b": "b", "when": "2024-01-01"}
