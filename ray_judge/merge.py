@@ -76,10 +76,9 @@ def merge_shard(cascade: Cascade, number: int, routed: pl.DataFrame, answers: Pa
     with open_shard(shard.path) as file:
         source = file.schema_arrow
     strong = config.strong
-    votes, chosen = strong.samples > 1, plan.columns.chosen
-    names = config.alternatives()
-    added = verdict_schema(config.task, names, strong_prob=votes, chosen_is=chosen)
-    schema = pa.schema([*source, *added], metadata=source.metadata)
+    added = verdict_schema(config.task, config.alternatives(), strong_prob=strong.samples > 1)
+    preferences = [pa.field(CHOSEN_IS, pa.string())] if plan.columns.chosen else []
+    schema = pa.schema([*source, *preferences, *added], metadata=source.metadata)
     decided = routed.partition_by("chunk", as_dict=True)
     with (
         run.storage.write_stream(f"scored/{shard.name}") as sink,
@@ -95,9 +94,13 @@ def merge_shard(cascade: Cascade, number: int, routed: pl.DataFrame, answers: Pa
                 for _, row, route, keys, pays in decided[chunk.name,].rows()
             }
             judged, _ = read_judged(run, len(config.judges), chunk.name)
-            sides = chosen_sides(plain(rows), plan.columns) if chosen else ()
-            columns = verdict_columns(judged, routes, answers, added, strong, sides)
-            table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
+            columns = verdict_columns(judged, routes, answers, added, strong)
+            sides = (
+                [pa.array(chosen_sides(plain(rows), plan.columns), pa.string())]
+                if preferences
+                else []
+            )
+            table = pa.Table.from_arrays([*rows.columns, *sides, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))
 
 
@@ -107,11 +110,8 @@ def verdict_columns(
     answers: Paid,
     schema: pa.Schema,
     strong: StrongConfig,
-    sides: Sequence[str | None] = (),
 ) -> pa.Table:
-    """Lay the verdict columns of one chunk, in its order. `routed`: row → route and questions;
-    `sides`: the letters of the chosen responses.
-    """
+    """Lay the verdict columns of one chunk, in its order. `routed`: row → route and questions."""
     decided = [
         _decide(row["judge_verdict"], row["error"], *routed[row["row"]], answers, strong)
         for row in judged.select(["row", "judge_verdict", "error"]).to_pylist()
@@ -119,8 +119,6 @@ def verdict_columns(
     columns = [
         judged.column(field.name)
         if field.name in LOCAL
-        else pa.array(sides, field.type)
-        if field.name == CHOSEN_IS
         else pa.array([row[field.name] for row in decided], field.type)
         for field in schema
     ]

@@ -26,7 +26,7 @@ OPTIONAL = ("input", "reference", "rubric")
 PREFERENCE = ("chosen", "rejected")
 """Roles in place of `response_a` and `response_b`: which is which is drawn for each row."""
 CHOSEN_IS = "chosen_is"
-"""Column of the output: the letter under which the chosen response was judged; the row's label."""
+"""Column of a scored shard of preferences: the letter of the chosen response; the row's label."""
 LOCAL = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
 PAIRWISE_ALTERNATIVES = ("A", "B", "tie")
 MONEY = pa.decimal128(18, 9)
@@ -174,15 +174,12 @@ def judged_schema(task: Task, alternatives: Sequence[str]) -> pa.Schema:
 
 
 def verdict_schema(
-    task: Task, alternatives: Sequence[str], *, strong_prob: bool = False, chosen_is: bool = False
+    task: Task, alternatives: Sequence[str], *, strong_prob: bool = False
 ) -> pa.Schema:
-    """What a scored shard has behind its input columns; `strong_prob` where votes are counted,
-    `chosen_is` where the input has preferences.
-    """
+    """What a scored shard has behind its input columns; `strong_prob` where votes are counted."""
     judged = judged_schema(task, alternatives)
     return pa.schema(
         [
-            *([(CHOSEN_IS, pa.string())] if chosen_is else []),
             *(judged.field(name) for name in LOCAL),
             ("route", pa.string()),
             ("outcome", pa.string()),

@@ -60,8 +60,8 @@ def resolve_columns(
     """Match roles to this shard's columns and check their types. Raises InputError."""
     roles = _roles(config, schema)
     chosen = PREFERENCE[0] in roles
-    votes = config.strong.samples > 1
-    taken = verdict_schema(config.task, (), strong_prob=votes, chosen_is=chosen).names
+    taken = verdict_schema(config.task, (), strong_prob=config.strong.samples > 1).names
+    taken += [CHOSEN_IS] if chosen else []
     for name in schema.names:
         if schema.names.count(name) > 1:
             raise InputError("two columns have the same name", file=path, column=name)
@@ -106,41 +106,34 @@ def _roles(config: RunConfig, schema: pa.Schema) -> tuple[str, ...]:
     """The roles that a shard may have columns for; `chosen` and `rejected` where they are named,
     or are there and no `response_a` is.
     """
-    required = REQUIRED[config.task]
-    named = [role for role in PREFERENCE if config.columns.get(role)]
-    there = {*PREFERENCE} <= {*schema.names} and "response_a" not in {
-        *schema.names,
-        *config.columns,
-    }
-    if config.task == "pairwise" and (named or there):
+    required, there = REQUIRED[config.task], {*schema.names}
+    implied = {*PREFERENCE} <= there and "response_a" not in {*there, *config.columns}
+    if config.task == "pairwise" and (config.columns.get("chosen") or implied):
         required = (required[0], *PREFERENCE)
     return (*required, *OPTIONAL, "turns", "id")
 
 
 def _check_preset(config: RunConfig, schema: pa.Schema, path: str) -> None:
-    named = [
-        name
-        for column in config.columns.values()
-        for name in (column.names() if isinstance(column, LabelRule) else [column])
-    ]
-    absent = [name for name in named if name is not None and name not in schema.names]
+    named = [column for column in config.columns.values() if column not in (None, CHOSEN_IS)]
+    names = [n for c in named for n in (c.names() if isinstance(c, LabelRule) else [str(c)])]
+    absent = ", ".join(name for name in names if name not in schema.names)
     if config.preset and absent:
-        said = f"preset {config.preset} names columns that are not there: {', '.join(absent)}; "
-        raise InputError(said + f"this shard has {', '.join(schema.names)}", file=path)
+        said = f"preset {config.preset} names columns that are not there: {absent}; this shard has "
+        raise InputError(said + ", ".join(schema.names), file=path)
 
 
 def _label(config: RunConfig, schema: pa.Schema, chosen: bool, path: str) -> str | None:
     """The column in which a scored shard has the labels, or the first of several."""
     found = config.columns.get("label", CHOSEN_IS if chosen else "label")
     if chosen and found not in (CHOSEN_IS, None):
-        said = f"columns.label goes without columns.chosen: the label is {CHOSEN_IS} in the output"
-        raise ConfigError(f"{said}, or say null for none")
-    if isinstance(found, LabelRule):
-        for name in found.names():
-            if name not in schema.names:
-                raise _missing(schema, "label", name, path)
-        return found.names()[0]
-    return found if chosen else _column(config, schema, "label", path)
+        said = f"the label is {CHOSEN_IS} in the output, or null for none"
+        raise ConfigError(f"columns.label goes without columns.chosen: {said}")
+    if not isinstance(found, LabelRule):
+        return found if chosen else _column(config, schema, "label", path)
+    for name in found.names():
+        if name not in schema.names:
+            raise _missing(schema, "label", name, path)
+    return found.names()[0]
 
 
 def _column(config: RunConfig, schema: pa.Schema, role: str, path: str) -> str | None:
@@ -165,25 +158,16 @@ def with_kinds(
     said = {role: name for role, name in columns.text.items() if role in SAID}
     found = {role: kind_of(values_of(rows.column(name))) for role, name in said.items()}
     kinds = {role: kind for role, kind in found.items() if kind}
-    named = [role for role in said if role in RESPONSES]
-    responses, asked = {kinds.get(role) for role in named}, kinds.get("instruction")
+    asked, responses = kinds.get("instruction"), {found[r] for r in said if r in RESPONSES}
     if "instruction" not in said and not responses <= {*WHOLE}:
         if config.columns.get("instruction", "") is None:
             raise ConfigError("columns.instruction is null, but every example needs it")
         raise _missing(schema, "instruction", "instruction", path)
-    several = columns.chosen and asked is None  # responses to one instruction
-    if len(responses) > 1 or (
-        "texts" in {asked, *responses} and {asked} != responses and not several
-    ):
-        told = ", ".join(f"{role} is {_told(kinds.get(role))}" for role in said)
+    listed = "list of texts" in {asked, *responses} and {asked} != responses
+    if len(responses) > 1 or (listed and not (columns.chosen and asked is None)):
+        told = ", ".join(f"{role} is {kind or 'text'}" for role, kind in found.items())
         raise InputError(f"these do not go together: {told}", file=path)
     return replace(columns, kinds=kinds)
-
-
-def _told(kind: str | None) -> str:
-    return {"texts": "a list of texts", "transcript": "a transcript"}.get(
-        kind or "", kind or "text"
-    )
 
 
 def _missing(schema: pa.Schema, role: str, column: str, path: str) -> InputError:

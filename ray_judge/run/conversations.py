@@ -2,9 +2,9 @@
 
 `kind_of` tells by a column's values how they are kept:
 
-    messages     a list of {role, content}, or ShareGPT's {from, value}; or JSON text of it
-    texts        a list of texts, one a turn (arena 55k) or several to choose from (RewardBench 2)
-    transcript   text in which "\\n\\nHuman:" and "\\n\\nAssistant:" begin the turns (HH-RLHF)
+    messages        a list of {role, content}, or ShareGPT's {from, value}; or JSON text of it
+    list of texts   one a turn (arena 55k), or several to choose from (RewardBench 2)
+    transcript      text in which "\\n\\nHuman:" and "\\n\\nAssistant:" begin the turns (HH-RLHF)
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _kind(value: Any) -> str | None:
         return None
     if all(isinstance(one, dict) and {"role", "from"} & one.keys() for one in value):
         return "messages"
-    return "texts" if all(one is None or isinstance(one, str) for one in value) else None
+    return "list of texts" if all(one is None or isinstance(one, str) for one in value) else None
 
 
 def read_value(value: Any, kind: str | None, name: str) -> Any:
@@ -69,7 +69,7 @@ def read_value(value: Any, kind: str | None, name: str) -> Any:
         if not isinstance(value, list):
             raise Unfit(f"{name} is no list of messages")
         return tuple(_turn(one, name) for one in value)
-    if kind == "texts" and not (isinstance(value, list) and value):
+    if kind == "list of texts" and not (isinstance(value, list) and value):
         raise Unfit(f"{name} is no list of texts")
     return value
 

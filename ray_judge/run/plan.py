@@ -130,8 +130,7 @@ def _numbers(config: RunConfig, extra: Sequence[str]) -> Numbers:
     named = [*extra, *(label.names() if isinstance(label, LabelRule) else ())]
     if config.task == "pointwise" and isinstance(label, str):
         named.append(label)
-    counted = {turns: pa.int64()} if isinstance(turns, str) else {}
-    return {**dict.fromkeys(named, pa.float64()), **counted}
+    return {**dict.fromkeys(named, float), **({turns: int} if isinstance(turns, str) else {})}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from ray_judge.errors import InputError, StorageError
+from ray_judge.errors import InputError
 from ray_judge.run.files import format_of
 from ray_judge.storage.hub import open_source
 from ray_judge.storage.local import open_storage
@@ -26,8 +26,8 @@ from ray_judge.storage.local import open_storage
 PIECE = 16 << 20
 """So many bytes of JSON are read at a time, and about so many characters of CSV."""
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-Numbers = Mapping[str, pa.DataType]
-"""Columns of a CSV file that are numbers, and of which type."""
+Numbers = Mapping[str, type[int] | type[float]]
+"""Columns of a CSV file that are numbers."""
 
 
 def stage(path: str, name: str, print_: str, numbers: Numbers, output: str) -> str:
@@ -36,7 +36,7 @@ def stage(path: str, name: str, print_: str, numbers: Numbers, output: str) -> s
     `print_`: the file's fingerprint. Raises InputError, naming the line.
     """
     storage, kind = open_storage(output), format_of(path)
-    known = json.dumps([print_, {column: str(type_) for column, type_ in numbers.items()}])
+    known = json.dumps([print_, {column: type_.__name__ for column, type_ in numbers.items()}])
     place = f"staged/{hashlib.sha256(known.encode()).hexdigest()[:16]}/{name}"
     if not storage.exists(place):
         try:
@@ -56,9 +56,7 @@ def stage(path: str, name: str, print_: str, numbers: Numbers, output: str) -> s
         except StopIteration:
             raise InputError("this file is empty", file=path) from None
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"not readable as {kind}: {error}", file=path) from None
-        except StorageError as error:
-            raise InputError(f"cannot be staged: {error.message}", file=path) from None
+            raise InputError(f"cannot be staged from {kind}: {error}", file=path) from None
     return f"{storage.uri}/{place}"
 
 
@@ -135,44 +133,41 @@ def _read_csv(path: str, numbers: Numbers) -> Iterator[pa.Table]:
         try:
             if not (names := next(rows, [])):
                 return
-            held: list[list[str]] = []
-            size, began = 0, 0
-            for row in rows:
-                if row and len(row) != len(names):
-                    said = f"{len(row)} fields where the header has {len(names)}"
-                    raise InputError(f"line {rows.line_num:,}: {said}", file=path)
-                if row:
-                    held.append(row)
-                    size += sum(map(len, row))
-                if size >= PIECE:
-                    yield _table(names, held, numbers, path, began)
-                    began, held, size = began + len(held), [], 0
+            began, held = 0, _some(rows, len(names), path)
+            while held or not began:
+                columns = list(zip(*held, strict=True)) or [()] * len(names)
+                made = [_column(n, list(c), numbers.get(n), path, began)
+                        for n, c in zip(names, columns, strict=True)]  # fmt: skip
+                yield pa.table(made, names)
+                began += len(held) or 1
+                held = _some(rows, len(names), path)
         except csv.Error as error:
             raise InputError(f"line {rows.line_num:,}: {error}", file=path) from None
-        if held or not began:
-            yield _table(names, held, numbers, path, began)
 
 
-def _table(
-    names: list[str], rows: list[list[str]], numbers: Numbers, path: str, began: int
-) -> pa.Table:
-    columns = []
-    for number, name in enumerate(names):
-        values = [row[number].encode("utf-8", "surrogateescape") or None for row in rows]
-        column = pa.array(values, pa.binary()).view(pa.string())
-        if name in numbers:
-            column = _as_numbers(column, numbers[name], began, file=path, column=name)
-        columns.append(column)
-    return pa.table(columns, names)
+def _some(rows: Any, width: int, path: str) -> list[list[str]]:
+    held, size = [], 0
+    for row in rows:
+        if row and len(row) != width:
+            said = f"{len(row)} fields where the header has {width}"
+            raise InputError(f"line {rows.line_num:,}: {said}", file=path)
+        if row:
+            held.append(row)
+            size += sum(map(len, row))
+        if size >= PIECE:
+            break
+    return held
 
 
-def _as_numbers(values: pa.Array, kind: pa.DataType, row: int, **where: str) -> pa.Array:
-    try:
-        return values.cast(kind)
-    except pa.ArrowInvalid:
-        for n, value in enumerate(values):
-            try:
-                value.cast(kind)
-            except pa.ArrowInvalid:
-                raise InputError(f"{value.as_py()!r} is no number", **where, row=row + n) from None
-        raise
+def _column(name: str, texts: list[str], kind: Any, path: str, began: int) -> pa.Array:
+    if kind is None:
+        values = [text.encode("utf-8", "surrogateescape") or None for text in texts]
+        return pa.array(values, pa.binary()).view(pa.string())
+    numbers: list[float | None] = []
+    for row, text in enumerate(texts, began):
+        try:
+            numbers.append(kind(text) if text else None)
+        except ValueError:
+            where = {"file": path, "column": name, "row": row}
+            raise InputError(f"{text!r} is no number", **where) from None
+    return pa.array(numbers, pa.int64() if kind is int else pa.float64())

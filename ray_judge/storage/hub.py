@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import io
 import os
+import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import httpx
 import pyarrow as pa
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from ray_judge.errors import ConfigError, StorageError
 from ray_judge.storage.local import Missing, open_storage
@@ -24,7 +25,7 @@ SILENCE_S = 60.0
 """How long the server may say nothing."""
 
 
-class Source(Protocol):
+class Readable(Protocol):
     """What an input is read from: the part of `Storage` that reads."""
 
     @property
@@ -33,13 +34,9 @@ class Source(Protocol):
     def open_input(self, path: str) -> Any: ...
 
 
-def open_source(uri: str) -> Source:
+def open_source(uri: str) -> Readable:
     """Open a place to read from: any storage, or a data set on the Hub. Raises ConfigError."""
     return HubSource(uri) if uri.startswith("hf://") else open_storage(uri)
-
-
-class _Passing(Exception):
-    """The server may answer in a moment."""
 
 
 class HubSource:
@@ -50,27 +47,24 @@ class HubSource:
         if parts[0] != "datasets" or len(parts) < 3:
             said = "on the Hub an input is like hf://datasets/org/name/folder/*.parquet"
             raise ConfigError(said, uri=uri)
-        name, _, revision = parts[2].partition("@")
         self.uri = "/".join(["hf:/", *parts])
+        name, _, revision = parts[2].partition("@")
         self._repository = f"datasets/{parts[1]}/{name}"
-        self._revision = quote(revision or "main", safe="")
-        self._folder = "/".join(parts[3:])
+        self._revision, self._folder = quote(revision or "main", safe=""), "/".join(parts[3:])
 
     def list(self, prefix: str) -> list[str]:
         """Paths below the folder, sorted. Raises Missing, StorageError."""
-        folder = "/".join(filter(None, [self._folder, prefix.strip("/")]))
-        address = f"{_endpoint()}/api/{self._repository}/tree/{self._revision}/{quote(folder)}"
-        url: str | None = f"{address.rstrip('/')}?recursive=true"
-        found: list[str] = []
+        folder = f"{self._folder}/{prefix}".strip("/")
+        place = f"api/{self._repository}/tree/{self._revision}/{quote(folder)}".rstrip("/")
+        url, found = f"{_endpoint()}/{place}?recursive=true", []
         while url:
             page = _get(url, f"{self.uri}/{prefix}")
             found += [item["path"] for item in page.json() if item.get("type") == "file"]
-            url = page.links.get("next", {}).get("url")
-        below = f"{self._folder}/" if self._folder else ""
-        return sorted(path.removeprefix(below) for path in found if path.startswith(below))
+            url = page.links.get("next", {}).get("url", "")
+        return sorted(path.removeprefix(f"{self._folder}/") for path in found)
 
     def open_input(self, path: str) -> Any:
-        place = quote("/".join(filter(None, [self._folder, path])))
+        place = quote(f"{self._folder}/{path}".strip("/"))
         url = f"{_endpoint()}/{self._repository}/resolve/{self._revision}/{place}"
         return pa.PythonFile(_HubFile(url, f"{self.uri}/{path}"), mode="r")
 
@@ -79,14 +73,14 @@ class _HubFile(io.RawIOBase):
     """A file by ranges of bytes."""
 
     def __init__(self, url: str, name: str) -> None:
-        self._url, self._name, self._at = url, name, 0
-        told = self._range(0, 1).headers.get("content-range", "").rpartition("/")[2]
+        self._url, self._name, self._at, self._size = url, name, 0, 1
+        told = self._range(1).headers.get("content-range", "").rpartition("/")[2]
         if not told.isdecimal():
             raise StorageError("the server gives no part of a file", path=name)
         self._size = int(told)
 
-    def _range(self, start: int, end: int) -> httpx.Response:
-        return _get(self._url, self._name, {"range": f"bytes={start}-{end - 1}"})
+    def _range(self, end: int) -> httpx.Response:
+        return _get(self._url, self._name, {"range": f"bytes={self._at}-{end - 1}"})
 
     def readable(self) -> bool:
         return True
@@ -96,12 +90,10 @@ class _HubFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         end = self._size if size is None or size < 0 else min(self._size, self._at + size)
-        if end <= self._at:
-            return b""
-        data = self._range(self._at, end).content
-        if len(data) != end - self._at:
+        data = self._range(end).content if end > self._at else b""
+        if len(data) != max(0, end - self._at):
             raise StorageError("the server sent another part of this file", path=self._name)
-        self._at = end
+        self._at += len(data)
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -116,30 +108,27 @@ def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def _get(url: str, name: str, headers: dict[str, str] | None = None) -> httpx.Response:
+def _get(url: str, name: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
     """Ask, again where it may help. Raises Missing, ConfigError, StorageError."""
-    token = os.environ.get("HF_TOKEN")
     sent = {"accept-encoding": "identity", **(headers or {})}
-    if token:
+    if token := os.environ.get("HF_TOKEN"):
         sent["authorization"] = f"Bearer {token}"
-    try:
-        for attempt in Retrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential(FIRST_WAIT_S),
-            retry=retry_if_exception_type((_Passing, httpx.TransportError)),
-            reraise=True,
-        ):
-            with attempt:
-                answer = httpx.get(url, headers=sent, timeout=SILENCE_S, follow_redirects=True)
-                if answer.status_code == 429 or answer.status_code >= 500:
-                    raise _Passing(f"status {answer.status_code}")
-    except (_Passing, httpx.HTTPError) as error:
-        raise StorageError(f"the Hub does not answer: {error}", path=name) from None
-    if answer.status_code in (401, 403):
-        said = "the Hub lets nobody in without a token that may read this (HF_TOKEN)"
-        raise ConfigError(said, path=name)
-    if answer.status_code == 404:
-        raise Missing("there is nothing of this name on the Hub", path=name)
-    if not answer.is_success:
-        raise StorageError(f"the Hub answered with status {answer.status_code}", path=name)
-    return answer
+    for attempt in range(ATTEMPTS):
+        time.sleep(FIRST_WAIT_S * (2**attempt - 1))
+        try:
+            answer = httpx.get(url, headers=sent, timeout=SILENCE_S, follow_redirects=True)
+        except httpx.HTTPError as error:
+            said = f"the Hub does not answer: {error}"
+            continue
+        code = answer.status_code
+        if answer.is_success:
+            return answer
+        if code in (401, 403):
+            said = "the Hub lets nobody in without a token that may read this (HF_TOKEN)"
+            raise ConfigError(said, path=name)
+        if code == 404:
+            raise Missing("there is nothing of this name on the Hub", path=name)
+        said = f"the Hub answers with status {code}"
+        if code < 500 and code != 429:
+            break
+    raise StorageError(said, path=name)

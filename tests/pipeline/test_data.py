@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Layout:
     config: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> pa.Table:
-        p_a = [0.9 - 0.1 * n for n in range(len(self.rows))]
+        p_a = [0.9 - 0.1 * (n % 8) for n in range(len(self.rows))]
         rows = [(*row, p, 1 - p) for row, p in zip(self.rows, p_a, strict=True)]
         kinds = {**self.fields, "p_a": pa.float64(), "p_b": pa.float64()}
         columns = zip(kinds.items(), zip(*rows, strict=True), strict=True)
@@ -222,6 +222,20 @@ def test_a_preset_against_another_data_set(runs: Runs) -> None:
     )
     run.document["preset"] = "arena"
     assert run.score() == 2 and "there is none 'arena' (did you mean arena-55k?)" in run.said
+
+
+@pytest.mark.parametrize(
+    ("preset", "label", "rows"),
+    [("ultrafeedback", "chosen_is", 6), ("arena-55k", "winner_model_b", 2)],
+)
+def test_labels_for_a_calibration(runs: Runs, preset: str, label: str, rows: int) -> None:
+    """Of a sample the order of a pair is that of the run, and several columns are one label."""
+    run = runs(preset=preset, columns={"id": None})
+    layout = PUBLISHED[preset]
+    replace(layout, rows=layout.rows[:rows] * (60 // rows)).write(run.folder / "in")
+    assert "labelled rows" in run.command("calibrate", "--labels", label, "--alpha", "0.45")
+    made = json.loads((run.output / "calibration.json").read_text())
+    assert (made["label_column"], made["tiers"][0]["selection"]["rows"]) == (label, 60)
 
 
 AS_ARENA = {

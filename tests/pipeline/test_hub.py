@@ -146,6 +146,6 @@ def test_what_the_hub_does_not_have(server: Hub) -> None:
     with pytest.raises(InputError, match="the server gives no part of a file"):
         plan_input(config("hf://datasets/org/pairs@v1"), ())
     server.failures = 99
-    with pytest.raises(StorageError, match="the Hub does not answer: status 503"):
+    with pytest.raises(StorageError, match="the Hub answers with status 503"):
         find_shards("hf://datasets/org/pairs@v1")
     assert server.failures == 99 - hub.ATTEMPTS

@@ -105,7 +105,7 @@ def test_a_conversation_that_cannot_be_judged(first: Any, error: str) -> None:
     [
         ([json.dumps(said(U, A)), None, "", "[{"], "messages"),
         ([said(U), said(A), None], "messages"),
-        (['["a", null]', '["[1]"]'], "texts"),
+        (['["a", null]', '["[1]"]'], "list of texts"),
         (["\n\nHuman: u\n\nAssistant: a", "\n\nHuman: u\n\nAssistant:"], "transcript"),
         (["[1, 2]", "[see below]", "Human: error is common", '{"role": "user"}', "[]"], None),
         ([json.dumps(said(U)), "plain", "text"], None),
@@ -211,7 +211,7 @@ def staged(folder: Path, name: str, data: str | bytes, **changes: Any) -> Any:
         ("a.jsonl", json.dumps(GOOD) + '\n\n{"when": 1}\n', "line 3: JSON parse error: Column(/wh"),
         ("a.jsonl", '{"a": 1, "a": 2}', "line 1: JSON parse error: Column(/a) was specified twice"),
         ("a.ndjson.gz", gzip.compress(b'{"a": 1}\n' * 999)[:-9], "Truncated compressed stream"),
-        ("a.jsonl.zst", b"no zstd", "not readable as JSON lines: ZSTD"),
+        ("a.jsonl.zst", b"no zstd", "cannot be staged from JSON lines: ZSTD"),
         ("a.jsonl", "\n\n", "this file is empty"),
         ("a.csv", "", "this file is empty"),
         ("a.csv", HEAD + 'q,a,b,1\n"q\n2",a,b\n', "line 4: 3 fields where the header has 4"),

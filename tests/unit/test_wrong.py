@@ -177,7 +177,7 @@ COLUMNS: list[tuple[dict[str, Any], str]] = [
     ({"instruction": None}, "no such column for instruction"),
     ({"instruction": None, "Instruction": ["x"] * 3}, "did you mean Instruction?"),
     ({"response_a": NUMBERS}, "response_a must be text or messages, this column is int64"),
-    ({"response_a": LISTS}, "response_a is a list of texts, response_b is text"),
+    ({"response_a": LISTS}, "response_a is list of texts, response_b is text"),
     ({"response_b": CHAT}, "response_a is text, response_b is messages"),
     ({"route": ["x"] * 3}, "name is taken by the output"),
     ({"id": ["a", None, "b"]}, "id is null"),
