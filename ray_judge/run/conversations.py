@@ -39,17 +39,19 @@ def _kind(value: Any) -> str | None:
         begin = value.lstrip()
         if begin.startswith("Human:") and len(TRANSCRIPT.findall(value)) > 1:
             return "transcript"
-        if not begin.startswith("["):
-            return None
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
+        value = _parse(value) if begin.startswith("[") else None
     if not isinstance(value, list) or not value:
         return None
     if all(isinstance(one, dict) and {"role", "from"} & one.keys() for one in value):
         return "messages"
     return "list of texts" if all(one is None or isinstance(one, str) for one in value) else None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_value(value: Any, kind: str | None, name: str) -> Any:
@@ -58,13 +60,11 @@ def read_value(value: Any, kind: str | None, name: str) -> Any:
         begin, *parts = TRANSCRIPT.split(value)
         if begin.strip() or not parts:
             raise Unfit(f'{name} does not begin with "Human:"')
-        speakers = (SPEAKERS.get(one.lower(), "assistant") for one in parts[::2])
-        return tuple(zip(speakers, (text.strip() for text in parts[1::2]), strict=True))
-    if isinstance(value, str) and kind:
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Unfit(f"{name} is not JSON, as the other rows are") from None
+        speakers = ({"Human": "user"}.get(one, "assistant") for one in parts[::2])
+        said = tuple(zip(speakers, (text.strip() for text in parts[1::2]), strict=True))
+        return said if said[-1][1] else said[:-1]  # a prompt may end with "Assistant:"
+    if isinstance(value, str) and kind and (value := _parse(value)) is None:
+        raise Unfit(f"{name} is not JSON, as the other rows are")
     if kind == "messages":
         if not isinstance(value, list):
             raise Unfit(f"{name} is no list of messages")
@@ -147,6 +147,5 @@ def as_text(turns: Turns) -> str:
 
 def draw(*texts: str) -> int:
     """A number that only these texts decide, the same on every machine."""
-    return int.from_bytes(
-        hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()[:8]
-    )
+    joined = "\0".join(texts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(joined).digest()[:8])

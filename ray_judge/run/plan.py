@@ -271,11 +271,10 @@ def chosen_sides(table: pa.Table, columns: Columns) -> list[str | None]:
 
 def _read(table: pa.Table, columns: Columns) -> list[tuple[Example | str, str | None]]:
     texts = [values_of(table.column(name)) for name in columns.text.values()]
-    rows = (dict(zip(columns.text, row, strict=True)) for row in zip(*texts, strict=True))
     made = []
-    for values in rows:
+    for row in zip(*texts, strict=True):
         try:
-            made.append(_example(values, columns))
+            made.append(_example(dict(zip(columns.text, row, strict=True)), columns))
         except Unfit as error:
             made.append((f"input: {error}", None))
     return made

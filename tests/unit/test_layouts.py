@@ -75,6 +75,11 @@ def test_messages_as_others_write_them() -> None:
     assert pair(sharegpt, parts) == Example("u", ("a", "b"))
     single = read({"response": said(S, U, A)}, response="messages")
     assert single == Example("[System]\ns\n\n[User]\nu", ("a",), turns=(S, U))
+    prompt = ["\n\nHuman: u\n\nAssistant: a\n\nHuman: u\n\nAssistant:"]
+    table = pa.table({"instruction": prompt, "response": [" r"]})
+    kinds = {"instruction": "transcript"}
+    (trl,) = read_examples(table, Columns({name: name for name in table.column_names}, kinds=kinds))
+    assert isinstance(trl, Example) and (trl.turns, trl.responses) == ((U, A, U), (" r",))
     context = read({"instruction": said(U, A, U), "response": "r"}, instruction="messages")
     assert context == Example("[User]\nu\n\n[Assistant]\na\n\n[User]\nu", ("r",), turns=(U, A, U))
 
