@@ -314,8 +314,10 @@ def _converse(
     turns, responses = part_ways(asked, said, count)
     clean |= {"instruction": as_text(turns), **dict(zip(named, responses, strict=True))}
     for role in ("instruction", *named):
-        if any("\ud800" <= letter <= "\udfff" for letter in clean[role]):
-            raise Unfit(f"{role} is not UTF-8 text: it has half of a surrogate pair")
+        try:
+            clean[role].encode()
+        except UnicodeEncodeError:
+            raise Unfit(f"{role} is not UTF-8 text: it has half of a surrogate pair") from None
     return turns if len(turns) > 1 else ()
 
 
