@@ -14,9 +14,19 @@ from ray_judge.cluster import call_each
 from ray_judge.config import StrongConfig
 from ray_judge.errors import InputChangedError
 from ray_judge.escalation.answers import answer_row
-from ray_judge.records import LOCAL, Answer, Outcome, Route, Source, Verdict, verdict_schema
+from ray_judge.records import (
+    CHOSEN_IS,
+    LOCAL,
+    Answer,
+    Outcome,
+    Route,
+    Source,
+    Verdict,
+    verdict_schema,
+)
 from ray_judge.routing.tiers import Cascade, read_judged
-from ray_judge.run.plan import check_unchanged, open_shard, read_slices
+from ray_judge.run.columns import plain
+from ray_judge.run.plan import check_unchanged, chosen_sides, open_shard, read_slices
 
 STRONG = ("strong_verdict", "strong_prob", "strong_model", "strong_cost_usd")
 Paid = Mapping[str, tuple[Answer | None, Decimal]]
@@ -67,7 +77,8 @@ def merge_shard(cascade: Cascade, number: int, routed: pl.DataFrame, answers: Pa
         source = file.schema_arrow
     strong = config.strong
     added = verdict_schema(config.task, config.alternatives(), strong_prob=strong.samples > 1)
-    schema = pa.schema([*source, *added], metadata=source.metadata)
+    preferences = [pa.field(CHOSEN_IS, pa.string())] if plan.columns.chosen else []
+    schema = pa.schema([*source, *preferences, *added], metadata=source.metadata)
     decided = routed.partition_by("chunk", as_dict=True)
     with (
         run.storage.write_stream(f"scored/{shard.name}") as sink,
@@ -84,7 +95,12 @@ def merge_shard(cascade: Cascade, number: int, routed: pl.DataFrame, answers: Pa
             }
             judged, _ = read_judged(run, len(config.judges), chunk.name)
             columns = verdict_columns(judged, routes, answers, added, strong)
-            table = pa.Table.from_arrays([*rows.columns, *columns.columns], schema=schema)
+            sides = (
+                [pa.array(chosen_sides(plain(rows), plan.columns), pa.string())]
+                if preferences
+                else []
+            )
+            table = pa.Table.from_arrays([*rows.columns, *sides, *columns.columns], schema=schema)
             writer.write_table(table, row_group_size=max(1, len(table)))
 
 

@@ -23,6 +23,10 @@ REQUIRED: Mapping[Task, tuple[str, ...]] = {
     "pointwise": ("instruction", "response"),
 }
 OPTIONAL = ("input", "reference", "rubric")
+PREFERENCE = ("chosen", "rejected")
+"""Roles in place of `response_a` and `response_b`: which is which is drawn for each row."""
+CHOSEN_IS = "chosen_is"
+"""Column of a scored shard of preferences: the letter of the chosen response; the row's label."""
 LOCAL = ("judge_verdict", "judge_probs", "judge_confidence", "judge_model")
 PAIRWISE_ALTERNATIVES = ("A", "B", "tie")
 MONEY = pa.decimal128(18, 9)
@@ -211,3 +215,10 @@ class Shard:
     name: str
     rows: int
     fingerprint: str
+    source: str | None = None
+    """What was staged as `path`, where that is not the input itself; the fingerprint is of this."""
+
+    @property
+    def named(self) -> str:
+        """The input's own path or URI."""
+        return self.source or self.path

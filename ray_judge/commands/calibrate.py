@@ -28,6 +28,7 @@ from ray_judge.pipeline import check, score
 from ray_judge.progress import Watch
 from ray_judge.report.summary import read_scored
 from ray_judge.run.directory import Plan, RunDirectory
+from ray_judge.run.labels import label_columns
 from ray_judge.run.plan import fingerprint, plan_input
 from ray_judge.run.sample import draw, labelled_rows, take, write_sample
 
@@ -123,7 +124,8 @@ def sample_run(
     `route.calibration` holds, where one of several judges routes by it. `whole`: the input, where
     it has been looked at.
     """
-    columns = {**config.columns, "label": labels}
+    rule = config.label_rule(labels) if labels else None
+    columns = {**config.columns, "label": rule or labels}
     route = RouteConfig(policy="fraction", fraction=Decimal(int(ask)))
     if len(config.judges) > 1 and calibration is not None:
         route = route.model_copy(update={"calibration": config.route.calibration})
@@ -138,7 +140,8 @@ def sample_run(
     if sample is None and ask and labels is None:
         sample = STRONG_SAMPLE * len(config.tiers())
     rows = draw(rows, sample)
-    wanted = list(dict.fromkeys([*found.needed(), *filter(None, [labels])]))
+    named = label_columns(source, labels) if labels else []
+    wanted = list(dict.fromkeys([*found.needed(), *named]))
     seed = [source.digest(), *(shard.fingerprint for shard in shards), *map(str, rows)]
     if calibration is not None and route.calibration:  # another is another run
         seed.append(hashlib.sha256(dumps(calibration)).hexdigest())

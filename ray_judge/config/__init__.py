@@ -4,6 +4,7 @@ Unknown keys are errors that name the nearest known key. Money is `Decimal`; rat
 minute; times are seconds. `load` is the only way in: file, then `--set key=value` overrides.
 """
 
+from ray_judge.config.data import LabelRule, presets
 from ray_judge.config.judge import FORMAT_SCORES, CustomFormat, HttpConfig, JudgeConfig
 from ray_judge.config.loading import load, override, parse
 from ray_judge.config.run import OPERATIONAL, RunConfig, differences, is_asked, label_text
@@ -12,6 +13,6 @@ from ray_judge.config.tree import RouteConfig, hide_secrets, nearest
 
 __all__ = [
     "FORMAT_SCORES", "OPERATIONAL", "BatchConfig", "CustomFormat", "HttpConfig", "JudgeConfig",
-    "RouteConfig", "RunConfig", "StrongConfig", "api_key", "differences", "hide_secrets",
-    "is_asked", "label_text", "load", "nearest", "override", "parse",
+    "LabelRule", "RouteConfig", "RunConfig", "StrongConfig", "api_key", "differences",
+    "hide_secrets", "is_asked", "label_text", "load", "nearest", "override", "parse", "presets",
 ]  # fmt: skip

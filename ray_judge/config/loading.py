@@ -11,6 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ray_judge.config.data import with_preset
 from ray_judge.config.judge import JudgeConfig
 from ray_judge.config.run import RunConfig
 from ray_judge.config.tree import Tree, hide_secrets, nearest
@@ -83,7 +84,7 @@ def parse(document: Mapping[str, Any], *, file: str | None = None) -> RunConfig:
     if single:
         values["judges"] = [values.pop("judge")]
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(with_preset(values))
     except ValidationError as error:
         problems = "; ".join(_explain(problem, single=single) for problem in error.errors())
         raise ConfigError(problems, file=file) from None

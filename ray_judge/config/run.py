@@ -12,12 +12,15 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from ray_judge.config.data import LabelRule
 from ray_judge.config.judge import JudgeConfig
 from ray_judge.config.strong import StrongConfig
 from ray_judge.config.tree import Place, Positive, RouteConfig, Source, Tree, nearest
-from ray_judge.records import OPTIONAL, PAIRWISE_ALTERNATIVES, REQUIRED, Task
+from ray_judge.records import OPTIONAL, PAIRWISE_ALTERNATIVES, PREFERENCE, REQUIRED, Task
 
-COLUMN_ROLES = (*REQUIRED["pairwise"], "response", "id", *OPTIONAL, "label")
+COLUMN_ROLES = (
+    *REQUIRED["pairwise"], *PREFERENCE, "response", "turns", "id", *OPTIONAL, "label",
+)  # fmt: skip
 OPERATIONAL = tuple(
     """
     output judge.replicas judge.gpus_per_replica judge.cpus_per_replica judge.share_gpu
@@ -39,7 +42,9 @@ class RunConfig(Tree):
     input: Source
     output: Place
     task: Task = "pairwise"
-    columns: dict[str, str | None] = Field(default_factory=dict)
+    preset: str | None = None
+    """A data set whose `columns` and `labels` are known (docs/data.md); those given here win."""
+    columns: dict[str, str | LabelRule | None] = Field(default_factory=dict)
     """Role → column, where they differ; null: the data has none, whatever its name."""
     judges: tuple[JudgeConfig, ...]
     """The local judges: a row stops at the first one that is sure. In YAML also one `judge`."""
@@ -65,10 +70,14 @@ class RunConfig(Tree):
 
     @field_validator("columns")
     @classmethod
-    def _known_roles(cls, value: dict[str, str | None]) -> dict[str, str | None]:
-        for role in value:
+    def _known_roles(
+        cls, value: dict[str, str | LabelRule | None]
+    ) -> dict[str, str | LabelRule | None]:
+        for role, column in value.items():
             if role not in COLUMN_ROLES:
                 raise ValueError(f"no such column role: {role}{nearest(role, COLUMN_ROLES)}")
+            if role != "label" and isinstance(column, LabelRule):
+                raise ValueError(f"{role} is to name one column")
         return value
 
     @model_validator(mode="after")
@@ -82,6 +91,8 @@ class RunConfig(Tree):
                 raise ValueError(f"labels: {label} is to mean {wanted}, not {verdict!r}")
         if self.task == "pairwise":
             return self
+        if isinstance(self.columns.get("label"), LabelRule) or self.columns.get("chosen"):
+            raise ValueError("task: pointwise has a score as its label: columns.label names one")
         scores = self.judges[0].score_range() if self.judges else None
         if self.strong.scores not in (None, scores):
             raise ValueError(
@@ -141,6 +152,11 @@ class RunConfig(Tree):
             update = {"judges": (alone,), "route": route, "strong": strong}
             tiers.append(self.model_copy(update=update))
         return tuple(tiers)
+
+    def label_rule(self, column: str) -> LabelRule | None:
+        """How this label column is read, where `columns.label` says more than its name."""
+        rule = self.columns.get("label")
+        return rule if isinstance(rule, LabelRule) and column in rule.names() else None
 
     def rubric(self) -> str | None:
         """The strong judge's criteria: its own, else those of the first judge that has any."""

@@ -51,6 +51,8 @@ def _source(place: str) -> str:
 
 def _absolute(place: str) -> str:
     scheme, separator, rest = _source(place).partition("://")
+    if scheme == "hf" and separator:
+        raise ValueError("hf:// is only read: choose another place")
     if separator:
         return f"{scheme}{separator}{rest.rstrip('/')}"
     # Links are left as they are: each node may have its own behind the same name.

@@ -42,7 +42,7 @@ from ray_judge.judging.formats import base_of
 from ray_judge.records import Chunk, Judgment, Scored, judged_schema
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import RunDirectory
-from ray_judge.run.plan import read_examples, read_rows, row_keys
+from ray_judge.run.plan import chosen_sides, read_examples, read_rows, row_keys
 
 Rows = Mapping[str, Sequence[int]]
 """Chunk → rows of its shard that are judged."""
@@ -202,6 +202,14 @@ def calibrate_rows(block: pa.Table, model: LanguageModel) -> pa.Table:
     return block.set_column(place, block.schema.field(place), pa.array(values, pa.float64()))
 
 
+def turn(judgment: Judgment) -> Judgment:
+    """The same judgment of the pair in its other order."""
+    other = {"A": "B", "B": "A"}
+    probs = {other.get(name, name): p for name, p in (judgment.probs or {}).items()}
+    verdict = other.get(str(judgment.verdict), judgment.verdict)
+    return replace(judgment, verdict=verdict, probs=probs or None)
+
+
 def judge_rows(block: pa.Table, engine: Engine, config: RunConfig, columns: Columns) -> pa.Table:
     """Judge the rows of one chunk: one judged row per input row, in order, whatever befalls it.
 
@@ -219,6 +227,10 @@ def judge_rows(block: pa.Table, engine: Engine, config: RunConfig, columns: Colu
         found = engine.judge(list(texts.values()), block.take(asked))
         for n, result in zip(asked, found, strict=True):
             judgments[n] = replace(result, error=result.error or judgments[n].error)
+    if columns.chosen and not engine.needs_text:  # recorded of the chosen one as A
+        sides = chosen_sides(block, columns)
+        pairs = zip(judgments, sides, strict=True)
+        judgments = [turn(judgment) if side == "B" else judgment for judgment, side in pairs]
     names, shown = config.alternatives(), [judgment.probs for judgment in judgments]
     shard, places = block.column(SHARD)[0].as_py(), block.column(ROW).to_pylist()
     values = {

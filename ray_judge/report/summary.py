@@ -16,8 +16,9 @@ from ray_judge.errors import CorruptedError, InputError, PromiseBroken
 from ray_judge.records import Outcome, Route, Source
 from ray_judge.report.drift import measure_drift
 from ray_judge.routing.tiers import Cascade
-from ray_judge.run.columns import as_series, read_labels
+from ray_judge.run.columns import as_series
 from ray_judge.run.directory import RunDirectory
+from ray_judge.run.labels import labels_of
 
 if TYPE_CHECKING:
     from ray_judge.escalation.escalate import Answers
@@ -140,12 +141,13 @@ def read_scored(
     Labels come in the type of a verdict. Raises InputError for a column that is not there or
     cannot be a label, CorruptedError for a damaged shard.
     """
-    given = {role: column for role, column in (("label", label), (AUDIT_GROUP, by)) if column}
-    wanted = list(dict.fromkeys([*COUNTED, *more, *given.values()]))
+    rule = config.label_rule(label) if label else None
+    given = [*(rule.names() if rule else [label]), by]
+    wanted = list(dict.fromkeys([*COUNTED, *more, *filter(None, given)]))
     file = f"scored/{name}"
     try:
         with run.storage.open_input(file) as source, pq.ParquetFile(source) as shard:
-            for column in given.values():
+            for column in filter(None, given):
                 if column not in (there := shard.schema_arrow.names):
                     said = f"there is no such column{nearest(column, there)}"
                     raise InputError(said, file=file, column=column)
@@ -155,7 +157,7 @@ def read_scored(
     counted = pl.DataFrame(pl.from_arrow(table.select([*COUNTED, *more])))
     if label:
         where = {"file": file, "column": label}
-        meant = read_labels(as_series(table[label], **where), config, **where)
+        meant = labels_of(table, label, config, **where)
         counted = counted.with_columns(label=meant)
     if by:
         groups = as_series(table[by], file=file, column=by).cast(pl.String)

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from ray_judge.config import RunConfig, label_text, nearest
+from ray_judge.config import LabelRule, RunConfig, nearest
 from ray_judge.errors import ConfigError, InputError
-from ray_judge.records import OPTIONAL, PAIRWISE_ALTERNATIVES, REQUIRED, verdict_schema
+from ray_judge.records import (
+    CHOSEN_IS,
+    OPTIONAL,
+    PREFERENCE,
+    REQUIRED,
+    verdict_schema,
+)
+from ray_judge.run.conversations import WHOLE, kind_of
 
 TEXTS = (
     pa.string(), pa.large_string(), pa.string_view(),
     pa.binary(), pa.large_binary(), pa.binary_view(),
 )  # fmt: skip
+RESPONSES = ("response_a", "response_b", *PREFERENCE, "response")
+SAID = ("instruction", *RESPONSES)
+"""Roles that may be messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which input column plays which role. `text` holds the example's own roles."""
+    """Which input column plays which role. `text` holds the example's own roles.
+
+    `kinds`: of roles that are no plain text, how they are kept (`conversations.py`).
+    """
 
     text: Mapping[str, str]
     id: str | None = None
     label: str | None = None
     extra: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the rows are preferences: pairs of a chosen and a rejected response."""
+        return PREFERENCE[0] in self.text
 
     def needed(self) -> list[str]:
         """Name the columns that phase A reads, each once."""
@@ -40,17 +58,22 @@ def resolve_columns(
     config: RunConfig, schema: pa.Schema, extra: Sequence[str], path: str
 ) -> Columns:
     """Match roles to this shard's columns and check their types. Raises InputError."""
+    roles = _roles(config, schema)
+    chosen = PREFERENCE[0] in roles
     taken = verdict_schema(config.task, (), strong_prob=config.strong.samples > 1).names
+    taken += [CHOSEN_IS] if chosen else []
     for name in schema.names:
         if schema.names.count(name) > 1:
             raise InputError("two columns have the same name", file=path, column=name)
         if name in taken:
             said = "this column's name is taken by the output: rename it"
             raise InputError(said, file=path, column=name)
-    roles = (*REQUIRED[config.task], *OPTIONAL, "label", "id")
+    _check_preset(config, schema, path)
     text = {role: column for role in roles if (column := _column(config, schema, role, path))}
-    label, key = text.pop("label", None), text.pop("id", None)
-    if len({text[role] for role in REQUIRED[config.task]}) < len(REQUIRED[config.task]):
+    key, rule = text.pop("id", None), config.columns.get("label", "label")
+    label = _label(config, schema, chosen, path)
+    responses = [text[role] for role in roles[1:] if role in RESPONSES]
+    if len({*responses, text.get("instruction")}) < 1 + len(responses):
         raise ConfigError(f"columns: two roles have the same column: {text}")
 
     by = config.route.audit_by
@@ -61,10 +84,14 @@ def resolve_columns(
     ids = "id must be text or whole numbers"
     labels = "label must be text or numbers (name another in columns.label, or say null)"
     groups = "route.audit_by must be text, numbers, truth values or dates"
+    ruled = list(rule.names()) if isinstance(rule, LabelRule) else []
     checks: list[tuple[str | None, Callable[[pa.DataType], bool], str]] = [
-        *((column, is_text, f"{role} must be text") for role, column in text.items()),
+        *((text[r], is_text, f"{r} must be text") for r in OPTIONAL if r in text),
+        *((text[r], _is_said, f"{r} must be text or messages") for r in SAID if r in text),
+        (text.get("turns"), pa.types.is_integer, "turns must be whole numbers"),
         (key, lambda kind: is_text(kind) or pa.types.is_integer(kind), ids),
-        (label, _is_label, labels),
+        (None if ruled or label == CHOSEN_IS else label, _is_label, labels),
+        *((column, _is_flag, "label must be numbers or truth values") for column in ruled),
         *((column, _is_number, "probabilities must be numbers") for column in extra),
         (by, lambda kind: _is_label(kind) or _is_date(kind), groups),
     ]
@@ -75,9 +102,44 @@ def resolve_columns(
     return Columns(text, key, label, tuple(extra))
 
 
+def _roles(config: RunConfig, schema: pa.Schema) -> tuple[str, ...]:
+    """The roles that a shard may have columns for; `chosen` and `rejected` where they are named,
+    or are there and no `response_a` is.
+    """
+    required, there = REQUIRED[config.task], {*schema.names}
+    implied = {*PREFERENCE} <= there and "response_a" not in {*there, *config.columns}
+    if config.task == "pairwise" and (config.columns.get("chosen") or implied):
+        required = (required[0], *PREFERENCE)
+    return (*required, *OPTIONAL, "turns", "id")
+
+
+def _check_preset(config: RunConfig, schema: pa.Schema, path: str) -> None:
+    named = [column for column in config.columns.values() if column not in (None, CHOSEN_IS)]
+    names = [n for c in named for n in (c.names() if isinstance(c, LabelRule) else [str(c)])]
+    absent = ", ".join(name for name in names if name not in schema.names)
+    if config.preset and absent:
+        said = f"preset {config.preset} names columns that are not there: {absent}; this shard has "
+        raise InputError(said + ", ".join(schema.names), file=path)
+
+
+def _label(config: RunConfig, schema: pa.Schema, chosen: bool, path: str) -> str | None:
+    """The column in which a scored shard has the labels, or the first of several."""
+    found = config.columns.get("label", CHOSEN_IS if chosen else "label")
+    if chosen and found not in (CHOSEN_IS, None):
+        said = f"the label is {CHOSEN_IS} in the output, or null for none"
+        raise ConfigError(f"columns.label goes without columns.chosen: {said}")
+    if not isinstance(found, LabelRule):
+        return found if chosen else _column(config, schema, "label", path)
+    for name in found.names():
+        if name not in schema.names:
+            raise _missing(schema, "label", name, path)
+    return found.names()[0]
+
+
 def _column(config: RunConfig, schema: pa.Schema, role: str, path: str) -> str | None:
-    required = role in REQUIRED[config.task]
-    column = config.columns.get(role, role)
+    column = config.columns.get(role, role if role != "turns" else None)
+    assert not isinstance(column, LabelRule)
+    required = role in RESPONSES
     if column is None and required:
         raise ConfigError(f"columns.{role} is null, but every example needs it")
     if column is None or column in schema.names:
@@ -85,6 +147,27 @@ def _column(config: RunConfig, schema: pa.Schema, role: str, path: str) -> str |
     if required or role in config.columns:
         raise _missing(schema, role, column, path)
     return None
+
+
+def with_kinds(
+    config: RunConfig, columns: Columns, rows: pa.Table, schema: pa.Schema, path: str
+) -> Columns:
+    """The same columns; their first rows tell how they are kept. Raises InputError where nothing
+    says what the responses answer.
+    """
+    said = {role: name for role, name in columns.text.items() if role in SAID}
+    found = {role: kind_of(values_of(rows.column(name))) for role, name in said.items()}
+    kinds = {role: kind for role, kind in found.items() if kind}
+    asked, responses = kinds.get("instruction"), {found[r] for r in said if r in RESPONSES}
+    if "instruction" not in said and not responses <= {*WHOLE}:
+        if config.columns.get("instruction", "") is None:
+            raise ConfigError("columns.instruction is null, but every example needs it")
+        raise _missing(schema, "instruction", "instruction", path)
+    listed = "list of texts" in {asked, *responses} and {asked} != responses
+    if len(responses) > 1 or (listed and not (columns.chosen and asked is None)):
+        told = ", ".join(f"{role} is {kind or 'text'}" for role, kind in found.items())
+        raise InputError(f"these do not go together: {told}", file=path)
+    return replace(columns, kinds=kinds)
 
 
 def _missing(schema: pa.Schema, role: str, column: str, path: str) -> InputError:
@@ -112,6 +195,24 @@ def plain(table: pa.Table) -> pa.Table:
         for field in table.schema
     ]  # fmt: skip
     return table.cast(pa.schema(fields))
+
+
+def values_of(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column of any type, row by row; bytes for what is not UTF-8."""
+    if is_text(column.type):
+        return decode(column)
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:  # of one of them
+        values = [_value(value) for value in column]
+    return values
+
+
+def _value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return b""
 
 
 def decode(column: pa.ChunkedArray) -> list[str | bytes | None]:
@@ -160,6 +261,17 @@ def name_kind(kind: pa.DataType) -> str:
     return "timestamp" if pa.types.is_timestamp(kind) else str(kind)
 
 
+def _is_said(kind: pa.DataType) -> bool:
+    """Whether a type can hold what somebody said: text, a list of texts, or messages."""
+    named = name_kind(kind)
+    message = re.match(r"list of struct of (.*, )?(role|from): text(, |\Z)", named)
+    return named in ("text", "list of text") or bool(message)
+
+
+def _is_flag(kind: pa.DataType) -> bool:
+    return name_kind(kind) in ("number", "bool")
+
+
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
@@ -170,40 +282,3 @@ def _is_date(kind: pa.DataType) -> bool:
 
 def _is_label(kind: pa.DataType) -> bool:
     return name_kind(kind) in ("text", "number", "bool", "null")
-
-
-def read_labels(values: pl.Series, config: RunConfig, **where: str) -> pl.Series:
-    """Turn the values of a label column into verdicts, null where they are null.
-
-    Raises InputError for values that are no verdicts and that `labels` does not name.
-    """
-    pairwise, numbers = config.task == "pairwise", values.dtype.is_numeric()
-    if not numbers and values.dtype != pl.Boolean:
-        values = values.cast(pl.String)
-    found: dict[Any, str | float | None] = {}
-    strange = []
-    for value in values.unique().drop_nulls().to_list():
-        if (text := label_text(value)) in config.labels:
-            found[value] = config.labels[text]
-        elif pairwise and value in PAIRWISE_ALTERNATIVES:
-            found[value] = value
-        elif not pairwise and numbers and math.isfinite(value):
-            found[value] = float(value)
-        else:
-            strange.append(value)
-    if strange:
-        counts = values.filter(values.is_in(strange)).value_counts(sort=True, name="n")
-        listed = [f"{label_text(value)!r} ({n:,} rows)" for value, n in counts.head(10).rows()]
-        verdict = "A, B or tie" if pairwise else "a number"
-        line = ", ".join(f"{json.dumps(label_text(value))}: ..." for value in counts[:10, 0])
-        raise InputError(
-            f"these labels are no verdicts: {', '.join(listed)}; a missing label is null. Say what "
-            f"they mean ({verdict}): labels: {{{line}}}",
-            **where,
-        )
-    kind = pl.String() if pairwise else pl.Float64()
-    return (
-        values.replace_strict(found, default=None, return_dtype=kind)
-        if found
-        else values.cast(kind)
-    )

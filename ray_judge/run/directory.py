@@ -1,6 +1,7 @@
 """Everything that a run leaves on disk: layout, commit, resume, lock.
 
     <output>/run.json               what was asked, of which inputs; written once, never changed
+    <output>/staged/                the input's JSON lines and CSV as Parquet
     <output>/lock                   who works here now
     <output>/progress.json          what the run does, and waits for, now (progress.py)
     <output>/judged/1/<chunk>.parquet   verdicts of the first local judge: the file is the commit

@@ -8,23 +8,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray_judge.errors import ConfigError, InputError
-from ray_judge.storage.local import open_storage
+from ray_judge.storage.hub import open_source
 
-SUFFIXES = (".parquet", ".parq", ".pq")
+PACKED = ("", ".gz", ".zst")
+FORMATS = {
+    "Parquet": (".parquet", ".parq", ".pq"),
+    "JSON lines": tuple(f".{name}{packed}" for name in ("jsonl", "ndjson") for packed in PACKED),
+    "CSV": tuple(f".csv{packed}" for packed in PACKED),
+}
+"""What a name says of a file. Of an input in several formats the first one here is taken."""
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata": "Iceberg"}
 """Folders of formats whose log says which of the Parquet files beside it count."""
-OURS = ("judged", "scored", "plan", "calibration", "ledger", "journal", "batches")
+OURS = ("staged", "judged", "scored", "plan", "calibration", "ledger", "journal", "batches")
 """Folders that a run makes in its output."""
 WILD = frozenset("*?[")
 NAMED = 20
 """So many files that are not taken are named."""
 
 
+def format_of(name: str) -> str:
+    """The format by a file's name; Parquet where that says nothing."""
+    low = name.lower()
+    return next((kind for kind, ends in FORMATS.items() if low.endswith(ends)), "Parquet")
+
+
 def find_shards(
     uri: str, places: Mapping[str, str | None] | None = None
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """List (root, name) of every Parquet file that a file, folder, glob or URI stands for, and
-    what is not taken, and why.
+    """List (root, name) of every data file that a file, folder, glob or URI stands for, and what
+    is not taken, and why. The files are of one format: the same rows may lie there in another.
 
     In a glob `*` stays within a folder and `**` crosses folders. Names that begin with a dot or
     an underscore are left out, unless the file itself is named, or the glob has such a name.
@@ -46,7 +59,7 @@ def find_shards(
     for key, place in (places or {}).items():
         if place is not None:
             _check_apart(root, pattern, key, place)
-    listed, left = _below(root, pattern) if local else (open_storage(root).list(""), [])
+    listed, left = _below(root, pattern) if local else (open_source(root).list(""), [])
     _check_plain(listed, uri)
     names = []
     for name in listed:
@@ -56,12 +69,18 @@ def find_shards(
             names.append(name)
         elif why:
             left.append(f"{name.encode(errors='backslashreplace').decode()} ({why})")
+    there = {*map(format_of, names)}
+    taken = next((kind for kind in FORMATS if kind in there), "")
+    why = f"there is {taken}, too, and an input has one format"
+    left += [f"{name} ({why})" for name in names if format_of(name) != taken]
+    names = [name for name in names if format_of(name) == taken]
     if len(left) > NAMED:
         left[NAMED:] = [f"and {len(left) - NAMED:,} more"]
     if not names:
         said = f"; not taken: {', '.join(left)}" if left else ""
-        raise InputError(f"no Parquet shards here ({', '.join(SUFFIXES)}){said}", input=uri)
-    return [(open_storage(root).uri, name) for name in names], left
+        kinds = "Parquet, JSON lines or CSV"
+        raise InputError(f"no shards here: {kinds} ({', '.join(SUFFIXES)}){said}", input=uri)
+    return [(open_source(root).uri, name) for name in names], left
 
 
 def _objection(name: str, pattern: Sequence[str]) -> str | None:
@@ -73,7 +92,7 @@ def _objection(name: str, pattern: Sequence[str]) -> str | None:
     if data and any("\ud800" <= letter <= "\udfff" for letter in name):
         return "its name is not UTF-8"
     chosen = pattern and pattern[-1].strip("*")
-    return None if data or chosen else "no Parquet file by its name"
+    return None if data or chosen else "no data by its name"
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

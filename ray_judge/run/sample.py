@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_judge.errors import InputError
-from ray_judge.records import Shard
+from ray_judge.records import CHOSEN_IS, Shard
 from ray_judge.run.columns import plain
 from ray_judge.run.plan import open_shard, row_groups
 from ray_judge.storage.local import open_storage
@@ -22,6 +22,8 @@ Rows = npt.NDArray[np.int64]
 
 def labelled_rows(shards: Sequence[Shard], column: str) -> Rows:
     """Positions of the rows whose label is not null. Raises InputError for no such column."""
+    if column == CHOSEN_IS:
+        return np.arange(sum(shard.rows for shard in shards), dtype=np.int64)
     found, first = [], 0
     for shard in shards:
         with open_shard(shard.path) as file:

@@ -123,7 +123,7 @@ OVERRIDES: list[tuple[str, int, str]] = [
     ("strong.books=ftp://host/x", 2, "no storage is known as ftp://"),
     ("input=''", 2, "input: this is blank"),
     ("input={}/none", 3, "no such file or folder"),
-    ("input={}/in/*.pq", 3, "no Parquet shards here"),
+    ("input={}/in/*.pq", 3, "no shards here"),
     ("input=/dev/null", 3, "neither a file nor a folder"),
     ("input=https://h/a.parquet", 2, "no storage is known as https://"),
     ("input={}/run.yaml", 3, "not a readable Parquet file"),
@@ -176,9 +176,9 @@ COLUMNS: list[tuple[dict[str, Any], str]] = [
     ({"p_a": [1.5, -2.0, 3.0]}, "none of the first 3 values is a probability, such as 1.5"),
     ({"instruction": None}, "no such column for instruction"),
     ({"instruction": None, "Instruction": ["x"] * 3}, "did you mean Instruction?"),
-    ({"response_a": NUMBERS}, "response_a must be text, this column is int64"),
-    ({"response_a": LISTS}, "response_a must be text, this column is list<"),
-    ({"response_b": CHAT}, "response_b must be text, this column is list<"),
+    ({"response_a": NUMBERS}, "response_a must be text or messages, this column is int64"),
+    ({"response_a": LISTS}, "response_a is list of texts, response_b is text"),
+    ({"response_b": CHAT}, "response_a is text, response_b is messages"),
     ({"route": ["x"] * 3}, "name is taken by the output"),
     ({"id": ["a", None, "b"]}, "id is null"),
     ({"id": ["a", "b", "a"]}, "1 ids occur more than once"),
@@ -243,10 +243,10 @@ def test_a_wrong_file(case: Case, kind: str) -> None:
     assert not (case.folder / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["part-0.jsonl", "part-0.csv", "part-0.jsonl.gz", "_a.parquet"])
+@pytest.mark.parametrize("name", ["part-0.json", "part-0.txt", "_a.parquet"])
 def test_no_file_that_is_taken(case: Case, name: str) -> None:
     (case.folder / "in" / name).write_text("{}")
-    refused(case.score(), 3, "no Parquet shards here", f"not taken: {name} (")
+    refused(case.score(), 3, "no shards here", f"not taken: {name} (")
 
 
 YAMLS: list[tuple[bytes | None, str]] = [
