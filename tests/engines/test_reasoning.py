@@ -163,7 +163,6 @@ def test_votes(
 
 
 def test_a_block_that_the_template_opens_is_closed(thinker: Path, tokenizer: Any) -> None:
-    """A verdict right behind its blank line is found, whatever a tokenizer makes of those."""
     own = copy.deepcopy(tokenizer)
     own.chat_template = tiny.CHAT.replace("<assistant>", "<assistant>{{ mode }}<think>\n")
     how = {"thinking": False, "chat_template_kwargs": {"mode": "quick"}}
