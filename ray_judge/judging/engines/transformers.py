@@ -28,7 +28,7 @@ TOKENS_AT_ONCE = 16_384
 """Of one batch, padding included."""
 
 
-class Model:
+class TransformersEngine:
     """A model of one kind, asked in batches."""
 
     kind: Any
@@ -69,7 +69,7 @@ class Model:
             yield batch
 
 
-class TransformersModel(Model):
+class TransformersModel(TransformersEngine):
     """A language model: probabilities of tokens, answers, entropies."""
 
     kind = AutoModelForCausalLM
@@ -135,7 +135,7 @@ class TransformersModel(Model):
         return self._forward(rows, logits_to_keep=most).log_softmax(-1)
 
 
-class TransformersRewards(Model):
+class TransformersRewards(TransformersEngine):
     """A reward model: the raw output of its head at the last token."""
 
     kind = AutoModelForSequenceClassification

@@ -38,7 +38,7 @@ Result = tuple[Any, tuple[float, ...]]
 Job = tuple[str, list[int], Any, Future[Result]]
 
 
-class Engine:
+class VllmEngine:
     """vLLM in this process, stepped by one thread. One per process."""
 
     def __init__(self, judge: JudgeConfig) -> None:
@@ -100,7 +100,7 @@ class Engine:
             self._engine.add_request(name, {"prompt_token_ids": ids}, params, **self._lora)
 
 
-class VllmModel(Engine):
+class VllmModel(VllmEngine):
     """A language model: probabilities of tokens, answers, entropies."""
 
     def _check_kind(self) -> None:
@@ -169,7 +169,7 @@ class VllmModel(Engine):
             future.set_result((answer, entropies))
 
 
-class VllmRewards(Engine):
+class VllmRewards(VllmEngine):
     """A reward model: the pooling runner gives the raw output of its head at the last token."""
 
     def _check_kind(self) -> None:
