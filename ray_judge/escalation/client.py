@@ -191,10 +191,10 @@ def _open(strong: StrongConfig, key: str, timeout_s: float, **options: Any) -> o
     host = address.hostname
     if host in LOOPBACK:
         options["mounts"] = {f"all://[{host}]" if ":" in str(host) else f"all://{host}": None}
-    headers: dict[str, Any] = {k: v.get_secret_value() for k, v in strong.headers.items()}
+    headers = {name: value.get_secret_value() for name, value in strong.headers.items()}
+    query = {name: value.get_secret_value() for name, value in strong.query.items()}
     if strong.api_key_env is None and "authorization" not in map(str.lower, headers):
-        headers["Authorization"] = openai.Omit()
-    query = {k: v.get_secret_value() for k, v in strong.query.items()}
+        options["event_hooks"] = {"request": [_take_key_away]}
     quarter = timeout_s / 4  # for pool, connection and TLS each: so a limit strikes behind them
     return openai.AsyncOpenAI(
         api_key=key,
@@ -205,6 +205,11 @@ def _open(strong: StrongConfig, key: str, timeout_s: float, **options: Any) -> o
         max_retries=0,
         http_client=openai.DefaultAsyncHttpxClient(**options),
     )
+
+
+async def _take_key_away(request: Any) -> None:
+    """The SDK knows no client without a key, and some servers do not bear a wrong one."""
+    request.headers.pop("Authorization", None)
 
 
 def _read(text: str, headers: Mapping[str, str]) -> Reply:

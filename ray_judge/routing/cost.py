@@ -59,14 +59,16 @@ def count_chunk(config: RunConfig, columns: Columns, chunk: Chunk) -> pl.DataFra
 
 
 def correction(config: RunConfig, counted: pl.DataFrame) -> Correction | None:
-    """What the run's books say of its questions: see `corrected`."""
-    books = Books.of(config)
-    usages, names = books.journal().usages(), {*spellings(config.strong.model)}
-    alike = [
-        name
-        for name in usages["model"].unique().drop_nulls()
-        if names.intersection(spellings(name))
-    ]
+    """What the run's books say of its questions, and those of its calibration: see `corrected`."""
+    books, strong = Books.of(config), config.strong
+    found = [books.journal().usages()]
+    if not books.shared:
+        bought = strong.model_copy(update={"books": f"{config.output.rstrip('/')}/calibration"})
+        found.append(Books.of(config.model_copy(update={"strong": bought})).journal().usages())
+    usages = pl.concat(found)
+    names = {*spellings(strong.model)}
+    models = usages["model"].unique().drop_nulls()
+    alike = [name for name in models if names.intersection(spellings(name))]
     ours = (pl.col("run") == books.run) | pl.col("model").is_in(alike)
     return corrected(counted, usages, usages.filter(ours))
 

@@ -240,6 +240,8 @@ OPERATIONAL_CHANGES = {
     "strong.batch": {"wait_s": 0},
     "strong.tolerate_failed": 1,
     "strong.max_tokens_field": "max_tokens",
+    "strong.headers": {"X": "y"},
+    "strong.query": {"x": "y"},
 }
 
 
