@@ -95,8 +95,9 @@ class QuestionMaker:
             ends = f"from {self._low} (worst) to {self._high} (best)"
             ask = f"How good is the answer by the criteria, as a whole number {ends}?"
         ask = f'{ask} Reply with a JSON object that has the one field "{self._field}".'
-        self._ask = f"{system} {ask}"
-        self._rubric = f"\n\n[Criteria]\n{config.rubric() or GENERIC_RUBRIC}"
+        criteria = f"[Criteria]\n{config.rubric() or GENERIC_RUBRIC}"
+        self._system = "\n\n".join((system, criteria, ask))
+        self._without_criteria = "\n\n".join((system, ask))
         fields = {"properties": {self._field: value}, "required": [self._field]}
         schema = {"type": "object", **fields, "additionalProperties": False}
         strict = {"name": self._field, "strict": True, "schema": schema}
@@ -209,7 +210,7 @@ class QuestionMaker:
 
     def _body(self, example: Example) -> dict[str, Any]:
         strong = self.strong
-        system = self._ask if example.rubric else self._ask + self._rubric
+        system = self._without_criteria if example.rubric else self._system
         texts = {"system": system, "user": describe(example, None)}
         set_here = {"temperature": strong.temperature, "reasoning_effort": strong.reasoning_effort}
         return {

@@ -93,7 +93,7 @@ def test_no_key_of_an_address_in_anything_that_a_run_leaves(
         "strong__headers": {"X-One": RIGHT, "X-Two": "Bearer ${MY_KEY}", "X-Three": "${MY_KEY}"},
         "strong__query": {"sig": RIGHT, "api-version": datetime.date(2024, 10, 21)},
     }
-    path = f"/v1/chat/completions?key={RIGHT}&sig={RIGHT}&api-version=2024-10-21"
+    path = f"/v1/chat/completions?key={RIGHT}&api-version=2024-10-21&sig={RIGHT}"
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     with (
         plain_server(lambda body, n: Said(completion())) as plain,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -361,7 +362,7 @@ def test_several_judges_that_do_not_go_together(
 def test_the_quickstarts_run_can_be_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    (run,) = (part.partition("```")[0] for part in text.split("```yaml\n") if "input: " in part)
+    _, run, _ = re.split(r"```yaml\n# run.yaml\n(.*?)```", text, flags=re.DOTALL)
     check_strong(parse(yaml.safe_load(run)))
 
 

@@ -76,7 +76,7 @@ def test_a_key_on_file(change: dict[str, Any]) -> None:
     A limit that was too low is raised, and no answer on file is asked for again.
     """
     asked = key(**change)
-    assert asked == "df57bb94bd9d44abcd616963df54656e3b75c75c989d56799631820dc225a292"
+    assert asked == "415570e4cfcd6d76dce39a7518acfbd048909ff768da87cf405640f39e5a0b9b"
 
 
 def test_what_the_key_depends_on() -> None:
@@ -112,8 +112,8 @@ def test_all_that_questions_have_in_common_comes_first(task: str, rubric: str | 
     assert [message["role"] for message in plain["messages"]] == ["system", "user"]
     assert plain["messages"][0] == other["messages"][0]
     common, alone = (body["messages"][0]["content"] for body in (plain, own))
-    assert (rubric or GENERIC_RUBRIC) in common and common.startswith(alone)
-    assert not {rubric or GENERIC_RUBRIC, "Be kind."} & {*alone.split("\n")}
+    criteria = f"\n\n[Criteria]\n{rubric or GENERIC_RUBRIC}"
+    assert common.replace(criteria, "") == alone != common and "[Criteria]" not in alone
     assert plain["messages"][1]["content"].startswith("[Instruction]\nSay hi.\n\n[Answer")
     assert "\n\n[Criteria]\nBe kind.\n\n[Answer" in own["messages"][1]["content"]
 
