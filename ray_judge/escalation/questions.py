@@ -96,8 +96,8 @@ class QuestionMaker:
             ask = f"How good is the answer by the criteria, as a whole number {ends}?"
         ask = f'{ask} Reply with a JSON object that has the one field "{self._field}".'
         criteria = f"[Criteria]\n{config.rubric() or GENERIC_RUBRIC}"
-        self._system = "\n\n".join((system, criteria, ask))
-        self._without_criteria = "\n\n".join((system, ask))
+        self._system = f"{system}\n\n{criteria}\n\n{ask}"
+        self._without_criteria = f"{system}\n\n{ask}"
         fields = {"properties": {self._field: value}, "required": [self._field]}
         schema = {"type": "object", **fields, "additionalProperties": False}
         strict = {"name": self._field, "strict": True, "schema": schema}

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ray_judge.config import StrongConfig, with_variables
-from ray_judge.errors import EscalationError, ProviderDown, RayJudgeError
+from ray_judge.errors import ProviderDown, RayJudgeError
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.online.governor import WallClock
 from ray_judge.failures import RequestFailed
@@ -239,13 +239,3 @@ def test_the_documented_addresses(
             assert {name: body[name] for name in fields} == fields
         billed = 20 * Decimal("0.0123")
         assert phase.state["spent_usd"] == billed if gateway else phase.state["spent_usd"] < billed
-
-
-def test_a_refused_part_of_the_body_is_named(tmp_path: Path) -> None:
-    refused = error(400, "unknown", param="provider.order", code="unknown_parameter")
-    with plain_server(lambda body, number: refused) as server:
-        extra = {"provider": {"order": ["a"]}}
-        config = configuration(tmp_path, server, "5", extra_body=extra)  # type: ignore[arg-type]
-        phase = ask(config, server, ["a", "b"])  # type: ignore[arg-type]
-    assert isinstance(phase.error, EscalationError) and len(server.requests) == 1
-    assert "Check strong.extra_body ({'provider': {'order': ['a']}})" in str(phase.error)

@@ -90,14 +90,3 @@ def test_a_model_that_reasons_on_defaults(
         assert line["dollars"]["online"] == line["most_dollars"]
         assert line["dollars"]["online"] == pytest.approx(float(spent), rel=0.1)
         assert "200 answers on file" in run.command("plan")
-
-
-def test_a_cut_answer_of_a_model_that_reasons_names_the_key(
-    tmp_path: Path, ray_session: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-plain")
-    with plain_server(Reasoner().reply) as server:
-        run = describe(tmp_path, server, pairs(60), strong__max_output_tokens=150)  # type: ignore[arg-type]
-        assert run.score() == 1 and len(server.requests) <= 16
-        assert "strong.max_output_tokens, 150: raise it, as the model reasons first" in run.said
-        assert run.score("strong.max_output_tokens=null", "strong.reasoning_effort=low") == 0
