@@ -251,7 +251,7 @@ def _said(error: Mapping[str, Any]) -> tuple[str, str, Any]:
 def in_short(said: str) -> str:
     """A server's own words without keys, on one line; of a page, its text."""
     text = TAGS.sub(" ", said) if said.lstrip().startswith("<") else said
-    return brief(SECRET.sub("…", hide_secrets(text)))
+    return hide_secrets(brief(SECRET.sub("…", text)))
 
 
 def classify(

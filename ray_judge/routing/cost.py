@@ -58,14 +58,19 @@ def count_chunk(config: RunConfig, columns: Columns, chunk: Chunk) -> pl.DataFra
     return pl.DataFrame(found, schema=_SCHEMA, orient="row")
 
 
-def correction(config: RunConfig, counted: pl.DataFrame) -> Correction | None:
-    """What the run's books say of its questions, and those of its calibration: see `corrected`."""
+def correction(config: RunConfig, counted: pl.DataFrame, *, own: bool = True) -> Correction | None:
+    """What the run's books say of its questions, and those of its calibration: see `corrected`.
+
+    `own`: whether answers to this very run count. They come while it goes on: what is routed by
+    them would be another set of rows after each stop.
+    """
     books, strong = Books.of(config), config.strong
     found = [books.journal().usages()]
     if not books.shared:
         bought = strong.model_copy(update={"books": f"{config.output.rstrip('/')}/calibration"})
         found.append(Books.of(config.model_copy(update={"strong": bought})).journal().usages())
     usages = pl.concat(found)
+    usages = usages if own else usages.filter(pl.col("run") != books.run)
     names = {*spellings(strong.model)}
     models = usages["model"].unique().drop_nulls()
     alike = [name for name in models if names.intersection(spellings(name))]

@@ -407,6 +407,7 @@ def test_answers_on_file_correct_the_estimate(tmp_path: Path) -> None:
     assert correction(run, COUNTED) == Correction(1.0, 1800.0, 20, 0.2)
     on_file(run, KEYS[20:26], "m3")
     assert correction(run, COUNTED) == Correction(1.1, 1800.0, 26, 0.2)
+    assert correction(run, COUNTED, own=False) is None
 
 
 def test_answers_to_other_runs_count_where_the_model_is_the_same(tmp_path: Path) -> None:
@@ -421,4 +422,5 @@ def test_answers_to_other_runs_count_where_the_model_is_the_same(tmp_path: Path)
     alone = config(tmp_path, output=str(tmp_path / "run"))
     assert correction(alone, COUNTED) is None
     on_file(config(tmp_path, strong__books=f"{alone.output}/calibration"), KEYS, "gpt-4.1")
-    assert correction(alone, COUNTED) == Correction(1.1, 1800.0, 40, 0.2)  # what `calibrate` bought
+    bought = Correction(1.1, 1800.0, 40, 0.2)  # by `calibrate`
+    assert correction(alone, COUNTED) == correction(alone, COUNTED, own=False) == bought
