@@ -218,8 +218,9 @@ def as_text(found: Mapping[str, Any]) -> str:
         why = f", and {cached}, as {found['answers_on_file']} answers on file had."
     else:
         why = (
-            ", as one without reasoning has. That is not measured: too few answers are on file. A model "
-            f"that reasons may write up to strong.max_output_tokens ({found['max_output_tokens']:,}"
-            "): most $ is what that costs. Once a run has answers, plan counts with theirs."
+            ", as one without reasoning has. That is not measured: too few answers are on file. "
+            "A model that reasons may write up to strong.max_output_tokens "
+            f"({found['max_output_tokens']:,}): most $ is what that costs. Once a run has answers, "
+            "plan counts with theirs."
         )
     return "\n".join([*lines, tokens + why])
