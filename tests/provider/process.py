@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 import urllib.error
@@ -37,8 +38,12 @@ class RunningServer:
         self._call("reset")
 
     def clean(self, **settings: Any) -> None:
-        """Forget all requests, bills and counts, and all settings of the start but for these."""
-        self._call("clean", **settings)
+        """Forget all requests, bills and counts, and all settings of the start but for these.
+
+        The key is a new one: who has the old one, from an earlier test, is let in no more.
+        """
+        self.api_key = f"sim-{secrets.token_hex(8)}"
+        self._call("clean", api_key=self.api_key, **settings)
 
     def configure(self, **settings: Any) -> None:
         """Change settings in mid-run, e.g. `configure(quota_usd=0)`."""
