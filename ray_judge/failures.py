@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
-from ray_judge.config import StrongConfig
+from ray_judge.config import StrongConfig, hide_secrets
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError, brief
 
 BILLING_CODES = {
@@ -183,6 +183,7 @@ BY_STATUS = {
 }
 KEY_OF = {
     "temperature": "strong.temperature",
+    "reasoning_effort": "strong.reasoning_effort",
     "max_tokens": "strong.max_tokens_field strong.max_output_tokens",
     "max_completion_tokens": "strong.max_tokens_field strong.max_output_tokens",
     "model": "strong.model",
@@ -250,7 +251,7 @@ def _said(error: Mapping[str, Any]) -> tuple[str, str, Any]:
 def in_short(said: str) -> str:
     """A server's own words without keys, on one line; of a page, its text."""
     text = TAGS.sub(" ", said) if said.lstrip().startswith("<") else said
-    return brief(SECRET.sub("…", text))
+    return hide_secrets(brief(SECRET.sub("…", text)))
 
 
 def classify(

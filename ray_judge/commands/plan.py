@@ -33,6 +33,8 @@ from ray_judge.run.plan import plan_input
 
 SAMPLE = 500
 MODES = ("online", "flex", "batch")
+MOST = "most"
+"""Dollars in the run's own mode, were every answer as long as it may be; as measured, if it is."""
 FRACTIONS = ("0", "0.05", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.8", "1")
 Z = 1.96
 
@@ -66,7 +68,9 @@ def plan(
         "sold": {mode: bool(factor) for mode, factor in modes.items()},
         "answers_on_file": fix.answers if fix else 0,
         "input_tokens_factor": fix.input_factor if fix else 1.0,
+        "cached_input_share": fix.cached_share if fix else 0.0,
         "output_tokens_per_answer": fix.output_tokens if fix else output_tokens(config),
+        "max_output_tokens": config.strong.max_output_tokens,
         "policies": [table.line(policy, name) for name, policy in policies.items()],
     }
 
@@ -78,10 +82,12 @@ def _sampled(config: RunConfig, part: RunConfig) -> tuple[pl.DataFrame, Correcti
     counted = pl.concat(count_chunk(config, made.columns, chunk) for chunk in chunks)
     rows = pl.concat([judged_frame(run, len(config.judges), chunk.name) for chunk in chunks])
     fix = correction(config, counted)
-    for mode in MODES:
-        costs = row_costs(config, counted, fix, mode).rename({"cost_nano_usd": mode})
-        wanted = costs if mode == "online" else costs.drop("tokens")
-        rows = rows.join(wanted, on=["chunk", "row"], how="left", maintain_order="left")
+    most = fix or Correction(1.0, config.strong.max_output_tokens, 0)
+    wanted = {mode: (fix, mode) for mode in MODES} | {MOST: (most, config.strong.mode)}
+    for name, (how, mode) in wanted.items():
+        costs = row_costs(config, counted, how, mode).rename({"cost_nano_usd": name})
+        costs = costs if name == "online" else costs.drop("tokens")
+        rows = rows.join(costs, on=["chunk", "row"], how="left", maintain_order="left")
     own = rows[config.strong.mode].alias("cost_nano_usd")
     return rows.with_columns(own), fix
 
@@ -121,16 +127,18 @@ class PolicyTable:
                 round(int(self._rows["has_text"].sum()) * scale),
             )
         each = count / asked.height if asked.height else 0.0
-        calls = count * (2 if self._config.strong.swap else 1)
-        tokens = float(asked["tokens"].sum()) * each
         strong = self._config.strong
+        calls = count * strong.samples * (2 if strong.swap else 1)
+        tokens = float(asked["tokens"].sum()) * each
+        dollars = {name: float(asked[name].sum()) * each / 1e9 for name in (*MODES, MOST)}
         minutes = max(calls / strong.requests_per_minute, tokens / strong.tokens_per_minute)
         return {
             "policy": name,
             "rows": count,
             "share": count / self._total,
             "threshold": here.filter(pl.col("route") != "escalate")["judge_confidence"].min(),
-            "dollars": {mode: float(asked[mode].sum()) * each / 1e9 for mode in MODES},
+            "most_dollars": dollars.pop(MOST),
+            "dollars": dollars,
             "calls": calls,
             "hours": minutes / 60,
             "accuracy": self._accuracy(routed),
@@ -188,6 +196,8 @@ def as_text(found: Mapping[str, Any]) -> str:
     if found["not_taken"]:
         lines.append(f"not taken: {', '.join(found['not_taken'])}")
     head = f"{'':<18}{'rows':>10}{'below':>9}{'online $':>11}{'flex $':>11}{'batch $':>11}"
+    measured = bool(found["answers_on_file"])
+    head += "" if measured else f"{'most $':>11}"
     lines.append(f"{head}{'calls':>10}{'hours':>8}   expected accuracy")
     for line in found["policies"]:
         name, below, accuracy = line["policy"], line["threshold"], line["accuracy"]
@@ -195,15 +205,22 @@ def as_text(found: Mapping[str, Any]) -> str:
         dollars = "".join(
             f"{line['dollars'][mode]:>11.4f}" if found["sold"][mode] else f"{'–':>11}"
             for mode in MODES
-        )
+        ) + ("" if measured else f"{line['most_dollars']:>11.4f}")
         below = "–" if below is None else f"{below:.4f}"
         said = "{value:.3f} ({low:.3f} to {high:.3f})".format(**accuracy) if accuracy else "–"
         lines.append(
             f"{name:<18}{line['rows']:>10,}{below:>9}{dollars}{line['calls']:>10,}"
             f"{line['hours']:>8.2f}   {said}"
         )
-    why = "; a model that reasons first costs more."
-    if found["answers_on_file"]:
-        why = f", as {found['answers_on_file']} answers on file to these rows had."
-    tokens = f"{found['output_tokens_per_answer']:.1f} tokens"
-    return "\n".join([*lines, f"An answer is taken to have {tokens}{why}"])
+    tokens = f"An answer is taken to have {found['output_tokens_per_answer']:.1f} tokens"
+    if measured:
+        cached = f"{found['cached_input_share']:.0%} of the input from the provider's cache"
+        why = f", and {cached}, as {found['answers_on_file']} answers on file had."
+    else:
+        why = (
+            ", as one without reasoning has. That is not measured: too few answers are on file. "
+            "A model that reasons may write up to strong.max_output_tokens "
+            f"({found['max_output_tokens']:,}): most $ is what that costs. Once a run has answers, "
+            "plan counts with theirs."
+        )
+    return "\n".join([*lines, tokens + why])

@@ -8,11 +8,12 @@ from ray_judge.config.data import LabelRule, presets
 from ray_judge.config.judge import FORMAT_SCORES, CustomFormat, HttpConfig, JudgeConfig
 from ray_judge.config.loading import load, override, parse
 from ray_judge.config.run import OPERATIONAL, RunConfig, differences, is_asked, label_text
-from ray_judge.config.strong import BatchConfig, StrongConfig, api_key
+from ray_judge.config.strong import BatchConfig, StrongConfig, api_key, with_variables
 from ray_judge.config.tree import RouteConfig, hide_secrets, nearest
 
 __all__ = [
     "FORMAT_SCORES", "OPERATIONAL", "BatchConfig", "CustomFormat", "HttpConfig", "JudgeConfig",
     "LabelRule", "RouteConfig", "RunConfig", "StrongConfig", "api_key", "differences",
     "hide_secrets", "is_asked", "label_text", "load", "nearest", "override", "parse", "presets",
+    "with_variables",
 ]  # fmt: skip

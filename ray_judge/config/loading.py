@@ -122,7 +122,7 @@ def _explain(problem: Mapping[str, Any], *, single: bool) -> str:
         return f"missing key {'judge' if where == 'judges' else where}{hint}"
     value, said = problem["input"], problem["msg"].removeprefix("Value error, ")
     said = re.sub("dictionary( or instance of .*)?$", "mapping of keys to values", said)
-    shown = not isinstance(value, dict) and not where.endswith("api_key_env")
+    shown = not isinstance(value, dict) and not re.search("api_key_env|headers|query", where)
     return f"{where}: {said}" + (f" (given: {hide_secrets(repr(value)):.100})" if shown else "")
 
 

@@ -26,6 +26,7 @@ OPERATIONAL = tuple(
     output judge.replicas judge.gpus_per_replica judge.cpus_per_replica judge.share_gpu
     judge.engine_options judge.templates judge.http.base_url judge.http.api_key_env
     judge.http.concurrency judge.http.timeout_s strong.base_url strong.api_key_env
+    strong.headers strong.query
     strong.concurrency strong.requests_per_minute strong.tokens_per_minute strong.timeout_s
     strong.max_cost_usd strong.max_cost_usd_per_month strong.give_up_after_s strong.price
     strong.batch strong.max_output_tokens strong.max_tokens_field strong.reasks

@@ -17,7 +17,7 @@ from ray_judge.config import StrongConfig
 from ray_judge.errors import WORDS
 from ray_judge.escalation.books.ledger import LeaseSlot
 from ray_judge.escalation.pricing import cost
-from ray_judge.escalation.questions import QuestionMaker, Unparseable
+from ray_judge.escalation.questions import QuestionMaker, Unparseable, says_what_it_bills
 from ray_judge.failures import MEANING, Kind, RequestFailed, failure_of
 from ray_judge.records import Answer, Outcome, Usage, Verdict
 
@@ -27,6 +27,8 @@ BYTES_PER_TOKEN = 64
 """A count of a prompt's tokens with more bytes each than this is not believed either."""
 STOPS = {"max_tokens": "length", "model_length": "length", "safety": "content_filter"}
 """What some servers call the ends of an answer (in any case of letters)."""
+MOST_USD = 1000
+"""A bill for one answer beyond this is not believed."""
 ANSWER_PARTS = ("text", "output_text")
 """Types of the parts of a message that are its answer, not its reasoning."""
 
@@ -42,6 +44,8 @@ class Reply:
     model: str | None
     response_id: str | None
     headers: Mapping[str, str] = field(default_factory=dict)
+    billed_usd: Decimal = Decimal(0)
+    """What the server says that it costs, where it does."""
 
 
 def read_json(text: str) -> Any:
@@ -80,7 +84,8 @@ def read_reply(document: Any, headers: Mapping[str, str]) -> Reply:
     if text and usage is not None and not usage.output_tokens:
         usage = None  # it cannot be true
     ended = (_text(choice.get("finish_reason")) or "").lower() or None
-    return Reply(text, refusal, STOPS.get(ended or "", ended), usage, model, reply_id, headers)
+    ended, billed_usd = STOPS.get(ended or "", ended), _billed_usd(document)
+    return Reply(text, refusal, ended, usage, model, reply_id, headers, billed_usd)
 
 
 def _content(message: Mapping[str, Any], choice: Mapping[str, Any]) -> str | None:
@@ -137,6 +142,14 @@ def _usage(document: Mapping[str, Any]) -> Usage | None:
     return usage if sound else None
 
 
+def _billed_usd(document: Mapping[str, Any]) -> Decimal:
+    """`usage.cost`, as OpenRouter has it; 0 where it is not there or cannot be true."""
+    usage = document.get("usage")
+    cost: Any = usage.get("cost") if isinstance(usage, dict) else None
+    number = isinstance(cost, int | float) and not isinstance(cost, bool)
+    return Decimal(str(cost)) if number and 0 < cost < MOST_USD else Decimal(0)
+
+
 def _count(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError("a count is no truth value")
@@ -171,6 +184,8 @@ def read_answer(
         usage = Usage(input_bound, most, estimated=True)
     usage = replace(usage, tier=tier or usage.tier)
     model, cost_usd = reply.model or maker.strong.model, cost(maker.price, usage)
+    if says_what_it_bills(maker.strong):  # another provider, or another model, may be dearer
+        cost_usd = max(cost_usd, reply.billed_usd)
     reply_id = reply.response_id
     answer = Answer(key, Outcome.RESOLVED, None, cost_usd, usage, model, reply_id, *slot, at)
     kind, outcome, why = Kind.UNUSABLE, Outcome.REFUSED, reply.refusal
@@ -184,7 +199,8 @@ def read_answer(
     limit = None
     if reply.finish_reason == "length":  # the same limit would cut it again
         kind, limit = Kind.CUT, maker.strong.max_output_tokens
-        why = f"{why[:WORDS]} (cut at strong.max_output_tokens, {limit}: raise it)"
+        why = f"{why[:WORDS]} (cut at strong.max_output_tokens, {limit}: raise it"
+        why += ", as the model reasons first)" if usage.reasoning_tokens else ")"
     final = last or not MEANING[kind].again
     return replace(answer, outcome=outcome, error=why[:WORDS], final=final, limit=limit)
 

@@ -22,7 +22,7 @@ import openai
 from ray_judge.config import StrongConfig
 from ray_judge.escalation.answers import Reply, read_json, read_reply
 from ray_judge.escalation.questions import asked_tier, in_words
-from ray_judge.failures import Kind, RequestFailed, failure_of, in_short
+from ray_judge.failures import KEY_OF, Kind, RequestFailed, failure_of, in_short
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 IDS_KEPT = 4096
@@ -54,6 +54,7 @@ class StrongClient:
         self._doubted: Any = None
         """What was asked by the schema, and refused, the last time."""
         self._tier = asked_tier(strong)
+        self._keys = {**KEY_OF, **dict.fromkeys(strong.extra_body, "strong.extra_body")}
 
     async def close(self) -> None:
         await self._client.close()
@@ -65,7 +66,7 @@ class StrongClient:
             sent["service_tier"] = self._tier  # how it is served is no part of what is asked
         create = self._client.chat.completions.with_raw_response.create
         try:
-            with _translated():
+            with _translated(self._keys):
                 async with asyncio.timeout(self._timeout_s):
                     # `extra_body` goes out as it is. The SDK walks through anything else type by
                     # type, which took a third of this process's time, for plain JSON.
@@ -190,15 +191,25 @@ def _open(strong: StrongConfig, key: str, timeout_s: float, **options: Any) -> o
     host = address.hostname
     if host in LOOPBACK:
         options["mounts"] = {f"all://[{host}]" if ":" in str(host) else f"all://{host}": None}
+    headers = {name: value.get_secret_value() for name, value in strong.headers.items()}
+    query = {name: value.get_secret_value() for name, value in strong.query.items()}
+    if strong.api_key_env is None and "authorization" not in map(str.lower, headers):
+        options["event_hooks"] = {"request": [_take_key_away]}
     quarter = timeout_s / 4  # for pool, connection and TLS each: so a limit strikes behind them
     return openai.AsyncOpenAI(
         api_key=key,
         base_url=address._replace(query="", fragment="").geturl() or None,
-        default_query=dict(parse_qsl(address.query)),
+        default_query={**dict(parse_qsl(address.query)), **query},
+        default_headers=headers,
         timeout=openai.Timeout(timeout_s, connect=quarter, pool=quarter),
         max_retries=0,
         http_client=openai.DefaultAsyncHttpxClient(**options),
     )
+
+
+async def _take_key_away(request: Any) -> None:
+    """The SDK knows no client without a key, and some servers do not bear a wrong one."""
+    request.headers.pop("Authorization", None)
 
 
 def _read(text: str, headers: Mapping[str, str]) -> Reply:
@@ -222,13 +233,13 @@ async def _document(sent: Awaitable[Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(keys: Mapping[str, str] = KEY_OF) -> Iterator[None]:
     """Turn the SDK's errors into RequestFailed, by their types and fields."""
     try:
         yield
     except openai.APIStatusError as error:
         told = error.body if isinstance(error.body, dict | list | str) else error.response.text
-        raise failure_of(error.status_code, told, dict(error.response.headers)) from None
+        raise failure_of(error.status_code, told, dict(error.response.headers), keys) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         if type(cause).__name__ in NEVER_SENT:

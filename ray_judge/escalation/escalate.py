@@ -18,7 +18,7 @@ from decimal import Decimal
 import polars as pl
 from pydantic import SecretStr
 
-from ray_judge.config import RunConfig, api_key
+from ray_judge.config import RunConfig, api_key, with_variables
 from ray_judge.errors import LedgerFenced, Stopped
 from ray_judge.escalation.batch.courier import BatchCourier
 from ray_judge.escalation.batch.first_questions import FirstQuestions
@@ -30,6 +30,7 @@ from ray_judge.escalation.online.courier import OnlineCourier
 from ray_judge.escalation.online.governor import WallClock
 from ray_judge.escalation.online.permits import quiet_s
 from ray_judge.escalation.online.servers import AskerServer, GovernorServer
+from ray_judge.escalation.pricing import Price, cache_saving
 from ray_judge.escalation.processes import is_dead
 from ray_judge.escalation.questions import QuestionMaker, price_of_strong
 from ray_judge.escalation.session import POLL_S, Courier, Report, Session
@@ -59,6 +60,9 @@ class Answers:
     unproven_usd: Decimal
     """Promised to requests whose fate a crash hid: counted as spent."""
     excess: Excess
+    cached_tokens: int
+    """Of the input, which a prompt cache gave."""
+    cache_saved_usd: Decimal
 
     def paid(self) -> dict[str, tuple[Answer | None, Decimal]]:
         """Question key → its last answer, and what this run's attempts at it cost.
@@ -75,10 +79,11 @@ class Answers:
 
 
 def check_strong(config: RunConfig) -> None:
-    """Refuse what can be known to fail before anything is sent: price and key. ConfigError."""
+    """Refuse what can be known to fail before anything is sent. Raises ConfigError."""
     price_of_strong(config.strong)
     if config.strong.max_cost_usd > 0:
         api_key(config.strong)
+        with_variables(config.strong)
 
 
 def check_books(config: RunConfig) -> None:
@@ -102,6 +107,9 @@ def escalate(
     PausedError with everything kept, EscalationError, StorageError.
     """
     strong, books, clock = config.strong, Books.of(config), WallClock()
+    if strong.max_cost_usd > 0:  # Ray's workers have another environment
+        strong = with_variables(strong)
+        config = config.model_copy(update={"strong": strong})
     maker = QuestionMaker(config, plan.columns)
     chunks = {chunk.name: chunk for chunk in plan.chunks()}
     source = RoutedQuestions(routed, chunks, maker, whole=strong.mode == "batch")
@@ -136,17 +144,20 @@ def escalate(
     )
     _wait_for(session)
     books.compact(may_fold=is_dead)
-    return answers_of(books, source.asked())
+    return answers_of(books, source.asked(), maker.price)
 
 
-def answers_of(books: Books, asked: pl.DataFrame) -> Answers:
+def answers_of(books: Books, asked: pl.DataFrame, price: Price) -> Answers:
     """Read the run's answers back from the journal, and its dollars from the ledger."""
     journal = books.journal()
     settled, unproven = books.recorded()
     keys = asked["question_keys"].explode().drop_nulls().unique()
+    cached = journal.cached(books.run)
+    saved = (cache_saving(price, tier, *tokens) for tier, tokens in cached.items())
     return Answers(
         asked, journal.answers(keys), journal.costs(books.run), journal.requests(books.run),
         settled, unproven, books.excess(),
+        sum(read for read, _ in cached.values()), sum(saved, Decimal(0)),
     )  # fmt: skip
 
 

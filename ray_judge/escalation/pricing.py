@@ -106,6 +106,14 @@ def cost(price: Price, usage: Usage) -> Decimal:
     return _usd(micros * factor + Fraction(price.output) * usage.output_tokens * output_factor)
 
 
+def cache_saving(price: Price, tier: str, read: int, written: int) -> Decimal:
+    """USD that a prompt cache saved on so many input tokens in a tier; below 0: what it cost."""
+    discounted = price.batch_cache_discount or tier != "batch"
+    saved = Fraction(price.input - price.cached_input) * read if discounted else Fraction(0)
+    extra = Fraction((price.cache_write or price.input) - price.input) * written
+    return _usd((saved - extra) * _factors(price, 0, tier)[0])
+
+
 def max_cost(
     price: Price, *, input_tokens: int, output_tokens: int, tiers: Collection[str]
 ) -> Decimal:

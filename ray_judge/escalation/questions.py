@@ -4,7 +4,8 @@ The body is the very one that is sent, under the strict schema (OpenAI "Structur
 platform.openai.com/docs/guides/structured-outputs, 2026-11). The key, under which the journal
 keeps the answer, is the SHA-256 of the body's canonical JSON without its limits: a higher limit
 asks nothing new. Where a server refuses `response_format` the same question is asked in words,
-under the same key.
+under the same key. What all questions have in common comes first, in the system message, and the
+row's texts behind it: providers charge less for a beginning that they have seen.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ from ray_judge.errors import InputChangedError
 from ray_judge.escalation import pricing
 from ray_judge.escalation.pricing import Price, input_token_bound, input_token_estimate
 from ray_judge.failures import LIMITS
-from ray_judge.judging.formats.families import PAIRWISE_SYSTEM, POINTWISE_SYSTEM, describe
+from ray_judge.judging.formats.families import (
+    GENERIC_RUBRIC,
+    PAIRWISE_SYSTEM,
+    POINTWISE_SYSTEM,
+    describe,
+)
 from ray_judge.judging.formats.reasoning import answer_begins
 from ray_judge.records import Chunk, Example, Verdict
 from ray_judge.run.columns import Columns
@@ -35,7 +41,7 @@ from ray_judge.run.plan import read_examples, read_rows
 
 TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
 """`strong.mode` → the service tier that is expected to be billed."""
-OPENAI = "api.openai.com"
+OPENAI, OPENROUTER = "api.openai.com", "openrouter.ai"
 _max_cost = lru_cache(maxsize=2**16)(pricing.max_cost)
 QUOTED_LINE = re.compile(r"^\s*>.*$", re.MULTILINE)
 
@@ -67,21 +73,23 @@ class QuestionMaker:
         strong = self.strong
         self.price = price_of_strong(strong)
         self._columns = columns
-        self._rubric = config.rubric()
         self._low, self._high = config.judges[0].score_range()
         self._verdicts: list[str] = []
         if config.task == "pairwise":
             self._verdicts = ["A", "B", "tie"] if strong.ties else ["A", "B"]
-            self._system, self._field = PAIRWISE_SYSTEM, "verdict"
+            system, self._field = PAIRWISE_SYSTEM, "verdict"
             value: dict[str, Any] = {"type": "string", "enum": self._verdicts}
             names = ", ".join(f'"{verdict}"' for verdict in self._verdicts)
             ask = f"Which answer is better by the criteria? Verdicts: {names}."
         else:
-            self._system, self._field = POINTWISE_SYSTEM, "score"
+            system, self._field = POINTWISE_SYSTEM, "score"
             value = {"type": "integer", "minimum": self._low, "maximum": self._high}
             ends = f"from {self._low} (worst) to {self._high} (best)"
             ask = f"How good is the answer by the criteria, as a whole number {ends}?"
-        self._ask = f'{ask} Reply with a JSON object that has the one field "{self._field}".'
+        ask = f'{ask} Reply with a JSON object that has the one field "{self._field}".'
+        criteria = f"[Criteria]\n{config.rubric() or GENERIC_RUBRIC}"
+        self._system = f"{system}\n\n{criteria}\n\n{ask}"
+        self._without_criteria = f"{system}\n\n{ask}"
         fields = {"properties": {self._field: value}, "required": [self._field]}
         schema = {"type": "object", **fields, "additionalProperties": False}
         strict = {"name": self._field, "strict": True, "schema": schema}
@@ -184,7 +192,9 @@ class QuestionMaker:
 
     def _samples(self, example: Example) -> list[Question]:
         body = self._body(example)
-        bound = input_token_bound(body["messages"], self._format)
+        # Nobody knows what a server makes of `extra_body`: tools, say, are put into the prompt.
+        extra = [self._format, self.strong.extra_body] if self.strong.extra_body else self._format
+        bound = input_token_bound(body["messages"], extra)
         tokens = input_token_estimate(body["messages"], self._format)
         most, tiers = self.strong.max_output_tokens, billable_tiers(self.strong)
         cost = _max_cost(self.price, input_tokens=bound, output_tokens=most, tiers=tiers)
@@ -193,15 +203,17 @@ class QuestionMaker:
 
     def _body(self, example: Example) -> dict[str, Any]:
         strong = self.strong
-        text = f"{describe(example, self._rubric)}\n\n{self._ask}"
-        texts = {"system": self._system, "user": text}
-        body = {
+        system = self._without_criteria if example.rubric else self._system
+        texts = {"system": system, "user": describe(example, None)}
+        set_here = {"temperature": strong.temperature, "reasoning_effort": strong.reasoning_effort}
+        return {
+            **strong.extra_body,
             "model": strong.model,
             "messages": [{"role": role, "content": content} for role, content in texts.items()],
             "response_format": self._format,
             strong.max_tokens_field: strong.max_output_tokens,
+            **{name: value for name, value in set_here.items() if value is not None},
         }
-        return body if strong.temperature is None else {**body, "temperature": strong.temperature}
 
 
 def _objects(text: str) -> Iterator[dict[str, Any] | str]:
@@ -253,9 +265,22 @@ def asked_tier(strong: StrongConfig) -> str | None:
     """
     if strong.mode == "flex":
         return "flex"
+    return "default" if _is_at(OPENAI, strong) else None
+
+
+def says_what_it_bills(strong: StrongConfig) -> bool:
+    """Whether the `usage.cost` of answers is what they cost, in dollars (OpenRouter, "Usage
+    accounting", 2026-11). Other servers may mean something else by it, unless they are asked for it
+    in OpenRouter's way.
+    """
+    asked = strong.extra_body.get("usage")
+    return _is_at(OPENROUTER, strong) or (isinstance(asked, dict) and asked.get("include") is True)
+
+
+def _is_at(place: str, strong: StrongConfig) -> bool:
     address = strong.base_url or os.environ.get("OPENAI_BASE_URL") or f"https://{OPENAI}"
     host = urlsplit(address).hostname or ""
-    return "default" if host == OPENAI or host.endswith("." + OPENAI) else None
+    return host == place or host.endswith("." + place)
 
 
 def billable_tiers(strong: StrongConfig) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ def summarise(
         "spent_usd": answers.settled_usd + answers.unproven_usd,
         "unproven_usd": answers.unproven_usd,
         "cap_usd": config.strong.max_cost_usd,
+        "cached_input_tokens": answers.cached_tokens,
+        "cache_saved_usd": answers.cache_saved_usd,
         "excess_usd": answers.excess.usd,
         "excess_said": answers.excess.said,
         "asked_again": answers.unanswered,

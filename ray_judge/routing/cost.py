@@ -1,12 +1,13 @@
 """What asking about each row is expected to cost: its questions rendered and their tokens counted.
 
 An estimate, for planning; the cap stands on upper bounds and on the provider's own figures. Where
-the journal already holds answers to these rows, their usage corrects it.
+the books already hold answers of the strong judge, their usage corrects it: nobody can guess how
+much a model reasons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -17,9 +18,9 @@ import polars as pl
 from ray_judge.cluster import call_each
 from ray_judge.config import RunConfig, StrongConfig
 from ray_judge.escalation.books.books import Books
-from ray_judge.escalation.pricing import cost, text_token_estimate
+from ray_judge.escalation.pricing import cost, spellings, text_token_estimate
 from ray_judge.escalation.questions import TIERS, QuestionMaker, price_of_strong
-from ray_judge.records import Answer, Chunk, Usage
+from ray_judge.records import Chunk, Usage
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan
 
@@ -31,11 +32,15 @@ _SCHEMA = {"chunk": pl.String, "row": pl.Int64, "key": pl.String, "input_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What answers on file say of the estimate: a factor on input, and output tokens each."""
+    """What answers on file say of the estimate: a factor on input, and output tokens each.
+
+    `cached_share`: of the input tokens, which a prompt cache gave.
+    """
 
     input_factor: float
     output_tokens: float
     answers: int
+    cached_share: float = 0.0
 
 
 def count_tokens(config: RunConfig, plan: Plan) -> pl.DataFrame:
@@ -53,20 +58,44 @@ def count_chunk(config: RunConfig, columns: Columns, chunk: Chunk) -> pl.DataFra
     return pl.DataFrame(found, schema=_SCHEMA, orient="row")
 
 
-def correction(config: RunConfig, counted: pl.DataFrame) -> Correction | None:
-    """Compare the estimate with the usage of answers on file to the very same questions."""
-    return corrected(counted, Books.of(config).journal().answers(counted["key"]))
+def correction(config: RunConfig, counted: pl.DataFrame, *, own: bool = True) -> Correction | None:
+    """What the run's books say of its questions, and those of its calibration: see `corrected`.
+
+    `own`: whether answers to this very run count. They come while it goes on: what is routed by
+    them would be another set of rows after each stop.
+    """
+    books, strong = Books.of(config), config.strong
+    found = [books.journal().usages()]
+    if not books.shared:
+        bought = strong.model_copy(update={"books": f"{config.output.rstrip('/')}/calibration"})
+        found.append(Books.of(config.model_copy(update={"strong": bought})).journal().usages())
+    usages = pl.concat(found)
+    usages = usages if own else usages.filter(pl.col("run") != books.run)
+    names = {*spellings(strong.model)}
+    models = usages["model"].unique().drop_nulls()
+    alike = [name for name in models if names.intersection(spellings(name))]
+    ours = (pl.col("run") == books.run) | pl.col("model").is_in(alike)
+    return corrected(counted, usages, usages.filter(ours))
 
 
-def corrected(counted: pl.DataFrame, answers: Mapping[str, Answer]) -> Correction | None:
-    """See `correction`; None where too few of these questions are answered."""
-    estimates = dict(counted.select("key", "input_tokens").rows())
-    usages = {key: answer.usage for key, answer in answers.items() if key in estimates}
-    paid = {key: usage for key, usage in usages.items() if usage and not usage.estimated}
-    if len(paid) < FEWEST_ANSWERS:
+def corrected(counted: pl.DataFrame, usages: pl.DataFrame, ours: pl.DataFrame) -> Correction | None:
+    """Compare the estimate with what servers counted; None where `ours` are too few.
+
+    `usages`: all on file, see `Journal.usages`; those of the very questions in `counted` correct
+    the input. `ours`: those of this run, or of its model; they say how long answers are, in all
+    attempts at a question together.
+    """
+    answers = ours["key"].n_unique()
+    if answers < FEWEST_ANSWERS:
         return None
-    factor = sum(u.input_tokens for u in paid.values()) / sum(estimates[key] for key in paid)
-    return Correction(factor, sum(u.output_tokens for u in paid.values()) / len(paid), len(paid))
+    said = counted.unique("key").select("key", estimate="input_tokens")
+    same = usages.join(said, on="key").select(pl.col("input_tokens", "estimate").sum(), n=pl.len())
+    counts, estimates, n = same.row(0)
+    factor = counts / estimates if n >= FEWEST_ANSWERS else 1.0
+    taken, cached, written = ours.select(
+        pl.col("input_tokens", "cached_input_tokens", "output_tokens").sum()
+    ).row(0)
+    return Correction(factor, written / answers, answers, cached / taken)
 
 
 def output_tokens(config: RunConfig) -> float:
@@ -76,19 +105,22 @@ def output_tokens(config: RunConfig) -> float:
 
 
 def expected_nano_usd(
-    strong: StrongConfig, tokens: Sequence[int], answer_tokens: float, tier: str
+    strong: StrongConfig,
+    tokens: Sequence[int],
+    answer_tokens: float,
+    tier: str,
+    cached_share: float = 0.0,
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """What answers to questions of so many input tokens cost, in billionths of a dollar, (n,).
 
-    Nothing is taken to be cached. Prices are linear below the long-context threshold, so each
-    distinct count is priced once.
+    Prices are linear below the long-context threshold, so each distinct count is priced once.
     """
     price = price_of_strong(strong)
     known: dict[int, int] = {}
     for count in set(tokens):
-        whole = int(answer_tokens)
-        low = cost(price, Usage(count, whole, tier=tier))
-        high = cost(price, Usage(count, whole + 1, tier=tier))
+        whole, cached = int(answer_tokens), round(count * cached_share)
+        low = cost(price, Usage(count, whole, cached, tier=tier))
+        high = cost(price, Usage(count, whole + 1, cached, tier=tier))
         known[count] = int((low + (high - low) * Decimal(answer_tokens - whole)) * NANO)
     return np.array([known[count] for count in tokens], dtype=np.int64)
 
@@ -96,11 +128,14 @@ def expected_nano_usd(
 def row_costs(
     config: RunConfig, counted: pl.DataFrame, fix: Correction | None, mode: str
 ) -> pl.DataFrame:
-    """Expected cost of each row's questions: `chunk`, `row`, `tokens`, `cost_nano_usd`."""
-    tokens = counted["input_tokens"].to_numpy()
-    if fix is not None:
-        tokens = np.rint(tokens * fix.input_factor).astype(np.int64)
-    answer = output_tokens(config) if fix is None else fix.output_tokens
-    nano = expected_nano_usd(config.strong, tokens.tolist(), answer, TIERS[mode])
-    priced = counted.with_columns(tokens=pl.Series(tokens) + round(answer), cost_nano_usd=nano)
+    """Expected cost of each row's questions: `chunk`, `row`, `tokens`, `cost_nano_usd`.
+
+    `tokens`: as they count towards a rate, with all that an answer may have.
+    """
+    fix = fix or Correction(1.0, output_tokens(config), 0)
+    tokens = np.rint(counted["input_tokens"].to_numpy() * fix.input_factor).astype(np.int64)
+    answer, cached = fix.output_tokens, fix.cached_share
+    nano = expected_nano_usd(config.strong, tokens.tolist(), answer, TIERS[mode], cached)
+    most = config.strong.max_output_tokens
+    priced = counted.with_columns(tokens=pl.Series(tokens) + most, cost_nano_usd=nano)
     return priced.group_by("chunk", "row").agg(pl.col("tokens", "cost_nano_usd").sum())

@@ -63,7 +63,8 @@ class Routed:
         judged = pl.concat(frames).sort("chunk", "row")
         if self._policy.policy == "budget":
             counted = count_tokens(config, plan)
-            costs = row_costs(config, counted, correction(config, counted), config.strong.mode)
+            fix = correction(config, counted, own=False)
+            costs = row_costs(config, counted, fix, config.strong.mode)
             costs = costs.drop("tokens")
             judged = judged.join(costs, on=["chunk", "row"], how="left", maintain_order="left")
         yield judged

@@ -60,6 +60,8 @@ class PlainServer:
     base_url: str
     api_key: str = "sk-plain"
     requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of each request, by their names in small letters."""
     usd: Decimal = Decimal(0)
     billed: Counter[str] = field(default_factory=Counter)
     """How often each question was, by its text."""
@@ -90,6 +92,7 @@ def plain_server(
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with lock:
                 server.requests.append(body)
+                server.headers.append({k.lower(): v for k, v in self.headers.items()})
                 said = reply(body, len(server.requests))
                 server.bill(body, said.document)
             time.sleep(said.wait_s)

@@ -1,4 +1,5 @@
-"""Servers that cannot be reached, or answer nothing that can be read: told in their own words."""
+"""Addresses as docs/strong-judges.md has them; servers that cannot be reached, or answer nothing
+that can be read: told in their own words."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ray_judge.config import StrongConfig
+from ray_judge.config import StrongConfig, with_variables
 from ray_judge.errors import ProviderDown, RayJudgeError
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.online.governor import WallClock
@@ -171,3 +174,68 @@ def test_an_address_where_nobody_is_pauses_the_run(tmp_path: Path) -> None:
     assert isinstance(phase.error, RayJudgeError) and phase.error.exit_code == 4
     assert "http://127.0.0.1:9 cannot be reached: Connection refused" in str(phase.error)
     assert phase.state["waits"] and phase.state["spent_usd"] == 0
+
+
+DOCUMENT = (Path(__file__).parents[2] / "docs/strong-judges.md").read_text()
+EXAMPLES = [
+    yaml.safe_load(b)["strong"] for b in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
+]
+SECRETS = ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_OPENAI_API_KEY")
+BEARER = {"authorization": "Bearer secret"}
+SEEN: dict[str | None, tuple[str, dict[str, str | None], dict[str, Any]]] = {
+    None: ("/v1/chat/completions", BEARER, {}),
+    "/api/v1": (
+        "/api/v1/chat/completions",
+        {**BEARER, "http-referer": "https://example.com", "x-title": "nightly"},
+        {"provider": {"require_parameters": True, "data_collection": "deny"}},
+    ),
+    "/openai/deployments/judge": (
+        "/openai/deployments/judge/chat/completions?api-version=2025-04-01-preview",
+        {"api-key": "secret", "authorization": None},
+        {"reasoning_effort": "low", "max_completion_tokens": 4000},
+    ),
+    "/openai/v1": ("/openai/v1/chat/completions", BEARER, {}),
+    "/v1": (
+        "/v1/chat/completions",
+        {"authorization": None},
+        {"chat_template_kwargs": {"enable_thinking": False}, "max_completion_tokens": 300},
+    ),
+}
+"""Path of the address → what a server there must see."""
+
+
+@pytest.mark.parametrize("strong", EXAMPLES, ids=lambda strong: strong.get("base_url", "OpenAI"))
+def test_the_documented_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strong: dict[str, Any]
+) -> None:
+    """Each against a server of its form: OpenRouter puts errors into a 200, and says its bill."""
+    for name in SECRETS:
+        monkeypatch.setenv(name, "secret")
+    path, rows = urlsplit(strong.get("base_url", "")).path or None, [f"{n}" for n in range(20)]
+    gateway = path == "/api/v1"
+
+    def reply(body: dict[str, Any], number: int) -> Said:
+        if gateway and number == 3:
+            return Said({"error": {"message": "provider returned error", "code": 429}})
+        document = completion()
+        document["usage"]["cost"] = 0.0123
+        return Said(document)
+
+    with plain_server(reply) as server:
+        server.api_key = "secret"
+        address = f"{server.base_url.removesuffix('/v1')}{path or '/v1'}"
+        if gateway:  # its host is another one here
+            strong = {**strong, "extra_body": {**strong["extra_body"], "usage": {"include": True}}}
+        changes = {**strong, "base_url": address}
+        cap = str(changes.pop("max_cost_usd"))
+        config = configuration(tmp_path, server, cap, **changes)  # type: ignore[arg-type]
+        filled = config.model_copy(update={"strong": with_variables(config.strong)})
+        phase = ask(filled, server, rows)  # type: ignore[arg-type]
+        assert (phase.error, phase.outcomes) == (None, {"resolved": 20})
+        wanted, headers, fields = SEEN[path]
+        assert server.paths == {wanted} and len(server.requests) == 20 + gateway
+        for seen, body in zip(server.headers, server.requests, strict=True):
+            assert {name: seen.get(name) for name in headers} == headers
+            assert {name: body[name] for name in fields} == fields
+        billed = 20 * Decimal("0.0123")
+        assert phase.state["spent_usd"] == billed if gateway else phase.state["spent_usd"] < billed

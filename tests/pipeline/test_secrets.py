@@ -4,6 +4,8 @@ leaves behind, finished, failed or killed; not in Ray's logs; not in what `ps` s
 from __future__ import annotations
 
 import contextlib
+import datetime
+import json
 import os
 import signal
 import subprocess
@@ -80,17 +82,30 @@ def test_no_key_in_anything_that_a_run_leaves(
     assert not guilty
 
 
-def test_no_key_of_an_address_in_anything_that_a_run_leaves(runs: Runs, ray_session: str) -> None:
+def test_no_key_of_an_address_in_anything_that_a_run_leaves(
+    runs: Runs, ray_session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its query, in either key, and of its headers; the server shows the address to all."""
     import ray
 
+    monkeypatch.setenv("MY_KEY", WRONG)
+    address = {
+        "strong__headers": {"X-One": RIGHT, "X-Two": "Bearer ${MY_KEY}", "X-Three": "${MY_KEY}"},
+        "strong__query": {"sig": RIGHT, "api-version": datetime.date(2024, 10, 21)},
+    }
+    path = f"/v1/chat/completions?key={RIGHT}&api-version=2024-10-21&sig={RIGHT}"
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     with (
         plain_server(lambda body, n: Said(completion())) as plain,
-        plain_server(lambda body, n: error(401, "no such key")) as refusing,
+        plain_server(lambda body, n: error(401, f"no such key: {path}")) as refusing,
     ):
         for server, code in ((refusing, 1), (plain, 0)):
-            run = runs(pairs(20), strong__base_url=f"{server.base_url}?key={RIGHT}")
+            run = runs(pairs(20), strong__base_url=f"{server.base_url}?key={RIGHT}", **address)
             assert run.score() == code and RIGHT not in run.said
-            assert server.paths == {f"/v1/chat/completions?key={RIGHT}"}
+            assert server.paths == {path}
+            sent = [server.headers[0][f"x-{name}"] for name in ("one", "two", "three")]
+            assert sent == [RIGHT, f"Bearer {WRONG}", WRONG]
             looked_at = list(files(run.output, session))
-            assert not [path for path, data in looked_at if RIGHT.encode() in data]
+            assert not [at for at, data in looked_at if any(key in data for key in SECRETS)]
+            shown = json.loads((run.output / "run.json").read_text())["config"]["strong"]
+            assert shown["headers"] == {"X-One": "…", "X-Two": "…", "X-Three": "${MY_KEY}"}

@@ -122,10 +122,12 @@ def refuses(param: str, said: str) -> Reply:
         (refuses("max_tokens", "use another"), {"strong__max_tokens_field": "max_tokens"}, 1,
          ["use another", "strong.max_tokens_field (max_tokens)"],
          "strong.max_tokens_field=max_completion_tokens"),
+        (refuses("tools", "unknown"), {"strong__extra_body": {"tools": []}}, 1,
+         ["unknown", "Check strong.extra_body ({'tools': []})"], "strong.extra_body={}"),
         (reasoning, {}, 16, ["first 16 answers", "strong.max_output_tokens, 300: raise it"],
          "strong.max_output_tokens=2500"),
     ],
-    ids=["temperature", "max_tokens", "reasoning"],
+    ids=["temperature", "max_tokens", "extra_body", "reasoning"],
 )  # fmt: skip
 def test_what_goes_wrong_for_all_ends_the_run_and_the_mended_command_goes_on(
     served: Served, reply: Reply, first: dict[str, Any], most: int, said: list[str], mended: str

@@ -30,8 +30,9 @@ class Truth:
 
     def verdict(self, question: str) -> str | None:
         """The verdict in the order in which the question shows the answers; None: not a row."""
-        for begin, answers, verdict in self._rows.get(f"{question}\n\n".split("\n", 2)[1], ()):
-            if question.startswith(begin) and answers in question:
+        text = f"{question}\n\n"
+        for begin, answers, verdict in self._rows.get(text.split("\n", 2)[1], ()):
+            if text.startswith(begin) and answers in text:
                 return verdict
         return None
 

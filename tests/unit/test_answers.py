@@ -120,6 +120,25 @@ def test_a_verdict_and_what_it_cost() -> None:
     assert batch.cost_usd == Decimal("0.000018")
 
 
+@pytest.mark.parametrize(
+    ("cost", "usd"),
+    [(0.5, "0.5"), (1, "1"), (1e-9, "0.000036"), (0, "0.000036"), (-1, "0.000036"),
+     (True, "0.000036"), ("0.5", "0.000036"), (None, "0.000036"), (float("nan"), "0.000036"),
+     (float("inf"), "0.000036"), (10**9, "0.000036")],
+)  # fmt: skip
+def test_what_openrouter_says_that_it_costs_counts_where_it_is_more(cost: Any, usd: str) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 2, "cost": cost}
+    reply = read_reply(read_json(body('{"verdict": "A"}', usage=usage)), {})
+    places = {
+        "https://openrouter.ai/api/v1": True, "https://eu.openrouter.ai/api/v1": True,
+        "https://notopenrouter.ai/v1": False, "https://openrouter.ai.example/v1": False,
+    }  # fmt: skip
+    for base_url, counts in places.items():
+        made = maker(base_url=base_url)
+        answer = read_answer(made, "k", 100, reply, ("l-1", 3), 7.0, last=False)
+        assert answer.cost_usd == (Decimal(usd) if counts else Decimal("0.000036"))
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(
     ("text", "outcome", "error"),
@@ -154,6 +173,10 @@ def test_what_was_cut_is_not_asked_again_at_the_same_limit() -> None:
     assert (answer.outcome, answer.error) == (Outcome.UNPARSEABLE, said)
     assert (answer.final, answer.limit) == (True, 300)
     assert read(body('{"verdict": "A"}', finish="length")).verdict == "A"
+    thought = {"prompt_tokens": 10, "completion_tokens": 300}
+    thought |= {"completion_tokens_details": {"reasoning_tokens": 300}}
+    said = str(read(body("", finish="length", usage=thought)).error)
+    assert said.endswith("strong.max_output_tokens, 300: raise it, as the model reasons first)")
 
 
 def test_answers_as_servers_write_them() -> None:

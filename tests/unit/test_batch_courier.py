@@ -82,11 +82,11 @@ NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dic
     ),
     "a batch that fails because the queue has an unknown limit is made smaller": (
         IN_ONE, {"batches": {"enqueued_token_limit": 700, "enqueued_rejection": "failed"}},
-        {"resolved": 12}, 6, {"billed": 12},
+        {"resolved": 12}, 7, {"billed": 12},
     ),
     "a batch that is refused because the queue has an unknown limit is made smaller": (
         IN_ONE, {"batches": {"enqueued_token_limit": 700, "enqueued_rejection": "429"}},
-        {"resolved": 12}, 4, {"billed": 12},
+        {"resolved": 12}, 5, {"billed": 12},
     ),
 }  # fmt: skip
 """Name → (strong, the provider's settings, outcomes, batches that were created, what to check)."""

@@ -6,6 +6,7 @@ Of one judge and of two: a cascade of one is a cascade.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,16 @@ from ray_judge.commands.calibrate import as_text, judge_runs
 from ray_judge.commands.plan import PolicyTable
 from ray_judge.config import RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError, RunChangedError
+from ray_judge.escalation.books.books import Books
 from ray_judge.records import Answer, Chunk, Outcome, Shard, Usage
 from ray_judge.report.drift import measure_drift
-from ray_judge.routing.cost import corrected, count_chunk, expected_nano_usd, output_tokens
+from ray_judge.routing.cost import (
+    Correction,
+    correction,
+    count_chunk,
+    expected_nano_usd,
+    output_tokens,
+)
 from ray_judge.routing.tiers import Cascade
 from ray_judge.run.columns import Columns
 from ray_judge.run.directory import Plan, RunDirectory
@@ -251,7 +259,7 @@ def sampled(frames: list[pl.DataFrame], least: float) -> pl.DataFrame:
         "judge_confidence": second.zip_with(on, first),
         "tier": on.cast(pl.Int32),
     }
-    costs = dict.fromkeys(("cost_nano_usd", "online", "flex", "batch"), 1000)
+    costs = dict.fromkeys(("cost_nano_usd", "online", "flex", "batch", "most"), 1000)
     same = {"chunk": "c", "has_text": True, "tokens": 100, **costs}
     return pl.DataFrame(columns).with_columns(**{name: pl.lit(one) for name, one in same.items()})
 
@@ -372,18 +380,47 @@ def test_costs_are_those_of_the_price_table(tmp_path: Path) -> None:
     assert online.tolist() == [2_040_000, 2_040_000, 1_040_000]
     assert expected_nano_usd(strong, [1000], 5, "batch").tolist() == [1_020_000]
     assert expected_nano_usd(strong, [1000], 4.5, "default").tolist() == [2_036_000]
+    assert expected_nano_usd(strong, [1000], 5, "default", 0.4).tolist() == [1_440_000]
 
 
-def answer(key: str, tokens: int, *, estimated: bool = False) -> Answer:
-    usage = Usage(tokens, 9, estimated=estimated)
-    return Answer(key, Outcome.RESOLVED, "A", Decimal("0.001"), usage, "m", "r", "lease", 0, 0.0)
+def on_file(made: RunConfig, keys: Iterable[str], model: str = "m", **usage: Any) -> None:
+    """Two attempts at each of these questions, in the books of a run."""
+    writer, cost = Books.of(made).writer(f"{Path(made.output).name}-{model}"), Decimal("0.001")
+    paid = Usage(110, 900, 22, **usage), model, "r", "lease"
+    for key in keys:
+        for slot in (0, 1):
+            writer.append(Answer(key, Outcome.RESOLVED, "A", cost, *paid, slot, 0.0))
+    writer.close()
 
 
-def test_answers_on_file_correct_the_estimate() -> None:
-    counted = pl.DataFrame({"key": [f"k{n}" for n in range(40)], "input_tokens": [100] * 40})
-    some = {f"k{n}": answer(f"k{n}", 110) for n in range(25)}
-    found = corrected(counted, some)
-    assert (found.input_factor, found.output_tokens, found.answers) == (1.1, 9.0, 25)
-    assert corrected(counted, dict(list(some.items())[:19])) is None
-    guessed = {key: answer(key, 110, estimated=True) for key in some}
-    assert corrected(counted, guessed) is None
+KEYS = [f"k{n}" for n in range(40)]
+COUNTED = pl.DataFrame({"key": KEYS, "input_tokens": [200] * 40})
+
+
+def test_answers_on_file_correct_the_estimate(tmp_path: Path) -> None:
+    """In all attempts together; the input by the very questions, the output by all of the model."""
+    run = config(tmp_path, output=str(tmp_path / "run"))
+    on_file(run, KEYS[:19])
+    on_file(run, KEYS[30:], "guessed", estimated=True)
+    assert correction(run, COUNTED) is None
+    on_file(run, ["other"], "m2")
+    assert correction(run, COUNTED) == Correction(1.0, 1800.0, 20, 0.2)
+    on_file(run, KEYS[20:26], "m3")
+    assert correction(run, COUNTED) == Correction(1.1, 1800.0, 26, 0.2)
+    assert correction(run, COUNTED, own=False) is None
+
+
+def test_answers_to_other_runs_count_where_the_model_is_the_same(tmp_path: Path) -> None:
+    books = str(tmp_path / "books")
+    nights = [
+        config(tmp_path, output=str(tmp_path / n), strong__books=books) for n in ("one", "two")
+    ]
+    on_file(nights[0], [f"n{n}" for n in range(30)], "gpt-4o")
+    assert correction(nights[1], COUNTED) is None
+    on_file(nights[0], [f"m{n}" for n in range(30)], "gpt-4.1-2025-04-14")
+    assert correction(nights[1], COUNTED) == Correction(1.0, 1800.0, 30, 0.2)
+    alone = config(tmp_path, output=str(tmp_path / "run"))
+    assert correction(alone, COUNTED) is None
+    on_file(config(tmp_path, strong__books=f"{alone.output}/calibration"), KEYS, "gpt-4.1")
+    bought = Correction(1.1, 1800.0, 40, 0.2)  # by `calibrate`
+    assert correction(alone, COUNTED) == correction(alone, COUNTED, own=False) == bought

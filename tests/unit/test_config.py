@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from ray_judge.config import OPERATIONAL, RunConfig, api_key, differences, load, parse
+from ray_judge.config import (
+    OPERATIONAL,
+    RunConfig,
+    api_key,
+    differences,
+    load,
+    parse,
+    with_variables,
+)
 from ray_judge.errors import ConfigError
 from ray_judge.escalation.escalate import check_strong
 
@@ -29,6 +39,7 @@ SECRETS = [
     *(("strong__base_url", url) for url in ("https://u:hunter2@h/v1", "https://u:x/hunter2@h/v1",
       "u:hunter2@h", "h/v1?key=hunter2", "ftp://h/v1?a=b&key=hunter2")),
     *((key, "s3://AK:hunter2@bucket/x") for key in ("input", "output", "strong__books")),
+    ("strong__headers", "hunter2"), ("strong__query", {"key": ["hunter2"]}),
 ]  # fmt: skip
 
 
@@ -116,6 +127,12 @@ JUDGES: list[tuple[dict[str, Any], str]] = [
         ({"strong__samples": 0}, "strong.samples"),
         ({"strong__samples": 3, "strong__abstain_below": 0}, "strong.abstain_below"),
         ({"strong__abstain_below": 0.7}, "set strong.samples to 2 or more"),
+        ({"strong__reasoning_effort": False}, "quote it if it is text"),
+        ({"strong__extra_body": {"n": 2, "model": "x"}}, "ray_judge itself says model, n"),
+        ({"strong__extra_body": {"since": date(2026, 1, 1)}}, "strong.extra_body.since"),
+        ({"strong__headers": {"a b": "x"}}, "'a b' is no name of a header"),
+        ({"strong__headers": {"X": "${a-b}"}}, "an environment variable is named as in ${MY_KEY}"),
+        ({"strong__query": {"x": 1.50}}, "strong.query.x"),
         ({"chunk_rows": 0}, "chunk_rows"),
         ({"task": "tripwise"}, "task"),
         ({"task": "pointwise"}, "columns and by_scores are for task: pairwise"),
@@ -152,6 +169,49 @@ def test_the_query_of_an_address_is_kept_and_not_written_down() -> None:
     written = config.document()["strong"]["base_url"]
     assert written == "https://h/v1?api-version=2024-10-21&key=…"
     assert builders.config(strong__base_url=written).document() == config.document()
+
+
+def test_headers_and_query_are_filled_in_and_not_written_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a document shows is the name of a variable, and nothing else."""
+    headers = {"api-key": "${MY_KEY}", "X-Two": "Bearer ${MY_KEY}", "X-Id": 7}
+    query = {"api-version": date(2024, 10, 21), "sig": "hunter2"}
+    config = builders.config(strong__headers=headers, strong__query=query)
+    for good in ("hunter3", "a b!"):
+        monkeypatch.setenv("MY_KEY", good)
+        strong = with_variables(config.strong)
+        found = {k: v.get_secret_value() for k, v in {**strong.headers, **strong.query}.items()}
+        assert found == {
+            "api-key": good, "X-Two": f"Bearer {good}", "X-Id": "7",
+            "api-version": "2024-10-21", "sig": "hunter2",
+        }  # fmt: skip
+        assert "hunter" not in f"{strong!r} {strong} {strong.model_dump_json()} {config!r}"
+    written = config.document()
+    assert written["strong"]["headers"] == {"api-key": "${MY_KEY}", "X-Two": "…", "X-Id": "…"}
+    assert parse(written).document() == written
+    for bad in ("hunter3\n", "", "clé", None):
+        monkeypatch.setenv("MY_KEY", bad) if bad is not None else monkeypatch.delenv("MY_KEY")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+        with pytest.raises(ConfigError, match=r"strong\.headers\.api-key: ") as caught:
+            check_strong(config)
+        assert "hunter3" not in str(caught.value)
+    check_strong(builders.config(strong__headers=headers, strong__max_cost_usd=0))
+
+
+@pytest.mark.parametrize(
+    ("strong", "limit"),
+    [
+        ({}, 300), ({"max_output_tokens": None}, 300), ({"reasoning_effort": "none"}, 300),
+        ({"reasoning_effort": "low"}, 4000), ({"model": "gpt-5-mini"}, 4000),
+        ({"model": "openai/gpt-6.1-sol"}, 4000), ({"model": "o3"}, 4000),
+        ({"model": "openai/gpt-oss-20b", "max_output_tokens": 90}, 90),
+        ({"model": "gpt-5-mini", "reasoning_effort": "none"}, 300), ({"model": "gpt-4o"}, 300),
+    ],
+)  # fmt: skip
+def test_an_answers_limit_fits_the_model(strong: dict[str, Any], limit: int) -> None:
+    config = builders.config(**{f"strong__{key}": value for key, value in strong.items()})
+    assert config.strong.max_output_tokens == limit
 
 
 def test_every_problem_is_told_at_once() -> None:
@@ -273,6 +333,8 @@ OPERATIONAL_CHANGES = {
     "strong.batch": {"wait_s": 0},
     "strong.tolerate_failed": 1,
     "strong.max_tokens_field": "max_tokens",
+    "strong.headers": {"X": "y"},
+    "strong.query": {"x": "y"},
 }
 
 
@@ -328,6 +390,13 @@ def test_several_judges_that_do_not_go_together(
 ) -> None:
     judges = [{"model": "a", **first}, {"model": "b", **last}]
     assert said in refusal(judge=..., judges=judges, **({"route": route} if route else {}))
+
+
+def test_the_quickstarts_run_can_be_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    _, run, _ = re.split(r"```yaml\n# run.yaml\n(.*?)```", text, flags=re.DOTALL)
+    check_strong(parse(yaml.safe_load(run)))
 
 
 def test_one_judge_is_a_list_of_one(path: Path) -> None:

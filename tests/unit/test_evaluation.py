@@ -125,6 +125,7 @@ def finished_run(folder: Path, *rows: int) -> RunDirectory:
             "rows": sum(rows), "routes": {"accept": 0, "escalate": sum(rows), "audit": 0},
             "outcomes": {"resolved": sum(rows)}, "errors": 0, "api_requests": sum(rows),
             "spent_usd": 0.4, "unproven_usd": 0, "cap_usd": 1, "threshold": None,
+            "cached_input_tokens": 0, "cache_saved_usd": 0,
             "excess_said": "It billed $0.1 <beyond> its limits",
             "judge_model": "<small>", "strong_model": "gpt-4.1", "seconds": {"judge": 1.5},
             "promise": {"kept": False, "said": "it is broken"}, "drift": None,

@@ -20,6 +20,7 @@ from ray_judge.config import RunConfig
 from ray_judge.config.strong import PriceConfig
 from ray_judge.errors import ConfigError, InputChangedError
 from ray_judge.escalation.pricing import (
+    cache_saving,
     cost,
     input_token_bound,
     input_token_estimate,
@@ -35,6 +36,7 @@ from ray_judge.escalation.questions import (
     canonical_key,
     in_words,
 )
+from ray_judge.judging.formats.families import GENERIC_RUBRIC
 from ray_judge.records import Chunk, Example, Usage
 from ray_judge.run.columns import Columns
 
@@ -63,6 +65,7 @@ def key(example: Example = PAIR, **strong: Any) -> str:
     [
         {},
         {"max_cost_usd": 7, "concurrency": 1, "base_url": "http://127.0.0.1:1/v1", "mode": "batch"},
+        {"headers": {"api-key": "secret"}, "query": {"api-version": "2024-10-21"}},
         {"max_output_tokens": 10, "max_tokens_field": "max_tokens"},
         {"samples": 3, "abstain_below": 0.7},
     ],
@@ -73,7 +76,7 @@ def test_a_key_on_file(change: dict[str, Any]) -> None:
     A limit that was too low is raised, and no answer on file is asked for again.
     """
     asked = key(**change)
-    assert asked == "742614d8f85e880f66f9a3af21dd8821896ad3a47c94806bc80f8b6285b60544"
+    assert asked == "415570e4cfcd6d76dce39a7518acfbd048909ff768da87cf405640f39e5a0b9b"
 
 
 def test_what_the_key_depends_on() -> None:
@@ -88,8 +91,39 @@ def test_what_the_key_depends_on() -> None:
         "model": key(model="gpt-4o"),
         "ties": key(ties=False),
         "temperature": key(temperature=0),
+        "reasoning_effort": key(reasoning_effort="low"),
+        "extra_body": key(extra_body={"provider": {"order": ["a"]}}),
+        "in it": key(extra_body={"provider": {"order": ["b"]}}),
     }
     assert len(set(keys.values())) == len(keys)
+
+
+@pytest.mark.parametrize("rubric", [None, "Be strict."])
+@pytest.mark.parametrize("task", ["pairwise", "pointwise"])
+def test_all_that_questions_have_in_common_comes_first(task: str, rubric: str | None) -> None:
+    """So a provider's cache of beginnings can work; a row's own criteria come with the row."""
+    asked = maker(task, rubric=rubric)
+    example = PAIR if task == "pairwise" else PAIR.single("hi")
+    plain, other, own = (
+        asked.of_example(one)[0].body
+        for one in (example, replace(example, input="more"), replace(example, rubric="Be kind."))
+    )
+    assert plain and other and own
+    assert [message["role"] for message in plain["messages"]] == ["system", "user"]
+    assert plain["messages"][0] == other["messages"][0]
+    common, alone = (body["messages"][0]["content"] for body in (plain, own))
+    criteria = f"\n\n[Criteria]\n{rubric or GENERIC_RUBRIC}"
+    assert common.replace(criteria, "") == alone != common and "[Criteria]" not in alone
+    assert plain["messages"][1]["content"].startswith("[Instruction]\nSay hi.\n\n[Answer")
+    assert "\n\n[Criteria]\nBe kind.\n\n[Answer" in own["messages"][1]["content"]
+
+
+def test_what_a_server_makes_of_the_rest_of_the_body_is_bounded() -> None:
+    """It may put it in front of the model, as it does with tools."""
+    (plain,), (more,) = (
+        maker(extra_body=extra).of_example(PAIR) for extra in ({}, {"tools": [{"name": "x" * 99}]})
+    )
+    assert more.input_bound > plain.input_bound + 99 and more.max_cost_usd > plain.max_cost_usd
 
 
 def test_a_key_is_that_of_the_body_whatever_its_order_and_text() -> None:
@@ -150,7 +184,7 @@ def test_the_schema_is_strict_as_providers_demand(task: str, field: str, values:
     }  # fmt: skip
     strict = {"name": field, "strict": True, "schema": schema}
     assert asked["response_format"] == {"type": "json_schema", "json_schema": strict}
-    assert f'"{field}"' in asked["messages"][1]["content"]  # words alone say what is wanted
+    assert f'"{field}"' in asked["messages"][0]["content"]  # words alone say what is wanted
     assert in_words(asked) == {k: v for k, v in asked.items() if k != "response_format"}
     assert not any("logprobs" in name for name in asked)
 
@@ -371,6 +405,22 @@ def test_what_is_no_price(bad: Any) -> None:
 def test_costs_by_hand(model: str, usage: Usage, usd: str) -> None:
     tiny = {"input_usd_per_mtok": "0.0001", "output_usd_per_mtok": 0}
     assert cost(price_of(model, tiny if model == "tiny" else None), usage) == Decimal(usd)
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "read", "written", "usd"),
+    [
+        ("gpt-4.1", "default", 1000, 0, "0.0015"),
+        ("gpt-4.1", "batch", 1000, 0, "0"),
+        ("gpt-4.1", "priority", 1000, 1000, "0.002625"),
+        ("gpt-6-sol", "default", 0, 1000, "-0.0005"),  # writing costs a quarter more than input
+    ],
+)
+def test_what_a_cache_saved(model: str, tier: str, read: int, written: int, usd: str) -> None:
+    price = price_of(model)
+    assert cache_saving(price, tier, read, written) == Decimal(usd)
+    plain, cached = (Usage(2000, 0, *n, tier=tier) for n in ((0, 0), (read, written)))
+    assert cost(price, plain) - cost(price, cached) == Decimal(usd)
 
 
 def test_flex_may_be_served_at_the_standard_price_but_a_batch_never() -> None:

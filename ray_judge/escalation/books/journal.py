@@ -157,6 +157,18 @@ class Journal:
         ours = self.frame.filter(run=run).group_by("key")
         return dict(ours.agg(pl.col("cost_usd").sum()).iter_rows())
 
+    def usages(self) -> pl.DataFrame:
+        """Per question, run and model the tokens of all attempts that a server counted."""
+        tokens = pl.col("input_tokens", "output_tokens", "cached_input_tokens").sum()
+        counted = self.frame.filter(~_NO_USAGE, estimated=False)
+        return counted.group_by("key", "run", "model").agg(tokens)
+
+    def cached(self, run: str) -> dict[str, tuple[int, int]]:
+        """Service tier → input tokens of this run that a prompt cache gave, and that it took."""
+        tokens = pl.col("cached_input_tokens", "cache_write_tokens").sum()
+        ours = self.frame.filter(~_NO_USAGE, run=run).group_by("tier").agg(tokens)
+        return {tier: (read, written) for tier, read, written in ours.iter_rows()}
+
     def usable(self, run: str) -> int:
         """How many verdicts this run has paid for."""
         return self.frame.filter(run=run, outcome=Outcome.RESOLVED.value).height

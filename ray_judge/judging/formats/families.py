@@ -168,13 +168,17 @@ def format_for(judge: JudgeConfig, task: Task) -> Format:
 
 
 def describe(example: Example, rubric: str | None) -> str:
-    """Lay out an example under headings, in the order in which a reader needs them."""
+    """Lay out an example under headings, in the order in which a reader needs them.
+
+    `rubric`: where the example has none of its own; None leaves the criteria out then.
+    """
     parts = [("Instruction", example.instruction)]
     if example.input:
         parts.append(("Input", example.input))
     if example.reference:
         parts.append(("Reference answer", example.reference))
-    parts.append(("Criteria", example.rubric or rubric or GENERIC_RUBRIC))
+    if criteria := example.rubric or rubric:
+        parts.append(("Criteria", criteria))
     names = ("Answer A", "Answer B") if len(example.responses) == 2 else ("Answer",)
     parts += zip(names, example.responses, strict=True)
     return "\n\n".join(f"[{heading}]\n{text}" for heading, text in parts)
