@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from ray_judge.config import RunConfig
-from ray_judge.judging.engines.engine import make_reward_model
+from ray_judge.judging.engines.engine import make_model
 from ray_judge.judging.engines.rewards import RewardEngine
 from ray_judge.records import Example
 from tests.unit import builders
@@ -47,7 +47,7 @@ def engines(folder: Path) -> Any:
 
 def _made(model: Path, engine: str) -> tuple[RunConfig, Any]:
     config = reward(model, engine=engine, engine_options=SMALL if engine == "vllm" else {})
-    return config, make_reward_model(config.judge)
+    return config, make_model(config)
 
 
 def reward(model: Path, **changes: Any) -> RunConfig:
@@ -122,7 +122,7 @@ def test_pairs_that_share_responses(folder: Path, count: int) -> None:
         pair = chance.sample(["one", "two", "three", "four"], 2)
         asked.append(Example(f"question {n // 10}", (pair[0], pair[1])))
     config = reward(folder / "Llama", engine="transformers")
-    model = Counted(make_reward_model(config.judge))
+    model = Counted(make_model(config))
     found = RewardEngine(config, model).judge(asked, pa.table({}))
     distinct = {(one.instruction, text) for one in asked for text in one.responses}
     assert len(model.sent) == len(set(model.sent)) == len(distinct) <= 2 * count // 4

@@ -287,39 +287,31 @@ def make_engine(config: RunConfig, format_: Format | None) -> Engine:
     from ray_judge.judging.engines.tokens import TokenReader
 
     if judge.format == "reward":
-        return RewardEngine(config, make_reward_model(judge))
+        return RewardEngine(config, make_model(config))
     assert format_ is not None
     if judge.engine == "http":
         return ModelEngine(config, format_, HttpReader(judge, format_))
     return ModelEngine(config, format_, TokenReader(judge, format_, make_model(config)))
 
 
-def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
-    """Load the judge, or the base model that it was tuned from. Raises whatever the engine does."""
+def make_model(config: RunConfig, *, base: bool = False) -> Any:
+    """Load the judge, or the base model that it was tuned from. Raises whatever the engine does.
+
+    Gives a LanguageModel, or a RewardModel for `format: reward`.
+    """
     judge, key = config.judge, "judge.model"
     if base:
         of_base = {"model": base_of(judge), "revision": judge.base_revision, "adapter": None}
         judge, key = judge.model_copy(update=of_base), "judge.base_model"
-    check_model(key, str(judge.model), judge.engine_options)
+    reward = judge.format == "reward"
+    check_model(key, str(judge.model), judge.engine_options, reward=reward)
     if judge.engine == "transformers":
-        from ray_judge.judging.engines.transformers import TransformersModel
+        from ray_judge.judging.engines.transformers import TransformersModel, TransformersRewards
 
-        return TransformersModel(judge)
-    from ray_judge.judging.engines.vllm import VllmModel
+        return (TransformersRewards if reward else TransformersModel)(judge)
+    from ray_judge.judging.engines.vllm import VllmModel, VllmRewards
 
-    return VllmModel(judge)
-
-
-def make_reward_model(judge: JudgeConfig) -> RewardModel:
-    """Load a reward model. Raises whatever the engine does."""
-    check_model("judge.model", str(judge.model), judge.engine_options, reward=True)
-    if judge.engine == "transformers":
-        from ray_judge.judging.engines.transformers import TransformersRewards
-
-        return TransformersRewards(judge)
-    from ray_judge.judging.engines.vllm import VllmRewards
-
-    return VllmRewards(judge)
+    return (VllmRewards if reward else VllmModel)(judge)
 
 
 def name_model(judge: JudgeConfig) -> str:

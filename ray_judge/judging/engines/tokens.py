@@ -63,8 +63,8 @@ class TokenReader:
         if self._chat and not self._tokenizer.chat_template:
             raise ConfigError("this judge's tokenizer has no chat template: judge.chat: false")
         self._tree_behind = lru_cache(maxsize=256)(self._build)
-        template = default_template(self._tokenizer.chat_template)
-        self._options = template_options(judge, template or "") if self._chat else {}
+        template = default_template(self._tokenizer.chat_template) if self._chat else None
+        self._options = template_options(judge, template or "")
         self._decode_one = lru_cache(maxsize=4096)(lambda token: self._tokenizer.decode([token]))
         self._tail = self._constant_tail()
         self._opened = bool(judge.thinking or OPEN.search(self._tail))
@@ -80,12 +80,12 @@ class TokenReader:
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
         tokens = self._tokenise(examples)
         asked = [self._fit(example, ids) for example, ids in zip(examples, tokens, strict=True)]
-        if self._judge.confidence == "votes":
-            return self._vote(asked)
-        if self._full:
-            asked = self._write(asked)
-        walks = iter(self._walk([one for one in asked if isinstance(one, TokenPrompt)]))
-        return [one if isinstance(one, str) else self._reading(one, next(walks)) for one in asked]
+        known = self._write(asked) if self._full else asked
+        walks = iter(self._walk([one for one in known if isinstance(one, TokenPrompt)]))
+        return [
+            self._reading(one, next(walks)) if isinstance(one, TokenPrompt) else one
+            for one in known
+        ]
 
     def _fit(self, example: Example, ids: list[int]) -> TokenPrompt | str:
         note = None
@@ -95,27 +95,24 @@ class TokenReader:
             return f"the prompt has {len(ids)} tokens, the model's context takes {self._room}"
         return TokenPrompt(ids, note, self._tree_behind(self._tail))
 
-    def _write(self, asked: Sequence[TokenPrompt | str]) -> list[TokenPrompt | str]:
-        prompts = [one.prompt for one in asked if isinstance(one, TokenPrompt)]
-        answers = iter(self._answers(prompts))
-        return [one if isinstance(one, str) else self._locate(one, next(answers)) for one in asked]
-
-    def _answers(self, prompts: Sequence[Sequence[int]]) -> list[WrittenAnswer]:
-        warmth, stop = self._judge.temperature or 0.0, self._format.stop
-        return self._model.write(prompts, most=self._budget, stop=stop, temperature=warmth)
-
-    def _vote(self, asked: Sequence[TokenPrompt | str]) -> list[Reading | str]:
-        """Count what several answers to each prompt say."""
-        count = self._judge.samples
-        prompts = [one.prompt for one in asked if isinstance(one, TokenPrompt)]
-        answers = iter(self._answers([prompt for prompt in prompts for _ in range(count)]))
-        found: list[Reading | str] = []
+    def _write(self, asked: Sequence[TokenPrompt | str]) -> list[TokenPrompt | Reading | str]:
+        """Let answers be written; find the verdict in each, or count what several say."""
+        count, judge = self._judge.samples, self._judge
+        prompts = [
+            one.prompt for one in asked if isinstance(one, TokenPrompt) for _ in range(count)
+        ]
+        stop, warmth = self._format.stop, judge.temperature or 0.0
+        written = self._model.write(prompts, most=self._budget, stop=stop, temperature=warmth)
+        answers = iter(written)
+        found: list[TokenPrompt | Reading | str] = []
         for one in asked:
             if isinstance(one, str):
                 found.append(one)
-                continue
-            parsed = [self._parse(next(answers)) for _ in range(count)]
-            found.append(count_votes(parsed, self._format, note=one.note))
+            elif judge.confidence == "votes":
+                parsed = [self._parse(next(answers)) for _ in range(count)]
+                found.append(count_votes(parsed, self._format, note=one.note))
+            else:
+                found.append(self._locate(one, next(answers)))
         return found
 
     def _parse(self, answer: WrittenAnswer) -> Parsed:
