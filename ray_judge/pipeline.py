@@ -164,13 +164,23 @@ def judge(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> Generato
     """
     rows: Rows | None = None
     for number, tier in enumerate(cascade.config.tiers()):
-        task = JudgeTask(tier, cascade.plan.columns, cascade.run, number)
+        known = cascade.calibrated(number)
+        fitted = with_temperature(tier, known.temperature if known else None)
+        task = JudgeTask(fitted, cascade.plan.columns, cascade.run, number)
         names = judge_tier(task, cascade.plan, rows, seconds, watch)
         if number == len(cascade.config.judges) - 1:
             yield from names
         else:
             deque(names, maxlen=0)
             rows = cascade.passed_on(number)
+
+
+def with_temperature(tier: RunConfig, fitted: float | None) -> RunConfig:
+    """The judge of a tier with the temperature that its calibration has, unless it has its own."""
+    if fitted is None or tier.judge.temperature is not None:
+        return tier
+    judge = tier.judge.model_copy(update={"temperature": fitted})
+    return tier.model_copy(update={"judges": (judge,)})
 
 
 def judge_tier(

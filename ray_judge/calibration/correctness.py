@@ -108,6 +108,21 @@ def _platt(confidence: Floats, right: Flags) -> tuple[Floats, Floats]:
     return points, model.predict_proba(((points - centre) / scale)[:, None])[:, 1]
 
 
+def fit_temperature(margin: Floats, right: Flags) -> float | None:
+    """Fit T of P(right) = σ(margin/T), by maximum likelihood (Guo et al., section 4.2).
+
+    Shapes (n,). None where a larger margin makes no verdict likelier to be right, or all are.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if right.all() or not right.any():
+        return None
+    scale = margin.std() or 1.0
+    model = LogisticRegression(C=1e6, fit_intercept=False, max_iter=1000)
+    slope = float(model.fit((margin / scale)[:, None], right).coef_[0, 0])
+    return float(scale / slope) if slope > 0 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """An estimate and its bootstrap interval (percentiles, 95 %)."""

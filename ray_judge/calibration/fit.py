@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ray_judge.calibration.correctness import CorrectnessMap, compare, fit
+from ray_judge.calibration.correctness import CorrectnessMap, compare, fit, fit_temperature
 from ray_judge.calibration.document import Calibration, Tier, judge_name
 from ray_judge.calibration.drift import reference
 from ray_judge.calibration.selection import (
@@ -87,6 +87,10 @@ def _describe(
         said = f"of the rows that reach it, {lack}. P(correct) and the comparison are those of "
         said += f"all {rows.height} labelled rows that it judged"
     methods, right = confidence_methods(rows, str(judge["confidence"])), _flags(rows["right"])
+    temperature = None
+    if judge["format"] == "reward" and judge["task"] == "pairwise":
+        clear = rows.filter(pl.col("label") != "tie")  # no margin, whatever it is, says a tie
+        temperature = fit_temperature(_confidence(clear), _flags(clear["right"]))
     tier = Tier(
         judge,
         selection,
@@ -94,6 +98,7 @@ def _describe(
         reference(confidence[~np.isnan(confidence)]),
         _strong(rows, terms)[0],
         compare(methods, right),
+        temperature,
     )
     return tier, said
 

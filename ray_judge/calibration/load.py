@@ -39,8 +39,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 
 def template_hash(config: RunConfig) -> str | None:
-    """SHA-256 (hex) of the prompt around fixed texts; None for a judge that has already run."""
-    if config.judge.engine == "columns":
+    """SHA-256 (hex) of the prompt around fixed texts; None for a judge without one."""
+    if config.judge.engine == "columns" or config.judge.format == "reward":
         return None
     responses = ("response 1", "response 2")[: 2 if config.task == "pairwise" else 1]
     judge = format_for(config.judge, config.task)

@@ -177,6 +177,10 @@ def _judge_lines(tier: Tier) -> list[str]:
         lines.append(f"{method.method:<20} {'  '.join(said)}")
     chosen, points = tier.selection, len(tier.correct.confidence)
     lines += [tier.comparison.advice, f"P(correct): {tier.correct.kind}, {points} points"]
+    if tier.temperature:
+        lines.append(
+            f"P(A): temperature {tier.temperature:.6g} (judge_probs of runs that use this)"
+        )
     if math.isfinite(tier.threshold):
         lines.append(
             f"threshold {tier.threshold:.6g}: {chosen.accepted} of the {chosen.rows} labelled rows "

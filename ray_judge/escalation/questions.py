@@ -34,6 +34,7 @@ from ray_judge.judging.formats.families import (
     POINTWISE_SYSTEM,
     describe,
 )
+from ray_judge.judging.formats.reasoning import answer_begins
 from ray_judge.records import Chunk, Example, Verdict
 from ray_judge.run.columns import Columns
 from ray_judge.run.plan import read_examples, read_rows
@@ -42,15 +43,6 @@ TIERS = {"online": "default", "batch": "batch", "flex": "flex"}
 """`strong.mode` → the service tier that is expected to be billed."""
 OPENAI, OPENROUTER = "api.openai.com", "openrouter.ai"
 _max_cost = lru_cache(maxsize=2**16)(pricing.max_cost)
-REASONING_BEGINS = re.compile(
-    r"(?i)\s*(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷"
-    r"|<\|channel\|>analysis)"
-)
-REASONING_ENDS = re.compile(
-    r"(?i)</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷"
-    r"|<\|channel\|>final.*?<\|message\|>"
-)
-"""As Qwen and DeepSeek, Seed, Magistral, Kimi and gpt-oss write them."""
 QUOTED_LINE = re.compile(r"^\s*>.*$", re.MULTILINE)
 
 
@@ -165,9 +157,10 @@ class QuestionMaker:
         """
         if not text or not text.strip():
             raise Unparseable("the answer is empty")
-        said = REASONING_ENDS.split(text)[-1]
-        if said == text and REASONING_BEGINS.match(text):
+        begin = answer_begins(text)
+        if begin is None:
             raise Unparseable(f"the answer is reasoning without an end: {text[:80]!r}")
+        said = text[begin:]
         found = list(_objects(QUOTED_LINE.sub("", said)))
         objects = [one for one in found if not isinstance(one, str)]
         if not objects:

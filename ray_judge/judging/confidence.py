@@ -9,6 +9,9 @@ what they had together before that. The methods (higher is surer, for all of the
                          the sign is kept, so 0 is certain)
     calibrated_entropy   the same minus the same under the base model, on the same tokens
                          (CascadedEval, its calibration)
+    votes                share of the answers that say the verdict, of all that were asked for
+
+Of a reward model (`by_rewards`) `margin` is the difference of two rewards, not of probabilities.
 """
 
 from __future__ import annotations
@@ -51,6 +54,20 @@ def confidence(probs: Mapping[str, float], method: str) -> float:
     return first - (rest[0] if rest else 0.0) if method == "margin" else first
 
 
+def majority(probs: Mapping[str, float], task: Task) -> str:
+    """The verdict with the most votes, as of the strong judge's.
+
+    Where several have as many: a tie where one may be said, else the one that was said first; of
+    scores the one that is nearest to the mean.
+    """
+    most = max(probs.values())
+    leaders = [name for name, p in probs.items() if math.isclose(p, most)]
+    if task == "pointwise":
+        mean = math.fsum(float(name) * p for name, p in probs.items())
+        return min(leaders, key=lambda name: abs(float(name) - mean))
+    return "tie" if len(leaders) > 1 and "tie" in probs else leaders[0]
+
+
 def judgment(
     probs: Mapping[str, float],
     mass: float,
@@ -69,14 +86,18 @@ def judgment(
     probability, null for an entropy) and says why. `entropy`: mean Σ p ln p. `would_write`: the
     likeliest token where the verdict is to begin.
     """
-    best = max(probs, key=lambda name: probs[name])
+    votes = judge.confidence == "votes"
+    best = majority(probs, task) if votes else max(probs, key=lambda name: probs[name])
     verdict: Verdict = best if task == "pairwise" else float(best)
     if task == "pointwise" and judge.score == "mean":
         verdict = math.fsum(float(name) * p for name, p in probs.items())
     by_entropy = "entropy" in judge.confidence
     sure = entropy if by_entropy else confidence(probs, judge.confidence)
+    sure = mass * probs[best] if votes else sure
     off, error = unseen / (mass + unseen) if unseen else 0.0, None
-    if mass < judge.min_mass:
+    if votes and mass < judge.min_mass:
+        error = f"judge: {mass:.2g} of its {judge.samples} answers have a verdict (judge.min_mass)"
+    elif mass < judge.min_mass:
         error = (
             f"judge: the alternatives have only {mass:.2g} of the probability together "
             f"(judge.min_mass is {judge.min_mass:g}): the prompt does not fit this model"
@@ -122,3 +143,29 @@ def by_scores(first: Read, second: Read) -> Read:
         i, j = float(here), float(there)
         probs["A" if i > j else "B" if j > i else "tie"] += p * q
     return probs, min(first[1], second[1])
+
+
+def by_rewards(first: float, second: float, temperature: float) -> Judgment:
+    """Judge a pair from the rewards of its responses: P(A) = σ((r_A − r_B)/T) (Bradley, Terry).
+
+    Its confidence is |r_A − r_B|: where P(A) is 1 to a double's precision it still tells rows
+    apart, and the temperature, which is fitted later, does not change it.
+    """
+    margin = first - second
+    logit = margin / temperature
+    probs, mass = verdict_probs({"A": [min(logit, 0.0)], "B": [min(-logit, 0.0)]})
+    return Judgment("A" if margin >= 0 else "B", probs, mass, abs(margin))
+
+
+def by_reward(reward: float, judge: JudgeConfig) -> Judgment:
+    """Score one response: `judge.rewards` lie at the ends of the scores, the others between.
+
+    What falls between two scores is shared out to both, so that the mean is the place itself.
+    """
+    assert judge.rewards is not None
+    (low, high), (least, most) = judge.score_range(), judge.rewards
+    place = low + (high - low) * min(1.0, max(0.0, (reward - least) / (most - least)))
+    below = min(math.floor(place), high - 1)
+    probs = {str(score): 0.0 for score in range(low, high + 1)}
+    probs[str(below)], probs[str(below + 1)] = below + 1 - place, place - below
+    return judgment(probs, 1.0, judge, "pointwise")

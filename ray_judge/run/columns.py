@@ -77,7 +77,7 @@ def resolve_columns(
         raise ConfigError(f"columns: two roles have the same column: {text}")
 
     by = config.route.audit_by
-    named = [*(("judge.prob_columns", c) for c in extra), *([("route.audit_by", by)] if by else [])]
+    named = [*(("a judge's columns", c) for c in extra), *([("route.audit_by", by)] if by else [])]
     for name, column in named:
         if column not in schema.names:
             raise _missing(schema, name, column, path)

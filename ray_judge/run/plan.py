@@ -76,7 +76,8 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
     filled = next(shard for shard in shards if shard.rows)
     head = read_rows(filled.path, 0, BATCH, list(columns.text.values()))
     columns = with_kinds(config, columns, head, first[1], filled.named)
-    for column in columns.extra:
+    known = {c for judge in config.judges for c in (judge.prob_columns or {}).values()}
+    for column in filter(known.__contains__, columns.extra):
         _check_probabilities(filled, column)
     if columns.id:
         _unique_ids(shards, columns.id)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import re
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError, EngineError, RayJudgeError
 from ray_judge.judging.engines.engine import Reading, make_engine
 from ray_judge.judging.engines.errors import engine_error
@@ -87,6 +90,30 @@ def test_transformers(
 ) -> None:
     error = failure(models / model, engine="transformers", **changes)
     assert type(error) is kind and said in str(error), error
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("whole", "(score.weight)"),
+     ("two", "has 2 labels, and a reward model has one")],
+)  # fmt: skip
+def test_what_gives_no_reward(models: Path, model: str, said: str, engine: str) -> None:
+    """Where the checkpoint's files do not say so: a hub's are not looked at before."""
+    two = models / "two"
+    if not two.exists():
+        tiny.make_reward(two, 1, labels=2)
+        tiny.edit(models / "whole", architectures=["LlamaForSequenceClassification"],
+                  id2label={"0": "reward"})  # fmt: skip
+    options = SMALL if engine == "vllm" else {}
+    judge = JudgeConfig(
+        model=str(models / model), dtype="float32", format="reward", engine=engine,
+        engine_options=options,
+    )  # fmt: skip
+    module = f"ray_judge.judging.engines.{engine}"
+    kind = {"vllm": "VllmRewards", "transformers": "TransformersRewards"}[engine]
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        getattr(import_module(module), kind)(judge)
 
 
 def test_tied_weights_fill_a_model(models: Path) -> None:

@@ -28,7 +28,9 @@ CLOSE = 1e-4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_model(tmp_path_factory.mktemp("http") / "judge", 4, chat=True)
+    folder = tiny.make_model(tmp_path_factory.mktemp("http") / "judge", 4, chat=True)
+    (folder / "chat_template.jinja").write_text(tiny.THINKING)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +73,14 @@ def http(base_url: str, **changes: Any) -> JudgeConfig:
 def test_the_same_as_in_process(
     model: Path, base_url: str, every: int, here: LanguageModel, make: Any, api: str, decode: str
 ) -> None:
-    """With every token shown, and trees of one token or several, plain and by chat template."""
+    """With every token shown, and trees of one token or several, plain and by chat template, whose
+    switch for thinking the server is told of.
+    """
     format_ = make(chat=api == "chat", at=0 if decode == "full" else None)
+    how: dict[str, Any] = {"decode": decode, "thinking": False if api == "chat" else None}
     asked = tiny.examples(25, "pairwise", seed=7, longest=150)
-    ours = TokenReader(tiny.judge(model, decode=decode), format_, here).read(asked)
-    judge = http(base_url, decode=decode, http={"api": api, "top_logprobs": every})
+    ours = TokenReader(tiny.judge(model, **how), format_, here).read(asked)
+    judge = http(base_url, **how, http={"api": api, "top_logprobs": every})
     theirs = HttpReader(judge, format_).read(asked)
     for one, other in zip(ours, theirs, strict=True):
         assert isinstance(one, Reading) and isinstance(other, Reading)

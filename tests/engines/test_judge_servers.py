@@ -15,6 +15,7 @@ from ray_judge.errors import ConfigError, EngineError, PausedError
 from ray_judge.judging.engines import http as module
 from ray_judge.judging.engines.engine import Reading
 from ray_judge.judging.engines.http import HttpReader
+from ray_judge.judging.formats import format_for
 from ray_judge.records import Example
 from tests.fault.plain import PlainServer, Said, error, plain_server
 
@@ -167,6 +168,81 @@ def test_a_null_logprob_is_a_token_that_is_not_shown() -> None:
     assert isinstance(found, Reading) and found.would_write == "A"
     assert found.logprobs["A"] == [pytest.approx(math.log(0.7))]
     assert found.logprobs["B"] == [-math.inf] and found.unseen > 0.09
+
+
+TRACE = "One could say [[B]].\nVerdict: B\nBut no."
+ANSWER = "Short.\nVerdict: A"
+WHOLE = f"<think>\n{TRACE}\n</think>\n\n{ANSWER}"
+REASONS = {"decode": "full", "thinking": True, "max_output_tokens": 300}
+
+
+def written(content: str | None, **message: Any) -> Said:
+    ended = "stop" if content else "length"
+    return Said({"choices": [{"message": {"content": content, **message}, "finish_reason": ended}]})
+
+
+@contextmanager
+def reasoner(reply: Reply, **changes: Any) -> Iterator[tuple[HttpReader, PlainServer]]:
+    with plain_server(reply) as server:
+        http = {"base_url": server.base_url, "api": "chat", "concurrency": 1}
+        judge = JudgeConfig(engine="http", model="m", http=http, **{**REASONS, **changes})
+        made = HttpReader(judge, format_for(judge, "pairwise"))
+        with made._client:
+            yield made, server
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        written(ANSWER, reasoning_content=TRACE),
+        written(f"\n\n{ANSWER}", reasoning=TRACE),
+        written(WHOLE),
+        written(WHOLE.removeprefix("<think>\n"), reasoning=None),
+    ],
+)
+def test_a_judge_that_reasons(said: Said) -> None:
+    """The verdict is read behind the trace, wherever a server puts that, and goes on from it."""
+
+    def reply(body: dict[str, Any], number: int) -> Said:
+        return said if number == 1 else GOOD
+
+    with reasoner(reply, chat_template_kwargs={"effort": 3}) as (judge, server):
+        (found,) = judge.read(ROWS[:1])
+    asked, then = server.requests
+    options = {"enable_thinking": True, "thinking": True, "effort": 3}
+    assert asked["chat_template_kwargs"] == then["chat_template_kwargs"] == options
+    assert asked["max_tokens"] == 300 and isinstance(found, Reading)
+    begun = then["messages"][-1]["content"]
+    assert begun.removeprefix("<think>\n") == WHOLE.removeprefix("<think>\n")[: -len(" A")]
+
+
+@pytest.mark.parametrize("said", [written(None, reasoning=f"{TRACE} Verdict: A"), written("Hm")])
+def test_a_trace_that_a_server_cut(said: Said) -> None:
+    with reasoner(lambda body, number: said) as (judge, server):
+        (found,) = judge.read(ROWS[:1])
+    assert "reasoning without an end" in found and len(server.requests) == 1
+
+
+def test_votes_need_no_log_probabilities() -> None:
+    def reply(body: dict[str, Any], number: int) -> Said:
+        return written(f"<think>x</think>Verdict: {'AABC'[body['seed']]}")
+
+    votes = {"confidence": "votes", "samples": 4, "temperature": 0.7}
+    with reasoner(reply, **votes) as (judge, server):
+        (found,) = judge.read(ROWS[:1])
+    assert isinstance(found, Reading)
+    shares = {name: math.exp(value) for name, (value,) in found.logprobs.items()}
+    assert shares == pytest.approx({"A": 0.5, "B": 0.25, "tie": 0.25})
+    assert [body["seed"] for body in server.requests] == [0, 1, 2, 3]
+    assert {body["temperature"] for body in server.requests} == {0.7}
+
+
+def test_thinking_is_switched_off_by_the_template() -> None:
+    with reasoner(lambda body, number: GOOD, decode="verdict", thinking=False) as (judge, server):
+        judge.read(ROWS[:1])
+    (asked,) = server.requests
+    assert asked["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
+    assert asked["messages"][-1]["content"] == "Verdict:"
 
 
 def test_an_address_with_a_query() -> None:

@@ -83,6 +83,81 @@ def make_model(folder: Path, seed: int, *, split_digits: bool = True, chat: bool
     return folder
 
 
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}"
+    "<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""A chat template with Qwen3's switch, and its empty block in front of an answer that is given."""
+
+
+def make_thinker(folder: Path) -> Path:
+    """Save a model of Qwen3's architecture that gives a verdict behind an empty block of
+    reasoning, and says something else where there is none. Only its head has learnt that.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from ray_judge.judging.formats import format_for
+
+    tokenizer = make_tokenizer(split_digits=True)
+    tokenizer.chat_template = THINKING
+    tokenizer.add_tokens(["<think>", "</think>", "<|im_start|>", "<|im_end|>"])
+    torch.manual_seed(5)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, tie_word_embeddings=False,
+        max_position_embeddings=CONTEXT, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).float()
+    states, signs = [], []
+    shown = format_for(JudgeConfig(model="m"), "pairwise")
+    for example in examples(20, "pairwise", seed=9, longest=60):
+        for sign, switch in ((1.0, False), (-1.0, True)):
+            text = tokenizer.apply_chat_template(
+                shown.render(example).messages(), tokenize=False, add_generation_prompt=True,
+                enable_thinking=switch,
+            )  # fmt: skip
+            ids = tokenizer.encode(text + "Verdict:", add_special_tokens=False)
+            with torch.inference_mode():
+                states.append(model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
+            signs.append(sign)
+    known, wanted = torch.stack(states), torch.tensor(signs)
+    with torch.no_grad():  # the one direction that tells them apart, by ridge regression
+        square = known.T @ known + 0.1 * torch.eye(128)
+        direction = 20 * torch.linalg.solve(square, known.T @ wanted)
+        model.lm_head.weight.zero_()
+        for name, sign in ((" A", 1), ("x", -1)):
+            (token,) = tokenizer.encode(name, add_special_tokens=False)
+            model.lm_head.weight[token] = sign * direction
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_reward(folder: Path, seed: int, kind: str = "Llama", labels: int = 1) -> Path:
+    """Save a reward model of Llama's or Qwen3's architecture, and its tokenizer with a template."""
+    import torch
+    import transformers
+
+    tokenizer = make_tokenizer(split_digits=True)
+    tokenizer.chat_template = CHAT.replace("\n", tokenizer.eos_token)  # which fills up batches, too
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_labels=labels,
+        max_position_embeddings=CONTEXT, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).float()
+    with torch.no_grad():
+        model.score.weight.mul_(12)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_misfits(folder: Path) -> Path:
     """Beside a `whole` model others: `headless`, a reward model that says that it writes text;
     `strange`, of a kind that nobody knows; `tied`, whose head is its embeddings.
@@ -97,12 +172,13 @@ def make_misfits(folder: Path) -> Path:
     LlamaForSequenceClassification(config).to(torch.float32).save_pretrained(folder / "headless")
     config = LlamaConfig.from_pretrained(whole, tie_word_embeddings=True)
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder / "tied")
-    _edit(folder / "headless", architectures=["LlamaForCausalLM"])
-    _edit(folder / "strange", architectures=["StrangeForCausalLM"], model_type="strange")
+    edit(folder / "headless", architectures=["LlamaForCausalLM"])
+    edit(folder / "strange", architectures=["StrangeForCausalLM"], model_type="strange")
     return folder
 
 
-def _edit(model: Path, **changes: Any) -> None:
+def edit(model: Path, **changes: Any) -> None:
+    """Change keys of a model's configuration."""
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

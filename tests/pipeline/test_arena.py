@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from decimal import Decimal
 from pathlib import Path
@@ -131,6 +132,58 @@ def test_from_calibration_to_a_promise_that_is_kept_and_one_that_is_broken(
     other = arena(runs, pairs, route=route, judge__confidence="margin")
     assert other.score() == 2
     assert "confidence: 'probability' in the calibration, 'margin' in the run" in other.said
+
+
+def test_recorded_rewards_give_the_same_cascade(
+    runs: Runs, strong: RunningServer, pairs: pl.DataFrame, tmp_path: Path
+) -> None:
+    """Rewards that are logs of recorded probabilities, three times as far apart as they were."""
+
+    def rewards(known: dict[str, str]) -> tuple[pl.DataFrame, dict[str, Any]]:
+        shard = pairs.with_columns(
+            (3 * pl.col(known[side]).log()).alias(f"reward_{side}") for side in "AB"
+        )
+        columns = {"A": "reward_A", "B": "reward_B"}
+        return shard, {"engine": "columns", "format": "reward", "reward_columns": columns}
+
+    def look(run: Run) -> tuple[pl.Series, pl.Series]:
+        """The margin of each row, and P(A)."""
+        rows = run.scored()
+        return rows["reward_A"] - rows["reward_B"], rows["judge_probs"].struct.field("A")
+
+    shard, judge = rewards(MISTRAL)
+    run = arena(runs, shard, judge=judge, route__fraction=0.3)
+    assert run.score() == 0
+    assert run.summary()["label_accuracy"] == {"judge": 0.75, "final": 0.792}
+    margin, p_a = look(run)
+    assert run.scored()["judge_confidence"].to_list() == pytest.approx(margin.abs().to_list())
+    assert p_a.to_list() == pytest.approx((1 / (1 + (-margin).exp())).to_list())
+
+    shard, judge = rewards(GPT_35)
+    known = arena(runs, shard), arena(runs, shard, judge=judge)
+    kept, tiers = [], []
+    for number, before in enumerate(known):
+        place = str(tmp_path / f"{number}.json")
+        levels = ("--alpha", "0.25", "--delta", "0.1", "--labels", "human", "--to", place)
+        before.command("calibrate", *levels)
+        tiers += read_calibration(place).tiers
+        route = {"policy": "guarantee", "calibration": place}
+        kept.append(arena(runs, shard, judge=before.document["judge"], route=route))
+        assert kept[-1].score() == 0
+    assert kept[0].summary()["routes"] == kept[1].summary()["routes"]
+    assert kept[0].summary()["routes"]["accept"] > 100
+    finals = [one.scored()["final_verdict"].to_list() for one in kept]
+    assert finals[0] == finals[1]
+    logit = 3 * math.log(1 / (1 / tiers[0].threshold - 1))  # those of a row sum to about 1
+    assert tiers[1].threshold == pytest.approx(logit, rel=1e-3)
+    temperature = tiers[1].temperature
+    assert temperature is not None and tiers[0].temperature is None
+    margin, p_a = look(kept[1])
+    wanted = 1 / (1 + (-margin / temperature).exp())
+    assert p_a.to_list() == pytest.approx(wanted.to_list())
+    labels = (shard["human"] == "A").cast(pl.Float64)
+    raw, fitted = (((p - labels) ** 2).mean() for p in (1 / (1 + (-margin).exp()), p_a))
+    assert fitted < raw, "fitted probabilities predict the labels better"
 
 
 def test_plan_budget_and_evaluation(runs: Runs, strong: RunningServer, pairs: pl.DataFrame) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.engines import tiny
 from tests.engines.test_exactness import Reference
+from tests.engines.test_rewards import conversation, reference
 from tests.provider import RunningServer
 
 from .conftest import ROOT, Run, Runs
@@ -25,6 +26,42 @@ CONTEXT = 4096
 def local(runs: Runs, *shards: pa.Table, **changes: Any) -> Run:
     judge = {"format": "demo", "engine": "vllm", "model": str(MODEL), "dtype": "float32"}
     return runs(*shards, **{"judge": judge, **changes})
+
+
+@pytest.mark.parametrize("task", ["pairwise", "pointwise"])
+def test_a_reward_model(runs: Runs, tmp_path: Path, task: str) -> None:
+    """Its margins order the rows of two shards, or its rewards are their scores."""
+    model = tiny.make_reward(tmp_path / "reward", 3)
+    asked = tiny.examples(60, "pairwise", seed=4, longest=60)
+    told = reference(model, [conversation(one, text) for one in asked for text in one.responses])
+    r_a, r_b = ([told[conversation(one, one.responses[n])] for one in asked] for n in (0, 1))
+    columns = {"instruction": [one.instruction for one in asked], "r_a": r_a, "r_b": r_b}
+    names = ("response_a", "response_b") if task == "pairwise" else ("response",)
+    texts = {name: [one.responses[n] for one in asked] for n, name in enumerate(names)}
+    table = pa.table({**columns, **texts})
+    judge = {"format": "reward", "engine": "transformers", "model": str(model), "dtype": "float32"}
+    if task == "pointwise":
+        judge |= {"rewards": [min(r_a), max(r_a)], "score": "mean"}
+    shards = table.slice(0, 40), table.slice(40)
+    run = runs(*shards, task=task, judge=judge, strong__max_cost_usd=0)
+    assert run.score() == 0
+    found, margins = run.scored(), [a - b for a, b in zip(r_a, r_b, strict=True)]
+    if task == "pairwise":
+        sure = found["judge_confidence"].to_list()
+        assert sure == pytest.approx([abs(margin) for margin in margins], abs=1e-4)
+        assert found["judge_verdict"].to_list() == ["A" if m > 0 else "B" for m in margins]
+        known = sorted(sure)[30:]
+        assert found.filter(route="accept")["judge_confidence"].sort().to_list() == known
+    else:
+        wide = max(r_a) - min(r_a)
+        wanted = [1 + 4 * (reward - min(r_a)) / wide for reward in r_a]
+        assert found["judge_verdict"].to_list() == pytest.approx(wanted, abs=1e-3)
+        means = [
+            math.fsum(float(k) * p for k, p in row.items())
+            for row in found["judge_probs"].to_list()
+        ]
+        assert means == pytest.approx(wanted, abs=1e-3)
+    assert not found["error"].is_not_null().any()
 
 
 def test_pairs_in_both_orders(runs: Runs, server: RunningServer) -> None:

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-from ray_judge.calibration.correctness import CorrectnessMap, fit, fit_kind
+from ray_judge.calibration.correctness import CorrectnessMap, fit, fit_kind, fit_temperature
 from ray_judge.calibration.document import Calibration, Tier, dumps, loads
 from ray_judge.calibration.drift import drift, reference
 from ray_judge.calibration.fit import find_lack, mark_right
@@ -230,6 +230,16 @@ def calibration(threshold: float = 0.8, **changes: Any) -> Calibration:
         "data": "cd" * 32, "tiers": (tier,), **changes,
     }  # fmt: skip
     return Calibration(**values)
+
+
+@pytest.mark.parametrize("planted", [0.03, 1.0, 8.0])
+def test_the_temperature_of_a_margin(planted: float) -> None:
+    rng = np.random.default_rng(4)
+    margin = planted * 3 * rng.exponential(size=20_000)
+    right = rng.random(20_000) < 1 / (1 + np.exp(-margin / planted))
+    assert fit_temperature(margin, right) == pytest.approx(planted, rel=0.05)
+    assert fit_temperature(margin, ~right) is None, "a larger margin is a worse verdict"
+    assert fit_temperature(margin, right | True) is None
 
 
 @pytest.mark.parametrize("threshold", [0.8, math.inf])

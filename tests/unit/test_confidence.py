@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_judge.config import JudgeConfig
-from ray_judge.judging.confidence import both_orders, confidence, judgment, orders_agree
+from ray_judge.judging.confidence import (
+    both_orders,
+    by_reward,
+    by_rewards,
+    confidence,
+    judgment,
+    majority,
+    orders_agree,
+)
 from ray_judge.judging.confidence import verdict_probs as read
 
 LOGS = st.lists(st.floats(min_value=-700, max_value=-0.7), min_size=1, max_size=3)
@@ -86,6 +94,46 @@ def test_low_mass_keeps_the_verdict_but_not_the_confidence() -> None:
     assert "0.4" in low.error and "min_mass" in low.error
     enough = judged({"A": 0.9, "B": 0.1}, mass=0.5)
     assert (enough.confidence, enough.error) == (0.9, None)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(1e-3, 1e3))
+def test_a_pair_by_its_rewards(first: float, second: float, temperature: float) -> None:
+    """Bradley and Terry's model; the confidence tells apart what a double's 1 does not."""
+    found = by_rewards(first, second, temperature)
+    margin = (first - second) / temperature
+    wanted = 1 / (1 + math.exp(-margin)) if abs(margin) < 500 else float(margin > 0)
+    assert found.probs == pytest.approx({"A": wanted, "B": 1 - wanted}, abs=1e-12)
+    assert found.confidence == abs(first - second) and found.mass == 1.0
+    assert found.verdict == ("A" if first >= second else "B") and found.error is None
+
+
+@pytest.mark.parametrize(
+    ("reward", "score", "verdict", "sure"),
+    [
+        (-2.0, "mode", 1, 1), (6.0, "mode", 5, 1), (2.0, "mode", 3, 1), (2.25, "mode", 3, 0.5),
+        (2.25, "mean", 3.25, 0.5), (-9.0, "mean", 1, 1), (99.0, "mode", 5, 1),
+        (2.5, "mean", 3.5, 0),
+    ],
+)  # fmt: skip
+def test_a_score_by_its_reward(reward: float, score: Any, verdict: float, sure: float) -> None:
+    """`rewards: [0, 4]` on scores from 1 to 5; a place between two scores is shared out."""
+    judge = JudgeConfig(model="m", format="reward", rewards=(0, 4), score=score)
+    found = by_reward(reward, judge)
+    assert (found.verdict, found.confidence) == (verdict, sure)
+    assert sum((found.probs or {}).values()) == 1 and list(found.probs or {}) == [*"12345"]
+
+
+@pytest.mark.parametrize(
+    ("probs", "task", "leader"),
+    [
+        ({"A": 0.5, "B": 0.5}, "pairwise", "A"),
+        ({"B": 0.5, "A": 0.5}, "pairwise", "B"),
+        ({"B": 0.4, "A": 0.4, "tie": 0.2}, "pairwise", "tie"),
+        ({"1": 0.4, "4": 0.4, "5": 0.2}, "pointwise", "4"),
+    ],
+)
+def test_the_majority_of_votes(probs: dict[str, float], task: Any, leader: str) -> None:
+    assert majority(probs, task) == leader
 
 
 def test_both_orders_are_averaged_in_the_pairs_orientation() -> None:

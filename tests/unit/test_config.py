@@ -62,6 +62,29 @@ def test_an_unknown_key_names_the_nearest(path: str, nearest: str) -> None:
     assert f"did you mean {nearest}?" in message
 
 
+VOTES = {"decode": "full", "confidence": "votes", "samples": 3, "temperature": 0.7}
+REWARD, AB = {"format": "reward"}, {"A": "a", "B": "b"}
+JUDGES: list[tuple[dict[str, Any], str]] = [
+    ({"thinking": True}, "thinking: on needs decode: full"),
+    ({"thinking": False, "chat": False}, "for a judge with a chat template"),
+    ({**VOTES, "decode": "verdict"}, "votes counts answers: it needs decode: full"),
+    ({**VOTES, "temperature": 0}, "a temperature above 0"),
+    ({**VOTES, "samples": 1}, "samples of 2 or more"),
+    ({"samples": 3}, "samples goes with confidence: votes"),
+    ({"temperature": 1}, "temperature goes with decode: full"),
+    ({"rewards": [0, 1]}, "rewards goes with format: reward"),
+    ({**REWARD, "swap": True}, "format: reward goes without swap"),
+    ({**REWARD, "decode": "full"}, "format: reward goes without decode"),
+    ({**REWARD, "adapter": "a"}, "format: reward goes without adapter"),
+    ({**REWARD, "confidence": "entropy"}, "goes with confidence: margin"),
+    ({**REWARD, "rewards": [2, 1]}, "the lower first"),
+    ({**REWARD, "engine": "http", "http": {"base_url": "http://h"}}, "needs engine: vllm, trans"),
+    ({**REWARD, "engine": "columns", "prob_columns": AB, "reward_columns": AB},
+     "format: reward goes without prob_columns"),
+    ({**REWARD, "engine": "columns"}, "needs reward_columns"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -88,6 +111,7 @@ def test_an_unknown_key_names_the_nearest(path: str, nearest: str) -> None:
         ({"judge__prob_columns": {"A": "a", "B": "b", "C": "c"}}, "judge.prob_columns"),
         ({"judge__swap": True}, "cannot swap"),
         ({"judge__replicas": 0}, "judge.replicas"),
+        *[({"judge": {"model": "m", **keys}}, said) for keys, said in JUDGES],
         ({"judge__scores": [5, 1]}, "scores"),
         ({"judge__scores": [-1, 5]}, "whole numbers"),
         ({"judge__min_mass": 1.5}, "judge.min_mass"),
@@ -121,6 +145,15 @@ def test_an_unknown_key_names_the_nearest(path: str, nearest: str) -> None:
 )  # fmt: skip
 def test_what_does_not_go_together(changes: dict[str, Any], said: str) -> None:
     assert said in refusal(**changes)
+
+
+def test_a_reward_model_that_scores_needs_a_scale_and_yaml_says_on_and_off(path: Path) -> None:
+    judge = {"model": "m", "format": "reward"}
+    assert "the rewards that mean the lowest" in refusal(task="pointwise", judge=judge)
+    found = builders.config(task="pointwise", judge={**judge, "rewards": [-1, 2.5]}).judge
+    assert (found.rewards, found.confidence) == ((-1, 2.5), "margin")
+    off = load(path, ["judge={model: m, thinking: off}"])
+    assert off.judge.thinking is False and parse(off.document()) == off
 
 
 @pytest.mark.parametrize(("key", "url"), SECRETS)

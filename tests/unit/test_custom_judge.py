@@ -25,6 +25,17 @@ PAIRS, SCORES = (
 )
 
 
+def blocks(page: str) -> list[dict[str, Any]]:
+    text = (ROOT / "docs" / f"{page}-judges.md").read_text()
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("section", [*blocks("reward"), *blocks("reasoning")])
+def test_the_pages_of_other_judges_have_good_configurations(section: dict[str, Any]) -> None:
+    of = config(**section)
+    assert of.judge.format == "reward" or made(of).task == of.task
+
+
 def run(section: dict[str, Any], task: str = "pairwise", **judge: Any) -> RunConfig:
     section = copy.deepcopy(section)
     return config(task=task, **{**section, "judge": {**section["judge"], **judge}})

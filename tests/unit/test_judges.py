@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
 from ray_judge.judging.engines.tokens import find_boundary
+from ray_judge.judging.engines.verdict_tree import build_tree
 from ray_judge.judging.formats import Format, Template, base_of, format_for
 from ray_judge.judging.formats.families import GENERIC_RUBRIC
 from ray_judge.records import Example, Task
@@ -202,6 +204,17 @@ def test_the_boundary_in_front_of_a_verdict(text: str, start: int) -> None:
     begun = [decode_letters(ids[:count]) for count in range(len(ids) + 1)]
     fits = [n for n, b in enumerate(begun) if len(b) <= start and text.startswith(b)]
     assert find_boundary(text, start, ids, decode_letters) == (fits[-1], len(begun[fits[-1]]))
+
+
+@pytest.mark.parametrize("tail", ["x:\n\n", "x:\n\n\n", "\n\n", "x:\n", "x:"])
+def test_a_verdict_right_behind_blank_lines(tail: str) -> None:
+    """This tokenizer keeps the last line end in front of a letter apart, as GPT-2's does."""
+
+    def encode(text: str) -> Any:
+        return re.findall(r"\n+(?!\S)|\n|\w+|\S", text)
+
+    root = build_tree({"A": ["one"], "B": ["two"]}, encode, tail)
+    assert set(root.children) == {"one", "two"}
 
 
 def test_a_long_answer_is_not_decoded_from_each_of_its_tokens() -> None:

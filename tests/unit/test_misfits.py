@@ -75,6 +75,67 @@ def test_a_folder_that_is_no_whole_language_model(
         check_model("judge.model", str(folder), {})
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "no reward model but LlamaForCausalLM"),
+        ({}, "no reward model but of no kind"),
+        ({"architectures": ["XForSequenceClassification"]}, "has 2 labels"),
+        ({"architectures": ["XForSequenceClassification"], "id2label": {"0": "a", "1": "b"}},
+         "has 2 labels, and a reward model has one"),
+        ({"architectures": ["XForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+         "no head among its 1 weights"),
+        ({"architectures": ["XForSequenceClassification"], "id2label": {"0": "reward"}}, None),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_no_reward_model(
+    folder: Path, config: dict[str, Any], said: str | None
+) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    judge = {"model": str(folder), "format": "reward"}
+    if said is None:
+        header = HEADER.replace(b'"w"', b'"score.weight"')
+        whole = struct.pack("<Q", len(header)) + header + bytes(8)
+        (folder / "model.safetensors").write_bytes(whole)
+        assert check_engine(builders.config(judge=judge)) is None
+        return
+    with pytest.raises(ConfigError, match=rf"judge\.model .*{said}"):
+        check_engine(builders.config(judge=judge))
+
+
+QWEN, SEVERAL = "{% if enable_thinking %}a{% endif %}", [{"name": "default", "template": "x"}]
+NO = "no switch for thinking"
+
+
+@pytest.mark.parametrize(
+    ("template", "changes", "said"),
+    [
+        (QWEN, {}, None),
+        ("{% if not thinking is defined %}{% set thinking = 1 %}{% endif %}", {}, None),
+        ("{{ message.thinking }} enable_thinking 'thinking' in message", {}, NO),
+        ("{% set thinking = 1 %}{{ thinking }}", {}, NO),
+        ("x", {"chat_template_kwargs": {"reasoning_effort": "none"}}, None),
+        (SEVERAL, {}, NO),
+        (None, {}, NO),
+        (QWEN, {"format": "judgelm"}, "asked without a chat template"),
+    ],
+)
+def test_whether_thinking_can_be_switched(
+    folder: Path, templates: str, template: Any, changes: dict[str, Any], said: str | None
+) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    judge = {"model": str(folder), "thinking": False, "templates": templates, **changes}
+    for _ in range(2):  # by either of the places where tokenizers keep their template
+        if said is None:
+            check_engine(builders.config(judge=judge))
+        else:
+            with pytest.raises(ConfigError, match=said):
+                check_engine(builders.config(judge=judge))
+        if isinstance(template, str):
+            (folder / "tokenizer_config.json").write_text("{}")
+            (folder / "chat_template.jinja").write_text(template)
+
+
 def test_paths_that_lead_to_no_model_and_names_that_are_the_hubs_to_say() -> None:
     for model in ("/nowhere/model", "./nowhere", "~/nowhere", "a/b/c", "nowhere"):
         with pytest.raises(ConfigError, match="no such path"):

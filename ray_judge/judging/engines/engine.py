@@ -20,6 +20,7 @@ from ray_judge.config import JudgeConfig, RunConfig, nearest
 from ray_judge.errors import ConfigError
 from ray_judge.judging.confidence import (
     both_orders,
+    by_rewards,
     by_scores,
     confidence,
     judgment,
@@ -27,9 +28,10 @@ from ray_judge.judging.confidence import (
     orders_agree,
     verdict_probs,
 )
-from ray_judge.judging.engines.checkpoint import check_model, find_folder
+from ray_judge.judging.engines.checkpoint import check_model, find_folder, read_template
 from ray_judge.judging.engines.verdict_tree import Position
 from ray_judge.judging.formats import Format, base_of, format_for
+from ray_judge.judging.formats.reasoning import template_options
 from ray_judge.records import PAIRWISE_ALTERNATIVES, Example, Judgment, Scored
 
 
@@ -91,8 +93,9 @@ class LanguageModel(Protocol):
 
     `context`: tokens of prompt and answer together. `tokenizer`: as of transformers.
     `positions` reads the next token's distribution behind each prompt; `write` writes an answer
-    behind each, greedily, of at most `most` tokens; `entropies` gives Σ p ln p at each token of
-    given answers: a token's own distribution, not the next's.
+    behind each, of at most `most` tokens: greedily, or drawn at a temperature, for the same list of
+    prompts always alike; `entropies` gives Σ p ln p at each token of given answers: a token's own
+    distribution, not the next's.
     """
 
     context: int
@@ -101,10 +104,24 @@ class LanguageModel(Protocol):
     def positions(self, asks: Sequence[Ask]) -> list[Position]: ...
 
     def write(
-        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str]
-    ) -> list[WrittenAnswer]: ...
+        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str],
+        temperature: float = 0.0,
+    ) -> list[WrittenAnswer]: ...  # fmt: skip
 
     def entropies(self, scored: Sequence[Scored]) -> list[list[float]]: ...
+
+
+class RewardModel(Protocol):
+    """A model in this process that gives one number for a whole conversation. Thread-safe.
+
+    `pad`: the token that its authors filled up batches with, which counts for nothing at the end.
+    """
+
+    context: int
+    tokenizer: Any
+    pad: int | None
+
+    def rewards(self, conversations: Sequence[Sequence[int]]) -> list[float]: ...
 
 
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
@@ -115,21 +132,28 @@ TOLERANCE = 1e-3
 
 
 class ColumnsEngine:
-    """Takes probabilities as given, without normalising: they are somebody's measurement."""
+    """Takes probabilities, or rewards, as given: they are somebody's measurement."""
 
     needs_text = False
 
     def __init__(self, config: RunConfig) -> None:
-        given: dict[str, str] = {str(k): v for k, v in (config.judge.prob_columns or {}).items()}
+        given, self._judge = config.judge.columns(), config.judge
         self._columns = {name: given[name] for name in PAIRWISE_ALTERNATIVES if name in given}
-        self._method = config.judge.confidence
         self.model = config.judge.model or "columns:" + ",".join(self._columns.values())
 
     def judge(self, examples: Sequence[Example], rows: pa.Table) -> list[Judgment]:
         values = [rows.column(column).to_pylist() for column in self._columns.values()]
-        return [self._judge(row) for row in zip(*values, strict=True)]
+        judge = self._compare if self._judge.format == "reward" else self._read
+        return [judge(row) for row in zip(*values, strict=True)]
 
-    def _judge(self, row: Sequence[float | None]) -> Judgment:
+    def _compare(self, row: Sequence[float | None]) -> Judgment:
+        for column, value in zip(self._columns.values(), row, strict=True):
+            if value is None or not math.isfinite(value):
+                return no_judgment(f"column {column} holds {value}, not a reward")
+        first, second = (float(value or 0.0) for value in row)
+        return by_rewards(first, second, self._judge.temperature or 1.0)
+
+    def _read(self, row: Sequence[float | None]) -> Judgment:
         probs: dict[str, float] = {}
         for (name, column), value in zip(self._columns.items(), row, strict=True):
             if value is None or not math.isfinite(value) or not 0 <= value <= 1 + TOLERANCE:
@@ -140,7 +164,8 @@ class ColumnsEngine:
             names = ", ".join(self._columns.values())
             return no_judgment(f"columns {names} sum to {mass:g}, not to a probability")
         best = max(probs, key=lambda name: probs[name])
-        return Judgment(best, probs, min(mass, 1.0), confidence(probs, self._method))
+        sure = confidence(probs, self._judge.confidence)
+        return Judgment(best, probs, min(mass, 1.0), sure)
 
 
 class ModelEngine:
@@ -195,18 +220,27 @@ class ModelEngine:
 
 def extra_columns(config: RunConfig) -> tuple[str, ...]:
     """Name the input columns that the engines read besides the example's own."""
-    given = [tier.judge.prob_columns or {} for tier in config.tiers()]
+    given = [tier.judge.columns() for tier in config.tiers()]
     return tuple(dict.fromkeys(column for columns in given for column in columns.values()))
 
 
 def check_engine(config: RunConfig) -> Format | None:
-    """Refuse what can be known to fail before a model is loaded (ConfigError); give the format."""
+    """Refuse what can be known to fail before a model is loaded (ConfigError).
+
+    Gives the format; None for a judge that is not asked in words.
+    """
     judge = config.judge
     if judge.engine == "columns":
         return None
     if judge.engine in ("vllm", "transformers"):
         _check_local(judge)
+    if judge.format == "reward":
+        return None
     format_ = format_for(judge, config.task)
+    templated = judge.thinking is not None or judge.chat_template_kwargs
+    if templated and format_.chat is False:
+        said = f"judge.format {judge.format} is asked without a chat template"
+        raise ConfigError(f"{said}: thinking and chat_template_kwargs do not go with it")
     if judge.http is not None:
         from ray_judge.judging.engines.http import check_request, read_key
 
@@ -227,7 +261,12 @@ def _check_local(judge: JudgeConfig) -> None:
             f"judge.engine: {judge.engine} needs the package {lost[0]}, which is not installed: "
             "install ray-judge[cpu] or ray-judge[gpu]"
         )
-    check_model("judge.model", str(judge.model), judge.engine_options)
+    check_model(
+        "judge.model", str(judge.model), judge.engine_options, reward=judge.format == "reward"
+    )
+    template = read_template(str(judge.model))
+    if judge.thinking is not None and template is not None:
+        template_options(judge, template)
     if judge.adapter:
         find_folder("judge.adapter", judge.adapter, "adapter_config.json")
     if judge.confidence == "calibrated_entropy":
@@ -244,8 +283,11 @@ def make_engine(config: RunConfig, format_: Format | None) -> Engine:
     if judge.engine == "columns":
         return ColumnsEngine(config)
     from ray_judge.judging.engines.http import HttpReader
+    from ray_judge.judging.engines.rewards import RewardEngine
     from ray_judge.judging.engines.tokens import TokenReader
 
+    if judge.format == "reward":
+        return RewardEngine(config, make_reward_model(judge))
     assert format_ is not None
     if judge.engine == "http":
         return ModelEngine(config, format_, HttpReader(judge, format_))
@@ -266,6 +308,18 @@ def make_model(config: RunConfig, *, base: bool = False) -> LanguageModel:
     from ray_judge.judging.engines.vllm import VllmModel
 
     return VllmModel(judge)
+
+
+def make_reward_model(judge: JudgeConfig) -> RewardModel:
+    """Load a reward model. Raises whatever the engine does."""
+    check_model("judge.model", str(judge.model), judge.engine_options, reward=True)
+    if judge.engine == "transformers":
+        from ray_judge.judging.engines.transformers import TransformersRewards
+
+        return TransformersRewards(judge)
+    from ray_judge.judging.engines.vllm import VllmRewards
+
+    return VllmRewards(judge)
 
 
 def name_model(judge: JudgeConfig) -> str:

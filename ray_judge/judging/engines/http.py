@@ -29,8 +29,10 @@ from ray_judge.config import HttpConfig, JudgeConfig, hide_secrets
 from ray_judge.errors import ConfigError, EngineError, PausedError, RayJudgeError, brief
 from ray_judge.failures import DENIALS, Fault, Kind, RequestFailed, check_of, failure_of, in_short
 from ray_judge.judging.engines.engine import Reading
+from ray_judge.judging.engines.tokens import answer_budget, count_votes
 from ray_judge.judging.engines.verdict_tree import Node, Position, Walk
-from ray_judge.judging.formats import Format, Prompt
+from ray_judge.judging.formats import Format, Parsed, Prompt
+from ray_judge.judging.formats.reasoning import template_options
 from ray_judge.records import Example
 
 
@@ -60,7 +62,8 @@ KEY_OF = {
     "continue_final_message": "judge.http.api (completions goes without it)",
     "add_generation_prompt": "judge.http.api (completions goes without it)",
     "model": "judge.model",
-    "temperature": "judge.model, which is asked at temperature 0",
+    "temperature": "judge.model and judge.temperature (null is 0)",
+    "chat_template_kwargs": "judge.thinking and judge.chat_template_kwargs",
 }
 """Parameter of a request → the key to look at: where it is refused, every row is."""
 ROUNDED_UP = 1e-3
@@ -128,13 +131,15 @@ class HttpReader:
         return [*head, *self._pool.map(self._read, examples[len(head) :])]
 
     def _read(self, example: Example) -> Reading | str:
-        prompt = self._format.render(example)
+        prompt, judge = self._format.render(example), self._judge
         try:
-            if self._judge.decode == "full":
-                answer, ended = self._write(prompt)
-                parsed = self._format.parse(answer)
+            if judge.confidence == "votes":
+                answers = [self._write(prompt, n)[1] for n in range(judge.samples)]
+                return count_votes(answers, self._format)
+            if judge.decode == "full":
+                answer, parsed = self._write(prompt)
                 if parsed.verdict is None:
-                    return f"{parsed.reason}{'' if ended else ' (the answer was cut)'}"
+                    return str(parsed.reason)
                 prompt = replace(prompt, opening=answer[: parsed.start])
             return self._walk(prompt)
         except RowError as error:
@@ -181,13 +186,24 @@ class HttpReader:
         self._shown = True
         return shown
 
-    def _write(self, prompt: Prompt) -> tuple[str, bool]:
-        """Ask for a whole answer; gives it, and whether it ended by itself."""
-        most = self._judge.max_output_tokens or self._format.max_output_tokens
-        stop = {"stop": list(self._format.stop)} if self._format.stop else {}
-        choice = self._ask(prompt, "", max_tokens=most, **stop)
-        text = choice.get("text") or (choice.get("message") or {}).get("content")
-        return str(text or ""), choice.get("finish_reason") == "stop"
+    def _write(self, prompt: Prompt, number: int = 0) -> tuple[str, Parsed]:
+        """Ask for a whole answer; gives it with its reasoning, and what it says."""
+        judge = self._judge
+        wish: dict[str, Any] = {"max_tokens": answer_budget(judge, self._format)}
+        if self._format.stop:
+            wish["stop"] = list(self._format.stop)
+        if judge.temperature:
+            wish |= {"temperature": judge.temperature, "seed": number}
+        choice = self._ask(prompt, "", **wish)
+        message = choice.get("message") or {}
+        text = str(choice.get("text") or message.get("content") or "")
+        if trace := message.get("reasoning_content") or message.get("reasoning"):
+            end = f"</think>\n\n{text.lstrip()}" if text.strip() else ""
+            text = f"<think>\n{str(trace).strip()}\n{end}"  # as the templates write it
+        parsed = self._format.parse(text, opened=bool(judge.thinking))
+        if parsed.reason and choice.get("finish_reason") != "stop":
+            parsed = replace(parsed, reason=f"{parsed.reason} (the answer was cut)")
+        return text, parsed
 
     def _ask(self, prompt: Prompt, way: str, **wish: Any) -> dict[str, Any]:
         """Send one request; gives its choice. Raises RowError, and errors of the whole run."""
@@ -197,6 +213,8 @@ class HttpReader:
             if begun := prompt.opening.lstrip() + way:
                 body["messages"].append({"role": "assistant", "content": begun})
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
+            if options := template_options(self._judge, None):
+                body["chat_template_kwargs"] = options
         sent = {"model": self._judge.model, "temperature": 0, **body, **wish}
         try:
             choices = RETRY(self._send, path, sent)
@@ -270,6 +288,9 @@ def check_request(judge: JudgeConfig, format_: Format) -> None:
         raise ConfigError("this judge is asked through its chat template: judge.http.api: chat")
     if judge.http.api == "chat" and chat is False:
         raise ConfigError("this judge has no chat template: judge.http.api: completions")
+    templated = judge.thinking is not None or judge.chat_template_kwargs
+    if judge.http.api == "completions" and templated:
+        raise ConfigError("thinking and chat_template_kwargs need judge.http.api: chat")
     if judge.overlong == "cut":
         raise ConfigError("judge.overlong: cut needs the model's tokenizer: engine: vllm")
 

@@ -6,8 +6,10 @@ decode: full       the model writes its critique; where it wrote its verdict, th
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -17,9 +19,16 @@ from typing import cast
 
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
+from ray_judge.judging.engines.checkpoint import default_template
 from ray_judge.judging.engines.engine import LanguageModel, Reading, WrittenAnswer
 from ray_judge.judging.engines.verdict_tree import Node, Walk, build_tree
-from ray_judge.judging.formats import Format
+from ray_judge.judging.formats import Format, Parsed
+from ray_judge.judging.formats.reasoning import (
+    OPEN,
+    THINKING_TOKENS,
+    close_reasoning,
+    template_options,
+)
 from ray_judge.records import Example, Scored
 
 CUT = " […] "
@@ -54,10 +63,13 @@ class TokenReader:
         if self._chat and not self._tokenizer.chat_template:
             raise ConfigError("this judge's tokenizer has no chat template: judge.chat: false")
         self._tree_behind = lru_cache(maxsize=256)(self._build)
+        template = default_template(self._tokenizer.chat_template)
+        self._options = template_options(judge, template or "") if self._chat else {}
         self._decode_one = lru_cache(maxsize=4096)(lambda token: self._tokenizer.decode([token]))
         self._tail = self._constant_tail()
+        self._opened = bool(judge.thinking or OPEN.search(self._tail))
         longest = self._tree_behind(self._tail).depth()
-        self._budget = (judge.max_output_tokens or format_.max_output_tokens) if self._full else 0
+        self._budget = answer_budget(judge, format_) if self._full else 0
         self._room = model.context - self._budget - longest
         if self._room < 1:
             raise ConfigError(
@@ -68,6 +80,8 @@ class TokenReader:
     def read(self, examples: Sequence[Example]) -> list[Reading | str]:
         tokens = self._tokenise(examples)
         asked = [self._fit(example, ids) for example, ids in zip(examples, tokens, strict=True)]
+        if self._judge.confidence == "votes":
+            return self._vote(asked)
         if self._full:
             asked = self._write(asked)
         walks = iter(self._walk([one for one in asked if isinstance(one, TokenPrompt)]))
@@ -83,15 +97,37 @@ class TokenReader:
 
     def _write(self, asked: Sequence[TokenPrompt | str]) -> list[TokenPrompt | str]:
         prompts = [one.prompt for one in asked if isinstance(one, TokenPrompt)]
-        answers = iter(self._model.write(prompts, most=self._budget, stop=self._format.stop))
+        answers = iter(self._answers(prompts))
         return [one if isinstance(one, str) else self._locate(one, next(answers)) for one in asked]
+
+    def _answers(self, prompts: Sequence[Sequence[int]]) -> list[WrittenAnswer]:
+        warmth, stop = self._judge.temperature or 0.0, self._format.stop
+        return self._model.write(prompts, most=self._budget, stop=stop, temperature=warmth)
+
+    def _vote(self, asked: Sequence[TokenPrompt | str]) -> list[Reading | str]:
+        """Count what several answers to each prompt say."""
+        count = self._judge.samples
+        prompts = [one.prompt for one in asked if isinstance(one, TokenPrompt)]
+        answers = iter(self._answers([prompt for prompt in prompts for _ in range(count)]))
+        found: list[Reading | str] = []
+        for one in asked:
+            if isinstance(one, str):
+                found.append(one)
+                continue
+            parsed = [self._parse(next(answers)) for _ in range(count)]
+            found.append(count_votes(parsed, self._format, note=one.note))
+        return found
+
+    def _parse(self, answer: WrittenAnswer) -> Parsed:
+        parsed = self._format.parse(answer.text, opened=self._opened)
+        cut = "" if answer.ended else f" (the answer was cut at {self._budget} tokens)"
+        return replace(parsed, reason=f"{parsed.reason}{cut}") if parsed.reason else parsed
 
     def _locate(self, one: TokenPrompt, answer: WrittenAnswer) -> TokenPrompt | str:
         """Find the answer's tokens in front of its verdict, and the tree that begins there."""
-        parsed = self._format.parse(answer.text)
+        parsed = self._parse(answer)
         if parsed.verdict is None:
-            cut = "" if answer.ended else f" (the answer was cut at {self._budget} tokens)"
-            return f"{parsed.reason}{cut}"
+            return str(parsed.reason)
         decode = partial(self._tokenizer.decode, skip_special_tokens=True)
         count, length = find_boundary(answer.text, parsed.start, answer.ids, decode)
         before = answer.text[:length][-TAIL:] or self._tail
@@ -152,8 +188,10 @@ class TokenReader:
         if not self._chat:
             return prompt.plain()
         rendered: str = self._tokenizer.apply_chat_template(
-            prompt.messages(), tokenize=False, add_generation_prompt=True
+            prompt.messages(), tokenize=False, add_generation_prompt=True, **self._options
         )
+        if self._judge.thinking is False:
+            rendered = close_reasoning(rendered)
         return rendered + prompt.opening.lstrip()
 
     def _tokenise(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -174,6 +212,28 @@ class TokenReader:
         by = bisect_left(range(len(whole)), True, key=lambda n: len(shorten(n)) <= self._room)
         note = f"{by} characters were cut from a response to fit"
         return (shorten(by), note) if by < len(whole) else None
+
+
+def answer_budget(judge: JudgeConfig, format_: Format) -> int:
+    """Tokens of one answer, its reasoning included."""
+    extra = THINKING_TOKENS if judge.thinking else 0
+    return judge.max_output_tokens or format_.max_output_tokens + extra
+
+
+def count_votes(
+    answers: Sequence[Parsed], format_: Format, note: str | None = None
+) -> Reading | str:
+    """Read what several answers to one prompt say; why the first says nothing, where all do.
+
+    An answer without a verdict is a vote for nothing: all alternatives lack its share.
+    """
+    votes = Counter(parsed.verdict for parsed in answers if parsed.verdict is not None)
+    if not votes:
+        return str(answers[0].reason)
+    shares = {name: [math.log(n / len(answers))] for name, n in votes.items()}  # the first first
+    return Reading(
+        {**shares, **{n: [-math.inf] for n in format_.spellings if n not in votes}}, note=note
+    )
 
 
 def find_boundary(

@@ -68,6 +68,10 @@ def build_tree(
     `tail` is the end of the text in front of the verdict. A spelling whose first letter melts into
     its last token is not what a model would say there, and is left out. Raises ConfigError.
     """
+    # A prompt's last tokens are fixed, and a tokenizer that keeps the second of two line ends for
+    # the letter behind them would not find them again: behind one line end there is no choice.
+    if tail.endswith("\n\n"):
+        tail = tail.rstrip("\n") + "\n"
     root, before = Node(), encode(tail)
     size = len(before)
     for name, texts in spellings.items():

@@ -12,13 +12,14 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from inspect import signature
 from itertools import count
 from typing import Any
 
 from ray_judge.config import JudgeConfig, nearest
 from ray_judge.errors import ConfigError, RayJudgeError
-from ray_judge.judging.engines.checkpoint import locate
+from ray_judge.judging.engines.checkpoint import check_head, check_rewards, find_snapshot, locate
 from ray_judge.judging.engines.engine import Ask, WrittenAnswer, decode_answer
 from ray_judge.judging.engines.errors import engine_error
 from ray_judge.judging.engines.verdict_tree import Position
@@ -37,16 +38,13 @@ Result = tuple[Any, tuple[float, ...]]
 Job = tuple[str, list[int], Any, Future[Result]]
 
 
-class VllmModel:
-    """In-process vLLM. One per process."""
+class VllmEngine:
+    """vLLM in this process, stepped by one thread. One per process."""
 
     def __init__(self, judge: JudgeConfig) -> None:
         self._judge, self._entropies = judge, "entropy" in judge.confidence
         self._llm = _load(judge, entropies=self._entropies)
         self._engine = self._llm.llm_engine
-        if self._engine.model_config.runner_type != "generate":
-            kind = self._engine.model_config.architecture
-            raise ConfigError(f"{judge.model} writes no text ({kind}): take another judge.model")
         self.tokenizer = self._llm.get_tokenizer()
         self.context = int(self._engine.model_config.max_model_len)
         self._names = count()
@@ -58,7 +56,59 @@ class VllmModel:
         self._incoming: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._running: dict[str, Job] = {}
         self._broken: RayJudgeError | None = None
+        self._check_kind()
         threading.Thread(target=self._run, name="vllm-engine", daemon=True).start()
+
+    def _check_kind(self) -> None:
+        """Refuse a model that is of another kind (ConfigError)."""
+        raise NotImplementedError
+
+    def _hand_out(self, outputs: Sequence[Any]) -> None:
+        """Give finished outputs to who waits for them."""
+        for output in outputs:
+            self._running.pop(output.request_id)[3].set_result(output.outputs)
+
+    def _send(self, name: str, ids: Sequence[int], params: Any) -> Future[Any]:
+        if self._broken:
+            raise self._broken
+        future: Future[Any] = Future()
+        self._incoming.put((name, list(ids), params, future))
+        return future
+
+    def _run(self) -> None:
+        """Step the engine: this thread alone touches it."""
+        try:
+            while True:
+                self._admit()
+                self._hand_out([out for out in self._engine.step() if out.finished])
+        except Exception as error:  # whatever the engine dies of, nobody may wait for ever
+            self._broken = engine_error(self._judge, error, "the judge's engine died")
+            for job in self._running.values():
+                job[3].set_exception(self._broken)
+            while True:
+                self._incoming.get()[3].set_exception(self._broken)
+
+    def _admit(self) -> None:
+        # Everything that waits; it blocks only while the engine has nothing to do.
+        while True:
+            try:
+                job = self._incoming.get(block=not self._running)
+            except queue.Empty:
+                return
+            name, ids, params, _ = job
+            self._running[name] = job
+            self._engine.add_request(name, {"prompt_token_ids": ids}, params, **self._lora)
+
+
+class VllmModel(VllmEngine):
+    """A language model: probabilities of tokens, answers, entropies."""
+
+    def _check_kind(self) -> None:
+        if self._engine.model_config.runner_type != "generate":
+            kind = self._engine.model_config.architecture
+            raise ConfigError(
+                f"{self._judge.model} writes no text ({kind}): take another judge.model"
+            )
 
     def positions(self, asks: Sequence[Ask]) -> list[Position]:
         def submit(ids: Sequence[int], tokens: Sequence[int]) -> list[Future[Result]]:
@@ -76,10 +126,12 @@ class VllmModel:
         return found
 
     def write(
-        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str]
-    ) -> list[WrittenAnswer]:
+        self, prompts: Sequence[Sequence[int]], *, most: int, stop: Sequence[str],
+        temperature: float = 0.0,
+    ) -> list[WrittenAnswer]:  # fmt: skip
         wish: dict[str, Any] = {"max_tokens": most, "stop": list(stop), "detokenize": True}
-        waiting = [self._submit(ids, **wish) for ids in prompts]
+        wish["temperature"] = temperature
+        waiting = [self._submit(ids, seed=n, **wish) for n, ids in enumerate(prompts)]
         found = []
         for out, entropies in (future.result() for future in waiting):
             text = decode_answer(self.tokenizer, out.token_ids, stop)
@@ -100,24 +152,7 @@ class VllmModel:
         name = str(next(self._names))
         asked = {"record": name, "write": list(write) or None} if self._entropies else None
         wish = {"max_tokens": 1, "detokenize": False, "temperature": 0.0, **wish}
-        if self._broken:
-            raise self._broken
-        future: Future[Result] = Future()
-        self._incoming.put((name, list(ids), SamplingParams(extra_args=asked, **wish), future))
-        return future
-
-    def _run(self) -> None:
-        """Step the engine: this thread alone touches it."""
-        try:
-            while True:
-                self._admit()
-                self._hand_out([out for out in self._engine.step() if out.finished])
-        except Exception as error:  # whatever the engine dies of, nobody may wait for ever
-            self._broken = engine_error(self._judge, error, "the judge's engine died")
-            for job in self._running.values():
-                job[3].set_exception(self._broken)
-            while True:
-                self._incoming.get()[3].set_exception(self._broken)
+        return self._send(name, ids, SamplingParams(extra_args=asked, **wish))
 
     def _hand_out(self, outputs: Sequence[Any]) -> None:
         found: dict[str, dict[int, float]] = {}
@@ -133,16 +168,28 @@ class VllmModel:
             entropies = tuple(values[at] for at in range(len(answer.token_ids))) if values else ()
             future.set_result((answer, entropies))
 
-    def _admit(self) -> None:
-        # Everything that waits; it blocks only while the engine has nothing to do.
-        while True:
-            try:
-                job = self._incoming.get(block=not self._running)
-            except queue.Empty:
-                return
-            name, ids, params, _ = job
-            self._running[name] = job
-            self._engine.add_request(name, {"prompt_token_ids": ids}, params, **self._lora)
+
+class VllmRewards(VllmEngine):
+    """A reward model: the pooling runner gives the raw output of its head at the last token."""
+
+    def _check_kind(self) -> None:
+        config = self._engine.model_config
+        labels = int(getattr(config.hf_config, "num_labels", 0))
+        check_rewards("judge.model", config.architectures, labels, model=self._judge.model)
+        with suppress(OSError, ValueError):  # another hub's, or in a folder of the user's own
+            check_head("judge.model", find_snapshot(config.model, config.revision))
+        self.pad = getattr(config.hf_text_config, "pad_token_id", None)
+
+    def rewards(self, conversations: Sequence[Sequence[int]]) -> list[float]:
+        from vllm import PoolingParams
+
+        waiting = [
+            self._send(
+                str(next(self._names)), ids, PoolingParams(task="classify", use_activation=False)
+            )
+            for ids in conversations
+        ]
+        return [float(future.result().data.item()) for future in waiting]
 
 
 def _load(judge: JudgeConfig, *, entropies: bool) -> Any:

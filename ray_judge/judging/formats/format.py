@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from ray_judge.judging.formats.reasoning import answer_begins
 from ray_judge.records import Example, Task
 
 DEFAULT_RUBRIC = (
@@ -127,8 +128,15 @@ class Format:
     def render(self, example: Example) -> Prompt:
         return Prompt(self.layout.fill(example, self.rubric), self.system, self.opening)
 
-    def parse(self, answer: str) -> Parsed:
-        return self.answers.parse(answer) if answer.strip() else no_verdict("the answer is empty")
+    def parse(self, answer: str, *, opened: bool = False) -> Parsed:
+        """Read a whole answer, behind its reasoning; `opened`: the prompt began that."""
+        begin = 0 if self.chat is False else answer_begins(answer, opened=opened)
+        if begin is None:
+            return no_verdict("the answer is reasoning without an end")
+        if not answer[begin:].strip():
+            return no_verdict("the answer is empty")
+        parsed = self.answers.parse(answer[begin:])
+        return replace(parsed, start=begin + parsed.start)
 
 
 @dataclass(frozen=True)
