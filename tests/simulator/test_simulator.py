@@ -45,8 +45,7 @@ def test_a_broken_variant_is_found_out(name: str) -> None:
 def test_an_excuse_without_end_hides_a_mistake() -> None:
     """An oracle that excuses what a dead driver's processes did misses who asks at once."""
     name = "a successor asks at once"
-    seeds = range(FOUND_FROM[name], FOUND_FROM[name] + 1000)
-    found = next(report for report in run_nights(seeds, VARIANTS[name]) if report.broken)
+    found = next(report for report in run_nights(range(1000), VARIANTS[name]) if report.broken)
     assert "asked twice" in str(found.broken)
     excusing = replace(VARIANTS[name], oracle=ExcusingOracle)
     assert run_night(found.seed, excusing).broken is None
