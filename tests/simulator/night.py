@@ -280,6 +280,7 @@ class Night:
             elif paused:
                 left = Outcome.PENDING in session.outcomes.values()
                 left = left and not session.waiting and not session.aside
+                left = left and "batch pending" not in str(error)  # that is read long before
                 later_s = 3000.0 if session.aside else 0.0
             elif isinstance(error, LedgerFenced):
                 later_s = 600.0  # two owners that come back at once would fence each other for ever
