@@ -132,7 +132,8 @@ class Silent(Cut):
 def test_servers_that_fail(
     handler: Any, said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_judge.judging.formats.templates.SILENCE_S", 0.3)
+    if handler is Silent:
+        monkeypatch.setattr("ray_judge.judging.formats.templates.SILENCE_S", 0.3)
     with serving(handler or Cut) as url:
         monkeypatch.setenv(MIRROR_ENV, url if handler else NOBODY)
         assert main(["judges", "pull", "judgelm"]) == 2
