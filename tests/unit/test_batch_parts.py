@@ -280,13 +280,14 @@ def read(
     billed: int | None = None,
     words: bool = False,
     proven: bool = True,
+    answered: bool = True,
     **past: InVain,
 ) -> BatchReading:
     """What a batch of `a`, `b` and `c` (for at most 1, 2 and 3 dollars) comes to."""
     held = [HeldSlot("l-1", n, key, Decimal(n + 1)) for n, key in enumerate("abc")]
     return ResultReader(MAKER).read(
         held, {"a": ASKED}, read_results(output, b""), past,
-        billed=billed, at=1.0, words=words, proven=proven,
+        billed=billed, at=1.0, words=words, proven=proven, answered=answered,
     )  # fmt: skip
 
 
@@ -361,6 +362,20 @@ def test_what_holds_for_the_whole_run_gives_its_slot_back(output: bytes, stop: K
 DENIED = {"error": {"message": "flagged", "code": 403}}
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "answered", "final"),
+    [(403, DENIED, True, True), (403, DENIED, False, False),
+     (400, {"error": {"code": "content_filter"}}, True, True),
+     (400, {"error": {"message": "Bad request"}}, True, False)],
+)  # fmt: skip
+def test_what_cannot_be_the_schemas_fault_is_final_once_the_server_gave_verdicts(
+    status: int, error: Any, answered: bool, final: bool
+) -> None:
+    """Else one that is asked alone would be asked for ever."""
+    found = read(line("a", status, error), 0, proven=False, answered=answered)
+    assert [answer.final for answer in found.answers if answer.key == "a"] == [final]
+
+
 def test_what_befalls_a_whole_batch_is_no_fault_of_a_question() -> None:
     """One refused line among others is the row's; all of them are the run's, and not final."""
     held = [HeldSlot("l-1", n, f"q{n}", Decimal(1)) for n in range(16)]
@@ -371,7 +386,7 @@ def test_what_befalls_a_whole_batch_is_no_fault_of_a_question() -> None:
         lines += [line(f"q{n}", *bad) for n in range(good, 16)]
         return ResultReader(MAKER).read(
             held, {}, read_results(b"".join(lines), b""), {},
-            billed=None, at=1.0, words=False, proven=True,
+            billed=None, at=1.0, words=False, proven=True, answered=True,
         )  # fmt: skip
 
     some = reading(1, (403, DENIED))

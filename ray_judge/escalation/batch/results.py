@@ -115,17 +115,20 @@ class ResultReader:
         at: float,
         words: bool,
         proven: bool,
+        answered: bool,
     ) -> BatchReading:
         """Decide every slot that is still held. `at`: Unix seconds.
 
         `billed`: how many requests the provider says it completed, where a slot without a result
         need not have run; None: each of those counts as billed. Where only some of them do, the
         dearest ones: no other choice can cost more. `words`: asked without `response_format`.
-        `proven`: the server has given verdicts. What befalls all of many is no question's fault.
+        `answered`: the server has given verdicts, maybe to questions in words; `proven`: and it is
+        known whether it takes `response_format`. What befalls all of many is no question's fault.
         """
         reading = BatchReading()
         reading.usable = any(map(self._has_verdict, results.values()))
-        sound = reading.usable or (proven and len(held) < FIRST)
+        some = len(held) < FIRST
+        sound = reading.usable or (proven and some)
         kinds = [result.failure.kind for result in results.values() if result.failure]
         few = kinds.count(Kind.DENIED) < DENIALS
         lost = self._missing(held, results, billed)
@@ -146,7 +149,10 @@ class ResultReader:
                     failure = replace(failure, kind=Kind.REFUSED)
                 if failure.kind is Kind.NO_SCHEMA and words:
                     failure = replace(failure, kind=Kind.ROW)
-                self._fail(reading, slot, past, failure, at, sound=sound)
+                # No schema is the cause of these.
+                plain = failure.surely_of_row or failure.status == 403
+                surely = sound or (plain and answered and some)
+                self._fail(reading, slot, past, failure, at, sound=surely)
         return reading
 
     def _has_verdict(self, result: Result) -> bool:
