@@ -222,7 +222,10 @@ def entry_point() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
     # A thread that Ray is shut down under is not to start another Ray.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    if code := main():
+    code = main()
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, signal.SIG_IGN)  # there is nothing left to stop
+    if code:
         # Threads that wait for Ray can fault while Python takes itself apart, and hide the code.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -51,8 +51,7 @@ def connected() -> Iterator[None]:
     # What Ray's and vLLM's processes start would look for modules in the working directory first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     _connect(os.environ.get("RAY_ADDRESS") or None)
-    if callable(told) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, told)  # Ray has put its own in its place
+    _hear_again(told)
     # A thread that is left when a run is told to stop would start another Ray in its place.
     auto_init_hook.enable_auto_connect = False
     try:
@@ -60,6 +59,13 @@ def connected() -> Iterator[None]:
         auto_init_hook.enable_auto_connect = True
     finally:
         ray.shutdown()
+        _hear_again(told)
+
+
+def _hear_again(told: Any) -> None:
+    """Bring back what SIGTERM did: Ray puts its own in its place, and nothing when it ends."""
+    if callable(told) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, told)
 
 
 def check_cluster() -> None:

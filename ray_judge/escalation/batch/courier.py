@@ -85,8 +85,6 @@ class BatchCourier:
         self._strikes = 0
         self._full = False
         """No room, or no money, until a pending batch has ended."""
-        self._answered = False
-        """Whether the server has given verdicts in earlier sessions."""
         self._stop: RayJudgeError | None = None
 
     # --- what the session calls ---
@@ -117,7 +115,7 @@ class BatchCourier:
             elif record.stage is Stage.INTENT:
                 await self._abandon(record)
         self._first.proven |= claim.proven and knows_words
-        self._answered = claim.proven
+        self._first.answered = claim.proven
         return replace(claim, batched=others)
 
     async def carry(self, session: Session) -> None:
@@ -331,7 +329,7 @@ class BatchCourier:
         reading = self._results.read(
             ledger.held(record.actor), self._questions, results, session.in_vain,
             billed=view.billed, at=self._clock.now(), words=record.words,
-            proven=self._first.proven, answered=self._answered,
+            proven=self._first.proven, answered=self._first.answered,
         )  # fmt: skip
         await asyncio.to_thread(self._keep, reading.answers)
         for answer in reading.answers:

@@ -37,13 +37,15 @@ class FirstQuestions:
         self._maker, self._chunks = maker, chunks
         self._governor, self._make_asker = governor, make_asker
         self.proven = self.words = False
+        self.answered = False
+        """Whether earlier sessions had verdicts, maybe to questions in words."""
 
     async def ask(self, session: Session, ledger: Ledger) -> None:
         """Ask until one answer is a verdict, no money is left, or all of the first ones failed.
 
         Raises what ends a run whose questions cannot be answered.
         """
-        self._governor.take(ledger)
+        self._governor.take(ledger, proven=self.answered)
         asker = self._make_asker(self._governor)
         _raise(await asker.open())
         try:
