@@ -18,7 +18,7 @@ from typing import Any
 from ray_judge.calibration.load import calibration_of, pin_calibration
 from ray_judge.cluster import check_cluster, connected
 from ray_judge.config import RunConfig
-from ray_judge.errors import EscalationError, PromiseBroken
+from ray_judge.errors import EscalationError, InputError, PromiseBroken
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.escalate import check_books, check_strong, escalate
 from ray_judge.escalation.processes import identity
@@ -104,10 +104,10 @@ def carry_out(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> dict
 def checked(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
     """Give the summary of a run, or raise what it has to be ashamed of.
 
-    EscalationError where too many of the asked rows have no verdict; PromiseBroken where the audit
-    contradicts the guarantee. Everything is written by then.
+    EscalationError where too many of the asked rows have no verdict; InputError where no row has
+    any; PromiseBroken where the audit contradicts the guarantee. Everything is written by then.
     """
-    outcomes = summary["outcomes"]
+    outcomes, rows = summary["outcomes"], summary["rows"]
     untouched = (Outcome.NOT_NEEDED, Outcome.DENIED_BUDGET, Outcome.PENDING)
     asked = sum(count for name, count in outcomes.items() if name not in untouched)
     failed = outcomes["failed"] + outcomes["unparseable"]
@@ -120,6 +120,10 @@ def checked(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
             "is written",
             output=config.output,
         )
+    none = outcomes["failed"] + outcomes["unparseable"] == rows == summary["sources"]["none"]
+    if rows and none:
+        said = "no row has a verdict of any judge: the column `error` of the scored shards says why"
+        raise InputError(said, output=config.output)
     promise = summary.get("promise")
     if promise and promise["kept"] is False:
         raise PromiseBroken(promise["said"])

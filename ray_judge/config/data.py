@@ -61,7 +61,7 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
     name = values.get("preset")
     if name is None:
         return values
-    if name not in presets():
+    if not isinstance(name, str) or name not in presets():
         known = ", ".join(presets())
         raise ConfigError(
             f"preset: there is none {name!r}{nearest(str(name), [*presets()])}: {known}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from datetime import date
@@ -147,6 +148,10 @@ class StrongConfig(Tree):
     def _is_extra(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if taken := sorted(OWN.intersection(value)):
             raise ValueError(f"ray_judge itself says {', '.join(taken)} (see the keys of strong)")
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError("NaN and infinity are no JSON") from None
         return value
 
     @field_validator("headers", "query", mode="before")

@@ -11,7 +11,7 @@ import os
 import re
 import ssl
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -55,6 +55,7 @@ class StrongClient:
         """What was asked by the schema, and refused, the last time."""
         self._tier = asked_tier(strong)
         self._keys = {**KEY_OF, **dict.fromkeys(strong.extra_body, "strong.extra_body")}
+        self._secrets = _secrets(strong, key)
 
     async def close(self) -> None:
         await self._client.close()
@@ -66,12 +67,12 @@ class StrongClient:
             sent["service_tier"] = self._tier  # how it is served is no part of what is asked
         create = self._client.chat.completions.with_raw_response.create
         try:
-            with _translated(self._keys):
+            with _translated(self._secrets, self._keys):
                 async with asyncio.timeout(self._timeout_s):
                     # `extra_body` goes out as it is. The SDK walks through anything else type by
                     # type, which took a third of this process's time, for plain JSON.
                     raw = await create(model=sent["model"], messages=[], extra_body=sent)
-            text = raw.http_response.text
+            text = _without(self._secrets, raw.http_response.text)
             reply = _read(text, dict(raw.headers))
         except RequestFailed as failure:
             self._doubt_schema(failure, sent)
@@ -145,6 +146,7 @@ class BatchClient:
 
     def __init__(self, strong: StrongConfig, key: str) -> None:
         self._client = _open(strong, key, max(strong.timeout_s, BATCH_TIMEOUT_S))
+        self._secrets = _secrets(strong, key)
         self._files = self._client.files.with_raw_response
         self._batches = self._client.batches.with_raw_response
 
@@ -153,12 +155,12 @@ class BatchClient:
 
     async def upload(self, name: str, content: bytes) -> str:
         """Store an input file; give its id."""
-        made = await _document(self._files.create(file=(name, content), purpose="batch"))
+        made = await self._document(self._files.create(file=(name, content), purpose="batch"))
         return str(made["id"])
 
     async def create(self, file_id: str, metadata: Mapping[str, str]) -> dict[str, Any]:
         """Begin a batch over the requests of an input file."""
-        return await _document(
+        return await self._document(
             self._batches.create(
                 input_file_id=file_id,
                 endpoint="/v1/chat/completions",
@@ -168,21 +170,30 @@ class BatchClient:
         )
 
     async def retrieve(self, batch_id: str) -> dict[str, Any]:
-        return await _document(self._batches.retrieve(batch_id))
+        return await self._document(self._batches.retrieve(batch_id))
 
     async def page(self, after: str | None) -> tuple[list[dict[str, Any]], bool]:
         """Up to 100 batches of the account, newest first, behind `after`; whether more follow."""
         more: dict[str, Any] = {"after": after} if after else {}
-        found = await _document(self._batches.list(limit=100, **more))
+        found = await self._document(self._batches.list(limit=100, **more))
         return list(found["data"]), bool(found.get("has_more"))
 
     async def download(self, file_id: str) -> bytes:
-        with _translated():
+        with _translated(self._secrets):
             return (await self._client.files.content(file_id)).content
 
     async def delete(self, file_id: str) -> None:
         """Remove a file, so that no batch can begin from it any more."""
-        await _document(self._files.delete(file_id))
+        await self._document(self._files.delete(file_id))
+
+    async def _document(self, sent: Awaitable[Any]) -> dict[str, Any]:
+        with _translated(self._secrets):
+            answer = await sent
+        document = read_json(text := _without(self._secrets, answer.http_response.text))
+        if not isinstance(document, dict) or ("id" not in document and "data" not in document):
+            said = f"the answer is not an object of the API: {in_short(text) or 'it is empty'}"
+            raise RequestFailed(Kind.AMBIGUOUS, said)
+        return document
 
 
 def _open(strong: StrongConfig, key: str, timeout_s: float, **options: Any) -> openai.AsyncOpenAI:
@@ -207,6 +218,18 @@ def _open(strong: StrongConfig, key: str, timeout_s: float, **options: Any) -> o
     )
 
 
+def _secrets(strong: StrongConfig, key: str) -> list[str]:
+    """What no word of the server may show: some repeat what they were sent."""
+    given = [*strong.headers.values(), *strong.query.values()]
+    return [text for text in (key, *(one.get_secret_value() for one in given)) if len(text) > 5]
+
+
+def _without(secrets: Collection[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "…")
+    return text
+
+
 async def _take_key_away(request: Any) -> None:
     """The SDK knows no client without a key, and some servers do not bear a wrong one."""
     request.headers.pop("Authorization", None)
@@ -222,23 +245,14 @@ def _read(text: str, headers: Mapping[str, str]) -> Reply:
         raise
 
 
-async def _document(sent: Awaitable[Any]) -> dict[str, Any]:
-    with _translated():
-        answer = await sent
-    document = read_json(text := answer.http_response.text)
-    if not isinstance(document, dict) or ("id" not in document and "data" not in document):
-        said = f"the answer is not an object of the API: {in_short(text) or 'it is empty'}"
-        raise RequestFailed(Kind.AMBIGUOUS, said)
-    return document
-
-
 @contextmanager
-def _translated(keys: Mapping[str, str] = KEY_OF) -> Iterator[None]:
+def _translated(secrets: Collection[str], keys: Mapping[str, str] = KEY_OF) -> Iterator[None]:
     """Turn the SDK's errors into RequestFailed, by their types and fields."""
     try:
         yield
     except openai.APIStatusError as error:
-        told = error.body if isinstance(error.body, dict | list | str) else error.response.text
+        text = _without(secrets, error.response.text)
+        told = text if (document := read_json(text)) is None else document
         raise failure_of(error.status_code, told, dict(error.response.headers), keys) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error

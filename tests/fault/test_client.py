@@ -25,6 +25,8 @@ from tests.provider.faults import (
     MODEL_FAULTS,
 )
 
+from .plain import error, plain_server
+
 FORMAT = {"type": "json_schema", "json_schema": {"name": "v", "strict": True, "schema": {
     "type": "object", "properties": {"verdict": {"type": "string", "enum": ["A", "B", "tie"]}},
     "required": ["verdict"], "additionalProperties": False}}}  # fmt: skip
@@ -117,6 +119,17 @@ def test_a_server_without_response_format_is_asked_in_words_from_then_on(
     assert caught.value.kind is Kind.NO_SCHEMA
     assert send(server, times=2).text
     assert server.stats()["billed"] == 1
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 502])
+def test_what_a_server_repeats_of_headers_and_key_is_not_shown(status: int) -> None:
+    said = "no tenant secret-in-header, key other-key"
+    headers = {"x-tenant": "secret-in-header"}
+    with (
+        plain_server(lambda body, number: error(status, said)) as server,
+        pytest.raises(RequestFailed, match="no tenant …, key …"),
+    ):
+        send(server, key="other-key", headers=headers)  # type: ignore[arg-type]
 
 
 def test_a_wrong_key(server: RunningServer) -> None:

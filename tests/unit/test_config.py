@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import date
 from decimal import Decimal
@@ -130,6 +131,8 @@ JUDGES: list[tuple[dict[str, Any], str]] = [
         ({"strong__reasoning_effort": False}, "quote it if it is text"),
         ({"strong__extra_body": {"n": 2, "model": "x"}}, "ray_judge itself says model, n"),
         ({"strong__extra_body": {"since": date(2026, 1, 1)}}, "strong.extra_body.since"),
+        ({"strong__extra_body": {"top_p": math.nan}}, "strong.extra_body: NaN and infinity"),
+        ({"preset": ["arena-55k"]}, "preset: there is none"),
         ({"strong__headers": {"a b": "x"}}, "'a b' is no name of a header"),
         ({"strong__headers": {"X": "${a-b}"}}, "an environment variable is named as in ${MY_KEY}"),
         ({"strong__query": {"x": 1.50}}, "strong.query.x"),
