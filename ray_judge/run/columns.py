@@ -152,11 +152,17 @@ def _column(config: RunConfig, schema: pa.Schema, role: str, path: str) -> str |
 def with_kinds(
     config: RunConfig, columns: Columns, rows: pa.Table, schema: pa.Schema, path: str
 ) -> Columns:
-    """The same columns; their first rows tell how they are kept. Raises InputError where nothing
-    says what the responses answer.
+    """The same columns; their types tell how they are kept, and of text the first rows do. Raises
+    InputError where nothing says what the responses answer.
     """
     said = {role: name for role, name in columns.text.items() if role in SAID}
-    found = {role: kind_of(values_of(rows.column(name))) for role, name in said.items()}
+    found: dict[str, str | None] = {}
+    for role, name in said.items():
+        named = name_kind(schema.field(name).type)
+        if named.startswith("list of "):
+            found[role] = "list of texts" if named == "list of text" else "messages"
+        else:
+            found[role] = kind_of(values_of(rows.column(name)))
     kinds = {role: kind for role, kind in found.items() if kind}
     asked, responses = kinds.get("instruction"), {found[r] for r in said if r in RESPONSES}
     if "instruction" not in said and not responses <= {*WHOLE}:

@@ -69,6 +69,8 @@ def read_value(value: Any, kind: str | None, name: str) -> Any:
         if not isinstance(value, list):
             raise Unfit(f"{name} is no list of messages")
         return tuple(_turn(one, name) for one in value)
+    if kind in (None, "transcript") and not isinstance(value, str):
+        raise Unfit(f"{name} is no text")
     if kind == "list of texts" and not (isinstance(value, list) and value):
         raise Unfit(f"{name} is no list of texts")
     return value

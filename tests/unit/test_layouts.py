@@ -121,6 +121,29 @@ def test_a_columns_first_rows_tell_how_it_is_kept(values: list[Any], kind: str |
     assert kind_of(values) == kind
 
 
+TURNS = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+
+
+@pytest.mark.parametrize(("kind", "value"), [(TURNS, said(U, A)), (pa.list_(pa.string()), ["a"])])
+def test_a_columns_type_tells_how_it_is_kept_where_the_first_rows_do_not(
+    tmp_path: Path, kind: pa.DataType, value: Any
+) -> None:
+    empty, full = [None, []] * 3000, [value]
+    names = PAIR if kind == TURNS else ("instruction", *PAIR)
+    table = pa.table({name: pa.array(empty + full, kind) for name in names})
+    pq.write_table(table, tmp_path / "a.parquet")
+    plan = plan_input(builders.config(input=str(tmp_path)), ())
+    (example,) = read_examples(table.slice(6000), plan.columns)
+    assert isinstance(example, Example) and example.responses == ("a", "a")
+
+
+@pytest.mark.parametrize("kind", [None, "transcript"])
+def test_what_is_no_text_is_its_rows_error(kind: str | None) -> None:
+    table = pa.table({"instruction": ["q"], "response": [said(U, A)]})
+    columns = Columns({n: n for n in table.column_names}, kinds={"response": kind} if kind else {})
+    assert read_examples(table, columns) == ["input: response is no text"]
+
+
 def test_a_preferences_order_is_drawn_by_what_it_says() -> None:
     """Whatever the shard, the row or the sample: and an exchanged pair asks the same question."""
     rows = [(f"q{n}", f"good {n}", f"bad {n}") for n in range(1000)]
