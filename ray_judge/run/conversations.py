@@ -20,6 +20,7 @@ Turns = tuple[tuple[str, str], ...]
 """(role, content) of each message."""
 SPEAKERS = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant"}
 TRANSCRIPT = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
+NONE = (None, "", "[]", "null", [], {})
 WHOLE = ("messages", "transcript")
 
 
@@ -81,6 +82,8 @@ def _turn(message: Any, name: str) -> tuple[str, str]:
     role, content = told.get("role") or told.get("from"), told.get("content", told.get("value"))
     if not isinstance(role, str):
         raise Unfit(f"{name} has a message without a role")
+    if any(told.get(key) not in NONE for key in ("tool_calls", "function_call")):
+        raise Unfit(f"{name} has a tool call: only text can be judged")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = []
     for part in parts:  # as OpenAI's API takes them: text, image_url, ...

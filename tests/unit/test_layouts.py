@@ -98,6 +98,14 @@ def test_messages_as_others_write_them() -> None:
         ("text", "response_a is no list of messages"),
         (said(U, ("assistant", "\ud800")), "response_a is not UTF-8 text: it has half of a"),
         ([*said(U), {"role": "assistant", "content": 1}], "response_a has a message that is no"),
+        (
+            [
+                *said(U),
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                *said(A),
+            ],
+            "response_a has a tool call: only text can be judged",
+        ),
     ],
 )
 def test_a_conversation_that_cannot_be_judged(first: Any, error: str) -> None:
