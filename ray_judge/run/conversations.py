@@ -21,6 +21,7 @@ Turns = tuple[tuple[str, str], ...]
 SPEAKERS = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant"}
 TRANSCRIPT = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 NONE = (None, "", "[]", "null", [], {})
+TEXT_PARTS = ("text", "input_text", "output_text")
 WHOLE = ("messages", "transcript")
 
 
@@ -86,10 +87,13 @@ def _turn(message: Any, name: str) -> tuple[str, str]:
         raise Unfit(f"{name} has a tool call: only text can be judged")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = []
-    for part in parts:  # as OpenAI's API takes them: text, image_url, ...
-        text = part.get("text") if isinstance(part, Mapping) else part
-        if text is None and isinstance(part, Mapping) and part.get("type") not in (None, "text"):
-            raise Unfit(f"{name} has a part of type {part['type']}: only text can be judged")
+    for one in parts:  # as OpenAI's API takes them: text, image_url, ...
+        part = one if isinstance(one, Mapping) else {"text": one}
+        kind, text = part.get("type"), part.get("text")
+        if kind not in (None, *TEXT_PARTS):
+            raise Unfit(f"{name} has a part of type {kind}: only text can be judged")
+        if kind is None and text is None:
+            raise Unfit(f"{name} has a part without text: only text can be judged")
         texts.append("" if text is None else text)
     if not all(isinstance(text, str) for text in texts):
         raise Unfit(f"{name} has a message that is no text")

@@ -99,6 +99,14 @@ def test_messages_as_others_write_them() -> None:
         (said(U, ("assistant", "\ud800")), "response_a is not UTF-8 text: it has half of a"),
         ([*said(U), {"role": "assistant", "content": 1}], "response_a has a message that is no"),
         (
+            [{"role": "user", "content": [{"type": "image", "text": "", "image": "i"}]}, *said(A)],
+            "response_a has a part of type image: only text can be judged",
+        ),
+        (
+            [{"role": "user", "content": [{"image": "i"}]}, *said(A)],
+            "response_a has a part without text: only text can be judged",
+        ),
+        (
             [
                 *said(U),
                 {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
