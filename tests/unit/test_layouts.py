@@ -186,6 +186,7 @@ FLAGS = {"A": "x", "B": "y", "tie": "z"}
         ({"column": "x", "below": 3}, {"x": [1.5, 3, 4, float("nan")]}, ["A", "tie", "B", None]),
         (FLAGS, {"x": [1, 0, 0, 0], "y": [0, 1, 0, 0], "z": [0, 0, 1, None]},
          ["A", "B", "tie", None]),
+        (FLAGS, {"x": [float("nan"), 1.0], "y": [1, 0], "z": [None, 0]}, ["B", "A"]),
         ({"A": "x", "B": "y"}, {"x": [True, False], "y": [False, True]}, ["A", "B"]),
     ],
 )  # fmt: skip
@@ -199,6 +200,10 @@ def test_labels_of_a_scale_and_of_several_columns(
         with pytest.raises(InputError, match=r"several of x, y.* are set") as caught:
             labels_of(pa.table(both), "x", config)
         assert caught.value.where["row"] == 0
+        other = {**{name: [None, 0, 1] for name in "xz"}, "y": [None, 0, 0.7]}
+        with pytest.raises(InputError, match=r"neither 0 nor 1: 0\.7") as caught:
+            labels_of(pa.table(other), "x", config, column="x")
+        assert caught.value.where == {"column": "y", "row": 2}
 
 
 @pytest.mark.parametrize(
