@@ -110,7 +110,7 @@ def part_ways(
     assistant's turn, or is a text, answers the instruction; any other is a whole conversation.
     `user_turns`: so many of the user's turns count, null: all.
     """
-    whole = [_conversation(instruction, response) for response in responses.values()]
+    whole = [_conversation(instruction, one, name) for name, one in responses.items()]
     if user_turns is not None:
         whole = [_first_turns(turns, user_turns) for turns in whole]
     for name, turns in zip(responses, whole, strict=True):
@@ -129,10 +129,12 @@ def part_ways(
     return context, [as_text(turns[common:]) for turns in whole]
 
 
-def _conversation(instruction: Any, response: Any) -> Turns:
+def _conversation(instruction: Any, response: Any, name: str) -> Turns:
     if isinstance(response, list):  # the assistant's turns; the instruction has the user's
         asked = instruction if isinstance(instruction, list) else [instruction]
-        both = zip(asked, response, strict=False)
+        if len(asked) != len(response):
+            raise Unfit(f"of turns, instruction has {len(asked)} and {name} {len(response)}")
+        both = zip(asked, response, strict=True)
         return tuple(turn for q, a in both for turn in (("user", q or ""), ("assistant", a or "")))
     turns = response if isinstance(response, tuple) else (("assistant", response),)
     if turns and turns[0][0] != "assistant":

@@ -160,6 +160,18 @@ def test_what_is_no_text_is_its_rows_error(kind: str | None) -> None:
     assert read_examples(table, columns) == ["input: response is no text"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "answer", "error"),
+    [
+        (["q", "q"], ["a"], "of turns, instruction has 2 and response 1"),
+        (["q"], ["a", "a"], "of turns, instruction has 1 and response 2"),
+    ],
+)
+def test_a_list_of_texts_that_cannot_be_judged(asked: Any, answer: Any, error: str) -> None:
+    kinds = dict.fromkeys(("instruction", "response"), "list of texts")
+    assert read({"instruction": asked, "response": answer}, **kinds) == f"input: {error}"
+
+
 def test_a_preferences_order_is_drawn_by_what_it_says() -> None:
     """Whatever the shard, the row or the sample: and an exchanged pair asks the same question."""
     rows = [(f"q{n}", f"good {n}", f"bad {n}") for n in range(1000)]
