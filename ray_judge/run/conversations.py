@@ -75,6 +75,8 @@ def read_value(value: Any, kind: str | None, name: str) -> Any:
         raise Unfit(f"{name} is no text")
     if kind == "list of texts" and not (isinstance(value, list) and value):
         raise Unfit(f"{name} is no list of texts")
+    if kind == "list of texts" and not all(one is None or isinstance(one, str) for one in value):
+        raise Unfit(f"{name} has one that is no text")
     return value
 
 

@@ -311,6 +311,8 @@ def _converse(
     if isinstance(asked, str):  # a list has several responses to it, of which one is judged
         for role, texts in said.items():
             if isinstance(texts, list):
+                if None in texts:
+                    raise Unfit(f"{role} has one that is null")
                 said[role] = texts[draw(asked, role) % len(texts)]
     turns, responses = part_ways(asked, said, count)
     clean |= {"instruction": as_text(turns), **dict(zip(named, responses, strict=True))}

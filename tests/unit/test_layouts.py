@@ -164,12 +164,15 @@ def test_what_is_no_text_is_its_rows_error(kind: str | None) -> None:
     ("asked", "answer", "error"),
     [
         (["q", "q"], ["a"], "of turns, instruction has 2 and response 1"),
+        (["q"], [5], "response has one that is no text"),
+        ("q", [None, "z"], "response has one that is null"),
         (["q"], ["a", "a"], "of turns, instruction has 1 and response 2"),
     ],
 )
 def test_a_list_of_texts_that_cannot_be_judged(asked: Any, answer: Any, error: str) -> None:
-    kinds = dict.fromkeys(("instruction", "response"), "list of texts")
-    assert read({"instruction": asked, "response": answer}, **kinds) == f"input: {error}"
+    values = {"instruction": asked, "response": answer}
+    kinds = {role: "list of texts" for role, value in values.items() if value != "q"}
+    assert read(values, **kinds) == f"input: {error}"
 
 
 def test_a_preferences_order_is_drawn_by_what_it_says() -> None:
