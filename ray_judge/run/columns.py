@@ -193,14 +193,20 @@ def is_text(kind: pa.DataType) -> bool:
 
 def plain(table: pa.Table) -> pa.Table:
     """The same rows, their text neither a view nor decoded, which not all of Arrow works on."""
-    fields = [
-        field.with_type(pa.large_binary()) if field.type == pa.binary_view()
-        else field.with_type(pa.large_string()) if field.type == pa.string_view()
-        else field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type)
-        else field
-        for field in table.schema
-    ]  # fmt: skip
-    return table.cast(pa.schema(fields))
+    return table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if kind in (pa.binary_view(), pa.string_view()):
+        return pa.large_binary() if kind == pa.binary_view() else pa.large_string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_field.with_type(_plain(kind.value_type))
+        return pa.list_(inner) if pa.types.is_list(kind) else pa.large_list(inner)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    return kind
 
 
 def values_of(column: pa.ChunkedArray) -> list[Any]:

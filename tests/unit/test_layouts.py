@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from ray_judge.config import presets
 from ray_judge.errors import ConfigError, InputChangedError, InputError
 from ray_judge.records import Example
-from ray_judge.run import staging
+from ray_judge.run import sample, staging
 from ray_judge.run.columns import Columns
 from ray_judge.run.conversations import kind_of
 from ray_judge.run.labels import labels_of
@@ -137,6 +138,7 @@ def test_a_columns_first_rows_tell_how_it_is_kept(values: list[Any], kind: str |
     assert kind_of(values) == kind
 
 
+NULL = "input: response_a is null"
 TURNS = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
@@ -151,6 +153,19 @@ def test_a_columns_type_tells_how_it_is_kept_where_the_first_rows_do_not(
     plan = plan_input(builders.config(input=str(tmp_path)), ())
     (example,) = read_examples(table.slice(6000), plan.columns)
     assert isinstance(example, Example) and example.responses == ("a", "a")
+
+
+@pytest.mark.parametrize("role", [pa.dictionary(pa.int32(), pa.string()), pa.large_string()])
+@pytest.mark.parametrize("listed", [pa.list_, pa.large_list])
+def test_a_sample_of_shards_that_keep_messages_differently(
+    tmp_path: Path, role: pa.DataType, listed: Any
+) -> None:
+    for name, kind in (("a", TURNS), ("b", listed(pa.struct({"role": role, "content": role})))):
+        values = pa.array([said(U, A), None]).cast(TURNS).cast(kind)
+        pq.write_table(pa.table(dict.fromkeys(PAIR, values)), tmp_path / f"{name}.parquet")
+    plan = plan_input(builders.config(input=str(tmp_path)), ())
+    table = sample.take(plan.shards, np.arange(4), plan.columns.needed())
+    assert read_examples(table, plan.columns) == [Example("u", ("a", "a")), NULL] * 2
 
 
 @pytest.mark.parametrize("kind", [None, "transcript"])
