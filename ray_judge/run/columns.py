@@ -95,9 +95,10 @@ def resolve_columns(
         *((column, _is_number, "probabilities must be numbers") for column in extra),
         (by, lambda kind: _is_label(kind) or _is_date(kind), groups),
     ]
+    unsaid = {*ruled, *(text[role] for role in SAID if role in text)}  # in a shard without values
     for column, fits, wanted in checks:
         kind = schema.field(column).type if column else None
-        if kind is not None and not fits(kind):
+        if kind is not None and not fits(kind) and not (kind == pa.null() and column in unsaid):
             raise InputError(f"{wanted}, this column is {kind}", file=path, column=column)
     return Columns(text, key, label, tuple(extra))
 
@@ -159,6 +160,9 @@ def with_kinds(
     found: dict[str, str | None] = {}
     for role, name in said.items():
         named = name_kind(schema.field(name).type)
+        if named == "null":
+            why = f"{role} must be text or messages, this column is null in every shard"
+            raise InputError(why, file=path, column=name)
         if named.startswith("list of "):
             found[role] = "list of texts" if named == "list of text" else "messages"
         else:

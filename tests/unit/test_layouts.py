@@ -168,6 +168,26 @@ def test_a_sample_of_shards_that_keep_messages_differently(
     assert read_examples(table, plan.columns) == [Example("u", ("a", "a")), NULL] * 2
 
 
+@pytest.mark.parametrize("names", [["a", "b"], ["b", "a"]])
+@pytest.mark.parametrize(
+    ("rule", "empty"),
+    [(None, "response_a"), ({"column": "x", "above": 0}, "x"), ({"A": "x", "B": "y"}, "x")],
+)
+def test_a_column_may_be_without_values_in_a_shard(
+    tmp_path: Path, names: list[str], rule: Any, empty: str
+) -> None:
+    rows = {**{name: [said(U, A)] for name in PAIR}, "x": [1], "y": [0]}
+    for name, values in zip(names, (rows, {**rows, empty: [None]}), strict=True):
+        pq.write_table(pa.table(values), tmp_path / f"{name}.parquet")
+    plan = plan_input(builders.config(input=str(tmp_path), columns={"label": rule}), ())
+    found = [read_examples(read_rows(s.path, 0, 9), plan.columns)[0] for s in plan.shards]
+    assert (NULL in found) == (empty in PAIR) and Example("u", ("a", "a")) in found
+    pq.write_table(pa.table({**rows, "response_a": [None]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").unlink()
+    with pytest.raises(InputError, match="this column is null in every shard"):
+        plan_input(builders.config(input=str(tmp_path)), ())
+
+
 @pytest.mark.parametrize("kind", [None, "transcript"])
 def test_what_is_no_text_is_its_rows_error(kind: str | None) -> None:
     table = pa.table({"instruction": ["q"], "response": [said(U, A)]})
