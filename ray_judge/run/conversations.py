@@ -20,7 +20,7 @@ Turns = tuple[tuple[str, str], ...]
 """(role, content) of each message."""
 SPEAKERS = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant"}
 TRANSCRIPT = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
-NONE = (None, "", "[]", "null", [], {})
+NONE: tuple[Any, ...] = (None, "", "[]", "null", [], {})
 TEXT_PARTS = ("text", "input_text", "output_text")
 WHOLE = ("messages", "transcript")
 

@@ -146,9 +146,9 @@ TURNS = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 def test_a_columns_type_tells_how_it_is_kept_where_the_first_rows_do_not(
     tmp_path: Path, kind: pa.DataType, value: Any
 ) -> None:
-    empty, full = [None, []] * 3000, [value]
+    empty: list[Any] = [None, []] * 3000
     names = PAIR if kind == TURNS else ("instruction", *PAIR)
-    table = pa.table({name: pa.array(empty + full, kind) for name in names})
+    table = pa.table({name: pa.array([*empty, value], kind) for name in names})
     pq.write_table(table, tmp_path / "a.parquet")
     plan = plan_input(builders.config(input=str(tmp_path)), ())
     (example,) = read_examples(table.slice(6000), plan.columns)
@@ -307,7 +307,6 @@ def staged(folder: Path, name: str, data: str | bytes, **changes: Any) -> Any:
     [
         ("a.jsonl", json.dumps(GOOD) + "\n\n{broken\n", "line 3 is not JSON"),
         ("a.jsonl", json.dumps([GOOD]), "line 1 is no JSON object"),
-        ("a.jsonl", json.dumps(GOOD) + '\n\n{"when": 1}\n', "line 3: JSON parse error: Column(/wh"),
         ("a.jsonl", '{"a": 1, "a": 2}', "line 1: JSON parse error: Column(/a) was specified twice"),
         ("a.ndjson.gz", gzip.compress(b"{}\n" * 999, mtime=0)[:-9], "Truncated compressed stream"),
         ("a.jsonl.zst", b"no zstd", "cannot be staged from JSON lines: ZSTD"),
@@ -351,9 +350,33 @@ def test_staged_once_as_it_is_written(tmp_path: Path, piece: int | None) -> None
     (tmp_path / "in" / "a.jsonl").write_text(lines + json.dumps(GOOD))
     with pytest.raises(InputChangedError, match="changed"):
         check_unchanged(shard)
-    said = "from line 4 on: Unable to merge" if piece else "line 4: JSON parse error: Column"
-    with pytest.raises(InputError, match=said):
-        staged(tmp_path, "a.jsonl", lines + json.dumps({**GOOD, "when": 1}) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([{}, None], ["{}", None]),
+        ([[{}], []], ["[{}]", "[]"]),
+        ([{"a": {}}, {"a": {"b": 1}}], [{"a": {"b": None}}, {"a": {"b": 1}}]),
+        (["2024-01-01", 1, {"a": "ä"}, None], ["2024-01-01", "1", '{"a": "ä"}', None]),
+        ([{"a": [1]}, {"a": "x"}], ['{"a": [1]}', '{"a": "x"}']),
+    ],
+)
+@pytest.mark.parametrize("name", ["when", "a/b"])
+def test_a_column_without_a_type_of_its_own_is_json_text(
+    tmp_path: Path, piece: int | None, values: list[Any], kept: list[Any], name: str
+) -> None:
+    lines = "".join(json.dumps({**GOOD, name: value}) + "\n" for value in values)
+    (shard,) = staged(tmp_path, "a.jsonl", lines).shards
+    assert pq.read_table(shard.path).to_pylist() == [{**GOOD, name: value} for value in kept]
+
+
+def test_messages_without_a_type_of_their_own_are_read(tmp_path: Path, piece: int | None) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "u"}], "extra": {}}, *said(A)]
+    lines = "".join(json.dumps(dict.fromkeys(PAIR, one)) + "\n" for one in (said(U, A), parts))
+    plan = staged(tmp_path, "a.jsonl", lines)
+    examples = read_examples(read_rows(plan.shards[0].path, 0, 9), plan.columns)
+    assert examples == [Example("u", ("a", "a"))] * 2
 
 
 def test_of_csv_only_what_is_needed_as_a_number_is_one(tmp_path: Path, piece: int | None) -> None:
