@@ -95,9 +95,10 @@ def resolve_columns(
         *((column, _is_number, "probabilities must be numbers") for column in extra),
         (by, lambda kind: _is_label(kind) or _is_date(kind), groups),
     ]
+    unsaid = {*ruled, *(text[role] for role in SAID if role in text)}  # in a shard without values
     for column, fits, wanted in checks:
         kind = schema.field(column).type if column else None
-        if kind is not None and not fits(kind):
+        if kind is not None and not fits(kind) and not (kind == pa.null() and column in unsaid):
             raise InputError(f"{wanted}, this column is {kind}", file=path, column=column)
     return Columns(text, key, label, tuple(extra))
 
@@ -152,11 +153,20 @@ def _column(config: RunConfig, schema: pa.Schema, role: str, path: str) -> str |
 def with_kinds(
     config: RunConfig, columns: Columns, rows: pa.Table, schema: pa.Schema, path: str
 ) -> Columns:
-    """The same columns; their first rows tell how they are kept. Raises InputError where nothing
-    says what the responses answer.
+    """The same columns; their types tell how they are kept, and of text the first rows do. Raises
+    InputError where nothing says what the responses answer.
     """
     said = {role: name for role, name in columns.text.items() if role in SAID}
-    found = {role: kind_of(values_of(rows.column(name))) for role, name in said.items()}
+    found: dict[str, str | None] = {}
+    for role, name in said.items():
+        named = name_kind(schema.field(name).type)
+        if named == "null":
+            why = f"{role} must be text or messages, this column is null in every shard"
+            raise InputError(why, file=path, column=name)
+        if named.startswith("list of "):
+            found[role] = "list of texts" if named == "list of text" else "messages"
+        else:
+            found[role] = kind_of(values_of(rows.column(name)))
     kinds = {role: kind for role, kind in found.items() if kind}
     asked, responses = kinds.get("instruction"), {found[r] for r in said if r in RESPONSES}
     if "instruction" not in said and not responses <= {*WHOLE}:
@@ -187,14 +197,20 @@ def is_text(kind: pa.DataType) -> bool:
 
 def plain(table: pa.Table) -> pa.Table:
     """The same rows, their text neither a view nor decoded, which not all of Arrow works on."""
-    fields = [
-        field.with_type(pa.large_binary()) if field.type == pa.binary_view()
-        else field.with_type(pa.large_string()) if field.type == pa.string_view()
-        else field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type)
-        else field
-        for field in table.schema
-    ]  # fmt: skip
-    return table.cast(pa.schema(fields))
+    return table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if kind in (pa.binary_view(), pa.string_view()):
+        return pa.large_binary() if kind == pa.binary_view() else pa.large_string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_field.with_type(_plain(kind.value_type))
+        return pa.list_(inner) if pa.types.is_list(kind) else pa.large_list(inner)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    return kind
 
 
 def values_of(column: pa.ChunkedArray) -> list[Any]:

@@ -20,6 +20,8 @@ Turns = tuple[tuple[str, str], ...]
 """(role, content) of each message."""
 SPEAKERS = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant"}
 TRANSCRIPT = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
+NONE: tuple[Any, ...] = (None, "", "[]", "null", [], {})
+TEXT_PARTS = ("text", "input_text", "output_text")
 WHOLE = ("messages", "transcript")
 
 
@@ -69,8 +71,12 @@ def read_value(value: Any, kind: str | None, name: str) -> Any:
         if not isinstance(value, list):
             raise Unfit(f"{name} is no list of messages")
         return tuple(_turn(one, name) for one in value)
+    if kind in (None, "transcript") and not isinstance(value, str):
+        raise Unfit(f"{name} is no text")
     if kind == "list of texts" and not (isinstance(value, list) and value):
         raise Unfit(f"{name} is no list of texts")
+    if kind == "list of texts" and not all(one is None or isinstance(one, str) for one in value):
+        raise Unfit(f"{name} has one that is no text")
     return value
 
 
@@ -79,12 +85,17 @@ def _turn(message: Any, name: str) -> tuple[str, str]:
     role, content = told.get("role") or told.get("from"), told.get("content", told.get("value"))
     if not isinstance(role, str):
         raise Unfit(f"{name} has a message without a role")
+    if any(told.get(key) not in NONE for key in ("tool_calls", "function_call")):
+        raise Unfit(f"{name} has a tool call: only text can be judged")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = []
-    for part in parts:  # as OpenAI's API takes them: text, image_url, ...
-        text = part.get("text") if isinstance(part, Mapping) else part
-        if text is None and isinstance(part, Mapping) and part.get("type") not in (None, "text"):
-            raise Unfit(f"{name} has a part of type {part['type']}: only text can be judged")
+    for one in parts:  # as OpenAI's API takes them: text, image_url, ...
+        part = one if isinstance(one, Mapping) else {"text": one}
+        kind, text = part.get("type"), part.get("text")
+        if kind not in (None, *TEXT_PARTS):
+            raise Unfit(f"{name} has a part of type {kind}: only text can be judged")
+        if kind is None and text is None:
+            raise Unfit(f"{name} has a part without text: only text can be judged")
         texts.append("" if text is None else text)
     if not all(isinstance(text, str) for text in texts):
         raise Unfit(f"{name} has a message that is no text")
@@ -101,7 +112,7 @@ def part_ways(
     assistant's turn, or is a text, answers the instruction; any other is a whole conversation.
     `user_turns`: so many of the user's turns count, null: all.
     """
-    whole = [_conversation(instruction, response) for response in responses.values()]
+    whole = [_conversation(instruction, one, name) for name, one in responses.items()]
     if user_turns is not None:
         whole = [_first_turns(turns, user_turns) for turns in whole]
     for name, turns in zip(responses, whole, strict=True):
@@ -120,10 +131,12 @@ def part_ways(
     return context, [as_text(turns[common:]) for turns in whole]
 
 
-def _conversation(instruction: Any, response: Any) -> Turns:
+def _conversation(instruction: Any, response: Any, name: str) -> Turns:
     if isinstance(response, list):  # the assistant's turns; the instruction has the user's
         asked = instruction if isinstance(instruction, list) else [instruction]
-        both = zip(asked, response, strict=False)
+        if len(asked) != len(response):
+            raise Unfit(f"of turns, instruction has {len(asked)} and {name} {len(response)}")
+        both = zip(asked, response, strict=True)
         return tuple(turn for q, a in both for turn in (("user", q or ""), ("assistant", a or "")))
     turns = response if isinstance(response, tuple) else (("assistant", response),)
     if turns and turns[0][0] != "assistant":

@@ -36,6 +36,12 @@ def labels_of(table: pa.Table, label: str, config: RunConfig, **where: str) -> p
         over = (parts[0].fill_nan(None) - float(bound or 0)).sign()
         meant = {1.0: high, -1.0: "B" if high == "A" else "A", 0.0: "tie"}
         return over.replace_strict(meant, return_dtype=pl.String)
+    parts = [part.fill_nan(None) for part in parts]
+    for name, part in zip(rule.names(), parts, strict=True):
+        if (strange := ~part.is_in([0.0, 1.0]).fill_null(True)).any():
+            at = strange.to_list().index(True)
+            said = f"this is neither 0 nor 1: {part[at]:g}"
+            raise InputError(said, **{**where, "column": name}, row=at)
     flags = pl.DataFrame(dict(zip(rule.verdicts(), parts, strict=True))).fill_null(0) != 0
     if (several := flags.sum_horizontal() > 1).any():
         row = several.arg_max()

@@ -66,6 +66,7 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
             columns = resolve_columns(config, schema, extra, path)
             first = first or (path, schema)
             _same_schema(first, (path, schema))
+            first = (first[0], _filled(first[1], schema))
             if shard.rows == 0 and not config.allow_empty_shards:
                 raise InputError(
                     "this shard has no rows: remove it, or say allow_empty_shards: true", file=path
@@ -156,6 +157,13 @@ def _same_schema(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> 
             raise InputError(
                 f"shards differ: {here} here, {there} in {first_path}", file=path, column=name
             )
+
+
+def _filled(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """The schema, with the other's types for columns that have no value in it."""
+    return pa.schema(
+        [other.field(field.name) if field.type == pa.null() else field for field in schema]
+    )
 
 
 def _kind(schema: pa.Schema, name: str) -> str:
@@ -311,6 +319,8 @@ def _converse(
     if isinstance(asked, str):  # a list has several responses to it, of which one is judged
         for role, texts in said.items():
             if isinstance(texts, list):
+                if None in texts:
+                    raise Unfit(f"{role} has one that is null")
                 said[role] = texts[draw(asked, role) % len(texts)]
     turns, responses = part_ways(asked, said, count)
     clean |= {"instruction": as_text(turns), **dict(zip(named, responses, strict=True))}

@@ -43,8 +43,8 @@ def stage(path: str, name: str, print_: str, numbers: Numbers, output: str) -> s
             if kind == "CSV":
                 tables = _read_csv(path, numbers)
             else:
-                schema = _json_schema(path)
-                tables = (_read_json(*piece, path, schema) for piece in _pieces(path))
+                schema, texts = _json_schema(path)
+                tables = (_read_json(*piece, path, texts, schema) for piece in _pieces(path))
             first = next(tables)
             with (
                 storage.write_stream(place) as sink,
@@ -80,16 +80,77 @@ def _pieces(path: str) -> Iterator[tuple[bytes, int]]:
         yield rest.removeprefix(b"\xef\xbb\xbf"), line
 
 
-def _json_schema(path: str) -> pa.Schema:
-    schema = pa.schema([])
+def _json_schema(path: str) -> tuple[pa.Schema, set[str]]:
+    """The columns, and which of them are staged as JSON text, for they have no type of their own:
+    theirs differs from line to line, or is an object without keys, which Parquet cannot keep.
+    """
+    fields: dict[str, pa.Field] = {}
+    texts: set[str] = set()
     for piece, line in _pieces(path):
-        found = _read_json(piece, line, path).schema
-        found = pa.schema([field.with_type(_as_written(field.type)) for field in found])
+        for found in _typed(piece, line, path, texts):
+            name, field = found.name, found.with_type(_as_written(found.type))
+            try:
+                both = [pa.schema([one]) for one in (fields.get(name, field), field)]
+                fields[name] = pa.unify_schemas(both, promote_options="permissive").field(0)
+            except pa.ArrowException:
+                texts.add(name)
+                fields[name] = pa.field(name, pa.string())
+    texts |= {name for name, field in fields.items() if _has_no_keys(field.type)}
+    kinds = [pa.field(name, pa.string()) if name in texts else fields[name] for name in fields]
+    return pa.schema(kinds), texts
+
+
+def _typed(piece: bytes, line: int, path: str, texts: set[str]) -> pa.Schema:
+    """The columns of a piece; `texts` gains those whose type differs from line to line."""
+    while True:
         try:
-            schema = pa.unify_schemas([schema, found], promote_options="permissive")
-        except pa.ArrowException as error:
-            raise InputError(f"from line {line:,} on: {error}", file=path) from None
-    return schema
+            return _read_json(piece, line, path, texts).schema
+        except InputError as error:
+            found = re.search(r"Column\(/(.*)\) changed from", error.message)
+            parts = found[1].split("/") if found else []
+            names = {"/".join(parts[: n + 1]) for n in range(len(parts))} - texts
+            if not (new := names & _names(piece)):
+                raise
+            texts |= new
+
+
+def _names(piece: bytes) -> set[str]:
+    found = (_object(line) for line in piece.split(b"\n"))
+    return {name for one in found if one for name in one}
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _has_no_keys(kind: pa.DataType) -> bool:
+    """Whether objects without keys are in it."""
+    if pa.types.is_list(kind):
+        return _has_no_keys(kind.value_type)
+    return pa.types.is_struct(kind) and (
+        not kind.num_fields or any(_has_no_keys(field.type) for field in kind)
+    )
+
+
+def _with_texts(piece: bytes, texts: set[str]) -> bytes:
+    """The same lines, these columns' values as JSON text; what is text stays it."""
+    lines = piece.split(b"\n")
+    for n, line in enumerate(lines):
+        if (found := _object(line)) is None or not texts & found.keys():
+            continue
+        for name in texts & found.keys():
+            if found[name] is not None and not isinstance(found[name], str):
+                found[name] = json.dumps(found[name], ensure_ascii=False)
+        text = json.dumps(found, ensure_ascii=False)
+        try:
+            lines[n] = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # half of a surrogate pair
+            lines[n] = text.encode("utf-8", "surrogatepass")
+    return b"\n".join(lines)
 
 
 def _as_written(kind: pa.DataType) -> pa.DataType:
@@ -101,7 +162,10 @@ def _as_written(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_timestamp(kind) else kind
 
 
-def _read_json(piece: bytes, line: int, path: str, schema: pa.Schema | None = None) -> pa.Table:
+def _read_json(
+    piece: bytes, line: int, path: str, texts: set[str], schema: pa.Schema | None = None
+) -> pa.Table:
+    piece = _with_texts(piece, texts) if texts else piece
     reads = pj.ReadOptions(block_size=len(piece) + 1)
     parses = pj.ParseOptions(explicit_schema=schema)
     try:

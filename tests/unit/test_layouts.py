@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from ray_judge.config import presets
 from ray_judge.errors import ConfigError, InputChangedError, InputError
 from ray_judge.records import Example
-from ray_judge.run import staging
+from ray_judge.run import sample, staging
 from ray_judge.run.columns import Columns
 from ray_judge.run.conversations import kind_of
 from ray_judge.run.labels import labels_of
@@ -98,6 +99,22 @@ def test_messages_as_others_write_them() -> None:
         ("text", "response_a is no list of messages"),
         (said(U, ("assistant", "\ud800")), "response_a is not UTF-8 text: it has half of a"),
         ([*said(U), {"role": "assistant", "content": 1}], "response_a has a message that is no"),
+        (
+            [{"role": "user", "content": [{"type": "image", "text": "", "image": "i"}]}, *said(A)],
+            "response_a has a part of type image: only text can be judged",
+        ),
+        (
+            [{"role": "user", "content": [{"image": "i"}]}, *said(A)],
+            "response_a has a part without text: only text can be judged",
+        ),
+        (
+            [
+                *said(U),
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                *said(A),
+            ],
+            "response_a has a tool call: only text can be judged",
+        ),
     ],
 )
 def test_a_conversation_that_cannot_be_judged(first: Any, error: str) -> None:
@@ -119,6 +136,78 @@ def test_a_conversation_that_cannot_be_judged(first: Any, error: str) -> None:
 )
 def test_a_columns_first_rows_tell_how_it_is_kept(values: list[Any], kind: str | None) -> None:
     assert kind_of(values) == kind
+
+
+NULL = "input: response_a is null"
+TURNS = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+
+
+@pytest.mark.parametrize(("kind", "value"), [(TURNS, said(U, A)), (pa.list_(pa.string()), ["a"])])
+def test_a_columns_type_tells_how_it_is_kept_where_the_first_rows_do_not(
+    tmp_path: Path, kind: pa.DataType, value: Any
+) -> None:
+    empty: list[Any] = [None, []] * 3000
+    names = PAIR if kind == TURNS else ("instruction", *PAIR)
+    table = pa.table({name: pa.array([*empty, value], kind) for name in names})
+    pq.write_table(table, tmp_path / "a.parquet")
+    plan = plan_input(builders.config(input=str(tmp_path)), ())
+    (example,) = read_examples(table.slice(6000), plan.columns)
+    assert isinstance(example, Example) and example.responses == ("a", "a")
+
+
+@pytest.mark.parametrize("role", [pa.dictionary(pa.int32(), pa.string()), pa.large_string()])
+@pytest.mark.parametrize("listed", [pa.list_, pa.large_list])
+def test_a_sample_of_shards_that_keep_messages_differently(
+    tmp_path: Path, role: pa.DataType, listed: Any
+) -> None:
+    for name, kind in (("a", TURNS), ("b", listed(pa.struct({"role": role, "content": role})))):
+        values = pa.array([said(U, A), None]).cast(TURNS).cast(kind)
+        pq.write_table(pa.table(dict.fromkeys(PAIR, values)), tmp_path / f"{name}.parquet")
+    plan = plan_input(builders.config(input=str(tmp_path)), ())
+    table = sample.take(plan.shards, np.arange(4), plan.columns.needed())
+    assert read_examples(table, plan.columns) == [Example("u", ("a", "a")), NULL] * 2
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["b", "a"]])
+@pytest.mark.parametrize(
+    ("rule", "empty"),
+    [(None, "response_a"), ({"column": "x", "above": 0}, "x"), ({"A": "x", "B": "y"}, "x")],
+)
+def test_a_column_may_be_without_values_in_a_shard(
+    tmp_path: Path, names: list[str], rule: Any, empty: str
+) -> None:
+    rows = {**{name: [said(U, A)] for name in PAIR}, "x": [1], "y": [0]}
+    for name, values in zip(names, (rows, {**rows, empty: [None]}), strict=True):
+        pq.write_table(pa.table(values), tmp_path / f"{name}.parquet")
+    plan = plan_input(builders.config(input=str(tmp_path), columns={"label": rule}), ())
+    found = [read_examples(read_rows(s.path, 0, 9), plan.columns)[0] for s in plan.shards]
+    assert (NULL in found) == (empty in PAIR) and Example("u", ("a", "a")) in found
+    pq.write_table(pa.table({**rows, "response_a": [None]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").unlink()
+    with pytest.raises(InputError, match="this column is null in every shard"):
+        plan_input(builders.config(input=str(tmp_path)), ())
+
+
+@pytest.mark.parametrize("kind", [None, "transcript"])
+def test_what_is_no_text_is_its_rows_error(kind: str | None) -> None:
+    table = pa.table({"instruction": ["q"], "response": [said(U, A)]})
+    columns = Columns({n: n for n in table.column_names}, kinds={"response": kind} if kind else {})
+    assert read_examples(table, columns) == ["input: response is no text"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "error"),
+    [
+        (["q", "q"], ["a"], "of turns, instruction has 2 and response 1"),
+        (["q"], [5], "response has one that is no text"),
+        ("q", [None, "z"], "response has one that is null"),
+        (["q"], ["a", "a"], "of turns, instruction has 1 and response 2"),
+    ],
+)
+def test_a_list_of_texts_that_cannot_be_judged(asked: Any, answer: Any, error: str) -> None:
+    values = {"instruction": asked, "response": answer}
+    kinds = {role: "list of texts" for role, value in values.items() if value != "q"}
+    assert read(values, **kinds) == f"input: {error}"
 
 
 def test_a_preferences_order_is_drawn_by_what_it_says() -> None:
@@ -147,6 +236,7 @@ FLAGS = {"A": "x", "B": "y", "tie": "z"}
         ({"column": "x", "below": 3}, {"x": [1.5, 3, 4, float("nan")]}, ["A", "tie", "B", None]),
         (FLAGS, {"x": [1, 0, 0, 0], "y": [0, 1, 0, 0], "z": [0, 0, 1, None]},
          ["A", "B", "tie", None]),
+        (FLAGS, {"x": [float("nan"), 1.0], "y": [1, 0], "z": [None, 0]}, ["B", "A"]),
         ({"A": "x", "B": "y"}, {"x": [True, False], "y": [False, True]}, ["A", "B"]),
     ],
 )  # fmt: skip
@@ -160,6 +250,10 @@ def test_labels_of_a_scale_and_of_several_columns(
         with pytest.raises(InputError, match=r"several of x, y.* are set") as caught:
             labels_of(pa.table(both), "x", config)
         assert caught.value.where["row"] == 0
+        other = {**{name: [None, 0, 1] for name in "xz"}, "y": [None, 0, 0.7]}
+        with pytest.raises(InputError, match=r"neither 0 nor 1: 0\.7") as caught:
+            labels_of(pa.table(other), "x", config, column="x")
+        assert caught.value.where == {"column": "y", "row": 2}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +307,6 @@ def staged(folder: Path, name: str, data: str | bytes, **changes: Any) -> Any:
     [
         ("a.jsonl", json.dumps(GOOD) + "\n\n{broken\n", "line 3 is not JSON"),
         ("a.jsonl", json.dumps([GOOD]), "line 1 is no JSON object"),
-        ("a.jsonl", json.dumps(GOOD) + '\n\n{"when": 1}\n', "line 3: JSON parse error: Column(/wh"),
         ("a.jsonl", '{"a": 1, "a": 2}', "line 1: JSON parse error: Column(/a) was specified twice"),
         ("a.ndjson.gz", gzip.compress(b"{}\n" * 999, mtime=0)[:-9], "Truncated compressed stream"),
         ("a.jsonl.zst", b"no zstd", "cannot be staged from JSON lines: ZSTD"),
@@ -257,9 +350,33 @@ def test_staged_once_as_it_is_written(tmp_path: Path, piece: int | None) -> None
     (tmp_path / "in" / "a.jsonl").write_text(lines + json.dumps(GOOD))
     with pytest.raises(InputChangedError, match="changed"):
         check_unchanged(shard)
-    said = "from line 4 on: Unable to merge" if piece else "line 4: JSON parse error: Column"
-    with pytest.raises(InputError, match=said):
-        staged(tmp_path, "a.jsonl", lines + json.dumps({**GOOD, "when": 1}) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([{}, None], ["{}", None]),
+        ([[{}], []], ["[{}]", "[]"]),
+        ([{"a": {}}, {"a": {"b": 1}}], [{"a": {"b": None}}, {"a": {"b": 1}}]),
+        (["2024-01-01", 1, {"a": "ä"}, None], ["2024-01-01", "1", '{"a": "ä"}', None]),
+        ([{"a": [1]}, {"a": "x"}], ['{"a": [1]}', '{"a": "x"}']),
+    ],
+)
+@pytest.mark.parametrize("name", ["when", "a/b"])
+def test_a_column_without_a_type_of_its_own_is_json_text(
+    tmp_path: Path, piece: int | None, values: list[Any], kept: list[Any], name: str
+) -> None:
+    lines = "".join(json.dumps({**GOOD, name: value}) + "\n" for value in values)
+    (shard,) = staged(tmp_path, "a.jsonl", lines).shards
+    assert pq.read_table(shard.path).to_pylist() == [{**GOOD, name: value} for value in kept]
+
+
+def test_messages_without_a_type_of_their_own_are_read(tmp_path: Path, piece: int | None) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "u"}], "extra": {}}, *said(A)]
+    lines = "".join(json.dumps(dict.fromkeys(PAIR, one)) + "\n" for one in (said(U, A), parts))
+    plan = staged(tmp_path, "a.jsonl", lines)
+    examples = read_examples(read_rows(plan.shards[0].path, 0, 9), plan.columns)
+    assert examples == [Example("u", ("a", "a"))] * 2
 
 
 def test_of_csv_only_what_is_needed_as_a_number_is_one(tmp_path: Path, piece: int | None) -> None:
