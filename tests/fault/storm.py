@@ -47,7 +47,7 @@ def faults() -> list[dict[str, Any]]:
     """All kinds that a chat request can meet, the quota's not more than twice in a run."""
     kinds = sorted(ALL_KINDS - ENDS_THE_RUN - PAUSES_THE_RUN - {"flex_unavailable"})
     quota = [{"kind": kind, "probability": SHARE, "max_times": 2} for kind in PAUSES_THE_RUN]
-    told = {"retry_after_s": 0.03, "retry_after_style": "ms", "extra_ms": 4 * TIMEOUT_S * 1000}
+    told = {"retry_after_s": 0.03, "extra_ms": 4 * TIMEOUT_S * 1000}
     return [*quota, *({"kind": kind, "probability": SHARE, **told} for kind in kinds)]
 
 

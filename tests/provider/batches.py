@@ -237,8 +237,6 @@ def _scripted(faults: tuple[CallFault, ...], call: int) -> Iterator[None]:
     kind = next((fault.kind for fault in faults if call in fault.calls), "")
     lost = kind.startswith("reset")
     failure = AnswerLost() if lost else ApiFailure(HTTP_ERRORS["server_error"])
-    if kind == "rate_limit":
-        raise ApiFailure(HTTP_ERRORS["rate_limit"], {"retry-after": "1"})
     if kind.endswith("before"):
         raise failure
     yield
