@@ -23,7 +23,6 @@ from tests.provider import RunningServer
 
 from .conftest import ROOT, Run, Runs, command
 
-pytestmark = pytest.mark.timeout(240)
 CASES = ROOT.parent / "shared" / "cases" / "data"
 TEXT, INT = pa.string(), pa.int64()
 MESSAGES = pa.list_(pa.struct({"content": TEXT, "role": TEXT}))

@@ -18,7 +18,7 @@ from tests.provider import RunningServer
 from .conftest import ROOT, Run, Runs
 
 MODEL = ROOT / "ray_judge" / "demo" / "model" / "judge"
-pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
+pytestmark = tiny.NEEDS_VLLM
 CONTEXT = 4096
 """Tokens, and bytes, of the demo judge's context."""
 

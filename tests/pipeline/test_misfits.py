@@ -17,7 +17,7 @@ from tests.provider import RunningServer
 from .conftest import Run, Runs, pairs
 from .test_local_judge import MODEL
 
-pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
+pytestmark = tiny.NEEDS_VLLM
 ROWS = 240
 DEMO = {"engine": "vllm", "format": "demo", "model": str(MODEL), "dtype": "float32"}
 SMALL = {

@@ -7,13 +7,10 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-import pytest
 
 from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
-
-pytestmark = pytest.mark.timeout(240)
 
 
 def test_a_small_cap_and_then_a_larger_one(runs: Runs, server: RunningServer) -> None:

@@ -23,8 +23,6 @@ from tests.conftest import free_ports, listens, running
 from ..unit.storage_promises import StoragePromises  # noqa: TID252
 from ..unit.test_inputs import config, pairs  # noqa: TID252
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="session")
 def s3_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -20,8 +20,6 @@ from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
 
-pytestmark = pytest.mark.timeout(300)
-
 CHUNKS = 30
 
 

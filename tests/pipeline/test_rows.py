@@ -17,7 +17,6 @@ from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
 
-pytestmark = pytest.mark.timeout(240)
 VIEW = pa.string_view()
 
 
@@ -133,26 +132,3 @@ def test_a_damaged_page_ends_the_run_before_or_without_more_money(
     if policy == "fraction":
         assert server.stats()["requests"] == 0  # nothing is asked before everything is judged
     assert not (run.output / "summary.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("values", "kind", "labels"),
-    [
-        (["A", "B", None, "tie"], pa.dictionary(pa.int32(), pa.string()), {}),
-        (["model_a", "model_b", "bad", "tie (bothbad)"], VIEW,
-         {"model_a": "A", "model_b": "B", "bad": None, "tie (bothbad)": "tie"}),
-    ],
-)  # fmt: skip
-def test_labels_as_they_are_written(
-    runs: Runs, server: RunningServer, values: list[str | None], kind: pa.DataType, labels: Any
-) -> None:
-    human = pa.array([values[n % 4] for n in range(40)]).cast(kind)
-    columns = {"label": "human"}
-    run = runs(pairs(40, human=human), route__fraction=0, columns=columns, labels=labels)
-    assert run.score() == 0
-    verdicts = run.scored()["judge_verdict"].to_list()
-    meant = ("A", "B", None, "tie")
-    right = [verdict == meant[n % 4] for n, verdict in enumerate(verdicts) if n % 4 != 2]
-    share = sum(right) / len(right)
-    assert run.summary()["label_accuracy"] == {"judge": share, "final": share}
-    assert server.stats()["requests"] == 0

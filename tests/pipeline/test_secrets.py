@@ -21,7 +21,6 @@ from tests.provider import RunningServer
 
 from .conftest import Run, Runs, pairs
 
-pytestmark = pytest.mark.timeout(240)
 RIGHT, WRONG = "sk-right-8d1f0c5e7ab3", "sk-wrong-55e0b9c2d4f6"
 SECRETS = (RIGHT.encode(), WRONG.encode())
 

@@ -15,8 +15,6 @@ from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.mark.slow
 def test_two_runs_begun_at_once_pay_each_question_once(

@@ -16,8 +16,6 @@ from tests.fault.plain import Said, completion, error, plain_server
 
 from .conftest import describe, pairs
 
-pytestmark = pytest.mark.timeout(240)
-
 
 class Reasoner:
     """Thinks for 200 to 2,000 tokens, refuses what such models refuse, and caches beginnings."""

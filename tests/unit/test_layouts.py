@@ -148,15 +148,17 @@ FLAGS = {"A": "x", "B": "y", "tie": "z"}
         (FLAGS, {"x": [1, 0, 0, 0], "y": [0, 1, 0, 0], "z": [0, 0, 1, None]},
          ["A", "B", "tie", None]),
         ({"A": "x", "B": "y"}, {"x": [True, False], "y": [False, True]}, ["A", "B"]),
+        ("x", {"x": pa.array(["A", "tie", None]).dictionary_encode()}, ["A", "tie", None]),
+        ("x", {"x": pa.array(["A", "tie", None], pa.string_view())}, ["A", "tie", None]),
     ],
 )  # fmt: skip
 def test_labels_of_a_scale_and_of_several_columns(
-    rule: dict[str, Any], columns: dict[str, Any], meant: list[str | None]
+    rule: Any, columns: dict[str, Any], meant: list[str | None]
 ) -> None:
     config = builders.config(columns={"label": rule})
     assert labels_of(pa.table(columns), "x", config).to_list() == meant
     both = {name: [1] for name in "xyz"}
-    if "A" in rule:
+    if "B" in rule:
         with pytest.raises(InputError, match=r"several of x, y.* are set") as caught:
             labels_of(pa.table(both), "x", config)
         assert caught.value.where["row"] == 0
