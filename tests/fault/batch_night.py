@@ -41,8 +41,9 @@ from tests.provider.config import ServerConfig
 from tests.provider.faults import HTTP_ERRORS, AnswerLost, ApiFailure
 from tests.provider.requests import ChatRequest
 from tests.provider.state import Provider
+from tests.unit.builders import pairs
 
-from .runs import document, pairs
+from .runs import document
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 QUIET_S = 200.0
@@ -202,7 +203,7 @@ class Night:
     def __init__(self, folder: Path, server: AnyProvider, rows: int = 12, **strong: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.server = server
-        pq.write_table(pairs(range(rows)), folder / "in.parquet")
+        pq.write_table(pairs(rows), folder / "in.parquet")
         batch = {"poll_s": 30, "wait_s": 86_400, "max_requests": 6, **strong.pop("batch", {})}
         told = {"mode": "batch", "max_cost_usd": 1, "batch": batch, **strong}
         self.document = document(folder / "in.parquet", folder / "out", server, **told)
