@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from pathlib import Path
@@ -10,9 +9,6 @@ from pathlib import Path
 import pytest
 
 from ray_judge.errors import PausedError
-from ray_judge.escalation.books.batches import Stage
-from ray_judge.escalation.client import BatchClient
-from ray_judge.failures import RequestFailed
 from tests.provider import RunningServer
 
 from .batch_night import CrashAt, Night, end
@@ -54,40 +50,6 @@ def test_killed_again_and_again(tmp_path: Path, server: RunningServer, seed: int
     times = Counter(bill["canonical"] for bill in server.bills())
     night.check(twice=sum(count > 1 for count in times.values()), billed=20 + asked_again)
     assert max(times.values()) <= 3
-
-
-def test_a_creation_that_never_arrived(tmp_path: Path, server: RunningServer) -> None:
-    """Looked for with patience, then fenced by deleting its file, then asked in another batch."""
-    faults = [{"kind": "reset_before", "calls": [1]}, {"kind": "error_before", "calls": [2]}]
-    server.configure(batches={"create_faults": faults})
-    night = Night(tmp_path, server)
-    night.run()
-    night.check(billed=12)
-    assert night.clock.slept >= 120
-    assert server.stats()["batch_creations"] == 4 and len(server.batches()) == 2
-    inputs = {batch["input_file_id"] for batch in server.batches()}
-    abandoned = {record.file for record in night.records() if record.stage is Stage.ABANDONED}
-    assert len(abandoned) == 2 and not inputs & abandoned
-
-
-def test_a_creation_in_flight_when_its_process_died(tmp_path: Path, server: RunningServer) -> None:
-    """It arrives after its successor had looked for it in vain: its file is gone, so it fails."""
-    night = Night(tmp_path, server)
-    assert night.crashes(CrashAt(name="create file"))
-    (late,) = night.records()
-    assert late.stage is Stage.CREATING
-    night.run()
-
-    async def create() -> None:
-        client = BatchClient(night.config.strong, server.api_key)
-        try:
-            await client.create(str(late.file), {"ray_judge_submission": late.id})
-        finally:
-            await client.close()
-
-    with pytest.raises(RequestFailed, match="404"):
-        asyncio.run(create())
-    night.check(billed=12)
 
 
 def test_the_money_of_a_pending_batch_is_taken_once(tmp_path: Path, server: RunningServer) -> None:

@@ -45,29 +45,6 @@ def check_bills(server: RunningServer, billed: int) -> None:
     assert sum(one["request_counts"]["total"] for one in server.batches()) == billed
 
 
-def test_a_pending_batch_is_not_asked_again(
-    tmp_path: Path, server: RunningServer, books: str
-) -> None:
-    """12 of the second run's 20 questions are in batches of the first one."""
-    first = Night(tmp_path / "a", server, 12, books=books, batch={"wait_s": 0})
-    second = Night(tmp_path / "b", server, 20, books=books, batch={"wait_s": 0})
-    with pytest.raises(PausedError, match="0 of 12 requests done"):
-        first.run()
-    with pytest.raises(PausedError, match="0 of 8 requests done"):
-        second.run()
-    end(server)
-    for _ in range(2):  # its own are done, and it waits for those of the first run
-        with pytest.raises(PausedError, match="12 questions are asked by pending batches") as said:
-            second.run()
-        assert said.value.exit_code == 4
-        for record in first.records():
-            assert f"{books}/batches/{record.id}.json" in str(said.value.where["file"])
-    first.run()
-    second.run()
-    assert (answered(first), answered(second)) == (12, 20)
-    check_bills(server, 20)
-
-
 @pytest.mark.parametrize("first_step", SHARES)
 def test_another_run_comes_after_a_crash_at_any_step(
     tmp_path: Path, server: RunningServer, first_step: int

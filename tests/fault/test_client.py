@@ -108,23 +108,6 @@ def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
     assert lost == [(fault, None)] * (fault in BILLED_TRANSPORT)
 
 
-def test_a_server_without_response_format_is_asked_in_words_from_then_on(
-    server: RunningServer,
-) -> None:
-    server.configure(refuse_parameters=["response_format"])
-    with pytest.raises(RequestFailed) as caught:
-        send(server)
-    assert caught.value.kind is Kind.NO_SCHEMA
-    assert send(server, times=2).text
-    assert server.stats()["billed"] == 1
-
-
-def test_a_wrong_key(server: RunningServer) -> None:
-    with pytest.raises(RequestFailed) as caught:
-        send(server, key="sk-not-the-key")
-    assert caught.value.kind is Kind.DENIED and "sk-not-the-key" not in caught.value.reason
-
-
 def test_a_proxy_in_the_environment_is_not_asked_about_loopback(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,9 @@ NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dic
     "a creation whose answer is lost is found by its metadata": (
         {}, calls(create=["reset_after", "error_after"]), {"resolved": 12}, 2, {"billed": 12},
     ),
+    "a creation that never arrived is made again from another file": (
+        {}, calls(create=["reset_before", "error_before"]), {"resolved": 12}, 2, {"billed": 12},
+    ),
     "an expired batch asks again only what it lacks; its last line expires for ever": (
         IN_ONE, {"batches": {"expire_after_share": 0.5}},
         {"resolved": 11, "failed": 1}, TRIES, {"billed": 11},
