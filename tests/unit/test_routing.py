@@ -21,7 +21,6 @@ from ray_judge.calibration.drift import reference
 from ray_judge.calibration.selection import Selection
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
-from ray_judge.escalation.source import in_asking_order
 from ray_judge.routing.policies import expected_gain, fraction_count, needs_every_row, route
 
 Row = tuple[float | None, bool]
@@ -137,11 +136,6 @@ def test_the_order_of_arrival_changes_nothing(
     cut = rng.randint(0, len(rows))
     parts = [route(whole[:cut], by("threshold", 0.7)), route(whole[cut:], by("threshold", 0.7))]
     assert escalated(pl.concat(parts)) == escalated(route(whole, by("threshold", 0.7)))
-
-
-def test_asking_order() -> None:
-    routed = route(frame([0.9, 0.5, None, 0.5]), by("fraction", "0.75"))
-    assert in_asking_order(routed)["row"].to_list() == [2, 1, 3]
 
 
 def test_guarantee_accepts_from_its_threshold_on() -> None:

@@ -202,16 +202,6 @@ def test_listing_says_what_there_is(listed: str, capsys: Any) -> None:
     assert said.count(": cached") == 2 and said.count(": missing") == 7
 
 
-def test_a_mirror_that_is_no_address_says_what_to_do(capsys: Any, cache: Path) -> None:
-    assert main(["judges", "pull", "judgelm"]) == 2
-    said = capsys.readouterr().err
-    for word in ("judges pull --from PATH", "build_prompt_judge.py", MIRROR_ENV):
-        assert word in said
-    with pytest.raises(ConfigError, match="judges pull --from PATH"):
-        format_for(JudgeConfig(model="m", format="prometheus-2"), "pairwise")
-    assert not cache.exists()
-
-
 def test_the_templates_of_the_configuration_need_no_network(listed: str, cache: Path) -> None:
     judge = JudgeConfig(model="m", format="judgelm", templates=listed)
     text = format_for(judge, "pairwise").render(Example("q", ("one", "two"))).plain()
