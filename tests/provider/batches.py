@@ -105,10 +105,6 @@ class Batches:
         settings = self._provider.config.batches
         self.uploads += 1
         with _scripted(settings.upload_faults, self.uploads):
-            if len(content) > settings.max_bytes:
-                message = f"File exceeds the maximum size of {settings.max_bytes} bytes."
-                error = HttpError(413, "file_too_large", "invalid_request_error", message, "file")
-                raise ApiFailure(error)
             return self._store(content)
 
     def content(self, file_id: str) -> bytes:

@@ -80,7 +80,6 @@ class BatchSettings(Settings):
     """1-based lines that are billed and then stand in neither file."""
     fail_batches: tuple[int, ...] = ()
     """1-based numbers of batches that fail as a whole in validation."""
-    max_bytes: int = Field(default=200 * 1024 * 1024, gt=0)
     enqueued_token_limit: int | None = Field(default=None, gt=0)
     """Prompt tokens per model in batches that have not ended; null: no limit."""
     enqueued_rejection: Literal["failed", "429"] = "failed"

@@ -36,10 +36,6 @@ def calls(**faults: list[str]) -> dict[str, Any]:
 
 
 NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dict[str, Any]]] = {
-    "a file has no more bytes than permitted": (
-        {"batch": {"max_bytes": 3000}}, {"batches": {"max_bytes": 3000}},
-        {"resolved": 12}, 4, {"billed": 12},
-    ),
     "the queue is never overfilled": (
         {"batch": {"enqueued_tokens": 900}}, {"batches": {"enqueued_token_limit": 1000}},
         {"resolved": 12}, 3, {"billed": 12},
@@ -68,10 +64,6 @@ NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dic
     "unusable answers are asked again, so often": (
         {"reasks": 2}, lines("malformed_json", contains="number 3."),
         {"resolved": 11, "unparseable": 1}, 4, {"billed": 14, "twice": 1},
-    ),
-    "an answer without usage counts at its bound": (
-        {}, lines("missing_usage", requests=[1]), {"resolved": 12}, 2,
-        {"billed": 12, "exact": False},
     ),
     "an answer that comes twice counts once": (
         {}, lines("duplicate", requests=[2]), {"resolved": 12}, 2, {"billed": 12},

@@ -237,6 +237,17 @@ def test_a_file_that_cannot_be_staged(
     assert error in str(caught.value) and str(tmp_path / "in" / name) in str(caught.value)
 
 
+def test_preferences_are_known_by_their_names_and_lines_may_be_zipped(tmp_path: Path) -> None:
+    row = json.dumps({"chosen": said(U, A), "rejected": said(U, B)})
+    staged(tmp_path, "a.jsonl", row)
+    plan = staged(tmp_path, "b.jsonl.gz", gzip.compress(row.encode()))
+    assert [(one.name, one.rows) for one in plan.shards] == [
+        ("a.jsonl.parquet", 1), ("b.jsonl.gz.parquet", 1),
+    ]  # fmt: skip
+    assert plan.columns.text == {"chosen": "chosen", "rejected": "rejected"}
+    assert plan.columns.label == "chosen_is"
+
+
 @pytest.fixture(params=[None, 40])
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
     """Files in one piece, and in many."""
