@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.provider import RunningServer, running_server
+
 # How fast an example is drawn says how busy the machine is, nothing about the code.
 settings.register_profile(
     "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -78,6 +80,13 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     path = tmp_path / "templates.json"
     path.write_text(json.dumps(entries))
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[RunningServer]:
+    """The simulated provider's process; a test cleans its books before it uses it."""
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

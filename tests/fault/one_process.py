@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,11 @@ def configuration(folder: Path, server: RunningServer, cap: Decimal | str, **str
     return parse(document(folder / "in", folder, server, max_cost_usd=cap, **strong))
 
 
-class NearGovernor(GovernorServer):
-    """The governor, as the courier and the askers of this process call it."""
-
-    def kill(self) -> None:
-        """It ends with its session."""
-
-
 class NearAsker(AskerServer):
     def make_asker(self, client: Any, journal: JournalWriter) -> Asker:
         asker = super().make_asker(client, journal)
         asker._sleep = nap
         return asker
-
-    def kill(self) -> None:
-        """It ends with its session."""
 
 
 async def nap(seconds: float) -> None:
@@ -66,9 +57,11 @@ class Ours:
     def __init__(self, server: Any) -> None:
         self._server = server
 
+    def kill(self) -> None:
+        """It ends with its session."""
+
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._server, name)
-        return method if name == "kill" else lambda *args: self._call(method, *args)
+        return partial(self._call, getattr(self._server, name))
 
     async def _call(self, method: Any, *args: Any) -> Any:
         value = await method(*args)
@@ -85,7 +78,7 @@ class NearProcesses:
         self._clock = clock
 
     async def governor(self) -> Any:
-        return Ours(NearGovernor(self._config, self._books, self._clock))
+        return Ours(GovernorServer(self._config, self._books, self._clock))
 
     async def asker(self, governor: Any, in_flight: int) -> Any:
         asker = Ours(NearAsker(self._config, self._books, governor, self._key, in_flight))

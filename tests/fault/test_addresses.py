@@ -89,12 +89,6 @@ def test_an_address_where_nobody_is(address: str, said: str) -> None:
     assert re.fullmatch(said, send(address))
 
 
-def test_tls_where_there_is_none() -> None:
-    with plain_server(good) as server:
-        said = send(server.base_url.replace("http:", "https:"))
-    assert said.startswith("https://127.0.0.1:") and said.endswith("(does it speak plain http://?)")
-
-
 def test_a_certificate_that_nobody_trusts(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,19 +53,64 @@ def test_killed_again_and_again(tmp_path: Path, server: RunningServer, seed: int
     assert max(times.values()) <= 3
 
 
-def test_the_money_of_a_pending_batch_is_taken_once(tmp_path: Path, server: RunningServer) -> None:
-    """Nights of crashes while a batch is pending: its lease is neither doubled nor lost."""
-    night = Night(tmp_path, server)
-    night.clock.meanwhile = lambda: None
-    assert night.crashes(CrashAt(name="retrieve"))
-    settled, promised = night.books.recorded()
-    assert settled == 0 < promised
-    night.document["strong"]["batch"]["wait_s"] = 60
-    for _ in range(3):
-        with pytest.raises(PausedError, match="batch pending: 0 of 12 requests done"):
-            night.run()
-        assert night.books.recorded() == (0, promised)
-    end(server)
-    night.run()
-    night.check(billed=12)
-    assert server.stats()["batch_creations"] == 2
+# --- runs that share their books: what one has in a pending batch the other does not ask ---
+
+
+def answered(night: Night) -> int:
+    """How many of its questions a run finds in the journal."""
+    return sum(count for outcome, count in night.outcomes().items() if outcome != "none")
+
+
+def run_beside(night: Night) -> None:
+    """Let another process work to its end while this one stands still."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(night.run).result()
+
+
+def check_bills(server: RunningServer, billed: int) -> None:
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (billed, 0)
+    assert sum(one["request_counts"]["total"] for one in server.batches()) == billed
+
+
+def test_a_deleted_record_lets_another_run_ask(tmp_path: Path, server: RunningServer) -> None:
+    """As the message says: where the first run is gone for good. Its money counts as spent."""
+    books = str(tmp_path / "books")
+    first, second = (Night(tmp_path / name, server, books=books) for name in "ab")
+    assert first.crashes(CrashAt(name="retrieve"))
+    with pytest.raises(PausedError, match="delete its batch's record"):
+        second.run()
+    server.reset()
+    held = first.books.recorded()[1]
+    for record in first.records():
+        second.books.storage.delete(f"batches/{record.id}.json")
+    slept = second.clock.slept
+    second.run()
+    assert answered(second) == 12 and first.books.recorded()[1] == held > 0
+    assert second.clock.slept - slept >= 200, "it might still have been answered"
+    check_bills(server, 12)
+
+
+def test_the_books_are_free_while_batches_are_pending(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    """The queue has room for one batch; while it is pending another run asks the rest."""
+    books, limits = str(tmp_path / "books"), {"enqueued_tokens": 900, "max_requests": 4}
+    first = Night(tmp_path / "a", server, books=books, batch=limits)
+    second = Night(tmp_path / "b", server, books=books)
+    said: list[str] = []
+
+    def meanwhile() -> None:
+        if not said:
+            said.append("once")
+            with pytest.raises(PausedError, match="asked by pending batches"):
+                run_beside(second)
+        end(server)
+
+    first.clock.meanwhile = meanwhile
+    first.run()
+    second.run()
+    assert said and answered(first) == answered(second) == 12
+    asked = [sum(record.requests for record in night.records()) for night in (first, second)]
+    assert min(asked) > 0
+    check_bills(server, 12)

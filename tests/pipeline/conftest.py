@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from ray_judge.cli import main
-from tests.provider import RunningServer, running_server
+from tests.provider import RunningServer
 from tests.unit import builders
 from tests.unit.builders import FAST
 
@@ -37,13 +37,6 @@ def ray_session(ray_cluster: None) -> str:
 
     address: str = ray.get_runtime_context().gcs_address
     return address
-
-
-@pytest.fixture(scope="session")
-def provider() -> Iterator[RunningServer]:
-    """The simulated provider's process."""
-    with running_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
 
+from ray_judge.report.status import status
+from ray_judge.storage.lock import locked
 from tests.provider import RunningServer
 
 from .conftest import Runs, pairs
@@ -42,53 +43,6 @@ def test_a_small_cap_and_then_a_larger_one(runs: Runs, server: RunningServer) ->
     # A cap that is lower than the first one is another run.
     assert run.score("strong.max_cost_usd=0.01") == 2
     assert server.stats()["requests"] == stats["requests"]
-
-
-def test_nights_that_share_a_month(runs: Runs, server: RunningServer, tmp_path: Path) -> None:
-    """The second night pauses where the month's money ends, and goes on when there is more."""
-    shared = {
-        "strong__books": str(tmp_path / "money"),
-        "strong__max_cost_usd_per_month": "0.02",
-        "route__fraction": 1,
-    }
-    first, second = runs(pairs(30), **shared), runs(pairs(60, first=30), **shared)
-    assert first.score() == 0
-    paid = Decimal(server.stats()["total_usd"])
-    assert second.score() == 4
-    stats = server.stats()
-    asked = stats["billed"] - 30
-    assert 0 < asked < 60
-    assert f"leaves no money for {60 - asked} questions" in second.said
-    assert not (second.output / "summary.json").exists()
-    # One question can cost $0.007 at most: what can be spent is spent, and not a cent more.
-    assert Decimal("0.013") < Decimal(stats["total_usd"]) <= Decimal("0.02")
-    assert second.score() == 4  # still November, and nothing is asked
-    assert server.stats()["requests"] == stats["requests"]
-
-    assert second.score("strong.max_cost_usd_per_month=1") == 0
-    assert second.outcomes() == {"resolved": 60}
-    stats = server.stats()
-    assert (stats["billed"], stats["billed_twice"]) == (90, 0)
-    assert second.check_costs() == Decimal(stats["total_usd"]) - paid
-
-
-def test_identical_rows_are_asked_once(runs: Runs, server: RunningServer) -> None:
-    """The same pair many times, in several chunks and shards, and once more the other way round."""
-    one = pairs(40, instruction=["Same."] * 40, response_a=["x"] * 40, response_b=["y"] * 40)
-    other = pairs(10, instruction=["Same."] * 10, response_a=["y"] * 10, response_b=["x"] * 10)
-    run = runs(one, pa.concat_tables([other, one]), route__fraction=1, chunk_rows=15)
-    assert run.score() == 0
-    stats = server.stats()
-    assert (stats["billed"], stats["chat_requests"]) == (2, 2)
-    rows = run.scored()
-    assert run.outcomes() == {"resolved": 90}
-    per_pair = rows.group_by("response_a").agg(
-        pl.col("strong_verdict").n_unique(), (pl.col("strong_cost_usd") > 0).sum().alias("payers")
-    )
-    assert sorted(per_pair.rows()) == [("x", 1, 1), ("y", 1, 1)]
-    assert rows["strong_cost_usd"].null_count() == 0
-    assert run.check_costs() == Decimal(stats["total_usd"])
-    assert rows["strong_cost_usd"][0] > 0  # the first in the order of the input
 
 
 def test_both_orders_under_a_threshold(runs: Runs, server: RunningServer) -> None:
@@ -133,3 +87,53 @@ def test_a_batch_over_two_nights(runs: Runs, server: RunningServer) -> None:
     before = run.everything()
     assert run.score() == 0
     assert server.stats()["requests"] == stats["requests"] and run.everything() == before
+
+
+def test_what_a_pending_batch_asks_is_not_asked_beside_it(
+    runs: Runs, server: RunningServer, tmp_path: Path
+) -> None:
+    """Half of an online run's rows are in another run's batch: it asks the others, and pauses."""
+    money = str(tmp_path / "money")
+    shared = {"strong__books": money, "route__fraction": 1}
+    batch = runs(pairs(20), **shared, strong__mode="batch", strong__batch={"wait_s": 0})
+    online = runs(pairs(20, first=10), **shared)
+    assert batch.score() == 4
+    for _ in range(2):
+        assert online.score() == 4
+        assert "10 questions are asked by pending batches" in online.said
+        assert f"{money}/batches/rj-" in online.said
+        assert server.stats()["billed"] == 11  # one was asked online by the run in batches
+    for one in server.batches():
+        while server.advance_batch(one["id"])["status"] != "completed":
+            pass
+    assert (batch.score(), online.score()) == (0, 0)
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (30, 0)
+    for run in (batch, online):
+        assert run.outcomes() == {"resolved": 20}
+        run.check_costs()
+    assert [run.summary()["api_requests"] for run in (batch, online)] == [20, 10]
+    for run, answers in ((batch, 20), (online, 10)):
+        figures = status(str(run.output))
+        assert (figures["finished"], figures["answers"]) == (True, answers)
+        assert float(figures["spent_usd"]) == run.summary()["spent_usd"]
+
+
+def test_a_run_that_waits_too_long_pauses(
+    runs: Runs, server: RunningServer, tmp_path: Path
+) -> None:
+    money = str(tmp_path / "money")
+    run = runs(pairs(20), strong__books=money, strong__give_up_after_s=0.1)
+    with locked(money, "asking.lock", "set of books", "runs/another"):
+        assert run.score() == 4
+    assert "for runs/another" in run.said and "give_up_after_s" in run.said
+    assert server.stats()["requests"] == 0
+    assert not (tmp_path / "money" / "ledger").exists(), "nothing of the ledger was touched"
+    assert list((run.output / "judged").iterdir()), "the judge's work is kept"
+    assert run.score() == 0
+    assert run.outcomes() == {"not_needed": 10, "resolved": 10}
+
+    with locked(money, "asking.lock", "set of books", "runs/another"):
+        (run.output / "summary.json").unlink()
+        assert run.score() == 0  # with nothing to ask it needs no turn
+    assert server.stats()["billed"] == 10

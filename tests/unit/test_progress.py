@@ -80,6 +80,7 @@ def test_the_document_is_kept_at_most_so_often(caplog: pytest.LogCaptureFixture)
         (None, "done", "nobody works here: done 5 s ago"),
         (PausedError("the month is full"), "paused", "paused 5 s ago: the month is full"),
         (EscalationError("no such model"), "failed", "failed 5 s ago: no such model"),
+        (ConfigError("no"), "failed", "failed 5 s ago: no"),
         (Stopped("told to"), "stopped", "nobody works here: stopped 5 s ago"),
         (KeyboardInterrupt(), "stopped", "nobody works here: stopped 5 s ago"),
     ],
@@ -151,10 +152,3 @@ def test_the_line_tells_what_is_waited_for_in_full(
     before = screen.getvalue()
     quiet("paused", {**PLAN, "phase": "paused", "waits": [cause]})
     assert screen.getvalue() == before
-
-
-def test_errors_of_the_configuration_are_failures() -> None:
-    run = Run()
-    with pytest.raises(ConfigError), run.record:
-        raise ConfigError("no")
-    assert run.files[-1]["error"] == "no"

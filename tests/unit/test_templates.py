@@ -37,13 +37,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def listed(templates: str) -> str:
-    return templates
-
-
-@pytest.fixture
-def texts(listed: str) -> dict[str, str]:
-    entries = json.loads(Path(listed).read_text())
+def texts(templates: str) -> dict[str, str]:
+    entries = json.loads(Path(templates).read_text())
     return {f"{entry['judge']}-{entry['mode']}": entry["text"] for entry in entries}
 
 
@@ -139,7 +134,7 @@ def test_a_file_with_one_template_gives_that_one(
 
 
 def test_a_folder_is_searched_whatever_else_lies_in_it(
-    listed: str, texts: dict[str, str], tmp_path: Path
+    templates: str, texts: dict[str, str], tmp_path: Path
 ) -> None:
     folder, each = tmp_path / "src", list(texts.values())
     (folder / "deep" / "er").mkdir(parents=True)
@@ -152,7 +147,7 @@ def test_a_folder_is_searched_whatever_else_lies_in_it(
     (folder / "deep" / "er" / "b.json").write_text(json.dumps(document))
     (folder / "c.txt").write_text(each[8])
     assert {pin.name: text for pin, text in find(module.PINS, folder).items()} == texts
-    assert find(module.PINS, Path(listed)).keys() == set(module.PINS)
+    assert find(module.PINS, Path(templates)).keys() == set(module.PINS)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +168,9 @@ def test_a_source_that_holds_nothing(
 
 
 def test_a_changed_cache_is_refused_and_mended(
-    listed: str, texts: dict[str, str], capsys: Any
+    templates: str, texts: dict[str, str], capsys: Any
 ) -> None:
-    assert main(["judges", "pull", "--from", listed]) == 0
+    assert main(["judges", "pull", "--from", templates]) == 0
     pin = pin_for("auto-j", "pairwise")
     path = cache_path(pin)
     path.write_bytes(path.read_bytes().replace(b"tied", b"TIED", 1))
@@ -186,12 +181,12 @@ def test_a_changed_cache_is_refused_and_mended(
         format_for(JudgeConfig(model="m", format="auto-j"), "pairwise")
     assert str(path) in str(caught.value) and "judges pull auto-j-pairwise" in str(caught.value)
     assert main(["judges", "list"]) == 0
-    assert main(["judges", "pull", "--from", listed]) == 0
+    assert main(["judges", "pull", "--from", templates]) == 0
     assert main(["judges", "check"]) == 0 and read_cache(pin) == texts[pin.name]
 
 
-def test_listing_says_what_there_is(listed: str, capsys: Any) -> None:
-    main(["judges", "pull", "auto-j", "--from", listed])
+def test_listing_says_what_there_is(templates: str, capsys: Any) -> None:
+    main(["judges", "pull", "auto-j", "--from", templates])
     assert main(["judges", "list"]) == 0
     said = capsys.readouterr().out
     for word in (
@@ -202,8 +197,8 @@ def test_listing_says_what_there_is(listed: str, capsys: Any) -> None:
     assert said.count(": cached") == 2 and said.count(": missing") == 7
 
 
-def test_the_templates_of_the_configuration_need_no_network(listed: str, cache: Path) -> None:
-    judge = JudgeConfig(model="m", format="judgelm", templates=listed)
+def test_the_templates_of_the_configuration_need_no_network(templates: str, cache: Path) -> None:
+    judge = JudgeConfig(model="m", format="judgelm", templates=templates)
     text = format_for(judge, "pairwise").render(Example("q", ("one", "two"))).plain()
     assert "one" in text and not cache.exists()
     with pytest.raises(ConfigError, match="no such file"):
@@ -211,7 +206,7 @@ def test_the_templates_of_the_configuration_need_no_network(listed: str, cache: 
 
 
 def test_the_cache(
-    cache: Path, listed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    cache: Path, templates: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """A file in it is whole or absent; a home that cannot be written is named."""
     for text in ("first", "second"):
@@ -220,5 +215,5 @@ def test_the_cache(
     assert cache_path(module.PINS[0]).read_text() == "second"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert main(["judges", "pull", "--from", listed]) == 1
+    assert main(["judges", "pull", "--from", templates]) == 1
     assert "cannot be kept" in capsys.readouterr().err
