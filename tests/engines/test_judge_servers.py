@@ -85,7 +85,7 @@ HTML = Said(None, 200, {}, "<html><title>Welcome</title></html>")
         (error(402, "top up first"), PausedError, "top up first"),
     ],
 )  # fmt: skip
-def test_what_the_server_refuses_of_all_rows_costs_one_request(
+def test_a_refusal_of_all_rows_costs_one_request(
     said: Said, kind: type[Exception], words: str, api: str
 ) -> None:
     with reader(lambda body, number: said, api=api) as (judge, server):

@@ -89,9 +89,7 @@ def test_an_address_where_nobody_is(address: str, said: str) -> None:
     assert re.fullmatch(said, send(address))
 
 
-def test_a_certificate_that_nobody_trusts(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_certificate_nobody_trusts(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the error says to do helps."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
@@ -101,9 +99,7 @@ def test_a_certificate_that_nobody_trusts(
         assert send(server.base_url) == '{"verdict": "A"}'
 
 
-def test_a_proxy_that_is_not_there_and_one_that_does_not_let_through(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_proxy_that_is_not_there_or_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     with plain_server(good) as server:
         place = server.base_url.removeprefix("http://").removesuffix("/v1")
         for there, said in (("127.0.0.1:9", "Connection refused"), (place, "Unsupported method")):

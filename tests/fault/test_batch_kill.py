@@ -91,9 +91,7 @@ def test_a_deleted_record_lets_another_run_ask(tmp_path: Path, server: RunningSe
     check_bills(server, 12)
 
 
-def test_the_books_are_free_while_batches_are_pending(
-    tmp_path: Path, server: RunningServer
-) -> None:
+def test_books_are_free_while_batches_are_pending(tmp_path: Path, server: RunningServer) -> None:
     """The queue has room for one batch; while it is pending another run asks the rest."""
     books, limits = str(tmp_path / "books"), {"enqueued_tokens": 900, "max_requests": 4}
     first = Night(tmp_path / "a", server, books=books, batch=limits)

@@ -108,9 +108,7 @@ def test_what_a_failure_means(server: RunningServer, fault: str) -> None:
     assert lost == [(fault, None)] * (fault in BILLED_TRANSPORT)
 
 
-def test_a_proxy_in_the_environment_is_not_asked_about_loopback(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loopback_goes_past_a_proxy(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):

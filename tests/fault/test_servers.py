@@ -73,9 +73,7 @@ def test_a_server_without_schemas_is_asked_in_words(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     ("code", "ends"), [("context_length_exceeded", 0), ("content_filter", 0), ("strange", 2)]
 )
-def test_rows_that_fail_before_all_others_do_not_end_every_run(
-    tmp_path: Path, code: str, ends: int
-) -> None:
+def test_rows_that_fail_first_do_not_end_every_run(tmp_path: Path, code: str, ends: int) -> None:
     """Where it is not clear whose fault that is the next run begins with others."""
     rows = [*(f"FLAGGED {number}" for number in range(40)), *ROWS]
     bad = error(400, "no", code=code)
@@ -89,9 +87,7 @@ def test_rows_that_fail_before_all_others_do_not_end_every_run(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_server_that_lets_nothing_through_any_more_ends_the_run(
-    tmp_path: Path, status: int
-) -> None:
+def test_a_server_that_lets_nothing_through_ends_the_run(tmp_path: Path, status: int) -> None:
     """No row is to blame: all are asked when the key is good again."""
     phase, server = run(tmp_path, lambda body, n: good(body, n) if n < 40 else error(status, "no"))
     assert isinstance(phase.error, EscalationError) and len(server.requests) < 80

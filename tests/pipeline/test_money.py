@@ -89,9 +89,7 @@ def test_a_batch_over_two_nights(runs: Runs, server: RunningServer) -> None:
     assert server.stats()["requests"] == stats["requests"] and run.everything() == before
 
 
-def test_what_a_pending_batch_asks_is_not_asked_beside_it(
-    runs: Runs, server: RunningServer, tmp_path: Path
-) -> None:
+def test_what_is_pending_is_not_asked(runs: Runs, server: RunningServer, tmp_path: Path) -> None:
     """Half of an online run's rows are in another run's batch: it asks the others, and pauses."""
     money = str(tmp_path / "money")
     shared = {"strong__books": money, "route__fraction": 1}
@@ -119,9 +117,7 @@ def test_what_a_pending_batch_asks_is_not_asked_beside_it(
         assert float(figures["spent_usd"]) == run.summary()["spent_usd"]
 
 
-def test_a_run_that_waits_too_long_pauses(
-    runs: Runs, server: RunningServer, tmp_path: Path
-) -> None:
+def test_a_run_that_waits_long_pauses(runs: Runs, server: RunningServer, tmp_path: Path) -> None:
     money = str(tmp_path / "money")
     run = runs(pairs(20), strong__books=money, strong__give_up_after_s=0.1)
     with locked(money, "asking.lock", "set of books", "runs/another"):

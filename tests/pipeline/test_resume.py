@@ -157,9 +157,7 @@ def test_a_crash_after_any_phase(runs: Runs, server: RunningServer) -> None:
     assert pl.Series(run.summary()["outcomes"].values()).sum() == 120
 
 
-def test_a_raised_cap_that_meets_an_empty_account_loses_nothing(
-    runs: Runs, server: RunningServer
-) -> None:
+def test_a_raised_cap_and_an_empty_account_lose_nothing(runs: Runs, server: RunningServer) -> None:
     """Yesterday's shards stay until today's take their place."""
     run = runs(pairs(40), pairs(40, first=40), route__fraction=1)
     assert run.score("strong.max_cost_usd=0.01") == 0

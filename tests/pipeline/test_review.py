@@ -14,9 +14,7 @@ UNSURE = [7, 17, 27, 37, 47, 57]
 """Of numbers that end in 7 one vote in three is another; the last three are audited."""
 
 
-def test_what_even_the_strong_judge_is_unsure_of_is_for_a_person(
-    runs: Runs, server: RunningServer
-) -> None:
+def test_what_the_strong_judge_is_unsure_of(runs: Runs, server: RunningServer) -> None:
     server.configure(faults=[{"kind": "other_verdict", "contains": "7.", "attempts": [2]}])
     run = runs(
         pairs(35, label=["A"] * 35), pairs(25, first=35, label=["A"] * 25), chunk_rows=10,

@@ -115,9 +115,7 @@ def test_every_misfortune_is_its_rows_own(runs: Runs, server: RunningServer) -> 
 
 
 @pytest.mark.parametrize("policy", ["fraction", "threshold"])
-def test_a_damaged_page_ends_the_run_before_or_without_more_money(
-    runs: Runs, server: RunningServer, policy: str
-) -> None:
+def test_a_damaged_page_ends_the_run(runs: Runs, server: RunningServer, policy: str) -> None:
     """The footer is sound, so planning finds nothing; the page is found when it is read."""
     changes: dict[str, Any] = {"route__fraction": 0.5}
     if policy == "threshold":

@@ -147,9 +147,7 @@ UNTIL_ANSWERED = ["model=gpt-4o", "rubric=other", "temperature=1", "samples=3", 
 
 
 @pytest.mark.parametrize("failed", [20, 21])
-def test_too_many_failed_rows_are_exit_1_and_a_changed_question_is_refused(
-    served: Served, failed: int
-) -> None:
+def test_too_many_failed_rows_and_changed_questions(served: Served, failed: int) -> None:
     """Everything is written; a re-run says the same and asks nobody, whatever is set."""
     worst = "this model takes {} tokens"
 
@@ -197,9 +195,7 @@ def test_what_is_asked_may_change_until_the_first_answer(served: Served) -> None
 
 
 @pytest.mark.long
-def test_a_refused_parameter_ends_a_run_of_200_000_rows_at_once(
-    served: Served, ray_session: str
-) -> None:
+def test_a_refused_parameter_ends_a_long_run_at_once(served: Served, ray_session: str) -> None:
     """At most 16 requests, and 10 s from the first answer to the end of the process."""
     refused = refuses("temperature", "only 1 is supported")
     with served(refused, 200_000, strong__temperature=0, chunk_rows=1000) as (run, server):

@@ -110,9 +110,7 @@ def honest() -> pa.Table:
     return pairs(1000, human=label, **said)
 
 
-def test_two_judges_are_calibrated_and_planned(
-    runs: Runs, server: RunningServer, tmp_path: Path
-) -> None:
+def test_two_judges_are_calibrated(runs: Runs, server: RunningServer, tmp_path: Path) -> None:
     """What a night makes of it: `tests/unit/test_calibrated.py`."""
     table = honest()
     answer_with(server, tmp_path, pl.DataFrame(pl.from_arrow(table)).with_columns(verdict="human"))

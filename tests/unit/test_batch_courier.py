@@ -184,9 +184,7 @@ def test_a_cancelled_batch_keeps_what_it_finished(tmp_path: Path, server: NearPr
     assert statuses == [("cancelled", 12), ("completed", 12)]
 
 
-def test_the_quota_ends_while_another_batch_is_pending(
-    tmp_path: Path, server: NearProvider
-) -> None:
+def test_the_quota_ends_while_a_batch_is_pending(tmp_path: Path, server: NearProvider) -> None:
     """The run pauses at once; what the other batch answers is read by the next one."""
     server.configure(**lines("insufficient_quota", requests=[4, 5, 6]))
     night = Night(tmp_path, server)
@@ -269,9 +267,7 @@ def test_what_goes_wrong_for_the_first_ones_sends_no_batch(
     assert corrected.outcomes() == {"resolved": 20}
 
 
-def test_one_alone_where_there_is_no_money_to_ask_online(
-    tmp_path: Path, server: NearProvider
-) -> None:
+def test_one_alone_where_no_money_is_left_online(tmp_path: Path, server: NearProvider) -> None:
     most = max(question.max_cost_usd for question in Night(tmp_path, server, **SMALL).questions)
     night = Night(tmp_path / "x", server, max_cost_usd=str(most * Decimal("1.5")), **SMALL)
     night.proven = False

@@ -186,9 +186,7 @@ async def test_a_batch_is_created_once(failures: Any, batch: Any, creations: int
     ],
 )
 @virtual
-async def test_a_batch_is_looked_for_before_and_behind_the_fence(
-    account: Account, found: str | None, deleted: bool
-) -> None:
+async def test_a_batch_is_looked_for(account: Account, found: str | None, deleted: bool) -> None:
     asked, clock = provider(account)
     assert await asked.find(RECORD) == found
     assert account.calls.count("delete") == deleted

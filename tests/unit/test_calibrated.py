@@ -228,9 +228,7 @@ def test_a_judge_is_known_by_its_prompt_and_its_settings(tmp_path: Path) -> None
         ({"strong__model": "gpt-4o"}, "strong.model is gpt-4o, and this .* was made for gpt-4.1"),
     ],
 )
-def test_a_calibration_that_does_not_fit_is_refused(
-    tmp_path: Path, changes: dict[str, Any], said: str
-) -> None:
+def test_a_calibration_must_fit_the_run(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     kind: dict[str, Any] = {"label_kind": "strong", "label_column": None}
     found = one(tmp_path, **(kind if "strong__model" in changes else {}))
     write_calibration(str(tmp_path / "c.json"), found)

@@ -116,9 +116,7 @@ def test_each_run_is_told_what_it_paid() -> None:
         ([in_vain(0), answer(1)], None),
     ],
 )
-def test_questions_asked_in_vain_are_counted(
-    attempts: list[Answer], counted: InVain | None
-) -> None:
+def test_questions_in_vain_are_counted(attempts: list[Answer], counted: InVain | None) -> None:
     storage = MemoryStorage()
     write(storage, "w", *(replace(one, key="k") for one in attempts), answer(9))
     assert load_journal(storage).in_vain() == ({"k": counted} if counted else {})

@@ -58,7 +58,7 @@ B = ("assistant", "b")
         ([U, ("tool", "t"), A], [U, ("tool", "t"), B], (U, ("tool", "t")), ("a", "b")),
     ],
 )
-def test_where_two_conversations_part(
+def test_where_two_of_them_part(
     first: Any, second: Any, turns: Any, responses: tuple[str, str]
 ) -> None:
     example = pair(said(*first), said(*second))
@@ -152,9 +152,7 @@ FLAGS = {"A": "x", "B": "y", "tie": "z"}
         ("x", {"x": pa.array(["A", "tie", None], pa.string_view())}, ["A", "tie", None]),
     ],
 )  # fmt: skip
-def test_labels_of_a_scale_and_of_several_columns(
-    rule: Any, columns: dict[str, Any], meant: list[str | None]
-) -> None:
+def test_labels_of_many_kinds(rule: Any, columns: dict[str, Any], meant: list[str | None]) -> None:
     config = builders.config(columns={"label": rule})
     assert labels_of(pa.table(columns), "x", config).to_list() == meant
     both = {name: [1] for name in "xyz"}

@@ -66,9 +66,7 @@ def _write(name: str, content: bytes | str | None) -> Callable[[Path], None]:
         (_write("model.safetensors.index.json", INDEX), "2 of 2 files.*one.safetensors"),
     ],
 )  # fmt: skip
-def test_a_folder_that_is_no_whole_language_model(
-    folder: Path, change: Callable[[Path], None], said: str
-) -> None:
+def test_a_folder_of_half_a_model(folder: Path, change: Callable[[Path], None], said: str) -> None:
     check_model("judge.model", str(folder), {})
     change(folder)
     with pytest.raises(ConfigError, match=f"judge.model.*{said}"):
@@ -88,9 +86,7 @@ def test_a_folder_that_is_no_whole_language_model(
         ({"architectures": ["XForSequenceClassification"], "id2label": {"0": "reward"}}, None),
     ],
 )  # fmt: skip
-def test_a_folder_that_is_no_reward_model(
-    folder: Path, config: dict[str, Any], said: str | None
-) -> None:
+def test_a_folder_of_no_rewards(folder: Path, config: dict[str, Any], said: str | None) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     judge = {"model": str(folder), "format": "reward"}
     if said is None:

@@ -129,9 +129,7 @@ class Screen(io.StringIO):
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_the_line_tells_what_is_waited_for_in_full(
-    live: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_line_tells_what_is_waited_for(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal its own line has no room for it; in a pipe there is a line each 10 s."""
     monkeypatch.setattr(sys, "stderr", screen := Screen(live=live))
     monkeypatch.setattr("ray_judge.progress.width", lambda: 60)

@@ -217,9 +217,7 @@ def test_bodies_are_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("now", [("x", "Y", "z"), ("x", None, "z"), ("x",)])
-def test_a_row_that_asks_something_else_now_is_not_asked(
-    tmp_path: Path, now: tuple[str | None, ...]
-) -> None:
+def test_a_row_that_changed_is_not_asked(tmp_path: Path, now: tuple[str | None, ...]) -> None:
     """Its answer would lie under the key of the question before it."""
     chunk, asked = shard(tmp_path, "x", "y", "z"), maker()
     questions = asked.of_rows(chunk, [10, 11])

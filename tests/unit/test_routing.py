@@ -124,9 +124,7 @@ def test_fraction_against_a_plain_reading_of_the_rule(rows: list[Row], permille:
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(ROW, max_size=30), st.integers(0, 100), st.randoms(use_true_random=False))
-def test_the_order_of_arrival_changes_nothing(
-    rows: list[Row], percent: int, rng: random.Random
-) -> None:
+def test_the_order_changes_nothing(rows: list[Row], percent: int, rng: random.Random) -> None:
     whole = frame(rows)
     order = list(range(len(rows)))
     rng.shuffle(order)

@@ -235,9 +235,7 @@ def test_an_actor_is_waited_for_once_however_often_the_books_change_hands(shared
         (1000, InputError, "damaged", 4),
     ],
 )
-def test_the_lock_of_shared_books_is_waited_for(
-    holders: int, error: Any, words: str, slept: float
-) -> None:
+def test_a_lock_on_books_is_waited_for(holders: int, error: Any, words: str, slept: float) -> None:
     """Until it is free, with the run's patience, or until the local judge fails meanwhile."""
     phase = PhaseB(questions("a"), shared=True)
     phase.books.holders = ["runs/another"] * holders

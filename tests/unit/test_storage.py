@@ -39,9 +39,7 @@ def test_a_disk_pickles_and_lists_no_temporary_names(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "d") == ["x"]
 
 
-def test_a_disk_that_is_full_is_our_error_and_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, log = LocalStorage(str(tmp_path)), LocalStorage(str(tmp_path)).log("x.log")
     storage.write("f", b"old")
 
