@@ -115,7 +115,6 @@ class Counted:
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
 def test_pairs_that_share_responses(folder: Path, count: int) -> None:
-    """Each distinct conversation is sent once: pairs of four responses to each instruction."""
     chance = random.Random(1)
     asked = []
     for n in range(count):

@@ -179,7 +179,6 @@ def make_misfits(folder: Path) -> Path:
 
 
 def edit(model: Path, **changes: Any) -> None:
-    """Change keys of a model's configuration."""
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

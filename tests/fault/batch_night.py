@@ -222,7 +222,6 @@ class Night:
         return Books.of(self.config, self.clock.now)
 
     def session(self, before: Before = lambda name: None) -> Session:
-        """A new process."""
         config, books = self.config, self.books
         written = "write", "create", "delete", "log", "write_stream"
         books.storage = Watched(books.storage, before, *written)  # type: ignore[assignment]
@@ -248,7 +247,6 @@ class Night:
         )  # fmt: skip
 
     def run(self, before: Before = lambda name: None) -> None:
-        """Work to the end, or to the crash."""
         asyncio.run(self.session(before).run())
 
     def crashes(self, crash: CrashAt) -> bool:
@@ -267,7 +265,6 @@ class Night:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """All questions, in the order of the input."""
         maker, plan = self._maker_and_plan
         found: list[Question] = []
         for chunk in plan.chunks():

@@ -77,7 +77,6 @@ def rows_of(run: Run) -> pl.DataFrame:
 
 
 def write_pairs(folder: Path, rows: int) -> None:
-    """Two shards of pairs with the probabilities of a judge that has run."""
     folder.mkdir()
     half = rows // 2
     pq.write_table(pairs(half), folder / "part-0.parquet")

@@ -35,7 +35,6 @@ from .runs import document
 
 
 def configuration(folder: Path, server: RunningServer, cap: Decimal | str, **strong: Any) -> Any:
-    """Read a run against this server, under this cap."""
     return parse(document(folder / "in", folder, server, max_cost_usd=cap, **strong))
 
 

@@ -104,7 +104,6 @@ class Storm:
         assert lost <= sum(given_up.values())
 
     def __str__(self) -> str:
-        """One line."""
         twice = len(self.bills) - len(by_question(self.bills))
         return (
             f"{self.rows} questions, {self.stats['chat_requests']} requests, "
@@ -140,7 +139,6 @@ def run_storm(folder: Path, server: RunningServer, rows: int, cap: str, seed: in
 
 
 def main() -> int:
-    """Storm and check."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.storm", description=__doc__)
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--cap", default="200", help="dollars")

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.filterwarnings(DEAD)
 
 
 def test_killed_at_every_step(tmp_path: Path, server: RunningServer) -> None:
-    """Before every write and every request there is; a successor goes on."""
     step, crash = 0, CrashAt()
     while step == 0 or crash.crashed:
         server.reset()

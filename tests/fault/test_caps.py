@@ -21,7 +21,6 @@ TEXTS = [f"Write down the number {n}. " + "Why? " * (n % 9) for n in range(QUEST
 
 @pytest.fixture(scope="module")
 def price_of_all(provider: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Decimal:
-    """What all questions cost when nobody counts."""
     server, folder = provider, tmp_path_factory.mktemp("all")
     server.clean()
     phase = ask(configuration(folder, server, "5"), server, TEXTS)

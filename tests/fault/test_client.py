@@ -38,8 +38,6 @@ def strong(url: str, **changes: Any) -> StrongConfig:
 
 
 def send(server: RunningServer, times: int = 1, key: str | None = None, **changes: Any) -> Reply:
-    """Send the body some times through one client; the last reply, or the last failure raised."""
-
     async def go() -> Reply:
         client = StrongClient(strong(server.base_url, **changes), key or server.api_key)
         try:

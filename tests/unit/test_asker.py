@@ -108,7 +108,6 @@ def ask_all(
     clock: Callable[[], float] | None = None,
     **strong: Any,
 ) -> Night:
-    """Ask so many questions at once."""
     asked, night = maker(model="gpt-4o", **strong), Night()
 
     async def sleep(seconds: float) -> None:

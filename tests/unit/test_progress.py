@@ -115,8 +115,6 @@ def test_bills_beyond_the_limits_are_logged_once(caplog: pytest.LogCaptureFixtur
 
 
 class Screen(io.StringIO):
-    """Standard error, on a terminal of 60 columns or not."""
-
     def __init__(self, *, live: bool) -> None:
         super().__init__()
         self.live = live

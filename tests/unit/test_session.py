@@ -137,8 +137,6 @@ class PhaseB:
 
 
 class Process:
-    """A governor or an asker."""
-
     def __init__(self, phase: PhaseB, name: str) -> None:
         self.phase, self.name = phase, name
 

@@ -64,7 +64,6 @@ class Case:
         return self.run("score", str(self.yaml), *words)
 
     def begin(self) -> RunDirectory:
-        """A run directory as a killed process leaves it."""
         self.shard()
         self.yaml.write_text(yaml.safe_dump(self.document))
         config = load(self.yaml)
