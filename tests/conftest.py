@@ -1,7 +1,5 @@
 """What all tests share: a small local Ray, what real judges said, and no way out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The judges' own prompts from a server: pulled once, refused when changed, every failure named."""
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What real engines raise over a wrong option or checkpoint arrives as ours, naming the key."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from functools import partial

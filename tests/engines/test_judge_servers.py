@@ -1,7 +1,5 @@
 """`engine: http` against servers as they are: what an answer means for its row, or the run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Rewards on vLLM are those of transformers in float32, and each conversation is read once."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from functools import cache

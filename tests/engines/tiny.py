@@ -4,8 +4,6 @@ Random weights say nothing about language, but everything about arithmetic: what
 what a whole-vocabulary softmax in float32 gives, whatever the weights are.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

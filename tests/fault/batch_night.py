@@ -4,8 +4,6 @@ The provider is the simulated one, behind HTTP (`RunningServer`) or in this proc
 (`NearProvider`). What a process writes and sends can be watched, and end it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter

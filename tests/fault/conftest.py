@@ -1,7 +1,5 @@
 """The simulated provider with clean books for each test."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -4,8 +4,6 @@ What Ray adds (processes, messages, deaths) is `kill.py`'s business; without it 
 hundred questions takes a second, so a test can afford many.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence

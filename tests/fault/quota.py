@@ -6,8 +6,6 @@ Measured from the provider's first `insufficient_quota` to the end of the proces
 own Ray. Then the account is filled, and the same command finishes without asking anything again.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

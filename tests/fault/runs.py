@@ -1,7 +1,5 @@
 """What the runs here have in common: their configuration, and whose a bill is."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ that is empty a few times, and a server that says nothing but 429 for a while, p
 next session goes on. A refused key or an unknown model is not among the faults: they end a run.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

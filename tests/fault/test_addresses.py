@@ -1,8 +1,6 @@
 """Addresses as docs/strong-judges.md has them; servers that cannot be reached, or answer nothing
 that can be read: told in their own words."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

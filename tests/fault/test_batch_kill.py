@@ -1,7 +1,5 @@
 """Batch mode, killed before every write and every request: no batch twice, no answer twice."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The cap at every value: never a cent more, and what can be spent is spent."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Requests over real HTTP: what an answer and every way of failing become."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -3,8 +3,6 @@
 python -m tests.fault.kill --runs 100 --rows 2000      is the whole of it
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The provider over real HTTP, seen through the real OpenAI SDK without retries."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

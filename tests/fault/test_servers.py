@@ -1,7 +1,5 @@
 """What real servers and gateways are reported to answer, and what becomes of it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from pathlib import Path

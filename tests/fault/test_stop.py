@@ -3,8 +3,6 @@
 `tests/pipeline/test_resume.py` tells a run to stop in each of its phases; this is the full size.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Small storms; `python -m tests.fault.storm --rows 5000` is the whole of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One Ray session and one simulated provider for all pipeline tests; each test gets its own run."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

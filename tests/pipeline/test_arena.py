@@ -3,8 +3,6 @@
 The figures are real, the texts around them are made up.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """Data sets as they are published, and as people keep them, through the whole run."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

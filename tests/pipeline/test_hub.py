@@ -1,7 +1,5 @@
 """Inputs on the Hugging Face Hub, as a stand-in of its API serves them."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

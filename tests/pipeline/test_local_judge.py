@@ -1,7 +1,5 @@
 """Judges on vLLM, end to end: the shipped one, one that grades, one beside its base model."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Judges that cannot judge, through the command: one sentence, its exit code, nothing paid."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cap binds, a raised cap asks only the rest, a question is paid for once, in every mode."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from pathlib import Path
 

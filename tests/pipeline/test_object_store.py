@@ -1,7 +1,5 @@
 """Storage, locks, runs and inputs over S3's protocol, as a real server speaks it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec

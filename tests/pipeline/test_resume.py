@@ -1,7 +1,5 @@
 """A run that was killed goes on: the same output, and nothing done or paid twice."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Rows of which even the strong judge is unsure: no verdict, and a review for people."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 
 import polars as pl

@@ -1,7 +1,5 @@
 """What only reading finds: rows that cannot be judged, columns of every type, damaged pages."""
 
-from __future__ import annotations
-
 import decimal
 from datetime import UTC, date, datetime, timedelta
 from typing import Any

@@ -1,8 +1,6 @@
 """The API key is in the environment and in requests, and nowhere else: not in any file that a run
 leaves behind, finished, failed or killed; not in Ray's logs; not in what `ps` shows."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import json

@@ -4,8 +4,6 @@ What phase B makes of each answer is held by `tests/fault/test_servers.py`; this
 the command sees: exit code, sentence, rows, dollars by the server's own count, and how it goes on.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import time

@@ -1,7 +1,5 @@
 """Strong models that reason, on defaults: verdicts, the plan's dollars, and what a cache saved."""
 
-from __future__ import annotations
-
 import json
 import random
 from decimal import Decimal

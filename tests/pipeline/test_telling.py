@@ -1,7 +1,5 @@
 """What a run waits for, and what it was billed beyond its limits, is told wherever people look."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -3,8 +3,6 @@
 By thresholds that are given; and their calibration and plan.
 """
 
-from __future__ import annotations
-
 import json
 from decimal import Decimal
 from pathlib import Path

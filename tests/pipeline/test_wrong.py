@@ -1,7 +1,5 @@
 """What is wrong, or looks so, where a run is started (see tests/unit/test_wrong.py)."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What many tests build: a configuration, pairs, and judged rows."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

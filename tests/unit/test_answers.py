@@ -1,7 +1,5 @@
 """What an answer is worth, what a row's answers come to, and what every failure means."""
 
-from __future__ import annotations
-
 import json
 from decimal import Decimal
 from typing import Any

@@ -1,7 +1,5 @@
 """Lease, send, journal, settle: with a scripted server, and the governor's part played by hand."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """The audit: who is drawn, what is concluded, and that its intervals hold what they say."""
 
-from __future__ import annotations
-
 import random
 
 import polars as pl

@@ -1,7 +1,5 @@
 """Batches as a session meets them: the simulated provider in this process keeps the books."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a batch is made of: the queue, the provider's calls, and what its results mean."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Of one judge and of two: a cascade of one is a cascade.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from decimal import Decimal

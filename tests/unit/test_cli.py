@@ -1,7 +1,5 @@
 """The command line and the library: what they give where nothing is wrong (see test_wrong)."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

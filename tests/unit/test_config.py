@@ -1,7 +1,5 @@
 """One YAML is a whole run: what is refused, how it is said, and what may change later."""
 
-from __future__ import annotations
-
 import re
 from datetime import date
 from decimal import Decimal

@@ -1,7 +1,5 @@
 """`format: custom`: the documented examples work as documented, and mistakes are named."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import re

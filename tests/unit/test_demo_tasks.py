@@ -1,7 +1,5 @@
 """The demo's synthetic pairs are right by construction, balanced, and split as promised."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """Every error crosses a process boundary whole, and ends a command with its documented code."""
 
-from __future__ import annotations
-
 import importlib
 import pickle
 import re

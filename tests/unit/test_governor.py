@@ -1,7 +1,5 @@
 """The governor in simulated time: real ledger, real limiter, an event loop without waiting."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Callable

@@ -5,8 +5,6 @@ the synthetic judges' true error is a formula. A share of
 broken promises is compared with δ by its own exact binomial interval.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

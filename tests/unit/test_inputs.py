@@ -1,7 +1,5 @@
 """The input as found: real Parquet files, good and bad, and how slices of them are read."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from datetime import timedelta

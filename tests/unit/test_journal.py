@@ -1,7 +1,5 @@
 """The journal: what was put is there after any crash, once, to the nano-dollar."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import threading

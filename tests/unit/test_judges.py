@@ -1,7 +1,5 @@
 """Formats: what the local judge is asked, which texts may answer, and from what it was tuned."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

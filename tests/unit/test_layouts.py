@@ -1,7 +1,5 @@
 """How conversations, labels and files that are no Parquet are read, good and bad."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

@@ -1,7 +1,5 @@
 """Ledger and books: never over the cap, whatever crashes, whoever believes to own them."""
 
-from __future__ import annotations
-
 import decimal
 import pickle
 from decimal import Decimal as D

@@ -1,7 +1,5 @@
 """The limiter against simulated providers, in simulated time."""
 
-from __future__ import annotations
-
 import heapq
 import math
 import random

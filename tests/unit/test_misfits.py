@@ -1,7 +1,5 @@
 """Models that cannot judge: what is said of a folder, of an engine's error, of the first rows."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a run says that it does and waits for: the document, the line, `status`. No clock ticks."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,7 +1,5 @@
 """The strong judge's questions: canonical, made again alike, priced exactly; no guessed verdict."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from decimal import Decimal

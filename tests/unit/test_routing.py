@@ -1,7 +1,5 @@
 """Routing is exact, and blind to the order in which the rows arrive."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from decimal import Decimal

@@ -1,7 +1,5 @@
 """What a run leaves on disk (over S3: tests/pipeline/test_object_store.py)."""
 
-from __future__ import annotations
-
 import pickle
 from decimal import Decimal
 from pathlib import Path

@@ -3,8 +3,6 @@
 No thread, socket or clock of the machine decides anything: time passes when somebody sleeps.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

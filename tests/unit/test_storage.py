@@ -1,7 +1,5 @@
 """Storage on a local disk, and an object store's in memory; and the locks of both."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from pathlib import Path

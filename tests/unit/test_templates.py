@@ -1,7 +1,5 @@
 """The judges' own prompts: found by hash in any form of literal, refused when one byte differs."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -5,8 +5,6 @@ disk of a run that never began, and nothing secret is told. What only reading or
 tests/pipeline/test_wrong.py and tests/fault/test_servers.py.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from datetime import date
