@@ -128,10 +128,7 @@ def test_a_server_that_is_not_there(address: str, cause: str) -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (
-            error(400, "the prompt is too long", param="messages"),
-            "HTTP 400: the prompt is too long",
-        ),
+        (error(400, "it is too long", param="messages"), "HTTP 400: it is too long"),
         (error(400, "this model's context has 9 tokens", param="max_tokens"), "9 tokens"),
         (error(403, "input was flagged"), "HTTP 403: input was flagged"),
         (Said({"choices": []}), "no choice"),

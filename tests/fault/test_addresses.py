@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,6 +23,7 @@ from ray_judge.errors import ProviderDown
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.online.governor import WallClock
 from ray_judge.failures import RequestFailed
+from tests.unit.builders import documented
 
 from .one_process import ask, configuration
 from .plain import Said, completion, error, plain_server
@@ -154,10 +154,7 @@ def test_a_provider_that_answers_nothing_pauses_the_run(tmp_path: Path, name: st
         assert ask(config, server, rows).outcomes == {"resolved": 100}  # type: ignore[arg-type]
 
 
-DOCUMENT = (Path(__file__).parents[2] / "docs/strong-judges.md").read_text()
-EXAMPLES = [
-    yaml.safe_load(b)["strong"] for b in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
-]
+EXAMPLES = [section["strong"] for section in documented("docs/strong-judges.md")]
 SECRETS = ("OPENAI_API_KEY", "OPENROUTER_API_KEY", "AZURE_OPENAI_API_KEY")
 BEARER = {"authorization": "Bearer secret"}
 SEEN: dict[str | None, tuple[str, dict[str, str | None], dict[str, Any]]] = {

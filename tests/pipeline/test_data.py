@@ -209,18 +209,6 @@ def test_a_published_data_set(runs: Runs, server: RunningServer, preset: str) ->
     assert server.stats()["billed"] == outcomes.count("resolved")
 
 
-def test_a_preset_against_another_data_set(runs: Runs) -> None:
-    run = runs(preset="arena-100k")
-    PUBLISHED["rewardbench"].write(run.folder / "in")
-    assert run.score() == 3
-    assert (
-        "preset arena-100k names columns that are not there: conversation_a, conversation_b, "
-        in run.said
-    )
-    run.document["preset"] = "arena"
-    assert run.score() == 2 and "there is none 'arena' (did you mean arena-55k?)" in run.said
-
-
 @pytest.mark.parametrize(
     ("preset", "label", "rows"),
     [("ultrafeedback", "chosen_is", 6), ("arena-55k", "winner_model_b", 2)],

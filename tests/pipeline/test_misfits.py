@@ -44,7 +44,6 @@ def judging(runs: Runs, judge: dict[str, Any]) -> Run:
          r"on half of the first 100 rows all verdicts together have 0\.00\d+ .* rather write"),
         ({**SMALL, "model": "whole", "decode": "full", "max_output_tokens": 8}, 1,
          'none of the first 100 rows got a verdict from .*, and begins ".*cut at 8 tokens'),
-        ({"engine": "transformers", "model": "headless"}, 2, "lacks 1 of the weights of Llama"),
         ({**HTTP, "http": {"base_url": "http://127.0.0.1:9/v1"}}, 1, "Connection refused"),
         ({**HTTP, "http": {"base_url": "{}"}}, 1,
          r"on half of the first 100 rows all verdicts together have 0\.01 .* write 'The'"),
@@ -59,7 +58,7 @@ def test_a_judge_that_cannot_judge(
     ray_session: str,
     models: Path,
 ) -> None:
-    if judge["model"] in ("whole", "headless"):
+    if judge["model"] == "whole":
         judge = {**judge, "model": str(models / judge["model"])}
     shown = [{"token": "The", "logprob": -0.5}, {"token": " A", "logprob": -4.6}]
     choice = {"logprobs": {"top_logprobs": [{one["token"]: one["logprob"] for one in shown}]}}

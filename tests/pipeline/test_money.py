@@ -23,11 +23,6 @@ def test_a_small_cap_and_then_a_larger_one(runs: Runs, server: RunningServer) ->
     }  # fmt: skip
     assert Decimal(first["total_usd"]) == run.check_costs() <= Decimal("0.02")
     assert (summary["cap_usd"], summary["api_requests"]) == (0.02, asked)
-    denied = run.scored().filter(outcome="denied_budget")
-    assert denied["route"].unique().to_list() == ["escalate"]
-    assert denied["final_verdict"].to_list() == denied["judge_verdict"].to_list()
-    assert denied["final_source"].unique().to_list() == ["judge"]
-    assert denied["strong_verdict"].null_count() == denied.height
 
     # As a crash in the last phase leaves it: one shard scored, the other not, no summary.
     (run.output / "summary.json").unlink()
@@ -78,13 +73,6 @@ def test_a_batch_over_two_nights(runs: Runs, server: RunningServer) -> None:
     assert run.outcomes() == {"not_needed": 60, "resolved": 60}
     assert run.check_costs() == Decimal(stats["total_usd"])
     assert [bill["tier"] for bill in server.bills()] == ["default"] + ["batch"] * 59
-    asked = run.scored().filter(pl.col("route") == "escalate")["p_a"]
-    kept = run.scored().filter(pl.col("route") == "accept")["p_a"]
-    assert asked.max() <= kept.min()  # type: ignore[operator]
-
-    before = run.everything()
-    assert run.score() == 0
-    assert server.stats()["requests"] == stats["requests"] and run.everything() == before
 
 
 def test_what_is_pending_is_not_asked(runs: Runs, server: RunningServer, tmp_path: Path) -> None:

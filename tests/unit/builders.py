@@ -1,10 +1,13 @@
 """What many tests build: a configuration, pairs, and judged rows."""
 
 import copy
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from ray_judge.config import RunConfig, parse
 from ray_judge.records import PAIRWISE_ALTERNATIVES, judged_schema
@@ -54,6 +57,12 @@ def pairs(rows: int, *, first: int = 0, **columns: Sequence[Any] | pa.Array) -> 
         **columns,
     }
     return pa.table(data)
+
+
+def documented(page: str) -> list[Any]:
+    """The YAML blocks of one of the project's pages."""
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
 
 
 def judged(*rows: dict[str, Any]) -> pa.Table:

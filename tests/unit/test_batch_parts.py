@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from ray_judge.config import BatchConfig
-from ray_judge.errors import LedgerFenced, ProviderDown
+from ray_judge.errors import CorruptedError, LedgerFenced, ProviderDown
 from ray_judge.escalation.batch.provider import METADATA, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import LONGEST_HOLD_S, BatchQueue
 from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_results
@@ -97,6 +97,10 @@ def test_records_of_a_run_the_oldest_first() -> None:
         ("rj-1", "submitted", False), ("rj-0", "intent", False),
     ]  # fmt: skip
     assert found[0] == replace(one, stage=Stage.SUBMITTED, file="f", batch="b", words=True)
+    for text in (storage.files["batches/rj-1.json"][:-20], b"[]", b"null", b'{"version": 2}'):
+        storage.files["batches/rj-1.json"] = text
+        with pytest.raises(CorruptedError, match=r"(damaged|newer).*batches/rj-1\.json"):
+            load(storage, "a")
 
 
 class Account:

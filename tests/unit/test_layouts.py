@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from ray_judge.config import presets
 from ray_judge.errors import ConfigError, InputChangedError, InputError
@@ -179,15 +178,17 @@ def test_a_presets_keys_are_defaults(tmp_path: Path) -> None:
         pq.write_table(pa.table(table), tmp_path / "a.parquet")
         columns = {"label": "human"}
         plan_input(builders.config(input=str(tmp_path), preset="rewardbench", columns=columns), ())
+    with pytest.raises(InputError, match=r"preset arena-100k names columns .*: conversation_a, co"):
+        plan_input(builders.config(input=str(tmp_path), preset="arena-100k"), ())
     with pytest.raises(ConfigError, match="output: hf:// is only read"):
         builders.config(output="hf://datasets/a/b")
     with pytest.raises(ConfigError, match=r"there is none 'mtbench' .did you mean mt-bench"):
         builders.config(preset="mtbench")
 
 
-@pytest.mark.parametrize("text", re.findall("```yaml\n(.*?)```", DOCUMENT, re.DOTALL))
-def test_the_documents_examples_are_configurations(text: str) -> None:
-    assert builders.config(**yaml.safe_load(text)).columns
+@pytest.mark.parametrize("section", builders.documented("docs/data.md"))
+def test_the_documents_examples_are_configurations(section: dict[str, Any]) -> None:
+    assert builders.config(**section).columns
 
 
 def test_every_preset_is_in_the_document() -> None:

@@ -112,12 +112,7 @@ GOOD = Feedback(Signal.OK, usable=True)
         (["taken"], [], 20, None),
         (["taken"], [], 40, "1 requests are in flight, and none was answered for 40 s"),
         (["taken"], [LOST], 1, None),
-        (
-            ["taken"],
-            [LOST],
-            12,
-            "judge: http://x cannot be reached: no such name (no answer for 12 s)",
-        ),
+        (["taken"], [LOST], 12, "x cannot be reached: no such name (no answer for 12 s)"),
         (["taken"], [LOST, LOST, GOOD], 12, None),
         (["taken"], [REFUSED], 1, "HTTP 429: slow down (no answer for 1 s, asked again in 89 s)"),
         (["taken"], [REFUSED, GOOD], 60, "HTTP 429: slow down (asked again in 30 s)"),
