@@ -1,6 +1,5 @@
 """Batch mode, killed before every write and every request: no batch twice, no answer twice."""
 
-import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,24 +29,6 @@ def test_killed_at_every_step(tmp_path: Path, server: RunningServer) -> None:
     asked = Counter(name.partition(" ")[0] for name in crash.steps)
     assert asked["upload"] == asked["download"] == 2
     assert step == len(crash.steps) + 1 > 30
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_again_and_again(tmp_path: Path, server: RunningServer, seed: int) -> None:
-    """Each process gets a few steps further, or not; lines are lost and refused on the way."""
-    refused = {"kind": "server_error", "requests": [2], "scope": "batch"}
-    lost = {"kind": "malformed_json", "probability": 0.3, "scope": "batch"}
-    server.configure(faults=[refused, lost], fault_seed=seed)
-    night, chance = Night(tmp_path, server, 20, reasks=2), random.Random(seed)
-    for _ in range(100):
-        if not night.crashes(CrashAt(chance.randrange(25))):
-            break
-    else:
-        night.run()
-    asked_again = sum(not answer.final for answer in night.journal().rows if answer.usage)
-    times = Counter(bill["canonical"] for bill in server.bills())
-    night.check(twice=sum(count > 1 for count in times.values()), billed=20 + asked_again)
-    assert max(times.values()) <= 3
 
 
 # --- runs that share their books: what one has in a pending batch the other does not ask ---
