@@ -1,7 +1,5 @@
 """What all tests share: a small local Ray, what real judges said, and no way out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -19,6 +17,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.provider import RunningServer, running_server
 
 # How fast an example is drawn says how busy the machine is, nothing about the code.
 settings.register_profile(
@@ -78,6 +78,13 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     path = tmp_path / "templates.json"
     path.write_text(json.dumps(entries))
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[RunningServer]:
+    """The simulated provider's process; a test cleans its books before it uses it."""
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 python -m tests.engines.parallel MODEL
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """The judges' own prompts from a server: pulled once, refused when changed, every failure named."""
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import pytest
 
 from ray_judge.cli import main
 from ray_judge.config import JudgeConfig
+from ray_judge.errors import ConfigError
 from ray_judge.judging.formats import format_for
 from ray_judge.judging.formats import templates as module
 from ray_judge.judging.formats.templates import MIRROR_ENV, cache_path, pin_for, read_cache
@@ -126,16 +125,21 @@ class Silent(Cut):
     ("handler", "said"),
     [
         (Cut, "RemoteProtocolError"), (Endless, "far larger"), (Silent, "ReadTimeout"),
-        (None, "ConnectError"),
+        (NOBODY, "ConnectError"), ("file:///no/network", MIRROR_ENV),
     ],
 )  # fmt: skip
 def test_servers_that_fail(
-    handler: Any, said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    handler: Any, said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     if handler is Silent:
         monkeypatch.setattr("ray_judge.judging.formats.templates.SILENCE_S", 0.3)
-    with serving(handler or Cut) as url:
-        monkeypatch.setenv(MIRROR_ENV, url if handler else NOBODY)
+    address = handler if isinstance(handler, str) else None
+    with serving(Cut if address else handler) as url:
+        monkeypatch.setenv(MIRROR_ENV, address or url)
         assert main(["judges", "pull", "judgelm"]) == 2
+        with pytest.raises(ConfigError, match="judges pull --from PATH"):
+            format_for(PANDALM, "pairwise")
     told = capsys.readouterr().err
-    assert said in told and "judges pull --from PATH" in told and "build_prompt_judge.py" in told
+    for words in (said, "judges pull --from PATH", "build_prompt_judge.py"):
+        assert words in told
+    assert not cache.exists()

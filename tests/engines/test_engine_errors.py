@@ -1,7 +1,5 @@
 """What real engines raise over a wrong option or checkpoint arrives as ours, naming the key."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from functools import partial
@@ -26,6 +24,7 @@ from . import tiny
 
 pytestmark = tiny.NEEDS_VLLM
 SMALL = {"kv_cache_memory_bytes": 64 << 20}
+PLAIN = {"engine": "transformers"}
 
 
 @pytest.fixture(scope="module")
@@ -62,33 +61,18 @@ def failure(model: Path, **changes: Any) -> RayJudgeError:
         ("whole", {"engine_options": {"kv_cache_memory_bytes": 1000}}, EngineError,
          "No available memory for the cache blocks"),
         ("whole", {"engine_options": SMALL, "chat": True}, ConfigError, "judge.chat: false"),
+        ("whole", {**PLAIN, "engine_options": {"nonsense": 1}}, ConfigError,
+         "engine_options: nonsense"),
+        ("whole", {**PLAIN, "max_model_len": 2 * tiny.CONTEXT}, ConfigError, "2,048 tokens"),
+        ("strange", PLAIN, ConfigError, "Check judge.model"),
+        ("headless", PLAIN, ConfigError,
+         "lacks 1 of the weights of LlamaForCausalLM (lm_head.weight)"),
     ],
 )  # fmt: skip
-def test_vllm(
+def test_what_engines_raise(
     models: Path, model: str, changes: dict[str, Any], kind: type[RayJudgeError], said: str
 ) -> None:
     error = failure(models / model, **changes)
-    assert type(error) is kind and said in str(error), error
-
-
-@pytest.mark.parametrize(
-    ("model", "changes", "kind", "said"),
-    [
-        ("whole", {"engine_options": {"nonsense": 1}}, ConfigError, "engine_options: nonsense"),
-        ("whole", {"max_model_len": 2 * tiny.CONTEXT}, ConfigError, "2,048 tokens"),
-        ("strange", {}, ConfigError, "Check judge.model"),
-        (
-            "headless",
-            {},
-            ConfigError,
-            "lacks 1 of the weights of LlamaForCausalLM (lm_head.weight)",
-        ),
-    ],
-)
-def test_transformers(
-    models: Path, model: str, changes: dict[str, Any], kind: type[RayJudgeError], said: str
-) -> None:
-    error = failure(models / model, engine="transformers", **changes)
     assert type(error) is kind and said in str(error), error
 
 

@@ -5,8 +5,6 @@ code with the engines: the path of each spelling is multiplied out, a spelling t
 one has what the longer one left, and entropies are summed over the whole vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache

@@ -4,8 +4,6 @@ The models have random weights, so what is checked is that each family's prompts
 trees of verdicts fit together: probabilities that are a distribution, or a reason why not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

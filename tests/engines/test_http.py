@@ -1,7 +1,5 @@
 """`engine: http` against a real `vllm serve` on this machine: the same verdicts as in-process."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

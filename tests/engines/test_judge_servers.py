@@ -1,7 +1,5 @@
 """`engine: http` against servers as they are: what an answer means for its row, or the run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,7 +83,7 @@ HTML = Said(None, 200, {}, "<html><title>Welcome</title></html>")
         (error(402, "top up first"), PausedError, "top up first"),
     ],
 )  # fmt: skip
-def test_what_the_server_refuses_of_all_rows_costs_one_request(
+def test_a_refusal_of_all_rows_costs_one_request(
     said: Said, kind: type[Exception], words: str, api: str
 ) -> None:
     with reader(lambda body, number: said, api=api) as (judge, server):
@@ -130,10 +128,7 @@ def test_a_server_that_is_not_there(address: str, cause: str) -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (
-            error(400, "the prompt is too long", param="messages"),
-            "HTTP 400: the prompt is too long",
-        ),
+        (error(400, "it is too long", param="messages"), "HTTP 400: it is too long"),
         (error(400, "this model's context has 9 tokens", param="max_tokens"), "9 tokens"),
         (error(403, "input was flagged"), "HTTP 403: input was flagged"),
         (Said({"choices": []}), "no choice"),

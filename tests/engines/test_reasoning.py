@@ -1,7 +1,5 @@
 """Judges that reason: the template's own switch, the verdict behind the trace, votes."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Rewards on vLLM are those of transformers in float32, and each conversation is read once."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from functools import cache
@@ -115,7 +113,6 @@ class Counted:
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
 def test_pairs_that_share_responses(folder: Path, count: int) -> None:
-    """Each distinct conversation is sent once: pairs of four responses to each instruction."""
     chance = random.Random(1)
     asked = []
     for n in range(count):

@@ -1,7 +1,5 @@
 """Judges that are an adapter on a base model, or lie on several devices: the same figures."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -4,8 +4,6 @@ Random weights say nothing about language, but everything about arithmetic: what
 what a whole-vocabulary softmax in float32 gives, whatever the weights are.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import shutil
@@ -55,6 +53,18 @@ def make_tokenizer(*, split_digits: bool) -> Any:
     )
 
 
+SIZES = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": CONTEXT,
+}  # fmt: skip
+
+
+def save(folder: Path, *parts: Any) -> Path:
+    for part in parts:
+        part.save_pretrained(folder)
+    return folder
+
+
 CHAT = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -70,17 +80,13 @@ def make_model(folder: Path, seed: int, *, split_digits: bool = True, chat: bool
     tokenizer.chat_template = CHAT if chat else None
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False, **SIZES,
     )  # fmt: skip
     model = LlamaForCausalLM(config).float()
     with torch.no_grad():
         model.lm_head.weight.mul_(12)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save(folder, model, tokenizer)
 
 
 THINKING = (
@@ -107,9 +113,8 @@ def make_thinker(folder: Path) -> Path:
     tokenizer.add_tokens(["<think>", "</think>", "<|im_start|>", "<|im_end|>"])
     torch.manual_seed(5)
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32, tie_word_embeddings=False,
-        max_position_embeddings=CONTEXT, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
+        **SIZES,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config).float()
     states, signs = [], []
@@ -132,9 +137,7 @@ def make_thinker(folder: Path) -> Path:
         for name, sign in ((" A", 1), ("x", -1)):
             (token,) = tokenizer.encode(name, add_special_tokens=False)
             model.lm_head.weight[token] = sign * direction
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save(folder, model, tokenizer)
 
 
 def make_reward(folder: Path, seed: int, kind: str = "Llama", labels: int = 1) -> Path:
@@ -146,16 +149,12 @@ def make_reward(folder: Path, seed: int, kind: str = "Llama", labels: int = 1) -
     tokenizer.chat_template = CHAT.replace("\n", tokenizer.eos_token)  # which fills up batches, too
     torch.manual_seed(seed)
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_labels=labels,
-        max_position_embeddings=CONTEXT, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=labels, **SIZES
+    )
     model = getattr(transformers, f"{kind}ForSequenceClassification")(config).float()
     with torch.no_grad():
         model.score.weight.mul_(12)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save(folder, model, tokenizer)
 
 
 def make_misfits(folder: Path) -> Path:
@@ -178,7 +177,6 @@ def make_misfits(folder: Path) -> Path:
 
 
 def edit(model: Path, **changes: Any) -> None:
-    """Change keys of a model's configuration."""
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

@@ -4,8 +4,6 @@ The provider is the simulated one, behind HTTP (`RunningServer`) or in this proc
 (`NearProvider`). What a process writes and sends can be watched, and end it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter
@@ -41,8 +39,9 @@ from tests.provider.config import ServerConfig
 from tests.provider.faults import HTTP_ERRORS, AnswerLost, ApiFailure
 from tests.provider.requests import ChatRequest
 from tests.provider.state import Provider
+from tests.unit.builders import pairs
 
-from .runs import document, pairs
+from .runs import document
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 QUIET_S = 200.0
@@ -202,7 +201,7 @@ class Night:
     def __init__(self, folder: Path, server: AnyProvider, rows: int = 12, **strong: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.server = server
-        pq.write_table(pairs(range(rows)), folder / "in.parquet")
+        pq.write_table(pairs(rows), folder / "in.parquet")
         batch = {"poll_s": 30, "wait_s": 86_400, "max_requests": 6, **strong.pop("batch", {})}
         told = {"mode": "batch", "max_cost_usd": 1, "batch": batch, **strong}
         self.document = document(folder / "in.parquet", folder / "out", server, **told)
@@ -221,7 +220,6 @@ class Night:
         return Books.of(self.config, self.clock.now)
 
     def session(self, before: Before = lambda name: None) -> Session:
-        """A new process."""
         config, books = self.config, self.books
         written = "write", "create", "delete", "log", "write_stream"
         books.storage = Watched(books.storage, before, *written)  # type: ignore[assignment]
@@ -247,7 +245,6 @@ class Night:
         )  # fmt: skip
 
     def run(self, before: Before = lambda name: None) -> None:
-        """Work to the end, or to the crash."""
         asyncio.run(self.session(before).run())
 
     def crashes(self, crash: CrashAt) -> bool:
@@ -266,7 +263,6 @@ class Night:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """All questions, in the order of the input."""
         maker, plan = self._maker_and_plan
         found: list[Question] = []
         for chunk in plan.chunks():

@@ -19,7 +19,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -33,21 +32,21 @@ from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
-import yaml
 
 from ray_judge.config import load
 from ray_judge.escalation.books.books import Books
 from tests.conftest import start_ray, temporary_folder
+from tests.pipeline.conftest import Run
 from tests.provider import RunningServer, running_server
+from tests.unit.builders import pairs
 
-from .runs import by_bill, by_question, document, pairs
+from .runs import by_bill, by_question, document
 
 # Read by Ray's processes when they start: a raylet on a busy machine is slow, not dead, and its
 # workers run at our own priority, where Ray would leave them what the machine does not need.
 os.environ.setdefault("RAY_health_check_failure_threshold", "30")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-ROOT = Path(__file__).resolve().parents[2]
 WINDOW_S = 0.25
 SLACK_S = 0.05
 """Between the signal and the last instruction of its target, and between two readings."""
@@ -57,62 +56,31 @@ ACTORS = {"asker": b"ray::AskerActor", "governor": b"ray::GovernorActor"}
 VICTIMS = ("driver", *ACTORS)
 
 
-@dataclass
-class Scored:
+def described(folder: Path, server: RunningServer, cap: str = "5") -> Run:
     """One run directory over `in` beside it, scored by as many processes as it takes."""
+    folder.mkdir(exist_ok=True)
+    told = document(folder.parent / "in", folder / "out", server, max_cost_usd=cap)
+    return Run(folder, server, {**told, "chunk_rows": 100}, folder / "out")
 
-    folder: Path
-    server: RunningServer
-    address: str | None
-    """Of a running Ray; None: the command starts one of its own."""
-    cap: str = "5"
 
-    def write(self) -> Path:
-        """Write the configuration."""
-        source, output = self.folder.parent / "in", self.folder / "out"
-        told = document(source, output, self.server, max_cost_usd=self.cap)
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / "run.yaml"
-        path.write_text(yaml.safe_dump({**told, "chunk_rows": 100}))
-        return path
+def finish(run: Run, address: str | None, code: int = 0) -> str:
+    """Run the command to its end, and to this exit code; gives what it said."""
+    process = run.start(address)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    return said
 
-    def start(self) -> subprocess.Popen[str]:
-        """Begin `ray-judge score` on the cluster at `address`."""
-        code = "from ray_judge.cli import entry_point; entry_point()"
-        others = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        return subprocess.Popen(
-            [sys.executable, "-c", code, "score", str(self.write()), "--quiet"],
-            env={
-                **others,
-                **({"RAY_ADDRESS": self.address} if self.address else {}),
-                "OPENAI_API_KEY": self.server.api_key,
-                "PYTHONPATH": str(ROOT),
-            },
-            text=True,
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
 
-    def score(self, code: int = 0) -> str:
-        """Run the command to its end, and to this exit code; gives what it said."""
-        process = self.start()
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == code, said
-        return said
-
-    def rows(self) -> pl.DataFrame:
-        """All scored rows, less what a crash may change: what their attempts cost."""
-        paths = sorted((self.folder / "out" / "scored").rglob("*.parquet"))
-        return pl.concat([pl.read_parquet(path) for path in paths]).drop("strong_cost_usd")
+def rows_of(run: Run) -> pl.DataFrame:
+    """All scored rows, less what a crash may change: what their attempts cost."""
+    return run.scored().drop("strong_cost_usd")
 
 
 def write_pairs(folder: Path, rows: int) -> None:
-    """Two shards of pairs with the probabilities of a judge that has run."""
     folder.mkdir()
-    for number, numbers in enumerate((range(rows // 2), range(rows // 2, rows))):
-        pq.write_table(pairs(numbers), folder / f"part-{number}.parquet")
+    half = rows // 2
+    pq.write_table(pairs(half), folder / "part-0.parquet")
+    pq.write_table(pairs(rows - half, first=half), folder / "part-1.parquet")
 
 
 # --- killing ---
@@ -190,7 +158,7 @@ def draw(rng: random.Random, rows: int) -> list[tuple[str, int]]:
 
 
 def run_killed(
-    run: Scored, seed: int, rows: int, kills: Sequence[tuple[str, int]] | None = None
+    run: Run, address: str, seed: int, rows: int, kills: Sequence[tuple[str, int]] | None = None
 ) -> Night:
     """Score `run` to its end through the kills that the seed decides, or through these."""
     rng, night = random.Random(seed), Night()
@@ -200,7 +168,7 @@ def run_killed(
     killed: dict[int, float] = {}
     while True:
         night.starts += 1
-        process = run.start()
+        process = run.start(address)
         while plan and process.poll() is None:
             victim, bills = plan[0]
             askers = actor_pids("asker") if run.server.stats()["billed"] >= bills else []
@@ -248,9 +216,9 @@ def claims(books: Books) -> list[float]:
     return [json.loads(storage.read(path))["at"] + to_monotonic for path in files]
 
 
-def _count(night: Night, run: Scored, bills: list[dict[str, Any]]) -> None:
+def _count(night: Night, run: Run, bills: list[dict[str, Any]]) -> None:
     """Which second bills a death explains: in flight then, or answered in the 250 ms before."""
-    books = Books.of(load(run.write()))
+    books = Books.of(load(run.yaml))
     read, claimed = by_bill(books.journal()), claims(books)
     for bill in bills:
         if bill["number"] in read and bill["answered_wall"]:
@@ -310,19 +278,19 @@ class Nights:
 
         address = ray.get_runtime_context().gcs_address
         write_pairs(folder / "in", rows)
-        whole = Scored(folder / "whole", server, address)
-        whole.score()
+        whole = described(folder / "whole", server)
+        finish(whole, address)
         stats = server.stats()
         assert (stats["billed"], stats["billed_twice"]) == (rows, 0)
-        return cls(folder, server, address, rows, whole.rows(), stats["total_usd"])
+        return cls(folder, server, address, rows, rows_of(whole), stats["total_usd"])
 
     def kill(self, seed: int, kills: Sequence[tuple[str, int]] | None = None) -> Night:
         """Make one run, and check the promises by the provider's own books."""
         self.server.reset()
         cap = "5" if seed % 2 else self.usd  # every other run has not one cent to spare
-        run = Scored(self.folder / f"run-{seed}", self.server, self.address, cap)
-        night = run_killed(run, seed, self.rows, kills)
-        got = run.rows()
+        run = described(self.folder / f"run-{seed}", self.server, cap)
+        night = run_killed(run, self.address, seed, self.rows, kills)
+        got = rows_of(run)
         assert night.usd <= Decimal(cap), f"billed {night.usd}, the cap is {cap}"
         assert not night.unexplained, f"billed twice, and no kill explains it: {night}"
         assert night.twice <= night.allowed, night

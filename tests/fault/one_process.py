@@ -4,13 +4,12 @@ What Ray adds (processes, messages, deaths) is `kill.py`'s business; without it 
 hundred questions takes a second, so a test can afford many.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,7 @@ from .runs import document
 
 
 def configuration(folder: Path, server: RunningServer, cap: Decimal | str, **strong: Any) -> Any:
-    """Read a run against this server, under this cap."""
     return parse(document(folder / "in", folder, server, max_cost_usd=cap, **strong))
-
-
-class NearGovernor(GovernorServer):
-    """The governor, as the courier and the askers of this process call it."""
-
-    def kill(self) -> None:
-        """It ends with its session."""
 
 
 class NearAsker(AskerServer):
@@ -50,9 +41,6 @@ class NearAsker(AskerServer):
         asker = super().make_asker(client, journal)
         asker._sleep = nap
         return asker
-
-    def kill(self) -> None:
-        """It ends with its session."""
 
 
 async def nap(seconds: float) -> None:
@@ -66,9 +54,11 @@ class Ours:
     def __init__(self, server: Any) -> None:
         self._server = server
 
+    def kill(self) -> None:
+        """It ends with its session."""
+
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._server, name)
-        return method if name == "kill" else lambda *args: self._call(method, *args)
+        return partial(self._call, getattr(self._server, name))
 
     async def _call(self, method: Any, *args: Any) -> Any:
         value = await method(*args)
@@ -85,7 +75,7 @@ class NearProcesses:
         self._clock = clock
 
     async def governor(self) -> Any:
-        return Ours(NearGovernor(self._config, self._books, self._clock))
+        return Ours(GovernorServer(self._config, self._books, self._clock))
 
     async def asker(self, governor: Any, in_flight: int) -> Any:
         asker = Ours(NearAsker(self._config, self._books, governor, self._key, in_flight))

@@ -4,8 +4,6 @@ The simulated provider proves what we thought of; this one sends what real serve
 reported to send.
 """
 
-from __future__ import annotations
-
 import json
 import ssl
 import threading

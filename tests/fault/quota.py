@@ -6,8 +6,6 @@ Measured from the provider's first `insufficient_quota` to the end of the proces
 own Ray. Then the account is filled, and the same command finishes without asking anything again.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time
@@ -15,7 +13,7 @@ from pathlib import Path
 
 from tests.provider import RunningServer, running_server
 
-from .kill import LATENCY, Scored, write_pairs
+from .kill import LATENCY, described, finish, rows_of, write_pairs
 
 WITHIN_S = 5.0
 ROWS = 2000
@@ -25,18 +23,18 @@ def exhausted(folder: Path, server: RunningServer) -> float:
     """Score until the account is empty, check that all is kept, fill it, finish; seconds."""
     server.clean(latency=LATENCY, quota_usd=f"{ROWS * 0.00015:.6f}")  # about half of the rows'
     write_pairs(folder / "in", ROWS)
-    run = Scored(folder / "run", server, address=None)
-    assert "insufficient_quota" in run.score(4)
+    run = described(folder / "run", server)
+    assert "insufficient_quota" in finish(run, None, 4)
     ended = time.monotonic()  # the system's, as the provider's
     seconds: float = ended - server.stats()["quota_told_monotonic"]
     assert 0 < server.stats()["billed"] < ROWS
     assert not (folder / "run" / "out" / "summary.json").exists()
 
     server.configure(quota_usd=None)
-    run.score()
+    finish(run, None)
     stats = server.stats()
     assert (stats["billed"], stats["billed_twice"]) == (ROWS, 0)
-    assert run.rows()["outcome"].to_list() == ["resolved"] * ROWS
+    assert rows_of(run)["outcome"].to_list() == ["resolved"] * ROWS
     return seconds
 
 

@@ -8,8 +8,6 @@ that is empty a few times, and a server that says nothing but 429 for a while, p
 next session goes on. A refused key or an unknown model is not among the faults: they end a run.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile
@@ -47,7 +45,7 @@ def faults() -> list[dict[str, Any]]:
     """All kinds that a chat request can meet, the quota's not more than twice in a run."""
     kinds = sorted(ALL_KINDS - ENDS_THE_RUN - PAUSES_THE_RUN - {"flex_unavailable"})
     quota = [{"kind": kind, "probability": SHARE, "max_times": 2} for kind in PAUSES_THE_RUN]
-    told = {"retry_after_s": 0.03, "retry_after_style": "ms", "extra_ms": 4 * TIMEOUT_S * 1000}
+    told = {"retry_after_s": 0.03, "extra_ms": 4 * TIMEOUT_S * 1000}
     return [*quota, *({"kind": kind, "probability": SHARE, **told} for kind in kinds)]
 
 
@@ -104,7 +102,6 @@ class Storm:
         assert lost <= sum(given_up.values())
 
     def __str__(self) -> str:
-        """One line."""
         twice = len(self.bills) - len(by_question(self.bills))
         return (
             f"{self.rows} questions, {self.stats['chat_requests']} requests, "
@@ -140,7 +137,6 @@ def run_storm(folder: Path, server: RunningServer, rows: int, cap: str, seed: in
 
 
 def main() -> int:
-    """Storm and check."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault.storm", description=__doc__)
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--cap", default="200", help="dollars")

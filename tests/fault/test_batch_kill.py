@@ -1,18 +1,12 @@
 """Batch mode, killed before every write and every request: no batch twice, no answer twice."""
 
-from __future__ import annotations
-
-import asyncio
-import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ray_judge.errors import PausedError
-from ray_judge.escalation.books.batches import Stage
-from ray_judge.escalation.client import BatchClient
-from ray_judge.failures import RequestFailed
 from tests.provider import RunningServer
 
 from .batch_night import CrashAt, Night, end
@@ -22,7 +16,6 @@ pytestmark = pytest.mark.filterwarnings(DEAD)
 
 
 def test_killed_at_every_step(tmp_path: Path, server: RunningServer) -> None:
-    """Before every write and every request there is; a successor goes on."""
     step, crash = 0, CrashAt()
     while step == 0 or crash.crashed:
         server.reset()
@@ -38,71 +31,62 @@ def test_killed_at_every_step(tmp_path: Path, server: RunningServer) -> None:
     assert step == len(crash.steps) + 1 > 30
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_again_and_again(tmp_path: Path, server: RunningServer, seed: int) -> None:
-    """Each process gets a few steps further, or not; lines are lost and refused on the way."""
-    refused = {"kind": "server_error", "requests": [2], "scope": "batch"}
-    lost = {"kind": "malformed_json", "probability": 0.3, "scope": "batch"}
-    server.configure(faults=[refused, lost], fault_seed=seed)
-    night, chance = Night(tmp_path, server, 20, reasks=2), random.Random(seed)
-    for _ in range(100):
-        if not night.crashes(CrashAt(chance.randrange(25))):
-            break
-    else:
-        night.run()
-    asked_again = sum(not answer.final for answer in night.journal().rows if answer.usage)
-    times = Counter(bill["canonical"] for bill in server.bills())
-    night.check(twice=sum(count > 1 for count in times.values()), billed=20 + asked_again)
-    assert max(times.values()) <= 3
+# --- runs that share their books: what one has in a pending batch the other does not ask ---
 
 
-def test_a_creation_that_never_arrived(tmp_path: Path, server: RunningServer) -> None:
-    """Looked for with patience, then fenced by deleting its file, then asked in another batch."""
-    faults = [{"kind": "reset_before", "calls": [1]}, {"kind": "error_before", "calls": [2]}]
-    server.configure(batches={"create_faults": faults})
-    night = Night(tmp_path, server)
-    night.run()
-    night.check(billed=12)
-    assert night.clock.slept >= 120
-    assert server.stats()["batch_creations"] == 4 and len(server.batches()) == 2
-    inputs = {batch["input_file_id"] for batch in server.batches()}
-    abandoned = {record.file for record in night.records() if record.stage is Stage.ABANDONED}
-    assert len(abandoned) == 2 and not inputs & abandoned
+def answered(night: Night) -> int:
+    """How many of its questions a run finds in the journal."""
+    return sum(count for outcome, count in night.outcomes().items() if outcome != "none")
 
 
-def test_a_creation_in_flight_when_its_process_died(tmp_path: Path, server: RunningServer) -> None:
-    """It arrives after its successor had looked for it in vain: its file is gone, so it fails."""
-    night = Night(tmp_path, server)
-    assert night.crashes(CrashAt(name="create file"))
-    (late,) = night.records()
-    assert late.stage is Stage.CREATING
-    night.run()
-
-    async def create() -> None:
-        client = BatchClient(night.config.strong, server.api_key)
-        try:
-            await client.create(str(late.file), {"ray_judge_submission": late.id})
-        finally:
-            await client.close()
-
-    with pytest.raises(RequestFailed, match="404"):
-        asyncio.run(create())
-    night.check(billed=12)
+def run_beside(night: Night) -> None:
+    """Let another process work to its end while this one stands still."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(night.run).result()
 
 
-def test_the_money_of_a_pending_batch_is_taken_once(tmp_path: Path, server: RunningServer) -> None:
-    """Nights of crashes while a batch is pending: its lease is neither doubled nor lost."""
-    night = Night(tmp_path, server)
-    night.clock.meanwhile = lambda: None
-    assert night.crashes(CrashAt(name="retrieve"))
-    settled, promised = night.books.recorded()
-    assert settled == 0 < promised
-    night.document["strong"]["batch"]["wait_s"] = 60
-    for _ in range(3):
-        with pytest.raises(PausedError, match="batch pending: 0 of 12 requests done"):
-            night.run()
-        assert night.books.recorded() == (0, promised)
-    end(server)
-    night.run()
-    night.check(billed=12)
-    assert server.stats()["batch_creations"] == 2
+def check_bills(server: RunningServer, billed: int) -> None:
+    stats = server.stats()
+    assert (stats["billed"], stats["billed_twice"]) == (billed, 0)
+    assert sum(one["request_counts"]["total"] for one in server.batches()) == billed
+
+
+def test_a_deleted_record_lets_another_run_ask(tmp_path: Path, server: RunningServer) -> None:
+    """As the message says: where the first run is gone for good. Its money counts as spent."""
+    books = str(tmp_path / "books")
+    first, second = (Night(tmp_path / name, server, books=books) for name in "ab")
+    assert first.crashes(CrashAt(name="retrieve"))
+    with pytest.raises(PausedError, match="delete its batch's record"):
+        second.run()
+    server.reset()
+    held = first.books.recorded()[1]
+    for record in first.records():
+        second.books.storage.delete(f"batches/{record.id}.json")
+    slept = second.clock.slept
+    second.run()
+    assert answered(second) == 12 and first.books.recorded()[1] == held > 0
+    assert second.clock.slept - slept >= 200, "it might still have been answered"
+    check_bills(server, 12)
+
+
+def test_books_are_free_while_batches_are_pending(tmp_path: Path, server: RunningServer) -> None:
+    """The queue has room for one batch; while it is pending another run asks the rest."""
+    books, limits = str(tmp_path / "books"), {"enqueued_tokens": 900, "max_requests": 4}
+    first = Night(tmp_path / "a", server, books=books, batch=limits)
+    second = Night(tmp_path / "b", server, books=books)
+    said: list[str] = []
+
+    def meanwhile() -> None:
+        if not said:
+            said.append("once")
+            with pytest.raises(PausedError, match="asked by pending batches"):
+                run_beside(second)
+        end(server)
+
+    first.clock.meanwhile = meanwhile
+    first.run()
+    second.run()
+    assert said and answered(first) == answered(second) == 12
+    asked = [sum(record.requests for record in night.records()) for night in (first, second)]
+    assert min(asked) > 0
+    check_bills(server, 12)

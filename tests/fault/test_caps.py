@@ -1,7 +1,5 @@
 """The cap at every value: never a cent more, and what can be spent is spent."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from pathlib import Path
 
@@ -20,9 +18,8 @@ TEXTS = [f"Write down the number {n}. " + "Why? " * (n % 9) for n in range(QUEST
 
 
 @pytest.fixture(scope="module")
-def price_of_all(process: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Decimal:
-    """What all questions cost when nobody counts."""
-    server, folder = process, tmp_path_factory.mktemp("all")
+def price_of_all(provider: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Decimal:
+    server, folder = provider, tmp_path_factory.mktemp("all")
     server.clean()
     phase = ask(configuration(folder, server, "5"), server, TEXTS)
     assert phase.outcomes == {"resolved": QUESTIONS}

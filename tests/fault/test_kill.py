@@ -3,8 +3,6 @@
 python -m tests.fault.kill --runs 100 --rows 2000      is the whole of it
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 
@@ -45,7 +43,6 @@ def test_many(nights: Nights, seed: int) -> None:
 
 
 def test_the_full_size_kills_everybody() -> None:
-    """A hundred seeds: each kind many times, early and late, and some runs more than once."""
     plans = [draw(random.Random(seed), 2000) for seed in range(100)]
     victims = [victim for plan in plans for victim, _ in plan]
     assert all(victims.count(kind) > 30 for kind in VICTIMS)

@@ -1,7 +1,5 @@
 """Which processes are known to have ended: who may ask at once what they had in flight."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The provider over real HTTP, seen through the real OpenAI SDK without retries."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -14,13 +12,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from openai import OpenAI
 
 from tests.provider import RunningServer
-from tests.provider.answers import Truth
 from tests.provider.config import Limits
 from tests.provider.faults import MODEL_FAULTS
 from tests.provider.limits import Bucket, RateLimiter
@@ -49,17 +45,8 @@ def ask(client: OpenAI, text: str = "Which is better?", **extra: Any) -> Any:
     return client.chat.completions.create(model="strong", messages=messages, **extra)
 
 
-def content(client: OpenAI, text: str, **extra: Any) -> Any:
-    return json.loads(ask(client, text, **extra).choices[0].message.content)
-
-
-def fault(server: RunningServer, kind: str, **more: Any) -> None:
-    server.configure(faults=[{"kind": kind, **more}])
-
-
 def test_answer_usage_and_exact_bill(server: RunningServer, client: OpenAI) -> None:
-    prices = {"input": "0.15", "cached_input": "0.075", "output": "0.60"}
-    server.configure(reasoning_tokens=64, cached_tokens=10, prices=prices)
+    server.configure(reasoning_tokens=64, cached_tokens=10)
     answer = ask(client, "é" * 30, response_format=VERDICT)
     said = json.loads(answer.choices[0].message.content)
     assert said == {"reason": "because", "verdict": said["verdict"]}
@@ -70,9 +57,7 @@ def test_answer_usage_and_exact_bill(server: RunningServer, client: OpenAI) -> N
     assert usage.completion_tokens > usage.completion_tokens_details.reasoning_tokens == 64
     assert usage.prompt_tokens_details.cached_tokens == 10
     usd = (
-        Decimal(usage.prompt_tokens - 10) * Decimal("0.15")
-        + 10 * Decimal("0.075")
-        + Decimal(usage.completion_tokens) * Decimal("0.60")
+        Decimal(usage.prompt_tokens - 10) * 2 + 10 * Decimal("0.5") + usage.completion_tokens * 8
     ) / 1_000_000
     [bill] = server.bills()
     assert Decimal(bill["usd"]) == Decimal(server.stats()["total_usd"]) == usd
@@ -91,66 +76,9 @@ def test_tiers_and_what_is_billed_twice(server: RunningServer, client: OpenAI) -
     assert flex * 2 == full
 
 
-def test_scores_and_questions_in_words(client: OpenAI) -> None:
-    form = schema(s={"type": "integer", "minimum": 1, "maximum": 5})
-    scores = {content(client, f"rate {n}", response_format=form)["s"] for n in range(20)}
-    assert scores <= {1, 2, 3, 4, 5} and len(scores) > 2
-    verdicts = {content(client, f'"score" {n}? Say "verdict".')["verdict"] for n in range(20)}
-    assert verdicts == {"A", "B", "tie"}
-    assert content(client, 'Is it a "verdict"? Say "score".')["score"] in range(1, 11)
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"temperature": 0.5}, "temperature"),
-        ({"messages": ["x"]}, "messages"),
-        ({"model": None}, "model"),
-    ],
-)
-def test_requests_that_are_refused(server: RunningServer, body: Any, param: str) -> None:
-    server.configure(refuse_parameters=["temperature"])
-    whole = {"model": "strong", "messages": [{"role": "user", "content": "x"}], **body}
-    headers = {"Authorization": f"Bearer {server.api_key}"}
-    answer = httpx.post(f"{server.base_url}/chat/completions", json=whole, headers=headers)
-    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
-    assert server.stats()["billed"] == 0
-
-
-def test_true_rows_are_found_by_their_exact_texts(
-    server: RunningServer, client: OpenAI, tmp_path: Path
-) -> None:
-    texts = [("Capital?", "Paris", "Paris, of course", "B"), ("Capital?\nWhy?", "No", "Yes\n", "A")]
-    names = ("instruction", "response_a", "response_b", "verdict")
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in texts]))
-    form = "[Instruction]\n{}\n\n[Criteria]\nc\n\n[Answer A]\n{}\n\n[Answer B]\n{}\n\nWhich?"
-    truth, flipped = Truth(path), {"A": "B", "B": "A"}
-    for q, a, b, verdict in texts:
-        assert truth.verdict(form.format(q, a, b)) == verdict
-        assert truth.verdict(form.format(q, b, a)) == flipped[verdict]
-        assert truth.verdict(form.format(q, a, f"{b}.")) is None
-        assert truth.verdict(form.format(f"{q}!", a, b)) is None
-    server.configure(truth=str(path))
-    for text, unknown in ((form.format(*texts[0][:3]), 0), ("no row of ours", 1)):
-        assert content(client, text, response_format=VERDICT)["verdict"] in {"A", "B", "tie"}
-        assert server.stats()["unknown_questions"] == unknown
-
-
-def test_retry_after_styles(server: RunningServer, client: OpenAI) -> None:
-    for style, name, value in (
-        ("seconds", "", "2"), ("ms", "-ms", "1500"), ("date", "", ".* GMT"),
-    ):  # fmt: skip
-        fault(server, "rate_limit", retry_after_s=1.5, retry_after_style=style)
-        with pytest.raises(openai.RateLimitError) as caught:
-            ask(client)
-        assert re.fullmatch(value, str(caught.value.response.headers.get(f"retry-after{name}")))
-
-
 @pytest.mark.parametrize("kind", [*sorted(MODEL_FAULTS), "duplicate"])
 def test_faulty_answers_are_billed(kind: str, server: RunningServer, client: OpenAI) -> None:
-    fault(server, kind)
+    server.configure(faults=[{"kind": kind}])
     answer = ask(client, response_format=VERDICT)
     message = answer.choices[0].message
     finish = {"content_filter": "content_filter", "cut": "length"}.get(kind, "stop")
@@ -164,23 +92,6 @@ def test_faulty_answers_are_billed(kind: str, server: RunningServer, client: Ope
     whole = {"missing_usage", "usage_of_zero", "overbilled", "short_id", "duplicate"}
     assert usable == (kind in {*whole, "other_verdict"})
     assert [bill["fault"] for bill in server.bills()] == [kind]
-
-
-def test_random_faults_repeat_whatever_the_order(server: RunningServer, client: OpenAI) -> None:
-    def struck(order: list[int], seed: int) -> set[int]:
-        server.reset()
-        server.configure(faults=[{"kind": "server_error", "probability": 0.3}], fault_seed=seed)
-        hit = set()
-        for number in order:
-            try:
-                ask(client, f"question {number}")
-            except openai.InternalServerError:
-                hit.add(number)
-        return hit
-
-    first = struck(list(range(40)), 5)
-    assert 4 < len(first) < 20
-    assert struck(list(reversed(range(40))), 5) == first != struck(list(range(40)), 6)
 
 
 def test_a_bucket_refills_with_time() -> None:
@@ -208,22 +119,6 @@ def test_a_limit_answers_429_with_headers(server: RunningServer, client: OpenAI)
         ask(client)
     assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "requests")
     assert 0 < int(caught.value.response.headers["retry-after-ms"]) <= 60_000
-
-
-@pytest.mark.parametrize(
-    ("kind", "recorded"),
-    [("reset_before", 0), ("reset_after", 1), ("error_after", 1), ("rate_limit", 0)],
-)
-def test_lost_creations(kind: str, recorded: int, server: RunningServer, client: OpenAI) -> None:
-    server.configure(batches={"create_faults": [{"kind": kind, "calls": [1]}]})
-    body = {"model": "strong", "messages": [{"role": "user", "content": "x"}]}
-    line = {"custom_id": "0", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
-    with pytest.raises(openai.APIError):
-        client.batches.create(
-            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
-        )
-    assert len(server.batches()) == recorded
 
 
 def test_wrong_settings_are_refused(server: RunningServer) -> None:

@@ -3,8 +3,6 @@
 `tests/pipeline/test_resume.py` tells a run to stop in each of its phases; this is the full size.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -18,7 +16,7 @@ import pytest
 from ray_judge.config import load
 from ray_judge.escalation.books.books import Books
 
-from .kill import Scored, write_pairs
+from .kill import described, finish, rows_of, write_pairs
 from .plain import PlainServer, Said, completion, plain_server
 
 ROWS = 300
@@ -53,16 +51,17 @@ def test_told_to_stop_and_continued(ray_cluster: None, tmp_path: Path, seed: int
 
     write_pairs(tmp_path / "in", ROWS)
     with plain_server(slow_answers(random.Random(seed))) as server:
-        whole, address = seed % 4 > 1, ray.get_runtime_context().gcs_address
-        run = Scored(tmp_path / "run", server, None if whole else address)  # type: ignore[arg-type]
-        process = run.start()
+        whole = seed % 4 > 1
+        address = None if whole else ray.get_runtime_context().gcs_address
+        run = described(tmp_path / "run", server)  # type: ignore[arg-type]
+        process = run.start(address)
         tell(process, server, seed, whole=whole)
         _, said = process.communicate(timeout=25)
-        books = Books.of(load(run.write()))
+        books = Books.of(load(run.yaml))
         assert books.recorded() == (server.usd, 0) and set(server.billed.values()) <= {1}
         assert process.returncode in (0, 130), said
         assert not process.returncode or said.count("\n") == 1, said
         assert not said or said.endswith("the same command continues\n")
-        run.score()
+        finish(run, address)
         assert books.recorded() == (server.usd, 0) and list(server.billed.values()) == [1] * ROWS
-        assert run.rows()["outcome"].unique().to_list() == ["resolved"]
+        assert rows_of(run)["outcome"].unique().to_list() == ["resolved"]

@@ -1,7 +1,5 @@
 """Small storms; `python -m tests.fault.storm --rows 5000` is the whole of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +19,6 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.mark.parametrize("rows", [300, pytest.param(3000, marks=pytest.mark.long)])
 def test_every_fault_at_once(tmp_path: Path, server: RunningServer, rows: int) -> None:
-    """Each kind is met, and every bill for a question that was billed before is explained."""
     storm = run_storm(tmp_path, server, rows, "200")
     storm.check()
     assert storm.starts > 1, "the account was empty in between"

@@ -1,7 +1,5 @@
 """One Ray session and one simulated provider for all pipeline tests; each test gets its own run."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -9,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -23,7 +21,9 @@ import pytest
 import yaml
 
 from ray_judge.cli import main
-from tests.provider import RunningServer, running_server
+from tests.provider import RunningServer
+from tests.unit import builders
+from tests.unit.builders import FAST
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,13 +35,6 @@ def ray_session(ray_cluster: None) -> str:
 
     address: str = ray.get_runtime_context().gcs_address
     return address
-
-
-@pytest.fixture(scope="session")
-def provider() -> Iterator[RunningServer]:
-    """The simulated provider's process."""
-    with running_server() as server:
-        yield server
 
 
 @pytest.fixture
@@ -84,12 +77,15 @@ class Run:
         print(self.said)  # pytest shows it where a test failed
         return code
 
-    def start(self, address: str, *overrides: str) -> subprocess.Popen[str]:
-        """Begin `ray-judge score` in another process, on the cluster of the tests."""
+    def start(self, address: str | None, *overrides: str) -> subprocess.Popen[str]:
+        """Begin `ray-judge score` in another process, on this cluster or one of its own."""
         code = "from ray_judge.cli import entry_point; entry_point()"
+        others = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        there = {"RAY_ADDRESS": address} if address else {}
+        key = {"OPENAI_API_KEY": self.server.api_key, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             [sys.executable, "-c", code, *self.words(overrides)],
-            env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
+            env={**key, **others, **there},
             text=True, cwd=self.folder, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -150,21 +146,7 @@ def answer_with(server: RunningServer, folder: Path, rows: pl.DataFrame) -> None
     server.configure(truth=str(path))
 
 
-def pairs(rows: int, *, first: int = 0, **columns: Sequence[Any] | pa.Array) -> pa.Table:
-    """Pairs with the probabilities of a judge that has run: the higher the row, the surer."""
-    numbers = range(first, first + rows)
-    p_a = [0.5 + (n % 97) / 200 for n in numbers]
-    data: dict[str, Any] = {
-        "instruction": [f"Write down the number {n}." for n in numbers],
-        "response_a": [f"{n}" for n in numbers],
-        "response_b": [f"perhaps {n + 1}" for n in numbers],
-        "p_a": p_a,
-        "p_b": [1 - p for p in p_a],
-        **columns,
-    }
-    return pa.table(data)
-
-
+pairs = builders.pairs
 Runs = Callable[..., Run]
 
 
@@ -180,27 +162,13 @@ def describe(place: Path, server: RunningServer, *shards: pa.Table, **changes: A
     (folder / "in").mkdir(parents=True)
     for number, table in enumerate(shards):
         pq.write_table(table, folder / "in" / f"part-{number:03d}.parquet")
-    document: dict[str, Any] = {
+    given = {
         "input": str(folder / "in"),
         "output": str(folder / "out"),
-        "judge": {"engine": "columns", "prob_columns": {"A": "p_a", "B": "p_b"}},
-        "route": {"policy": "fraction", "fraction": 0.5},
-        "strong": {
-            "model": "gpt-4.1",
-            "max_cost_usd": 5,
-            "base_url": server.base_url,
-            "requests_per_minute": 600_000,
-            "tokens_per_minute": 600_000_000,
-            "concurrency": 16,
-        },
         "chunk_rows": 50,
+        "route__fraction": 0.5,
+        "strong": {"model": "gpt-4.1", "max_cost_usd": 5, "base_url": server.base_url, **FAST},
     }
     if "judges" in changes:
-        del document["judge"]
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        node = document
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return Run(folder, server, document, folder / "out")
+        given["judge"] = ...
+    return Run(folder, server, builders.document(**{**given, **changes}), folder / "out")

@@ -1,7 +1,5 @@
 """The demo's server: it knows the questions of one demo, and counts the tokens of each."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Inputs on the Hugging Face Hub, as a stand-in of its API serves them."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
@@ -100,9 +98,7 @@ def parquet(rows: int, size: int | None = None) -> bytes:
     return sink.getvalue()
 
 
-def test_a_data_set_on_the_hub(
-    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_on_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.files = {"README.md": b"x", "data/a.parquet": parquet(20, 6), "data/b c.parquet":
                     parquet(2), "data/test/d.parquet": parquet(1)}  # fmt: skip
     place = "hf://datasets/org/pairs@v1/data"

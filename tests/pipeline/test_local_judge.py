@@ -1,10 +1,7 @@
 """Judges on vLLM, end to end: the shipped one, one that grades, one beside its base model."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -15,17 +12,12 @@ from tests.engines.test_exactness import Reference
 from tests.engines.test_rewards import conversation, reference
 from tests.provider import RunningServer
 
-from .conftest import ROOT, Run, Runs
+from .conftest import ROOT, Runs
 
 MODEL = ROOT / "ray_judge" / "demo" / "model" / "judge"
-pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
+pytestmark = tiny.NEEDS_VLLM
 CONTEXT = 4096
 """Tokens, and bytes, of the demo judge's context."""
-
-
-def local(runs: Runs, *shards: pa.Table, **changes: Any) -> Run:
-    judge = {"format": "demo", "engine": "vllm", "model": str(MODEL), "dtype": "float32"}
-    return runs(*shards, **{"judge": judge, **changes})
 
 
 @pytest.mark.parametrize("task", ["pairwise", "pointwise"])
@@ -78,7 +70,8 @@ def test_pairs_in_both_orders(runs: Runs, server: RunningServer) -> None:
     odd = [f"{text}{number}" for number in range(10) for text in odd]
     strange = {"instruction": odd, "response_a": odd[1:] + odd[:1], "response_b": odd[::-1]}
     shards = [pa.table(rows), pa.table(strange)]
-    run = local(runs, *shards, judge__swap=True, route__fraction=0.1, chunk_rows=20)
+    judge = {"format": "demo", "model": str(MODEL), "dtype": "float32", "swap": True}
+    run = runs(*shards, judge=judge, route__fraction=0.1, chunk_rows=20)
     assert run.score() == 0
     scored, n = run.scored().to_dicts(), len(words)
     for straight, mirrored in zip(scored[:n], scored[n : 2 * n], strict=True):

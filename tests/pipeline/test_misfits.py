@@ -1,7 +1,5 @@
 """Judges that cannot judge, through the command: one sentence, its exit code, nothing paid."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
@@ -17,7 +15,7 @@ from tests.provider import RunningServer
 from .conftest import Run, Runs, pairs
 from .test_local_judge import MODEL
 
-pytestmark = [pytest.mark.timeout(300), tiny.NEEDS_VLLM]
+pytestmark = tiny.NEEDS_VLLM
 ROWS = 240
 DEMO = {"engine": "vllm", "format": "demo", "model": str(MODEL), "dtype": "float32"}
 SMALL = {
@@ -42,13 +40,10 @@ def judging(runs: Runs, judge: dict[str, Any]) -> Run:
 @pytest.mark.parametrize(
     ("judge", "code", "said"),
     [
-        ({**DEMO, "engine_options": {"max_sequences": 1}}, 2, "vLLM has no option max_sequences"),
-        ({**DEMO, "model": "/no/such/model"}, 2, r"judge\.model: there is no such path"),
         ({**SMALL, "model": "whole"}, 1,
          r"on half of the first 100 rows all verdicts together have 0\.00\d+ .* rather write"),
         ({**SMALL, "model": "whole", "decode": "full", "max_output_tokens": 8}, 1,
          'none of the first 100 rows got a verdict from .*, and begins ".*cut at 8 tokens'),
-        ({"engine": "transformers", "model": "headless"}, 2, "lacks 1 of the weights of Llama"),
         ({**HTTP, "http": {"base_url": "http://127.0.0.1:9/v1"}}, 1, "Connection refused"),
         ({**HTTP, "http": {"base_url": "{}"}}, 1,
          r"on half of the first 100 rows all verdicts together have 0\.01 .* write 'The'"),
@@ -63,7 +58,7 @@ def test_a_judge_that_cannot_judge(
     ray_session: str,
     models: Path,
 ) -> None:
-    if judge["model"] in ("whole", "headless"):
+    if judge["model"] == "whole":
         judge = {**judge, "model": str(models / judge["model"])}
     shown = [{"token": "The", "logprob": -0.5}, {"token": " A", "logprob": -4.6}]
     choice = {"logprobs": {"top_logprobs": [{one["token"]: one["logprob"] for one in shown}]}}

@@ -1,7 +1,5 @@
 """Storage, locks, runs and inputs over S3's protocol, as a real server speaks it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -22,8 +20,6 @@ from tests.conftest import free_ports, listens, running
 
 from ..unit.storage_promises import StoragePromises  # noqa: TID252
 from ..unit.test_inputs import config, pairs  # noqa: TID252
-
-pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """The API key is in the environment and in requests, and nowhere else: not in any file that a run
 leaves behind, finished, failed or killed; not in Ray's logs; not in what `ps` shows."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import json
@@ -21,7 +19,6 @@ from tests.provider import RunningServer
 
 from .conftest import Run, Runs, pairs
 
-pytestmark = pytest.mark.timeout(240)
 RIGHT, WRONG = "sk-right-8d1f0c5e7ab3", "sk-wrong-55e0b9c2d4f6"
 SECRETS = (RIGHT.encode(), WRONG.encode())
 

@@ -4,8 +4,6 @@ What phase B makes of each answer is held by `tests/fault/test_servers.py`; this
 the command sees: exit code, sentence, rows, dollars by the server's own count, and how it goes on.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import time
@@ -21,8 +19,6 @@ import pytest
 from tests.fault.plain import PlainServer, Said, completion, error, plain_server
 
 from .conftest import Run, describe, pairs
-
-pytestmark = pytest.mark.timeout(240)
 
 Reply = Callable[[dict[str, Any], int], Said]
 Served = Callable[..., AbstractContextManager[tuple[Run, PlainServer]]]
@@ -144,32 +140,12 @@ def test_what_goes_wrong_for_all_ends_the_run_and_the_mended_command_goes_on(
         assert run.check_costs() == server.usd and in_vain <= 16 * Decimal("0.0028")
 
 
-@pytest.mark.parametrize("cap", ["0.05", "0.4"])
-def test_the_summary_says_what_went_beyond_the_leases(served: Served, cap: str) -> None:
-    """25 times the output limit of each request: the cap, and the first answer's excess."""
-
-    def reply(body: dict[str, Any], number: int) -> Said:
-        return Said(completion(tokens=(200, 25 * body["max_completion_tokens"])))
-
-    with served(reply, 60, strong__max_cost_usd=cap) as (run, server):
-        assert run.score() == 0
-        summary = run.summary()
-        excess = Decimal(str(summary["excess_usd"]))
-        assert Decimal(str(summary["spent_usd"])).quantize(Decimal("1e-9")) == server.usd
-        assert server.usd <= Decimal(cap) + excess
-        assert 0 < excess < server.usd / len(server.requests)
-        denied = 60 - len(server.requests)
-        assert run.outcomes() == {"resolved": len(server.requests), "denied_budget": denied}
-
-
 ALWAYS = ["max_output_tokens=900", "reasks=3", "max_tokens_field=max_tokens", "timeout_s=9"]
 UNTIL_ANSWERED = ["model=gpt-4o", "rubric=other", "temperature=1", "samples=3", "swap=true"]
 
 
 @pytest.mark.parametrize("failed", [20, 21])
-def test_too_many_failed_rows_are_exit_1_and_a_changed_question_is_refused(
-    served: Served, failed: int
-) -> None:
+def test_too_many_failed_rows_and_changed_questions(served: Served, failed: int) -> None:
     """Everything is written; a re-run says the same and asks nobody, whatever is set."""
     worst = "this model takes {} tokens"
 
@@ -217,18 +193,7 @@ def test_what_is_asked_may_change_until_the_first_answer(served: Served) -> None
 
 
 @pytest.mark.long
-def test_ids_out_of_999_at_full_size(served: Served) -> None:
-    rng = random.Random(1)
-    reply: Reply = lambda body, n: Said(completion(id=f"chatcmpl-{rng.randrange(999)}"))
-    with served(reply, 5000, chunk_rows=1000) as (run, server):
-        assert run.score() == 0 and run.outcomes() == {"resolved": 5000}
-        assert len(server.requests) == 5000 and run.check_costs() == server.usd
-
-
-@pytest.mark.long
-def test_a_refused_parameter_ends_a_run_of_200_000_rows_at_once(
-    served: Served, ray_session: str
-) -> None:
+def test_a_refused_parameter_ends_a_long_run_at_once(served: Served, ray_session: str) -> None:
     """At most 16 requests, and 10 s from the first answer to the end of the process."""
     refused = refuses("temperature", "only 1 is supported")
     with served(refused, 200_000, strong__temperature=0, chunk_rows=1000) as (run, server):

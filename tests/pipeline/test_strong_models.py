@@ -1,7 +1,5 @@
 """Strong models that reason, on defaults: verdicts, the plan's dollars, and what a cache saved."""
 
-from __future__ import annotations
-
 import json
 import random
 from decimal import Decimal
@@ -15,8 +13,6 @@ from ray_judge.records import Usage
 from tests.fault.plain import Said, completion, error, plain_server
 
 from .conftest import describe, pairs
-
-pytestmark = pytest.mark.timeout(240)
 
 
 class Reasoner:

@@ -1,7 +1,5 @@
 """What a run waits for, and what it was billed beyond its limits, is told wherever people look."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -15,8 +13,6 @@ from tests.fault.plain import Said, completion, plain_server
 from tests.provider import RunningServer
 
 from .conftest import Run, Runs, command, pairs
-
-pytestmark = pytest.mark.timeout(240)
 
 
 def status(run: Run) -> dict[str, Any]:
@@ -58,6 +54,7 @@ def test_bills_beyond_the_limits_are_told(runs: Runs, caplog: pytest.LogCaptureF
     said = [record.message for record in caplog.records if "beyond" in record.message]
     told, summary = status(run), run.summary()
     assert 0 < summary["excess_usd"] == told["excess_usd"] < 0.0404
+    assert run.outcomes()["denied_budget"] == 10 - len(plain.requests) > 0
     assert said == [summary["excess_said"]] == [told["excess_said"]]
     assert f"${summary['excess_usd']:.6f} beyond" in said[0] and "1 of its answers" in said[0]
     assert said[0].replace("'", "&#39;") in (run.output / "report.html").read_text()

@@ -1,9 +1,7 @@
 """Several local judges in front of the strong one: a row stops at the first that is sure.
 
-By thresholds that are given, and from a calibration to a promise, a plan and drift.
+By thresholds that are given; and their calibration and plan.
 """
-
-from __future__ import annotations
 
 import json
 from decimal import Decimal
@@ -18,9 +16,7 @@ import pytest
 from ray_judge.calibration.load import read_calibration
 from tests.provider import RunningServer
 
-from .conftest import Run, Runs, answer_with, pairs
-
-pytestmark = pytest.mark.timeout(180)
+from .conftest import Runs, answer_with, pairs
 
 
 def columns(name: str, route: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -81,10 +77,6 @@ def test_two_local_judges(runs: Runs, server: RunningServer, last: str) -> None:
     assert asked.height == run.outcomes()["resolved"] == server.stats()["billed"]
     assert run.check_costs() == Decimal(server.stats()["total_usd"])
 
-    before = run.everything()
-    assert run.score() == 0
-    assert run.everything() == before
-
 
 def test_a_tier_that_nothing_comes_to(runs: Runs, server: RunningServer) -> None:
     run = runs(
@@ -98,9 +90,9 @@ def test_a_tier_that_nothing_comes_to(runs: Runs, server: RunningServer) -> None
     assert run.summary()["threshold"] is None
 
 
-def honest(night: int) -> pa.Table:
+def honest() -> pa.Table:
     """Labels, an honest small judge, a better large one: probability of A by each."""
-    rng = np.random.default_rng(night)
+    rng = np.random.default_rng(1)
     human = rng.random(1000) < 0.5
 
     said: dict[str, list[float]] = {}
@@ -109,26 +101,17 @@ def honest(night: int) -> pa.Table:
         p_a = np.where((rng.random(1000) < sure) == human, sure, 1 - sure)
         said |= {f"{name}_a": p_a.tolist(), f"{name}_b": (1 - p_a).tolist()}
     label = ["A" if is_a else "B" for is_a in human]
-    return pairs(1000, first=night * 1000, human=label, **said)
+    return pairs(1000, human=label, **said)
 
 
-def cascade(runs: Runs, table: pa.Table, place: Path, audit: float = 0) -> Run:
-    promise = {"policy": "guarantee", "calibration": str(place)}
-    return runs(
-        table, judges=[columns("small", promise), columns("large")],
-        route={**promise, "audit": audit}, columns={"label": "human"}, chunk_rows=500,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_two_judges_from_calibration_to_promise(
-    runs: Runs, server: RunningServer, tmp_path: Path
-) -> None:
-    both = pl.concat([pl.DataFrame(pl.from_arrow(honest(night))) for night in (1, 2)])
-    answer_with(server, tmp_path, both.with_columns(verdict="human"))
+def test_two_judges_are_calibrated(runs: Runs, server: RunningServer, tmp_path: Path) -> None:
+    """What a night makes of it: `tests/unit/test_calibrated.py`."""
+    table = honest()
+    answer_with(server, tmp_path, pl.DataFrame(pl.from_arrow(table)).with_columns(verdict="human"))
     place = tmp_path / "calibration.json"
-    run = cascade(runs, honest(1), place)
+    promise = {"policy": "guarantee", "calibration": str(place)}
+    judges = [columns("small", promise), columns("large")]
+    run = runs(table, judges=judges, route=promise, columns={"label": "human"}, chunk_rows=500)
     wish = ("--alpha", "0.2", "--against", "strong", "--sample", "800")
     said = run.command("calibrate", *wish)
     assert "judge 1 (small)" in said and "judge 2 (large)" in said and "gpt-4.1's verdicts" in said
@@ -140,26 +123,7 @@ def test_two_judges_from_calibration_to_promise(
 
     planned = json.loads(run.command("plan", "--json", "--sample", "600"))
     assert server.stats()["billed"] == 800
-    tonight = cascade(runs, honest(2), place, audit=0.2)
-    assert tonight.score() == 0
-    rows = tonight.scored()
-    sure = rows.filter(judge_model="small")
-    assert sure["judge_confidence"].min() >= small.threshold
-    asked = rows.filter(route="escalate")
-    assert (asked["judge_confidence"] < large.threshold).all()
-    local = rows.filter(pl.col("route") != "escalate")
-    assert (local["judge_verdict"] == local["human"]).mean() > 0.8
-    summary = tonight.summary()
-    assert summary["promise"]["kept"] is not False
-    first, second = summary["drift"]["judges"]
-    assert first["reached"] == 1000 and second["reached"] == 1000 - sure.height
-    assert summary["drift"]["verdict"] == first["verdict"] == second["verdict"] == "stable"
-    assert "judge 2 (large)" in (tonight.output / "report.html").read_text()
-
-    # a plan of one night is near what another night of the same kind does
-    assert planned["reached"][0] == 1000
-    assert planned["reached"][1] == pytest.approx(second["reached"], rel=0.15)
+    passed_on = 1 - small.selection.accepted / small.selection.rows
+    assert planned["reached"] == [1000, pytest.approx(1000 * passed_on, rel=0.15)]
     line = planned["policies"][-1]
-    assert line["policy"] == "route: guarantee"
-    assert line["rows"] == pytest.approx(asked.height, rel=0.3)
-    assert line["accuracy"]["low"] < float((rows["final_verdict"] == rows["human"]).mean())
+    assert line["policy"] == "route: guarantee" and 0 < line["rows"] < planned["reached"][1]

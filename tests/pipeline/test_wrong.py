@@ -1,7 +1,5 @@
 """What is wrong, or looks so, where a run is started (see tests/unit/test_wrong.py)."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -23,7 +21,6 @@ OURS = re.compile(r" *\d+\.\d s · ")
 COMMAND = "from ray_judge.cli import entry_point; entry_point()"
 
 
-@pytest.mark.timeout(240)
 def test_a_run_on_a_ray_of_its_own_says_what_is_ours_and_imports_what_is_meant(
     tmp_path: Path, server: RunningServer
 ) -> None:

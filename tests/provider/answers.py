@@ -9,10 +9,7 @@ from typing import Any
 
 from tests.provider.requests import ChatRequest
 
-_FLIPPED = {"A": "B", "B": "A", "tie": "tie"}
 _UNIT = {"A": 1.0, "tie": 0.5, "B": 0.0}
-_SCORES = (1.0, 10.0)
-"""Lowest and highest score told where the request has no schema with bounds."""
 
 
 class Truth:
@@ -24,12 +21,10 @@ class Truth:
             instruction, a, b = row["instruction"], row["response_a"], row["response_b"]
             begin = f"[Instruction]\n{instruction}\n\n["
             kept = self._rows[instruction.partition("\n")[0]]
-            said = row["verdict"]
-            for first, second, verdict in ((a, b, said), (b, a, _FLIPPED[said])):
-                kept.append((begin, f"[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n", verdict))
+            kept.append((begin, f"[Answer A]\n{a}\n\n[Answer B]\n{b}\n\n", row["verdict"]))
 
     def verdict(self, question: str) -> str | None:
-        """The verdict in the order in which the question shows the answers; None: not a row."""
+        """None: not a row, in this order of its answers."""
         text = f"{question}\n\n"
         for begin, answers, verdict in self._rows.get(text.split("\n", 2)[1], ()):
             if text.startswith(begin) and answers in text:
@@ -46,16 +41,11 @@ class Judge:
         """How many requests were not found in the file of true rows."""
 
     def content(self, request: ChatRequest) -> str:
-        """JSON that fits the schema, if there is one.
-
-        A request in words is taken to ask for the field, "verdict" or "score", that it names last.
-        """
+        """JSON that fits the schema; a request in words is taken to ask for a verdict."""
         verdict, unit = self._opinion(request)
         wanted = request.body.get("response_format")
         if wanted is not None:
             fields = wanted["json_schema"]["schema"].get("properties", {})
-        elif request.prompt.rfind('"score"') > request.prompt.rfind('"verdict"'):
-            fields = {"score": {"type": "integer"}}
         else:
             fields = {"verdict": {"enum": ["A", "B", "tie"]}}
         filled = {name: _value(node, verdict, unit) for name, node in fields.items()}
@@ -73,11 +63,9 @@ class Judge:
 
 
 def _value(node: dict[str, Any], verdict: str, unit: float) -> object:
-    kind = node.get("type")
-    if kind in ("number", "integer"):
-        low, high = float(node.get("minimum", _SCORES[0])), float(node.get("maximum", _SCORES[1]))
-        score = low + unit * (high - low)
-        return round(score) if kind == "integer" else round(score, 3)
+    if node.get("type") == "integer":
+        score = node["minimum"] + unit * (node["maximum"] - node["minimum"])
+        return round(score)
     if "enum" not in node:
         return "because"
     return verdict if verdict in node["enum"] else "A" if unit >= 0.5 else "B"

@@ -105,10 +105,6 @@ class Batches:
         settings = self._provider.config.batches
         self.uploads += 1
         with _scripted(settings.upload_faults, self.uploads):
-            if len(content) > settings.max_bytes:
-                message = f"File exceeds the maximum size of {settings.max_bytes} bytes."
-                error = HttpError(413, "file_too_large", "invalid_request_error", message, "file")
-                raise ApiFailure(error)
             return self._store(content)
 
     def content(self, file_id: str) -> bytes:
@@ -237,8 +233,6 @@ def _scripted(faults: tuple[CallFault, ...], call: int) -> Iterator[None]:
     kind = next((fault.kind for fault in faults if call in fault.calls), "")
     lost = kind.startswith("reset")
     failure = AnswerLost() if lost else ApiFailure(HTTP_ERRORS["server_error"])
-    if kind == "rate_limit":
-        raise ApiFailure(HTTP_ERRORS["rate_limit"], {"retry-after": "1"})
     if kind.endswith("before"):
         raise failure
     yield

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from tests.provider.config import Prices
-
+_INPUT, _CACHED_INPUT, _OUTPUT = Decimal(2), Decimal("0.5"), Decimal(8)
+"""Dollars per million tokens: gpt-4.1's."""
 _FACTOR = {"default": Decimal(1), "flex": Decimal("0.5"), "batch": Decimal("0.5")}
 
 
@@ -30,10 +30,10 @@ class TokenCount:
             "completion_tokens_details": {"reasoning_tokens": self.reasoning},
         }
 
-    def price(self, prices: Prices, tier: str) -> Decimal:
+    def price(self, tier: str) -> Decimal:
         """Exact dollars."""
-        total = (self.prompt - self.cached) * prices.input + self.cached * prices.cached_input
-        return (total + self.completion * prices.output) * _FACTOR[tier] / 1_000_000
+        total = (self.prompt - self.cached) * _INPUT + self.cached * _CACHED_INPUT
+        return (total + self.completion * _OUTPUT) * _FACTOR[tier] / 1_000_000
 
 
 @dataclass(slots=True)

@@ -46,7 +46,8 @@ class ChatRoute:
         attempt = provider.next_attempt(request.key)
         rule = provider.pick_fault(request, attempt, provider.admitted, "chat")
         if rule is not None and rule.kind in HTTP_ERRORS:
-            told = wire.retry_headers(rule) if rule.kind in {"rate_limit", "unavailable"} else {}
+            waits = rule.kind in {"rate_limit", "unavailable"}
+            told = wire.wait_headers(rule.retry_after_s) if waits else {}
             raise ApiFailure(HTTP_ERRORS[rule.kind], told)
         if rule is not None and rule.kind in faults.ERRORS_INSIDE.keys() - faults.BILLED_TRANSPORT:
             return wire.json_answer(faults.error_inside(rule.kind), headers=self._headers())

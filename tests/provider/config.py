@@ -20,15 +20,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class Prices(Settings):
-    """Dollars per million tokens; by default the shipped prices of gpt-4.1."""
-
-    input: Money = Decimal("2.00")
-    cached_input: Money = Decimal("0.50")
-    output: Money = Decimal("8.00")
-    """Per million completion tokens, reasoning tokens included."""
-
-
 class Latency(Settings):
     """Time between the arrival of a request and its answer: uniform in [min_ms, max_ms].
 
@@ -67,8 +58,6 @@ class FaultRule(Settings):
     the error file, and the faults of a connection (all but `duplicate`) have no effect."""
     retry_after_s: float = Field(default=1.0, ge=0)
     """Seconds told by a `rate_limit` or `unavailable` fault."""
-    retry_after_style: Literal["seconds", "date", "ms"] = "seconds"
-    """Header form: `Retry-After: 2`, `Retry-After: <HTTP date>` or `retry-after-ms: 1500`."""
     extra_ms: float = Field(default=2000.0, ge=0)
     """How much later a `late` answer comes."""
 
@@ -76,9 +65,9 @@ class FaultRule(Settings):
 class CallFault(Settings):
     """A fault of a file upload or a batch creation, by the 1-based number of that call."""
 
-    kind: Literal["reset_before", "reset_after", "error_before", "error_after", "rate_limit"]
+    kind: Literal["reset_before", "reset_after", "error_before", "error_after"]
     """`before`: nothing was recorded; `after`: the file or batch exists, the answer was lost.
-    `reset_*` resets the connection, `error_*` answers 500, `rate_limit` 429 (not recorded)."""
+    `reset_*` resets the connection, `error_*` answers 500."""
     calls: tuple[int, ...]
 
 
@@ -91,7 +80,6 @@ class BatchSettings(Settings):
     """1-based lines that are billed and then stand in neither file."""
     fail_batches: tuple[int, ...] = ()
     """1-based numbers of batches that fail as a whole in validation."""
-    max_bytes: int = Field(default=200 * 1024 * 1024, gt=0)
     enqueued_token_limit: int | None = Field(default=None, gt=0)
     """Prompt tokens per model in batches that have not ended; null: no limit."""
     enqueued_rejection: Literal["failed", "429"] = "failed"
@@ -108,7 +96,6 @@ class ServerConfig(Settings):
     truth: Path | None = None
     """JSON list of rows with `instruction`, `response_a`, `response_b` and `verdict` ("A", "B" or
     "tie"), which are found by their exact texts. Null: a verdict by the hash of the request."""
-    prices: Prices = Prices()
     latency: Latency = Latency()
     limits: Limits = Limits()
     faults: tuple[FaultRule, ...] = ()

@@ -21,7 +21,7 @@ class ChatRequest:
     prompt_tokens: int
 
     @classmethod
-    def parse(cls, body: object, config: ServerConfig) -> ChatRequest:
+    def parse(cls, body: dict[str, Any], config: ServerConfig) -> ChatRequest:
         checked = _checked(body, config)
         prompt = "\n".join(_texts(checked))
         return cls(checked, canonical_key(checked), prompt, prompt_tokens(checked))
@@ -77,30 +77,9 @@ def draw(*parts: object) -> float:
     return int.from_bytes(digest[:7], "big") / (1 << 56)
 
 
-def _checked(body: object, config: ServerConfig) -> dict[str, Any]:
-    if not isinstance(body, dict):
-        raise bad_request("The body is not a JSON object.")
-    messages = body.get("messages")
-    roles = [isinstance(m, dict) and m.get("role") for m in messages or ()]
-    if not roles or not all(isinstance(role, str) for role in roles):
-        raise bad_request("'messages' must be messages, each of which has a role.", "messages")
-    if not isinstance(body.get("model"), str):
-        raise bad_request("Missing required parameter: 'model'.", "model")
+def _checked(body: dict[str, Any], config: ServerConfig) -> dict[str, Any]:
     for name in (*config.refuse_parameters, "stream"):
         if body.get(name):
             message = f"Unsupported parameter: '{name}' is not supported with this model."
             raise bad_request(message, name, "unsupported_parameter")
-    if body.get("response_format") is not None:
-        _check_format(body["response_format"])
     return body
-
-
-def _check_format(wanted: Any) -> None:
-    try:
-        named = wanted["type"] == "json_schema" and isinstance(wanted["json_schema"]["name"], str)
-        fits = named and wanted["json_schema"]["schema"]["type"] == "object"
-    except (KeyError, TypeError):
-        fits = False
-    if not fits:
-        message = "response_format needs type json_schema, a name and the schema of an object."
-        raise bad_request(message, "response_format")

@@ -115,7 +115,7 @@ class Provider:
             tokens = replace(tokens, completion=3 * (request.allowance or 1000))
         tier = "flex" if request.wants_flex and self.config.permit_flex else "default"
         billed_as = "batch" if in_batch else tier
-        usd = tokens.price(self.config.prices, billed_as)
+        usd = tokens.price(billed_as)
         self._total += usd
         number, counts = len(self._bills) + 1, (tokens.prompt, tokens.completion)
         what = (number, request.key, format(usd, "f"), billed_as, *counts)
@@ -166,7 +166,6 @@ class Provider:
             "faults_injected": dict(self._faults_injected),
             "unknown_questions": self.judge.unknown,
             "quota_told_monotonic": self.quota_told,
-            "uploads": self.store.uploads,
             "batch_creations": self.store.creations,
         }
 

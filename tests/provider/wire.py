@@ -7,13 +7,10 @@ import json
 import math
 import socket
 import struct
-import time
-from email.utils import formatdate
 from typing import Any
 
 from aiohttp import web
 
-from tests.provider.config import FaultRule
 from tests.provider.faults import HttpError
 
 JSON_TYPE = "application/json"
@@ -36,18 +33,8 @@ def error_answer(error: HttpError, headers: dict[str, str] | None = None) -> web
     return json_answer(error.body(), status=error.status, headers=headers)
 
 
-def retry_headers(rule: FaultRule) -> dict[str, str]:
-    """The Retry-After header of a scripted fault, in the style it asks for."""
-    seconds = rule.retry_after_s
-    if rule.retry_after_style == "seconds":
-        return {"retry-after": str(math.ceil(seconds))}
-    if rule.retry_after_style == "date":
-        return {"retry-after": formatdate(math.ceil(time.time() + seconds), usegmt=True)}
-    return {"retry-after-ms": str(math.ceil(seconds * 1000))}
-
-
 def wait_headers(seconds: float) -> dict[str, str]:
-    """Both Retry-After headers of a real limit; none when waiting cannot help."""
+    """Both Retry-After headers; none when waiting cannot help."""
     if math.isinf(seconds):
         return {}
     ms = max(1, math.ceil(seconds * 1000))

@@ -1,11 +1,13 @@
-"""What several unit tests build: a configuration, and judged rows."""
-
-from __future__ import annotations
+"""What many tests build: a configuration, pairs, and judged rows."""
 
 import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from ray_judge.config import RunConfig, parse
 from ray_judge.records import PAIRWISE_ALTERNATIVES, judged_schema
@@ -36,6 +38,31 @@ def document(**changes: Any) -> dict[str, Any]:
 
 def config(**changes: Any) -> RunConfig:
     return parse(document(**changes))
+
+
+FAST = {"requests_per_minute": 600_000, "tokens_per_minute": 600_000_000, "concurrency": 16}
+"""Of `strong`: a run that asks as fast as it can."""
+
+
+def pairs(rows: int, *, first: int = 0, **columns: Sequence[Any] | pa.Array) -> pa.Table:
+    """Pairs with the probabilities of a judge that has run: the higher the row, the surer."""
+    numbers = range(first, first + rows)
+    p_a = [0.5 + (n % 97) / 200 for n in numbers]
+    data: dict[str, Any] = {
+        "instruction": [f"Write down the number {n}. €" for n in numbers],
+        "response_a": [f"{n}" for n in numbers],
+        "response_b": [f"perhaps {n + 1}" for n in numbers],
+        "p_a": p_a,
+        "p_b": [1 - p for p in p_a],
+        **columns,
+    }
+    return pa.table(data)
+
+
+def documented(page: str) -> list[Any]:
+    """The YAML blocks of one of the project's pages."""
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
 
 
 def judged(*rows: dict[str, Any]) -> pa.Table:

@@ -4,8 +4,6 @@ None: the parser must say why there is no verdict. A verdict: it is plainly ther
 is. One table per format: what is read, then what is not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 Table = list[tuple[str, str | None]]

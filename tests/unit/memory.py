@@ -1,7 +1,5 @@
 """A disk in memory, fast, on which a test lets happen whatever it wants."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What every storage promises: run on a local disk and in memory, and over S3's protocol."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 

@@ -1,7 +1,5 @@
 """What an answer is worth, what a row's answers come to, and what every failure means."""
 
-from __future__ import annotations
-
 import json
 from decimal import Decimal
 from typing import Any
@@ -148,9 +146,7 @@ def test_what_openrouter_says_that_it_costs_counts_where_it_is_more(cost: Any, u
         (body('{"verdict": "C"}'), Outcome.UNPARSEABLE, "'C' is not one of A, B, tie"),
     ],
 )  # fmt: skip
-def test_an_unusable_answer_is_paid_and_ends_the_question_at_last(
-    text: str, outcome: Outcome, error: str, last: bool
-) -> None:
+def test_an_unusable_answer_is_paid(text: str, outcome: Outcome, error: str, last: bool) -> None:
     answer = read(text, last=last)
     assert (answer.outcome, answer.verdict, answer.error) == (outcome, None, error)
     assert answer.final is last and answer.cost_usd == Decimal("0.000036")
@@ -281,7 +277,7 @@ DENIED = RowAnswer(Outcome.DENIED_BUDGET)
         (["A", "B"], {"samples": 2, "ties": False}, RowAnswer(Outcome.RESOLVED, "A", 0.5)),
     ],
 )  # fmt: skip
-def test_what_the_questions_of_a_row_come_to(
+def test_what_rows_come_to(
     said: list[str | None], strong: dict[str, Any], found: RowAnswer
 ) -> None:
     assert row(*said, **strong) == found

@@ -1,7 +1,5 @@
 """Lease, send, journal, settle: with a scripted server, and the governor's part played by hand."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections import Counter
@@ -108,7 +106,6 @@ def ask_all(
     clock: Callable[[], float] | None = None,
     **strong: Any,
 ) -> Night:
-    """Ask so many questions at once."""
     asked, night = maker(model="gpt-4o", **strong), Night()
 
     async def sleep(seconds: float) -> None:
@@ -237,9 +234,7 @@ class BusyServer(FakeServer):
 
 
 @pytest.mark.parametrize(("share", "most"), [(0.0, 8), (0.25, 24), (0.6, 80)])
-def test_a_question_too_large_for_a_rate_limit_is_told_from_a_busy_server(
-    share: float, most: int
-) -> None:
+def test_a_question_too_large_for_a_limit_on_a_busy_server(share: float, most: int) -> None:
     server = BusyServer(share)
     night = ask_all(FakeGovernor(Decimal(99)), server, 1000, in_flight=8)
     failed = [number for number, outcome in enumerate(night.outcomes) if outcome == "failed"]
@@ -283,9 +278,7 @@ def test_a_server_without_usage_gives_no_tokens_back(usage: Usage | None) -> Non
         (600.1, 600.0, 2),  # between the permit and its request
     ],
 )
-def test_nothing_is_sent_under_a_permit_that_is_old(
-    asleep_at: float, granted_at: float, leases: int
-) -> None:
+def test_old_permits_send_nothing(asleep_at: float, granted_at: float, leases: int) -> None:
     """Where a process was asleep, another owner may have claimed the ledger meanwhile."""
     asleep_s = 0.0
 

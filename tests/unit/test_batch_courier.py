@@ -1,16 +1,14 @@
 """Batches as a session meets them: the simulated provider in this process keeps the books."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_judge.errors import ConfigError, CorruptedError, EscalationError, PausedError, ProviderDown
+from ray_judge.errors import ConfigError, EscalationError, PausedError, ProviderDown
 from ray_judge.failures import TRIES
-from tests.fault.batch_night import CrashAt, NearProvider, Night, end
+from tests.fault.batch_night import NearProvider, Night, end
 
 IN_ONE = {"batch": {"max_requests": 12}}
 SMALL = {"max_output_tokens": 20}
@@ -36,16 +34,15 @@ def calls(**faults: list[str]) -> dict[str, Any]:
 
 
 NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dict[str, Any]]] = {
-    "a file has no more bytes than permitted": (
-        {"batch": {"max_bytes": 3000}}, {"batches": {"max_bytes": 3000}},
-        {"resolved": 12}, 4, {"billed": 12},
-    ),
     "the queue is never overfilled": (
         {"batch": {"enqueued_tokens": 900}}, {"batches": {"enqueued_token_limit": 1000}},
         {"resolved": 12}, 3, {"billed": 12},
     ),
     "a creation whose answer is lost is found by its metadata": (
         {}, calls(create=["reset_after", "error_after"]), {"resolved": 12}, 2, {"billed": 12},
+    ),
+    "a creation that never arrived is made again from another file": (
+        {}, calls(create=["reset_before", "error_before"]), {"resolved": 12}, 2, {"billed": 12},
     ),
     "an expired batch asks again only what it lacks; its last line expires for ever": (
         IN_ONE, {"batches": {"expire_after_share": 0.5}},
@@ -65,10 +62,6 @@ NIGHTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int], int, dic
     "unusable answers are asked again, so often": (
         {"reasks": 2}, lines("malformed_json", contains="number 3."),
         {"resolved": 11, "unparseable": 1}, 4, {"billed": 14, "twice": 1},
-    ),
-    "an answer without usage counts at its bound": (
-        {}, lines("missing_usage", requests=[1]), {"resolved": 12}, 2,
-        {"billed": 12, "exact": False},
     ),
     "an answer that comes twice counts once": (
         {}, lines("duplicate", requests=[2]), {"resolved": 12}, 2, {"billed": 12},
@@ -189,9 +182,7 @@ def test_a_cancelled_batch_keeps_what_it_finished(tmp_path: Path, server: NearPr
     assert statuses == [("cancelled", 12), ("completed", 12)]
 
 
-def test_the_quota_ends_while_another_batch_is_pending(
-    tmp_path: Path, server: NearProvider
-) -> None:
+def test_the_quota_ends_while_a_batch_is_pending(tmp_path: Path, server: NearProvider) -> None:
     """The run pauses at once; what the other batch answers is read by the next one."""
     server.configure(**lines("insufficient_quota", requests=[4, 5, 6]))
     night = Night(tmp_path, server)
@@ -223,21 +214,6 @@ def test_a_batch_that_the_provider_forgot(tmp_path: Path, server: NearProvider) 
     night.run()
     assert night.outcomes() == {"resolved": 12}
     assert night.books.recorded()[1] == promised > 0, "the lost batch counts as spent"
-
-
-def test_a_damaged_record_is_not_guessed_at(tmp_path: Path, server: NearProvider) -> None:
-    night = Night(tmp_path, server)
-    assert night.crashes(CrashAt(name="retrieve"))
-    record = next((tmp_path / "out" / "batches").glob("rj-*.json"))
-    whole = record.read_text()
-    for text in (whole[:-20], "[]", "null", '{"version": 2}'):
-        record.write_text(text)
-        with pytest.raises(CorruptedError, match=r"damaged|newer") as caught:
-            night.run()
-        assert str(record) in str(caught.value)
-    record.write_text(whole)
-    night.run()
-    night.check(billed=12)
 
 
 def test_the_first_question_is_asked_online(tmp_path: Path, server: NearProvider) -> None:
@@ -274,9 +250,7 @@ def test_what_goes_wrong_for_the_first_ones_sends_no_batch(
     assert corrected.outcomes() == {"resolved": 20}
 
 
-def test_one_alone_where_there_is_no_money_to_ask_online(
-    tmp_path: Path, server: NearProvider
-) -> None:
+def test_one_alone_where_no_money_is_left_online(tmp_path: Path, server: NearProvider) -> None:
     most = max(question.max_cost_usd for question in Night(tmp_path, server, **SMALL).questions)
     night = Night(tmp_path / "x", server, max_cost_usd=str(most * Decimal("1.5")), **SMALL)
     night.proven = False

@@ -1,7 +1,5 @@
 """What a batch is made of: the queue, the provider's calls, and what its results mean."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from ray_judge.config import BatchConfig
-from ray_judge.errors import LedgerFenced, ProviderDown
+from ray_judge.errors import CorruptedError, LedgerFenced, ProviderDown
 from ray_judge.escalation.batch.provider import METADATA, Provider, View, lost_batch_error
 from ray_judge.escalation.batch.queue import LONGEST_HOLD_S, BatchQueue
 from ray_judge.escalation.batch.results import BatchReading, ResultReader, read_results
@@ -99,6 +97,10 @@ def test_records_of_a_run_the_oldest_first() -> None:
         ("rj-1", "submitted", False), ("rj-0", "intent", False),
     ]  # fmt: skip
     assert found[0] == replace(one, stage=Stage.SUBMITTED, file="f", batch="b", words=True)
+    for text in (storage.files["batches/rj-1.json"][:-20], b"[]", b"null", b'{"version": 2}'):
+        storage.files["batches/rj-1.json"] = text
+        with pytest.raises(CorruptedError, match=r"(damaged|newer).*batches/rj-1\.json"):
+            load(storage, "a")
 
 
 class Account:
@@ -186,9 +188,7 @@ async def test_a_batch_is_created_once(failures: Any, batch: Any, creations: int
     ],
 )
 @virtual
-async def test_a_batch_is_looked_for_before_and_behind_the_fence(
-    account: Account, found: str | None, deleted: bool
-) -> None:
+async def test_a_batch_is_looked_for(account: Account, found: str | None, deleted: bool) -> None:
     asked, clock = provider(account)
     assert await asked.find(RECORD) == found
     assert account.calls.count("delete") == deleted

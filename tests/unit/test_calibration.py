@@ -1,7 +1,5 @@
 """Bounds, thresholds, maps and the document, against reference values and plain definitions."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From log-probabilities to a verdict: exact arithmetic, and nothing that is not a number."""
 
-from __future__ import annotations
-
 import math
 from math import inf, log, nan
 from typing import Any

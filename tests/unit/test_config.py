@@ -1,7 +1,5 @@
 """One YAML is a whole run: what is refused, how it is said, and what may change later."""
 
-from __future__ import annotations
-
 import math
 import re
 from datetime import date
@@ -174,9 +172,7 @@ def test_the_query_of_an_address_is_kept_and_not_written_down() -> None:
     assert builders.config(strong__base_url=written).document() == config.document()
 
 
-def test_headers_and_query_are_filled_in_and_not_written_down(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_headers_and_query_are_filled_in_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a document shows is the name of a variable, and nothing else."""
     headers = {"api-key": "${MY_KEY}", "X-Two": "Bearer ${MY_KEY}", "X-Id": 7}
     query = {"api-version": date(2024, 10, 21), "sig": "hunter2"}
@@ -256,9 +252,7 @@ def test_set_overrides_single_keys(path: Path) -> None:
         (b"labels: {1: A, 1.0: B}", None, "the key 1.0 is given twice"),
     ],
 )
-def test_a_bad_override_or_file_is_named(
-    path: Path, text: bytes, override: str | None, said: str
-) -> None:
+def test_bad_overrides_are_named(path: Path, text: bytes, override: str | None, said: str) -> None:
     path.write_bytes(text)
     with pytest.raises(ConfigError) as caught:
         load(path, [override] if override else [])
@@ -388,9 +382,7 @@ GUARANTEE = {"policy": "guarantee", "calibration": "c.json"}
         ({"route": {**SURE, "calibration": "c.json"}}, {}, {}, "route.calibration is one"),
     ],
 )
-def test_several_judges_that_do_not_go_together(
-    first: Any, last: Any, route: Any, said: str
-) -> None:
+def test_several_judges_that_do_not_fit(first: Any, last: Any, route: Any, said: str) -> None:
     judges = [{"model": "a", **first}, {"model": "b", **last}]
     assert said in refusal(judge=..., judges=judges, **({"route": route} if route else {}))
 

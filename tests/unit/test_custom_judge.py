@@ -1,7 +1,5 @@
 """`format: custom`: the documented examples work as documented, and mistakes are named."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import re
@@ -9,28 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ray_judge.config import RunConfig
 from ray_judge.errors import ConfigError
 from ray_judge.judging.formats import Format, format_for
 from ray_judge.records import Example
 
-from .builders import config
+from .builders import config, documented
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "custom-judge.md").read_text()
-PAIRS, SCORES = (
-    yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
-)
+PAIRS, SCORES = documented("docs/custom-judge.md")
+OTHERS = ("docs/reward-judges.md", "docs/reasoning-judges.md")
 
 
-def blocks(page: str) -> list[dict[str, Any]]:
-    text = (ROOT / "docs" / f"{page}-judges.md").read_text()
-    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-
-
-@pytest.mark.parametrize("section", [*blocks("reward"), *blocks("reasoning")])
+@pytest.mark.parametrize("section", [one for page in OTHERS for one in documented(page)])
 def test_the_pages_of_other_judges_have_good_configurations(section: dict[str, Any]) -> None:
     of = config(**section)
     assert of.judge.format == "reward" or made(of).task == of.task

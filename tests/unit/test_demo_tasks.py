@@ -1,11 +1,8 @@
 """The demo's synthetic pairs are right by construction, balanced, and split as promised."""
 
-from __future__ import annotations
-
 import json
 import random
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -102,10 +99,6 @@ def test_demo_and_training_pairs_are_apart_and_short() -> None:
 def test_the_shipped_model_is_small_and_whole() -> None:
     files = [path for path in MODEL.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 4_000_000
-    weights = (MODEL / "model.safetensors").read_bytes()
-    (size,) = struct.unpack("<Q", weights[:8])
-    tensors = json.loads(weights[8 : 8 + size])
-    assert tensors["model.embed_tokens.weight"]["shape"][0] == VOCAB_SIZE
     config = json.loads((MODEL / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["max_position_embeddings"] >= 4096

@@ -1,7 +1,5 @@
 """Every error crosses a process boundary whole, and ends a command with its documented code."""
 
-from __future__ import annotations
-
 import importlib
 import pickle
 import re
@@ -11,6 +9,7 @@ import pytest
 
 import ray_judge
 from ray_judge import errors
+from ray_judge.cli import main
 from ray_judge.errors import RayJudgeError
 
 PACKAGE = Path(ray_judge.__file__).parent
@@ -51,3 +50,17 @@ def test_the_drawn_tree_is_the_real_one() -> None:
         if isinstance(value, type) and issubclass(value, RayJudgeError)
     }
     assert {name: int(code) for name, code in drawn} == defined
+
+
+def test_help_has_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "exit codes" in said and all(f"  {code}  " in said for code in range(6))
+
+
+def test_the_library_is_flat() -> None:
+    for name in ray_judge.__all__:
+        assert getattr(ray_judge, name)
+    with pytest.raises(AttributeError, match="nothing"):
+        ray_judge.nothing  # noqa: B018

@@ -1,7 +1,5 @@
 """The evaluation of the paper, on real judges and against plain definitions."""
 
-from __future__ import annotations
-
 import json
 from decimal import Decimal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every failure of a server means; README's table of failures is this one."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from pathlib import Path
 from typing import Any

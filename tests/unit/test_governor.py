@@ -1,7 +1,5 @@
 """The governor in simulated time: real ledger, real limiter, an event loop without waiting."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Callable
@@ -142,9 +140,7 @@ async def test_a_month_that_begins_between_two_looks_leaks_nothing(
 
 @pytest.mark.parametrize("commit_s", [0.002, 0.08])
 @virtual
-async def test_actors_use_the_allowed_rate_and_are_served_in_turn(
-    storage: MemoryStorage, commit_s: float
-) -> None:
+async def test_actors_use_the_rate_and_take_turns(storage: MemoryStorage, commit_s: float) -> None:
     """5,000 requests/min over two minutes, whoever of them asks as often as twenty others.
 
     At least 98 % of it, and at most 0.1 % answered 429, though requests are late by up to 50 ms.
@@ -274,9 +270,7 @@ async def test_a_cancelled_acquire_gives_its_lease_back(storage: MemoryStorage) 
 
 @pytest.mark.parametrize("error", [LedgerFenced, StorageError])
 @virtual
-async def test_a_lost_ledger_is_heard_by_everyone(
-    storage: MemoryStorage, error: type[Exception]
-) -> None:
+async def test_all_hear_of_a_lost_ledger(storage: MemoryStorage, error: type[Exception]) -> None:
     async def commit(work: Callable[[], None]) -> None:
         if error is StorageError and gov.state()["open_usd"] > 1:
             raise StorageError("disk full")

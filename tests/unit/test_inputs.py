@@ -1,7 +1,5 @@
 """The input as found: real Parquet files, good and bad, and how slices of them are read."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -271,7 +269,7 @@ def test_optional_text_that_is_missing_is_left_out() -> None:
         ([b"A", b"x"], {"x": "tie"}, ["A", "tie"]),
     ],
 )  # fmt: skip
-def test_labels_mean_what_the_configuration_says(
+def test_labels_mean_what_is_configured(
     given: list[Any], labels: Any, meant: list[str | None]
 ) -> None:
     config = builders.config(labels=labels)
@@ -301,9 +299,7 @@ def test_labels_that_are_no_verdicts_are_listed_with_their_counts() -> None:
                   pa.struct({"b": pa.large_string(), "a": pa.int64()})]),
     ],
 )  # fmt: skip
-def test_shards_that_differ_in_what_only_the_writer_chose(
-    tmp_path: Path, column: str, kinds: list[pa.DataType]
-) -> None:
+def test_shards_of_several_writers(tmp_path: Path, column: str, kinds: list[pa.DataType]) -> None:
     """Of each shard as many rows come into a sample, whatever its types."""
     for number, kind in enumerate(kinds):
         values = pa.array(["A", None] if column == "label" else ["x", "y"])
@@ -355,9 +351,7 @@ def test_what_is_not_taken_is_named(tmp_path: Path, caplog: pytest.LogCaptureFix
     ],
 )
 @pytest.mark.parametrize("pattern", ["", "/*.parquet", "/**/*.parquet"])
-def test_a_table_whose_log_says_which_files_count(
-    tmp_path: Path, name: str, kind: str, pattern: str
-) -> None:
+def test_a_table_with_a_log_of_its_own(tmp_path: Path, name: str, kind: str, pattern: str) -> None:
     shard(tmp_path, "a.parquet", pairs())
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_text("{}")
@@ -399,9 +393,7 @@ def test_folders_are_followed_through_links_and_each_file_taken_once(tmp_path: P
         ("in/a.parquet", "in", True), ("in", ".", True), ("in/scored", "in", False),
     ],
 )  # fmt: skip
-def test_the_output_is_never_among_the_input(
-    tmp_path: Path, given: str, output: str, apart: bool
-) -> None:
+def test_no_output_among_the_input(tmp_path: Path, given: str, output: str, apart: bool) -> None:
     for name in ("a", "d/b", "scored/c"):
         shard(tmp_path / "in", f"{name}.parquet", pairs())
     (tmp_path / "link").symlink_to("in")

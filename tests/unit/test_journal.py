@@ -1,7 +1,5 @@
 """The journal: what was put is there after any crash, once, to the nano-dollar."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import threading
@@ -116,9 +114,7 @@ def test_each_run_is_told_what_it_paid() -> None:
         ([in_vain(0), answer(1)], None),
     ],
 )
-def test_questions_asked_in_vain_are_counted(
-    attempts: list[Answer], counted: InVain | None
-) -> None:
+def test_questions_in_vain_are_counted(attempts: list[Answer], counted: InVain | None) -> None:
     storage = MemoryStorage()
     write(storage, "w", *(replace(one, key="k") for one in attempts), answer(9))
     assert load_journal(storage).in_vain() == ({"k": counted} if counted else {})

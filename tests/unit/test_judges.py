@@ -1,7 +1,5 @@
 """Formats: what the local judge is asked, which texts may answer, and from what it was tuned."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re
@@ -38,9 +36,7 @@ def test_demo_is_exactly_what_its_model_was_trained_on() -> None:
 
 
 @given(*[st.text("{}rubicsponea_ \n", max_size=30)] * 4)
-def test_nothing_inside_a_text_is_ever_filled_in(
-    instruction: str, one: str, two: str, rubric: str
-) -> None:
+def test_nothing_in_a_text_is_filled_in(instruction: str, one: str, two: str, rubric: str) -> None:
     names = ("instruction", "response_a", "response_b", "rubric")
     template = Template.split("<{instruction}|{response_a}|{rubric}|{x}|{response_b}>", names)
     filled = template.fill(Example(instruction, (one, two)), rubric)
@@ -129,9 +125,7 @@ def test_each_judge_asks_with_its_own_prompt(
 
 
 @pytest.mark.parametrize(("name", "task", "mode"), MODES)
-def test_every_spelling_behind_its_opening_reads_as_what_it_means(
-    name: str, task: Task, mode: Task, tuned: Any
-) -> None:
+def test_every_spelling_reads_as_meant(name: str, task: Task, mode: Task, tuned: Any) -> None:
     """The two ways to decode agree: what `verdict` asks for is what `full` would have read."""
     forced, full = tuned(name, task), tuned(name, task, decode="full")
     assert forced.spellings == full.spellings

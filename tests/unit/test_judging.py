@@ -1,7 +1,5 @@
 """How the pools of phase A are sized, and what the base model makes of a judged chunk."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict

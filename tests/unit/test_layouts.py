@@ -1,7 +1,5 @@
 """How conversations, labels and files that are no Parquet are read, good and bad."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re
@@ -12,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from ray_judge.config import presets
 from ray_judge.errors import ConfigError, InputChangedError, InputError
@@ -59,7 +56,7 @@ B = ("assistant", "b")
         ([U, ("tool", "t"), A], [U, ("tool", "t"), B], (U, ("tool", "t")), ("a", "b")),
     ],
 )
-def test_where_two_conversations_part(
+def test_where_two_of_them_part(
     first: Any, second: Any, turns: Any, responses: tuple[str, str]
 ) -> None:
     example = pair(said(*first), said(*second))
@@ -238,15 +235,15 @@ FLAGS = {"A": "x", "B": "y", "tie": "z"}
          ["A", "B", "tie", None]),
         (FLAGS, {"x": [float("nan"), 1.0], "y": [1, 0], "z": [None, 0]}, ["B", "A"]),
         ({"A": "x", "B": "y"}, {"x": [True, False], "y": [False, True]}, ["A", "B"]),
+        ("x", {"x": pa.array(["A", "tie", None]).dictionary_encode()}, ["A", "tie", None]),
+        ("x", {"x": pa.array(["A", "tie", None], pa.string_view())}, ["A", "tie", None]),
     ],
 )  # fmt: skip
-def test_labels_of_a_scale_and_of_several_columns(
-    rule: dict[str, Any], columns: dict[str, Any], meant: list[str | None]
-) -> None:
+def test_labels_of_many_kinds(rule: Any, columns: dict[str, Any], meant: list[str | None]) -> None:
     config = builders.config(columns={"label": rule})
     assert labels_of(pa.table(columns), "x", config).to_list() == meant
     both = {name: [1] for name in "xyz"}
-    if "A" in rule:
+    if "B" in rule:
         with pytest.raises(InputError, match=r"several of x, y.* are set") as caught:
             labels_of(pa.table(both), "x", config)
         assert caught.value.where["row"] == 0
@@ -275,15 +272,17 @@ def test_a_presets_keys_are_defaults(tmp_path: Path) -> None:
         pq.write_table(pa.table(table), tmp_path / "a.parquet")
         columns = {"label": "human"}
         plan_input(builders.config(input=str(tmp_path), preset="rewardbench", columns=columns), ())
+    with pytest.raises(InputError, match=r"preset arena-100k names columns .*: conversation_a, co"):
+        plan_input(builders.config(input=str(tmp_path), preset="arena-100k"), ())
     with pytest.raises(ConfigError, match="output: hf:// is only read"):
         builders.config(output="hf://datasets/a/b")
     with pytest.raises(ConfigError, match=r"there is none 'mtbench' .did you mean mt-bench"):
         builders.config(preset="mtbench")
 
 
-@pytest.mark.parametrize("text", re.findall("```yaml\n(.*?)```", DOCUMENT, re.DOTALL))
-def test_the_documents_examples_are_configurations(text: str) -> None:
-    assert builders.config(**yaml.safe_load(text)).columns
+@pytest.mark.parametrize("section", builders.documented("docs/data.md"))
+def test_the_documents_examples_are_configurations(section: dict[str, Any]) -> None:
+    assert builders.config(**section).columns
 
 
 def test_every_preset_is_in_the_document() -> None:
@@ -326,6 +325,17 @@ def test_a_file_that_cannot_be_staged(
     with pytest.raises(InputError) as caught:
         staged(tmp_path, name, data)
     assert error in str(caught.value) and str(tmp_path / "in" / name) in str(caught.value)
+
+
+def test_preferences_are_known_by_their_names_and_lines_may_be_zipped(tmp_path: Path) -> None:
+    row = json.dumps({"chosen": said(U, A), "rejected": said(U, B)})
+    staged(tmp_path, "a.jsonl", row)
+    plan = staged(tmp_path, "b.jsonl.gz", gzip.compress(row.encode()))
+    assert [(one.name, one.rows) for one in plan.shards] == [
+        ("a.jsonl.parquet", 1), ("b.jsonl.gz.parquet", 1),
+    ]  # fmt: skip
+    assert plan.columns.text == {"chosen": "chosen", "rejected": "rejected"}
+    assert plan.columns.label == "chosen_is"
 
 
 @pytest.fixture(params=[None, 40])

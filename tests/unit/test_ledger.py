@@ -1,7 +1,5 @@
 """Ledger and books: never over the cap, whatever crashes, whoever believes to own them."""
 
-from __future__ import annotations
-
 import decimal
 import pickle
 from decimal import Decimal as D
@@ -166,9 +164,7 @@ def test_an_owner_that_died_before_its_snapshot_is_stepped_over() -> None:
     ("stage", "pending"),
     [("intent", True), ("submitted", True), ("read", False), ("abandoned", False), (None, False)],
 )
-def test_a_batch_keeps_its_lease_as_long_as_its_record_lives(
-    stage: str | None, pending: bool
-) -> None:
+def test_a_batch_keeps_its_lease_while_its_record_lives(stage: str | None, pending: bool) -> None:
     storage = MemoryStorage({})
     if stage is not None:
         save(storage, BatchRecord("b1", "r", requests=1, tokens=1, at=0, stage=Stage(stage)))
@@ -299,9 +295,7 @@ UNSYNCED = [encode(number, 1, {"n": number}) for number in (3, 4)]
         *((log, None) for log in (FIRST + FIRST, SECOND)),
     ],
 )
-def test_what_was_never_synced_is_dropped_and_all_else_is_damage(
-    log: bytes, read: int | None
-) -> None:
+def test_what_was_not_synced_is_dropped_all_else_is_damage(log: bytes, read: int | None) -> None:
     if read is None:
         with pytest.raises(CorruptedError, match="line="):
             decode_log(log, "f")

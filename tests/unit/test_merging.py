@@ -1,7 +1,5 @@
 """What becomes of a row: every outcome, its columns, who carries the cost, and who looks at it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path

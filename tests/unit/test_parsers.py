@@ -1,7 +1,5 @@
 """Reading whole answers: real ones are read as recorded, malformed ones never as something else."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run says that it does and waits for: the document, the line, `status`. No clock ticks."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging
@@ -80,6 +78,7 @@ def test_the_document_is_kept_at_most_so_often(caplog: pytest.LogCaptureFixture)
         (None, "done", "nobody works here: done 5 s ago"),
         (PausedError("the month is full"), "paused", "paused 5 s ago: the month is full"),
         (EscalationError("no such model"), "failed", "failed 5 s ago: no such model"),
+        (ConfigError("no"), "failed", "failed 5 s ago: no"),
         (Stopped("told to"), "stopped", "nobody works here: stopped 5 s ago"),
         (KeyboardInterrupt(), "stopped", "nobody works here: stopped 5 s ago"),
     ],
@@ -114,8 +113,6 @@ def test_bills_beyond_the_limits_are_logged_once(caplog: pytest.LogCaptureFixtur
 
 
 class Screen(io.StringIO):
-    """Standard error, on a terminal of 60 columns or not."""
-
     def __init__(self, *, live: bool) -> None:
         super().__init__()
         self.live = live
@@ -128,9 +125,7 @@ class Screen(io.StringIO):
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_the_line_tells_what_is_waited_for_in_full(
-    live: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_line_tells_what_is_waited_for(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal its own line has no room for it; in a pipe there is a line each 10 s."""
     monkeypatch.setattr(sys, "stderr", screen := Screen(live=live))
     monkeypatch.setattr("ray_judge.progress.width", lambda: 60)
@@ -151,10 +146,3 @@ def test_the_line_tells_what_is_waited_for_in_full(
     before = screen.getvalue()
     quiet("paused", {**PLAN, "phase": "paused", "waits": [cause]})
     assert screen.getvalue() == before
-
-
-def test_errors_of_the_configuration_are_failures() -> None:
-    run = Run()
-    with pytest.raises(ConfigError), run.record:
-        raise ConfigError("no")
-    assert run.files[-1]["error"] == "no"

@@ -1,7 +1,5 @@
 """The strong judge's questions: canonical, made again alike, priced exactly; no guessed verdict."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from decimal import Decimal
@@ -217,9 +215,7 @@ def test_bodies_are_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("now", [("x", "Y", "z"), ("x", None, "z"), ("x",)])
-def test_a_row_that_asks_something_else_now_is_not_asked(
-    tmp_path: Path, now: tuple[str | None, ...]
-) -> None:
+def test_a_row_that_changed_is_not_asked(tmp_path: Path, now: tuple[str | None, ...]) -> None:
     """Its answer would lie under the key of the question before it."""
     chunk, asked = shard(tmp_path, "x", "y", "z"), maker()
     questions = asked.of_rows(chunk, [10, 11])

@@ -1,7 +1,5 @@
 """Routing is exact, and blind to the order in which the rows arrive."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from decimal import Decimal
@@ -21,7 +19,6 @@ from ray_judge.calibration.drift import reference
 from ray_judge.calibration.selection import Selection
 from ray_judge.config import RouteConfig
 from ray_judge.errors import ConfigError
-from ray_judge.escalation.source import in_asking_order
 from ray_judge.routing.policies import expected_gain, fraction_count, needs_every_row, route
 
 Row = tuple[float | None, bool]
@@ -125,9 +122,7 @@ def test_fraction_against_a_plain_reading_of_the_rule(rows: list[Row], permille:
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(ROW, max_size=30), st.integers(0, 100), st.randoms(use_true_random=False))
-def test_the_order_of_arrival_changes_nothing(
-    rows: list[Row], percent: int, rng: random.Random
-) -> None:
+def test_the_order_changes_nothing(rows: list[Row], percent: int, rng: random.Random) -> None:
     whole = frame(rows)
     order = list(range(len(rows)))
     rng.shuffle(order)
@@ -137,11 +132,6 @@ def test_the_order_of_arrival_changes_nothing(
     cut = rng.randint(0, len(rows))
     parts = [route(whole[:cut], by("threshold", 0.7)), route(whole[cut:], by("threshold", 0.7))]
     assert escalated(pl.concat(parts)) == escalated(route(whole, by("threshold", 0.7)))
-
-
-def test_asking_order() -> None:
-    routed = route(frame([0.9, 0.5, None, 0.5]), by("fraction", "0.75"))
-    assert in_asking_order(routed)["row"].to_list() == [2, 1, 3]
 
 
 def test_guarantee_accepts_from_its_threshold_on() -> None:

@@ -1,7 +1,6 @@
 """What a run leaves on disk (over S3: tests/pipeline/test_object_store.py)."""
 
-from __future__ import annotations
-
+import json
 import pickle
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ray_judge.cli import main
 from ray_judge.errors import CorruptedError, RunChangedError, RunLockedError
 from ray_judge.records import Shard
 from ray_judge.run.columns import Columns
@@ -115,3 +115,17 @@ def test_what_is_finished_stays_until_it_is_made_anew(run: RunDirectory) -> None
     assert set(run.storage.list("")) >= {"scored/x.parquet", "summary.json"}
     run.finish({"rows": 4})
     assert run.summary() == {"rows": 4} and len(run.scored()) == 2
+
+
+def test_status_and_report(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    run.begin(config(), PLAN)
+    assert main(["status", run.uri]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["rows"], status["chunks"], status["judged"]) == (35, 4, 0)
+    assert not status["finished"]
+    assert main(["report", run.uri]) == 2
+    assert "not finished" in capsys.readouterr().err
+    run.finish({"rows": 3})
+    capsys.readouterr()
+    assert main(["report", run.uri]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": 3}

@@ -3,8 +3,6 @@
 No thread, socket or clock of the machine decides anything: time passes when somebody sleeps.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -137,8 +135,6 @@ class PhaseB:
 
 
 class Process:
-    """A governor or an asker."""
-
     def __init__(self, phase: PhaseB, name: str) -> None:
         self.phase, self.name = phase, name
 
@@ -235,9 +231,7 @@ def test_an_actor_is_waited_for_once_however_often_the_books_change_hands(shared
         (1000, InputError, "damaged", 4),
     ],
 )
-def test_the_lock_of_shared_books_is_waited_for(
-    holders: int, error: Any, words: str, slept: float
-) -> None:
+def test_a_lock_on_books_is_waited_for(holders: int, error: Any, words: str, slept: float) -> None:
     """Until it is free, with the run's patience, or until the local judge fails meanwhile."""
     phase = PhaseB(questions("a"), shared=True)
     phase.books.holders = ["runs/another"] * holders

@@ -1,7 +1,5 @@
 """The questions of routed rows, in order, by a thread that ends when it is told to."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Storage on a local disk, and an object store's in memory; and the locks of both."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from pathlib import Path
@@ -39,9 +37,7 @@ def test_a_disk_pickles_and_lists_no_temporary_names(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "d") == ["x"]
 
 
-def test_a_disk_that_is_full_is_our_error_and_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, log = LocalStorage(str(tmp_path)), LocalStorage(str(tmp_path)).log("x.log")
     storage.write("f", b"old")
 

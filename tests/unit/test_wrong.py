@@ -5,12 +5,9 @@ disk of a run that never began, and nothing secret is told. What only reading or
 tests/pipeline/test_wrong.py and tests/fault/test_servers.py.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from datetime import date
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +62,6 @@ class Case:
         return self.run("score", str(self.yaml), *words)
 
     def begin(self) -> RunDirectory:
-        """A run directory as a killed process leaves it."""
         self.shard()
         self.yaml.write_text(yaml.safe_dump(self.document))
         config = load(self.yaml)
@@ -94,69 +90,40 @@ def refused(said: tuple[int, str], code: int, *words: object) -> None:
 
 
 OVERRIDES: list[tuple[str, int, str]] = [
-    ("strong.max_cost=1", 2, "did you mean strong.max_cost_usd"),
-    ("strng.model=x", 2, "unknown key strng (did you mean strong?)"),
-    ("judge.http.base_ulr=x", 2, "did you mean judge.http.base_url?"),
-    ("strong.max_cost_usd=$5", 2, "strong.max_cost_usd"),
     ("strong.max_cost_usd=-1", 2, "greater than or equal to 0"),
     ("strong.max_cost_usd=yes", 2, "a truth value in YAML"),
-    ("strong.concurrency=on", 2, "a truth value in YAML"),
-    ("strong.requests_per_minute=0", 2, "greater than 0"),
     ("strong.price={input: 1}", 2, "missing key strong.price.input_usd_per_mtok"),
     ("strong.model=acme/judge-1", 2, "strong.price"),
     ("strong.model=null", 2, "strong.model"),
     ("strong=[]", 2, "strong: Input should be a valid mapping of keys to values"),
     (f"strong.api_key_env=sk-{SECRET}", 2, "is to name an environment variable"),
     (f"strong.base_url=https://u:{SECRET}@h/v1", 2, "user and a password"),
-    (f"strong.base_url=h/v1?key={SECRET}", 2, "to be like https://host/v1"),
     ("strong.base_url=https://h /v1", 2, "to be like https://host/v1"),
-    (f"output=s3://AK:{SECRET}@bucket/x", 2, "user and a password"),
     ("output=ftp://host/x", 2, "no storage is known as ftp://"),
     ("output=s3://", 2, "no bucket"),
     ("output=file://runs/a", 2, "file:// takes an absolute path"),
     ("output=''", 2, "output: this is blank"),
     ("output={}/in/out", 2, "output lies in the input"),
-    ("output={}/in/a.parquet", 2, "output lies in the input"),
     ("output={}/run.yaml", 2, "a file is in the way of a folder"),
-    ("output={}/run.yaml/x/y", 2, "a file is in the way of a folder"),
     ("strong.books={}/in/books", 2, "strong.books lies in the input"),
     ("strong.books=ftp://host/x", 2, "no storage is known as ftp://"),
     ("input=''", 2, "input: this is blank"),
-    ("input={}/none", 3, "no such file or folder"),
-    ("input={}/in/*.pq", 3, "no shards here"),
     ("input=/dev/null", 3, "neither a file nor a folder"),
     ("input=https://h/a.parquet", 2, "no storage is known as https://"),
-    ("input={}/run.yaml", 3, "not a readable Parquet file"),
     ("columns={response_a: response_b}", 2, "two roles have the same column"),
-    ("columns={response_c: x}", 2, "did you mean response"),
-    ("columns={response_a: answer}", 3, "no such column for response_a"),
-    ("columns={instruction: null}", 2, "every example needs it"),
     ("columns=[a]", 2, "a valid mapping of keys to values"),
-    ("labels={x: C}", 2, "is to mean A, B or tie"),
     ("labels={1: A, '1': B}", 2, "two labels are alike as text"),
     ("route={fraction: 1, audit: 0.1, audit_by: scenario}", 3, "no such column for route.audit_by"),
-    ("route={policy: guarantee, calibration: /no/c.json}", 2, "there is no calibration here"),
     ("route={policy: guarantee, calibration: '{}'}", 2, "Is a directory"),
     ("route={policy: guarantee, calibration: '{}/run.yaml'}", 2, "no calibration that ray_judge"),
-    ("route.fraction=30%", 2, "route.fraction"),
-    ("route=null", 2, "route: Input should be a valid mapping"),
     ("judge={model: /no/model, format: demo}", 2, "/no/model"),
-    ("judge={model: '{}/in', format: demo}", 2, "no config.json"),
+    ("route=null", 2, "route: Input should be a valid mapping"),
     ("judge={model: a/b, format: judgelmm}", 2, "judge.format"),
-    ("judge={model: a/b, format: judgelm, templates: /no}", 2, "no such file or folder"),
     ("judge={model: a/b, engine: http, http: {base_url: localhost}}", 2, "judge.http.base_url"),
-    ("judge.engine=vlm", 2, "judge.engine"),
     ("judge.prob_columns={A: p_a, B: p_a}", 2, "names one column twice"),
-    ("judge.prob_columns={A: p_a, B: p_bb}", 3, "did you mean p_b?"),
-    ("judge.prob_columns={A: p_a, B: instruction}", 3, "probabilities must be numbers"),
-    ("judges=[]", 2, "judge and judges exclude each other"),
-    ("task=pointwise", 2, "columns and by_scores are for task: pairwise"),
     ("chunk_rows=10.5", 2, "chunk_rows"),
-    ("strong", 2, "--set takes key=value"),
     ("=3", 2, "--set takes key=value"),
     ("strong..model=x", 2, "--set takes key=value"),
-    ("input.deep=1", 2, "input is a value"),
-    ("strong={model: a, model: b}", 2, "the key model is given twice"),
 ]
 
 
@@ -168,27 +135,18 @@ def test_a_wrong_value(case: Case, override: str, code: int, said: str) -> None:
     assert not (case.folder / "out").exists()
 
 
-NUMBERS, LISTS = pa.array([1, 2, 3]), pa.array([["x"], ["y"], ["z"]])
+LISTS = pa.array([["x"], ["y"], ["z"]])
 CHAT = pa.array([[{"role": "user", "content": "x"}]] * 3)
 COLUMNS: list[tuple[dict[str, Any], str]] = [
-    ({"p_a": None}, "did you mean p_b?"),
     ({"p_a": ["0.5"] * 3}, "probabilities must be numbers, this column is string"),
     ({"p_a": [1.5, -2.0, 3.0]}, "none of the first 3 values is a probability, such as 1.5"),
-    ({"instruction": None}, "no such column for instruction"),
     ({"instruction": None, "Instruction": ["x"] * 3}, "did you mean Instruction?"),
-    ({"response_a": NUMBERS}, "response_a must be text or messages, this column is int64"),
     ({"response_a": LISTS}, "response_a is list of texts, response_b is text"),
     ({"response_b": CHAT}, "response_a is text, response_b is messages"),
-    ({"route": ["x"] * 3}, "name is taken by the output"),
-    ({"id": ["a", None, "b"]}, "id is null"),
-    ({"id": ["a", "b", "a"]}, "1 ids occur more than once"),
-    ({"id": [1.0, 2.0, 3.0]}, "id must be text or whole numbers"),
     ({"label": ["model_a", "A", "tie"]}, "'model_a' (1 rows)"),
-    ({"label": [0, 1, 2]}, 'labels: {"'),
     ({"label": [date(2026, 1, 1)] * 3}, "label must be text or numbers"),
     ({"label": LISTS}, "label must be text or numbers"),
     ({"label": [b"A", b"\xff", b"B"]}, "this is not UTF-8 text"),
-    ({"label": [Decimal("0.5")] * 3}, "'0.5' (3 rows)"),
 ]
 
 
@@ -203,27 +161,12 @@ def damage(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
-def encrypt(path: Path) -> None:
-    """Write what only the owner of a key can read."""
-    from pyarrow.parquet import encryption
-
-    class Keys(encryption.KmsClient):
-        def wrap_key(self, key: bytes, name: str) -> str:
-            return key.hex()
-
-    factory = encryption.CryptoFactory(lambda _: Keys())
-    wish = encryption.EncryptionConfiguration(footer_key="k", uniform_encryption=True)
-    how = factory.file_encryption_properties(encryption.KmsConnectionConfig(), wish)
-    with pq.ParquetWriter(path, pa.schema([("a", pa.int8())]), encryption_properties=how) as file:
-        file.write_table(pa.table({"a": pa.array([1], pa.int8())}))
-
-
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no bytes": (damage(lambda data: b""), "0 bytes"),
     "half of it": (damage(lambda data: data[: len(data) // 2]), "not a readable Parquet file"),
     "a broken footer": (damage(lambda data: data[:-40] + b"\xff" * 32 + data[-8:]), "not a read"),
     "text": (damage(lambda data: b"a,b\n1,2\n" * 20), "not a readable Parquet file"),
-    "encrypted": (encrypt, "encrypted"),
+    "encrypted": (damage(lambda data: data[:-4] + b"PARE"), "encrypted"),
     "no rows": (lambda path: pq.write_table(pq.read_table(path)[:0], path), "allow_empty_shards"),
     "no columns": (lambda path: pq.write_table(pa.table({}), path), "this shard has no columns"),
     "other columns": (
@@ -255,7 +198,6 @@ YAMLS: list[tuple[bytes | None, str]] = [
     (b"- a\n", "not a mapping"),
     (b"a:\n\tb: 1\n", "line=2"),
     (b"a: b: c\n", "mapping values are not allowed here"),
-    (b"a: [", "expected the node content"),
     (b"[" * 3000, "recursion"),
     (b"a: 1\n---\nb: 1\n", "another document"),
     (b"a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
@@ -266,7 +208,6 @@ YAMLS: list[tuple[bytes | None, str]] = [
     (b"a: 1\n\xff\n", "not YAML: this is not UTF-8"),
     (b"a: 1\nb: \xff\n", "line=2"),
     (b"PAR1\x00\x15", "special characters are not allowed"),
-    (b"a:\n  b: {c: 1,\n    c: 1}\n", "the key c is given twice, in line 2 and in line 3"),
 ]
 
 
@@ -294,8 +235,6 @@ ARGUMENTS: list[tuple[str, int, str]] = [
     ("status ftp://h/x", 2, "no storage is known as ftp"),
     ("report {}/none", 3, "there is no run here"),
     ("report {}/none --labels x", 3, "there is no run here"),
-    ("judges pull nobody", 2, "no judge nobody has a template of its own"),
-    ("judges pull judgelm --from /none", 2, "no such file or folder"),
     ("judges check nobody", 2, "no judge nobody"),
     ("demo --output {}/in", 2, "choose another --output"),
     ("demo --output {}/run.yaml", 2, "choose another --output"),
@@ -309,16 +248,13 @@ def test_a_wrong_argument(case: Case, words: str, code: int, said: str) -> None:
     assert not (case.folder / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "plan {}/run.yaml --sample 0",
-        "demo --pairs 0",
-        "demo --fraction lots",
-        "demo --cap x",
-        "scor",
-    ],
-)
+WORDS = """
+    plan {}/run.yaml --sample 0 | demo --pairs 0 | demo --fraction lots | demo --cap x | scor |
+    score | score a --nonsense |
+""".split("|")
+
+
+@pytest.mark.parametrize("words", WORDS)
 def test_a_wrong_word(case: Case, words: str) -> None:
     code, said = case.run(*words.split())
     assert code == 2 and "ray-judge" in said and "error: " in said and "Traceback" not in said
@@ -329,20 +265,6 @@ def test_a_wrong_word(case: Case, words: str) -> None:
 def test_a_damaged_run(case: Case, text: str, words: str) -> None:
     case.begin().storage.write("run.json", text.encode("latin-1"))
     refused(case.run(*words.split()), 1, "run.json", "damaged")
-
-
-def test_no_key(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    case.shard()
-    monkeypatch.delenv("OPENAI_API_KEY")
-    refused(case.score(), 2, "OPENAI_API_KEY")
-    refused(case.score("strong.api_key_env=NO_SUCH_KEY"), 2, "NO_SUCH_KEY")
-    assert not (case.folder / "out").exists()
-
-
-def test_another_configuration_than_the_run_began_with(case: Case) -> None:
-    case.begin()
-    refused(case.score("route.fraction=0.9"), 2, "route.fraction: '0.3' → '0.9'")
-    refused(case.score("strong.max_cost_usd=0.5"), 2, "a cap may only be raised")
 
 
 def test_a_folder_that_cannot_be_written_to(case: Case) -> None:
@@ -386,9 +308,7 @@ def test_a_damaged_ledger_or_journal(case: Case, log: str, line: bytes, said: st
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "head"])
-def test_an_address_of_no_cluster(
-    case: Case, monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
+def test_a_place_of_no_cluster(case: Case, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     case.shard()
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
@@ -397,7 +317,7 @@ def test_an_address_of_no_cluster(
 
 
 @pytest.mark.parametrize("names", [("random.py",), ("ray/__init__.py", "json.py")])
-def test_modules_that_hide_others_are_named(
+def test_modules_that_hide_others(
     case: Case, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
     """Beside the script, or in the working directory of `python -c`."""

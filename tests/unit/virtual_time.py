@@ -1,7 +1,5 @@
 """An event loop without waiting: time jumps to whatever is due next."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import selectors
