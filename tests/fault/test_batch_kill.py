@@ -39,12 +39,6 @@ def answered(night: Night) -> int:
     return sum(count for outcome, count in night.outcomes().items() if outcome != "none")
 
 
-def run_beside(night: Night) -> None:
-    """Let another process work to its end while this one stands still."""
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(night.run).result()
-
-
 def check_bills(server: RunningServer, billed: int) -> None:
     stats = server.stats()
     assert (stats["billed"], stats["billed_twice"]) == (billed, 0)
@@ -79,8 +73,11 @@ def test_books_are_free_while_batches_are_pending(tmp_path: Path, server: Runnin
     def meanwhile() -> None:
         if not said:
             said.append("once")
-            with pytest.raises(PausedError, match="asked by pending batches"):
-                run_beside(second)
+            with (
+                ThreadPoolExecutor(1) as pool,  # another process, while this one stands still
+                pytest.raises(PausedError, match="asked by pending batches"),
+            ):
+                pool.submit(second.run).result()
         end(server)
 
     first.clock.meanwhile = meanwhile

@@ -3,8 +3,6 @@
 from decimal import Decimal
 from pathlib import Path
 
-import polars as pl
-
 from ray_judge.report.status import status
 from ray_judge.storage.lock import locked
 from tests.provider import RunningServer
@@ -36,23 +34,6 @@ def test_a_small_cap_and_then_a_larger_one(runs: Runs, server: RunningServer) ->
     # A cap that is lower than the first one is another run.
     assert run.score("strong.max_cost_usd=0.01") == 2
     assert server.stats()["requests"] == stats["requests"]
-
-
-def test_both_orders_under_a_threshold(runs: Runs, server: RunningServer) -> None:
-    """A known threshold lets the strong judge be asked while the local one is still at work."""
-    run = runs(
-        pairs(60), pairs(40, first=60), strong__swap=True, chunk_rows=9,
-        route={"policy": "threshold", "threshold": 0.75},
-    )  # fmt: skip
-    assert run.score() == 0
-    rows, stats = run.scored(), server.stats()
-    unsure = rows.filter(pl.max_horizontal("p_a", "p_b") < 0.75)
-    assert unsure.height == rows.filter(route="escalate").height == run.outcomes()["resolved"]
-    assert unsure["route"].unique().to_list() == ["escalate"]
-    assert stats["billed"] == 2 * unsure.height and stats["billed_twice"] == 0
-    assert run.check_costs() == Decimal(stats["total_usd"])
-    assert run.summary()["threshold"] == 0.75
-    assert set(unsure["strong_verdict"]) == {"A", "B", "tie"}  # hashed answers: orders disagree
 
 
 def test_a_batch_over_two_nights(runs: Runs, server: RunningServer) -> None:
