@@ -2,15 +2,18 @@
 
 import random
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_judge.errors import EscalationError
+from ray_judge.escalation.books.books import Books
 
 from .one_process import PhaseB, ask, configuration
 from .plain import PlainServer, Said, completion, error, plain_server
+from .test_caps import STEPS, long_unless_sampled
 
 Reply = Callable[[dict[str, Any], int], Said]
 ROWS = [f"row {number}" for number in range(100)]
@@ -91,6 +94,24 @@ def test_a_server_that_lets_nothing_through_ends_the_run(tmp_path: Path, status:
     assert isinstance(phase.error, EscalationError) and len(server.requests) < 80
     phase, server = run(tmp_path, good)
     assert phase.outcomes == {"resolved": 100} and len(server.requests) == 61
+
+
+@pytest.mark.parametrize("step", [*map(long_unless_sampled, range(STEPS))])
+@pytest.mark.parametrize("tokens", [(200, 25 * 300), (6000, 8)])
+def test_a_server_that_ignores_its_limits_costs_one_answer_more(
+    tmp_path: Path, step: int, tokens: tuple[int, int]
+) -> None:
+    """Never more than the cap, from $0.05 to $5, and what the first answer cost beyond its lease.
+
+    Of 25 times the output that was allowed, or of a prompt that the server adds.
+    """
+    cap = f"{0.05 + step * 4.95 / (STEPS - 1):.3f}"
+    phase, server = run(tmp_path, lambda body, n: Said(completion(tokens=tokens)), cap=cap)
+    config = configuration(tmp_path, server, cap)  # type: ignore[arg-type]
+    excess = Books.of(config).excess().usd
+    assert phase.error is None and phase.state["spent_usd"] == server.usd
+    assert 0 < excess < server.usd / len(server.requests)
+    assert server.usd <= Decimal(cap) + excess
 
 
 def test_an_address_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,9 @@ from ray_judge.run.labels import labels_of
 from ray_judge.run.plan import read_examples, read_rows
 from tests.provider import RunningServer
 
-from .conftest import Run, Runs, command
+from .conftest import ROOT, Run, Runs, command
+
+CASES = ROOT.parent / "shared" / "cases" / "data"
 
 TEXT, INT = pa.string(), pa.int64()
 MESSAGES = pa.list_(pa.struct({"content": TEXT, "role": TEXT}))
@@ -221,3 +224,63 @@ def test_labels_for_a_calibration(runs: Runs, preset: str, label: str, rows: int
     assert "labelled rows" in run.command("calibrate", "--labels", label, "--alpha", "0.45")
     made = json.loads((run.output / "calibration.json").read_text())
     assert (made["label_column"], made["tiers"][0]["selection"]["rows"]) == (label, 60)
+
+
+AS_ARENA = {
+    "columns": {"response_a": "conversation_a", "response_b": "conversation_b", "label": "winner"},
+    "labels": {"model_a": "A", "model_b": "B", "tie": "tie", "tie (bothbad)": "tie"},
+}
+RATED = {"instruction": "context", "response_a": "response1", "response_b": "response2"}
+RATING = {"column": "overall_preference", "below": 0}
+FOUR = {
+    "chosen_rejected": ({}, None),
+    "conversations": (AS_ARENA, ["A", "B", "tie", "tie"]),
+    "conversations_json": (AS_ARENA, ["A", "B", "tie", "tie"]),
+    "context_messages": ({"columns": RATED | {"label": RATING}}, ["A", "B", "tie", "B"]),
+    "labels_preference": (
+        {"columns": {"label": {"column": "label", "above": 0}}}, ["B", "B", "tie", "A"]
+    ),
+    "jsonl": ({}, None),
+    "csv": ({}, None),
+}  # fmt: skip
+"""Case → its configuration, and what its labels mean, four rows by four."""
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no ../shared/cases beside this checkout")
+@pytest.mark.parametrize("case", FOUR)
+def test_a_case(runs: Runs, case: str) -> None:
+    changes, meant = FOUR[case]
+    run = runs(**changes, route__fraction=0)
+    paths = sorted((CASES / case).iterdir())
+    if case in ("jsonl", "csv"):
+        run.document["input"] = str(CASES / case)
+    else:
+        table = pq.read_table(*paths)
+        for name, p in (("p_a", 0.9), ("p_b", 0.1)):
+            if name not in table.column_names:
+                table = table.append_column(name, pa.array([p] * len(table)))
+        pq.write_table(table, run.folder / "in" / "part-0.parquet")
+    assert run.score() == 0
+    found, scored = examples(run)
+    if case == "csv":
+        kept = pl.read_csv(*paths).rows()
+    elif case == "jsonl":
+        texts = (gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes()
+                 for p in paths)  # fmt: skip
+        kept = [tuple(json.loads(line).values()) for text in texts for line in text.splitlines()]
+    else:
+        kept = [tuple(row.values()) for row in table.to_pylist()]
+    names = scored.column_names[: len(kept[0])]
+    assert [tuple(row.values()) for row in scored.select(names).to_pylist()] == kept
+    assert len(found) == len(kept) and scored["error"].null_count == len(kept)
+    if meant:
+        config = parse(run.document)
+        label = "winner" if config.columns["label"] == "winner" else config.columns["label"].column
+        assert labels_of(scored, label, config).to_list() == meant * 3
+    if case == "chosen_rejected":
+        sides = scored["chosen_is"].to_pylist()
+        assert {"A", "B"} == {*sides} and scored["judge_verdict"].to_pylist() == sides
+        right = [found[n].responses["AB".index(side)] for n, side in enumerate(sides)]
+        assert right == [row[-1]["content"] for row in scored["chosen"].to_pylist()]
+        assert run.summary()["label_accuracy"] == {"judge": 1.0, "final": 1.0}
+        assert "1.0000" in command("report", str(run.output), "--labels")
