@@ -82,7 +82,7 @@ class Run:
         code = "from ray_judge.cli import entry_point; entry_point()"
         others = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         there = {"RAY_ADDRESS": address} if address else {}
-        key = {"OPENAI_API_KEY": self.server.api_key, "PYTHONPATH": str(ROOT)}
+        key, there = {"OPENAI_API_KEY": self.server.api_key}, {**there, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             [sys.executable, "-c", code, *self.words(overrides)],
             env={**key, **others, **there},
