@@ -42,26 +42,23 @@ class _Tries:
 
     def __init__(self) -> None:
         self._failures: Counter[int] = Counter()
-        self._before: Counter[Signal] | None = None
-        self._chance = 1.0
-        """That a question like the others would meet these rate limits."""
+        self._refused = 0
+        self._before: Counter[Signal] = Counter()
 
     def count(self, failure: RequestFailed, seen: Counter[Signal]) -> None:
         """Count a failure; `seen`: what came of all requests by then.
 
         How long a server that cannot be reached is borne is the governor's decision. A question
-        that meets a rate limit again and again, while others do not, is too large for it: each time
-        it is compared with what came of the others since the last time.
+        that meets a rate limit again and again, while others do not, is too large for it.
         """
         if failure.meaning.tries and not failure.unreachable:
             self._failures[failure.meaning.tries] += 1
         if failure.kind is Kind.RATE_LIMIT:
-            if self._before is not None:
-                since = seen - self._before
-                refused = since[Signal.RATE_LIMITED]  # this one among them
-                self._chance *= refused / (refused + since[Signal.OK])
-            self._before = seen.copy()
-            if self._chance < UNLIKELY:
+            self._before = self._before or seen.copy()
+            since = seen - self._before
+            refused = since[Signal.RATE_LIMITED] - self._refused + 1
+            self._refused += 1
+            if (refused / (refused + since[Signal.OK])) ** self._refused < UNLIKELY:
                 failure.kind = Kind.ROW
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
