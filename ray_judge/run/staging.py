@@ -121,10 +121,17 @@ def _names(piece: bytes) -> set[str]:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line.decode("utf-8", "surrogateescape"))
+        text = line.decode("utf-8", "surrogateescape")
+        found = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
-        return None
+        return None  # Arrow reads this line as it is, and says what is wrong
     return found if isinstance(found, dict) else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def _has_no_keys(kind: pa.DataType) -> bool:

@@ -307,6 +307,7 @@ def staged(folder: Path, name: str, data: str | bytes, **changes: Any) -> Any:
         ("a.jsonl", json.dumps(GOOD) + "\n\n{broken\n", "line 3 is not JSON"),
         ("a.jsonl", json.dumps([GOOD]), "line 1 is no JSON object"),
         ("a.jsonl", '{"a": 1, "a": 2}', "line 1: JSON parse error: Column(/a) was specified twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": "x"}\n{"a": "", "b": 1, "b": 2}', "line 3: JSON parse error"),
         ("a.ndjson.gz", gzip.compress(b"{}\n" * 999, mtime=0)[:-9], "Truncated compressed stream"),
         ("a.jsonl.zst", b"no zstd", "cannot be staged from JSON lines: ZSTD"),
         ("a.jsonl", "\n\n", "this file is empty"),
