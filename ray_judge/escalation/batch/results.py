@@ -127,8 +127,8 @@ class ResultReader:
         """
         reading = BatchReading()
         reading.usable = any(map(self._has_verdict, results.values()))
-        some = len(held) < FIRST
-        sound = reading.usable or (proven and some)
+        small = len(held) < FIRST
+        sound = reading.usable or (proven and small)
         kinds = [result.failure.kind for result in results.values() if result.failure]
         few = kinds.count(Kind.DENIED) < DENIALS
         lost = self._missing(held, results, billed)
@@ -149,9 +149,9 @@ class ResultReader:
                     failure = replace(failure, kind=Kind.REFUSED)
                 if failure.kind is Kind.NO_SCHEMA and words:
                     failure = replace(failure, kind=Kind.ROW)
-                # No schema is the cause of these.
-                plain = failure.surely_of_row or failure.status == 403
-                surely = sound or (plain and answered and some)
+                # A schema that the server does not take is not the cause of these.
+                texts_own = failure.surely_of_row or failure.status == 403
+                surely = sound or (texts_own and answered and small)
                 self._fail(reading, slot, past, failure, at, sound=surely)
         return reading
 
