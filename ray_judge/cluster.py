@@ -54,12 +54,12 @@ def connected() -> Iterator[None]:
     _hear_again(told)
     # A thread that is left when a run is told to stop would start another Ray in its place.
     auto_init_hook.enable_auto_connect = False
-    try:
-        yield
-        auto_init_hook.enable_auto_connect = True
-    finally:
-        ray.shutdown()
-        _hear_again(told)
+    yield
+    # Where it fails, threads of Ray Data are still at work. If Ray were shut down under them, its
+    # core would end this process without a word. What this process started ends with it, anyway.
+    auto_init_hook.enable_auto_connect = True
+    ray.shutdown()
+    _hear_again(told)
 
 
 def _hear_again(told: Any) -> None:

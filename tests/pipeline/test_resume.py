@@ -113,8 +113,8 @@ def test_told_to_stop_before_and_after_asking(
     process = run.start(ray_session)
     wait_for_files(run.output / folder, 2, process)
     tell(process, told)
-    done = {name: how for name, how in run.everything().items() if name.startswith("judged")}
-    assert len(done) < 100 or folder == "scored"
+    files = {name: how for name, how in run.everything().items() if "/.tmp-" not in name}
+    done = {name: how for name, how in files.items() if name.startswith("judged")}
     assert run.score() == 0 and run.summary()["rows"] == 200
     assert done.items() <= run.everything().items()
     assert (server.stats()["billed"], server.stats()["billed_twice"]) == (40, 0)
