@@ -281,6 +281,7 @@ class Session:
     def settle(self, outcomes: Mapping[str, Outcome]) -> None:
         """Keep what became of questions; the others' answers are in the journal."""
         for key, outcome in outcomes.items():
+            self.waiting.pop(key, None)
             if outcome in (Outcome.DENIED_BUDGET, Outcome.PENDING):
                 self._leave(key, outcome)
             else:

@@ -1,5 +1,6 @@
 """Batches as a session meets them: the simulated provider in this process keeps the books."""
 
+import asyncio
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from ray_judge.errors import ConfigError, EscalationError, PausedError, ProviderDown
 from ray_judge.failures import TRIES
+from ray_judge.records import Outcome
 from tests.fault.batch_night import NearProvider, Night, end
 
 IN_ONE = {"batch": {"max_requests": 12}}
@@ -250,11 +252,14 @@ def test_what_goes_wrong_for_the_first_ones_sends_no_batch(
     assert corrected.outcomes() == {"resolved": 20}
 
 
-def test_one_alone_where_no_money_is_left_online(tmp_path: Path, server: NearProvider) -> None:
+def test_nothing_is_sent_where_no_first_one_can_be_paid_online(
+    tmp_path: Path, server: NearProvider
+) -> None:
+    """Half its price would be there; what has not been tried goes into no batch."""
     most = max(question.max_cost_usd for question in Night(tmp_path, server, **SMALL).questions)
     night = Night(tmp_path / "x", server, max_cost_usd=str(most * Decimal("1.5")), **SMALL)
     night.proven = False
-    night.run()
-    night.check()
-    assert server.batches()[0]["request_counts"]["total"] == 1
-    assert {bill["tier"] for bill in server.bills()} == {"batch"}
+    session = night.session()
+    asyncio.run(session.run())
+    assert [*session.outcomes.values()] == [Outcome.DENIED_BUDGET] * 12
+    assert not server.batches() and not server.bills()

@@ -279,15 +279,13 @@ def read(
     output: bytes = b"",
     billed: int | None = None,
     words: bool = False,
-    proven: bool = True,
-    answered: bool = True,
     **past: InVain,
 ) -> BatchReading:
     """What a batch of `a`, `b` and `c` (for at most 1, 2 and 3 dollars) comes to."""
     held = [HeldSlot("l-1", n, key, Decimal(n + 1)) for n, key in enumerate("abc")]
     return ResultReader(MAKER).read(
         held, {"a": ASKED}, read_results(output, b""), past,
-        billed=billed, at=1.0, words=words, proven=proven, answered=answered,
+        billed=billed, at=1.0, words=words,
     )  # fmt: skip
 
 
@@ -316,6 +314,7 @@ def test_what_is_missing(billed: int | None, past: Any, costs: list[int]) -> Non
 
 
 USAGE = {"prompt_tokens": 100, "completion_tokens": 10}
+DENIED = {"error": {"message": "flagged", "code": 403}}
 HALF = (Decimal(100) * 2 + Decimal(10) * 8) / 2 / 1_000_000
 
 
@@ -329,6 +328,7 @@ HALF = (Decimal(100) * 2 + Decimal(10) * 8) / 2 / 1_000_000
         (line("a", 400, {"error": {"code": "content_filter"}}), {}, ("refused", Decimal(0), True)),
         (line("a", 400, {"error": {"code": "too_long"}}), {}, ("failed", Decimal(0), True)),
         (line("a", 500, {}), {}, ("failed", Decimal(0), False)),
+        (line("a", 403, DENIED), {}, ("refused", Decimal(0), True)),
     ],
 )
 def test_what_an_answer_becomes(output: bytes, past: Any, answer: Any) -> None:
@@ -346,34 +346,16 @@ def test_an_answer_nobody_knows_the_question_of_costs_what_it_may() -> None:
     ("output", "stop"),
     [
         (line("a", 429, {"error": {"code": "insufficient_quota"}}), Kind.BILLING),
-        (line("a", 404, {"error": {"code": "no_model"}}), Kind.DENIED),
         (line("a", 400, {"error": {"param": "response_format"}}), None),
     ],
 )
 def test_what_holds_for_the_whole_run_gives_its_slot_back(output: bytes, stop: Kind | None) -> None:
-    found = read(output, 0, proven=False)
+    found = read(output, 0)
     assert [slot.key for slot in found.free] == ["a"]
     assert found.words == (stop is None)
     assert (found.stop and found.stop.kind) == stop
     if found.words:  # a server that refuses words, too, ends the question
         assert outcomes(read(output, 0, words=True))[0] == ("a", "failed", Decimal(0), True)
-
-
-DENIED = {"error": {"message": "flagged", "code": 403}}
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "answered", "final"),
-    [(403, DENIED, True, True), (403, DENIED, False, False),
-     (400, {"error": {"code": "content_filter"}}, True, True),
-     (400, {"error": {"message": "Bad request"}}, True, False)],
-)  # fmt: skip
-def test_what_cannot_be_the_schemas_fault_is_final_once_the_server_gave_verdicts(
-    status: int, error: Any, answered: bool, final: bool
-) -> None:
-    """Else one that is asked alone would be asked for ever."""
-    found = read(line("a", status, error), 0, proven=False, answered=answered)
-    assert [answer.final for answer in found.answers if answer.key == "a"] == [final]
 
 
 def test_what_befalls_a_whole_batch_is_no_fault_of_a_question() -> None:
@@ -386,7 +368,7 @@ def test_what_befalls_a_whole_batch_is_no_fault_of_a_question() -> None:
         lines += [line(f"q{n}", *bad) for n in range(good, 16)]
         return ResultReader(MAKER).read(
             held, {}, read_results(b"".join(lines), b""), {},
-            billed=None, at=1.0, words=False, proven=True, answered=True,
+            billed=None, at=1.0, words=False,
         )  # fmt: skip
 
     some = reading(1, (403, DENIED))

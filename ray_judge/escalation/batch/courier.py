@@ -100,10 +100,9 @@ class BatchCourier:
         for key, batch in claim.batched.items():
             asked.setdefault(batch, set()).add(key)
         self._pending, self._asked = {}, asked
-        others, knows_words = dict(claim.batched), False
-        for record in await asyncio.to_thread(load, self._books.storage, self._books.run):
-            # Whether the server takes `response_format`; one alone was made by who did not know.
-            knows_words |= record.requests > 1 or record.words or record.refused
+        others = dict(claim.batched)
+        records = await asyncio.to_thread(load, self._books.storage, self._books.run)
+        for record in records:
             self._queue.words |= record.words or record.refused
             for key in asked.get(record.id, ()):
                 others.pop(key, None)
@@ -114,7 +113,8 @@ class BatchCourier:
                 await self._find(record)
             elif record.stage is Stage.INTENT:
                 await self._abandon(record)
-        self._first.proven |= claim.proven and knows_words
+        # Who made a batch knew whether the server takes `response_format`.
+        self._first.proven |= claim.proven and bool(records)
         self._first.answered = claim.proven
         return replace(claim, batched=others)
 
@@ -212,11 +212,10 @@ class BatchCourier:
                 if self._pending:
                     return
                 await self._first.ask(session, ledger)
+                session.check()
                 self._queue.words |= self._first.words
             session.deny(ledger.best_usd())
             free = self._free(session)
-            if not self._first.proven:  # there is no money to ask online: one alone, then
-                free = free[:1]
             fitting = ledger.fitting([question.max_cost_usd for question in free])
             if free and not fitting and not self._pending:
                 for question in free:
@@ -329,7 +328,6 @@ class BatchCourier:
         reading = self._results.read(
             ledger.held(record.actor), self._questions, results, session.in_vain,
             billed=view.billed, at=self._clock.now(), words=record.words,
-            proven=self._first.proven, answered=self._first.answered,
         )  # fmt: skip
         await asyncio.to_thread(self._keep, reading.answers)
         for answer in reading.answers:
@@ -341,10 +339,7 @@ class BatchCourier:
         self._report({"excess_usd": usd, "excess_said": said})
         await self._step(record, Stage.READ, refused=reading.words)
         self._queue.words |= reading.words
-        self._first.proven |= reading.usable
-        for key, outcome in reading.ended.items():
-            session.waiting.pop(key, None)
-            session.settle({key: outcome})
+        session.settle(reading.ended)
         if self._stop is None:
             self._stop = self._judge(reading)
         await session.look()

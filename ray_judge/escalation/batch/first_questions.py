@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Any
 
 from ray_judge.errors import RayJudgeError
 from ray_judge.escalation.books.ledger import Ledger
-from ray_judge.escalation.online.limiter import FIRST
 from ray_judge.escalation.online.servers import GovernorServer
 from ray_judge.escalation.questions import QuestionMaker
 from ray_judge.escalation.session import POLL_S, Session
@@ -41,7 +39,7 @@ class FirstQuestions:
         """Whether earlier sessions had verdicts, maybe to questions in words."""
 
     async def ask(self, session: Session, ledger: Ledger) -> None:
-        """Ask until one answer is a verdict, no money is left, or all of the first ones failed.
+        """Ask until one answer is a verdict, or all questions were asked or cannot be paid.
 
         Raises what ends a run whose questions cannot be answered.
         """
@@ -49,28 +47,34 @@ class FirstQuestions:
         asker = self._make_asker(self._governor)
         _raise(await asker.open())
         try:
-            await self._ask(session, asker)
+            unpaid = await self._ask(session, asker)
         except RayJudgeError:
             await asker.close()
             raise
         await asker.close()
+        if not self.proven:
+            session.settle(unpaid)
 
-    async def _ask(self, session: Session, asker: Any) -> None:
-        for waiting in list(islice(session.waiting.values(), FIRST + 1)):
+    async def _ask(self, session: Session, asker: Any) -> dict[str, Outcome]:
+        """Ask one by one; what cannot be paid at the full price."""
+        unpaid: dict[str, Outcome] = {}
+        for waiting in list(session.waiting.values()):
+            if session.stopping:
+                break
             (question,) = self._maker.bodies([waiting], self._chunks)
             asking = asyncio.ensure_future(asker.ask([question], session.in_vain))
             while not (await asyncio.wait([asking], timeout=POLL_S))[0]:
                 session.report({**await self._governor.state(), **session.figures()})
             found = _raise(asking.result())
-            outcome = found[question.key]
-            if outcome in UNPAID:
-                return
+            if (outcome := found[question.key]) in UNPAID:
+                unpaid |= found
+                continue
             session.settle(found)
-            session.waiting.pop(question.key, None)
             self.words = asker.client.in_words
             self.proven = outcome is Outcome.RESOLVED
-            if self.proven or session.stopping:
-                return
+            if self.proven:
+                break
+        return unpaid
 
 
 def _raise(value: Any) -> Any:

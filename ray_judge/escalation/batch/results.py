@@ -114,21 +114,17 @@ class ResultReader:
         billed: int | None,
         at: float,
         words: bool,
-        proven: bool,
-        answered: bool,
     ) -> BatchReading:
         """Decide every slot that is still held. `at`: Unix seconds.
 
         `billed`: how many requests the provider says it completed, where a slot without a result
         need not have run; None: each of those counts as billed. Where only some of them do, the
         dearest ones: no other choice can cost more. `words`: asked without `response_format`.
-        `answered`: the server has given verdicts, maybe to questions in words; `proven`: and it is
-        known whether it takes `response_format`. What befalls all of many is no question's fault.
+        The server has given verdicts: what befalls all of many is no question's fault all the same.
         """
         reading = BatchReading()
         reading.usable = any(map(self._has_verdict, results.values()))
-        small = len(held) < FIRST
-        sound = reading.usable or (proven and small)
+        sound = reading.usable or len(held) < FIRST
         kinds = [result.failure.kind for result in results.values() if result.failure]
         few = kinds.count(Kind.DENIED) < DENIALS
         lost = self._missing(held, results, billed)
@@ -149,10 +145,7 @@ class ResultReader:
                     failure = replace(failure, kind=Kind.REFUSED)
                 if failure.kind is Kind.NO_SCHEMA and words:
                     failure = replace(failure, kind=Kind.ROW)
-                # A schema that the server does not take is not the cause of these.
-                texts_own = failure.surely_of_row or failure.status == 403
-                surely = sound or (texts_own and answered and small)
-                self._fail(reading, slot, past, failure, at, sound=surely)
+                self._fail(reading, slot, past, failure, at, sound=sound)
         return reading
 
     def _has_verdict(self, result: Result) -> bool:
