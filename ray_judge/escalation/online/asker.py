@@ -25,6 +25,7 @@ from ray_judge.escalation.questions import Question, QuestionMaker
 from ray_judge.failures import (
     DENIALS,
     OF_A_ROW,
+    TRIES,
     Bill,
     Fault,
     Kind,
@@ -43,26 +44,40 @@ class _Tries:
     def __init__(self) -> None:
         self._failures: Counter[int] = Counter()
         self._refused = 0
-        self._before: Counter[Signal] = Counter()
+        self._first: Counter[Signal] = Counter()
+        self._last: Counter[Signal] = Counter()
+        self._chance = 1.0
+        self._alone, self._given_up = 0, False
 
     def count(self, failure: RequestFailed, seen: Counter[Signal]) -> None:
         """Count a failure; `seen`: what came of all requests by then.
 
         How long a server that cannot be reached is borne is the governor's decision. A question
-        that meets a rate limit again and again, while others do not, is too large for it.
+        that meets a rate limit again and again, while others do not, is too large for it. Where
+        the others were before, the limit may be another by now: it is given up for this session.
         """
         if failure.meaning.tries and not failure.unreachable:
             self._failures[failure.meaning.tries] += 1
         if failure.kind is Kind.RATE_LIMIT:
-            self._before = self._before or seen.copy()
-            since = seen - self._before
+            self._first = self._first or seen.copy()
+            now, since = seen - (self._last or seen), seen - self._first
+            self._last = seen.copy()
             refused = since[Signal.RATE_LIMITED] - self._refused + 1
             self._refused += 1
-            if (refused / (refused + since[Signal.OK])) ** self._refused < UNLIKELY:
+            self._chance *= _share(now[Signal.RATE_LIMITED] or 1, now[Signal.OK])
+            if self._chance < UNLIKELY:
                 failure.kind = Kind.ROW
+            in_all = _share(refused, since[Signal.OK]) ** self._refused
+            self._alone = 0 if now[Signal.OK] else self._alone + 1
+            self._given_up = in_all < UNLIKELY and self._alone >= TRIES
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
-        return any(count >= most for most, count in self._failures.items())
+        tried = any(count >= most for most, count in self._failures.items())
+        return tried or self._given_up
+
+
+def _share(refused: int, taken: int) -> float:
+    return refused / (refused + taken)
 
 
 def _again(failure: BaseException) -> bool:
@@ -115,9 +130,9 @@ class Asker:
         """What came of all requests."""
         self._denials = 0
         """Of questions in a row."""
-        self._doubtful: list[Answer] = []
-        """Of questions that the server did not take since its last answer: theirs is the fault,
-        unless they are many."""
+        self._doubtful: list[tuple[Answer, bool]] = []
+        """Of questions that the server did not take since its last answer, and whether it denied
+        them: theirs is the fault, unless they are many, or it gives no answer any more."""
 
     async def ask(self, question: Question, unusable: int = 0) -> Outcome:
         """Ask one question to its end. The answer is in the journal when this returns.
@@ -201,11 +216,12 @@ class Asker:
         `answered`: when a request was sent that it took; None: there are no more. Unless `sound`,
         nobody knows whose fault it was.
         """
-        ours = [one for one in self._doubtful if answered is None or one.at <= answered]
+        ours = [one for one in self._doubtful if answered is None or one[0].at <= answered]
         self._doubtful = [one for one in self._doubtful if one not in ours]
         sound = sound and (answered is not None or len(ours) < DENIALS)
-        for answer in ours:
-            await self._keep(replace(answer, final=answer.final and sound))
+        for answer, denied in ours:
+            surely = sound and not (denied and answered is None)  # the key may be revoked
+            await self._keep(replace(answer, final=answer.final and surely))
 
     async def _keep(self, answer: Answer) -> None:
         """Make an answer durable. A journal that fails rests the whole run.
@@ -243,7 +259,7 @@ class Asker:
         key, kind, reason = slot.need.key, failure.kind, failure.reason
         answer = failed_answer(key, kind, reason, cost_usd, place, at, final=final)
         if of_question:
-            self._doubtful.append(answer)
+            self._doubtful.append((answer, denied))
         elif billed or over:
             await self._keep(answer)
         in_vain = of_question or kind in (Kind.AMBIGUOUS, Kind.NO_SCHEMA)
