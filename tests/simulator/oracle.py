@@ -93,8 +93,10 @@ class Oracle:
         self._told: list[_Told] = []
         self._overruns: list[Request] = []
         """What cost more than its lease."""
-        self._final: set[str] = set()
-        """Questions with a durable answer that ends them."""
+        self._final: dict[str, frozenset[Process]] = {}
+        """Questions with a durable answer that ends them, and who need not know it: a refusal
+        costs nothing, and is kept after its slot is free. Who owned the books by then read them
+        before."""
         self._verdicts: dict[Process, int] = {}
         """Owner of the books → how many verdicts were booked under it."""
         self._in_flight: dict[Process, list[Request]] = {}
@@ -163,7 +165,8 @@ class Oracle:
             factor = -(-cost * grant.factor // max(1, most))
             self._told.append(_Told(request.run, request.slot, cost - most, factor))
         if record["final"]:
-            self._final.add(key)
+            late = frozenset() if cost else frozenset(owner for owner, _ in self.ledgers)
+            self._final[key] = self._final.get(key, late) & late
             if "verdict" not in record and not request.ends:
                 self._check_end(request)
 
@@ -221,7 +224,7 @@ class Oracle:
         if slot not in self._exposed:
             self.fail(f"sent without leave: {slot}")
         self._sent[slot], request.most = request, grant.maxima[slot[1]]
-        if question.key in self._final:
+        if grant.owner not in self._final.get(question.key, (grant.owner,)):
             self.fail(f"asked after its last answer: {question.key[:6]}")
         if request.process is not None:
             self._check_opening(request, grant)

@@ -12,6 +12,7 @@ import pytest
 
 from ray_judge.errors import EscalationError, PausedError, ProviderDown, RayJudgeError
 from ray_judge.escalation.answers import Reply
+from ray_judge.escalation.books.journal import InVain
 from ray_judge.escalation.online.asker import Asker
 from ray_judge.escalation.online.limiter import Feedback
 from ray_judge.escalation.online.permits import Need, Permit, Permits
@@ -120,7 +121,7 @@ def ask_all(
         async def one(number: int) -> Outcome:
             async with room:
                 (question,) = asked.of_example(Example(f"q{number}", ("x", "y")))
-                return await asker.ask(question, unusable)
+                return await asker.ask(question, InVain(unusable))
 
         outcomes = await asyncio.gather(*map(one, range(count)), return_exceptions=True)
         await asker.keep_doubtful()

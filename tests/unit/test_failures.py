@@ -66,6 +66,18 @@ def test_a_refused_parameter_is_named_with_its_value() -> None:
         assert said.endswith(f"HTTP 400 unsupported_value: no. Check {named}")
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Request too large: Limit 30000, Requested 37313. It must be reduced", Kind.ROW),
+        ("Rate limit reached: Limit 30000, Used 29900, Requested 313", Kind.RATE_LIMIT),
+        ("Rate limit reached", Kind.RATE_LIMIT),
+    ],
+)
+def test_a_text_that_no_wait_makes_small_enough(said: str, kind: Kind) -> None:
+    assert failure_of(429, {"message": said, "code": "rate_limit_exceeded"}, {}).kind is kind
+
+
 ENDS = {Fault.PROVIDER: ProviderDown, Fault.RUN: EscalationError, Fault.QUESTION: EscalationError}
 
 

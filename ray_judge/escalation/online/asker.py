@@ -17,7 +17,7 @@ import tenacity
 
 from ray_judge.errors import PausedError, StorageError
 from ray_judge.escalation.answers import Reply, failed_answer, read_answer
-from ray_judge.escalation.books.journal import JournalWriter
+from ray_judge.escalation.books.journal import InVain, JournalWriter
 from ray_judge.escalation.client import StrongClient
 from ray_judge.escalation.online.limiter import LONGEST_BACKOFF_S, Feedback
 from ray_judge.escalation.online.permits import Denied, Need, Permits, Slot
@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 class _Tries:
     """When one question has failed often enough; kinds with the same limit count together."""
 
-    def __init__(self) -> None:
+    def __init__(self, past: InVain) -> None:
+        self._past = past
         self._failures: Counter[int] = Counter()
         self._refused = 0
         self._first: Counter[Signal] = Counter()
@@ -54,7 +55,8 @@ class _Tries:
 
         How long a server that cannot be reached is borne is the governor's decision. A question
         that meets a rate limit again and again, while others do not, is too large for it. Where
-        the others were before, the limit may be another by now: it is given up for this session.
+        the others were before, the limit may be another by now: it is given up for this session,
+        and tried a few times by later ones.
         """
         if failure.meaning.tries and not failure.unreachable:
             self._failures[failure.meaning.tries] += 1
@@ -69,7 +71,8 @@ class _Tries:
                 failure.kind = Kind.ROW
             in_all = _share(refused, since[Signal.OK]) ** self._refused
             self._alone = 0 if now[Signal.OK] else self._alone + 1
-            self._given_up = in_all < UNLIKELY and self._alone >= TRIES
+            doubtful = in_all < UNLIKELY or self._past.not_run
+            self._given_up = bool(doubtful) and self._alone >= TRIES
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
         tried = any(count >= most for most, count in self._failures.items())
@@ -134,18 +137,18 @@ class Asker:
         """Of questions that the server did not take since its last answer, and whether it denied
         them: theirs is the fault, unless they are many, or it gives no answer any more."""
 
-    async def ask(self, question: Question, unusable: int = 0) -> Outcome:
+    async def ask(self, question: Question, past: InVain) -> Outcome:
         """Ask one question to its end. The answer is in the journal when this returns.
 
         Where a cap leaves no money for it: DENIED_BUDGET, or PENDING until the next month begins.
-        `unusable`: how many of its re-asks earlier sessions have used up.
+        `past`: how often earlier sessions asked it in vain.
         Raises PausedError (everything kept, ask again later), EscalationError (no question of
         this run can be answered) and StorageError (no answer can be kept: nothing more is sent).
         """
         most = self._strong.reasks
-        for reask in range(min(unusable, most), most + 1):
+        for reask in range(min(past.unusable, most), most + 1):
             try:
-                answer = await self._attempt(question, reask == most)
+                answer = await self._attempt(question, past, reask == most)
             except Denied as denied:
                 return Outcome.PENDING if denied.cap == "month" else Outcome.DENIED_BUDGET
             if answer.final or answer.usage is None:
@@ -163,11 +166,11 @@ class Asker:
             log.warning("the journal's log could not be ended: %s", error)
         await self._client.close()
 
-    async def _attempt(self, question: Question, last: bool) -> Answer:
+    async def _attempt(self, question: Question, past: InVain, last: bool) -> Answer:
         """Get one whole answer (or the row's permanent failure) and make it durable."""
         assert question.body is not None
         tokens = question.tokens + self._strong.max_output_tokens
-        need, tries = Need(question.key, question.max_cost_usd, tokens), _Tries()
+        need, tries = Need(question.key, question.max_cost_usd, tokens), _Tries(past)
         given_up: Answer | None = None
         try:
             async for attempt in RETRY.copy(stop=tries.enough, sleep=self._sleep):

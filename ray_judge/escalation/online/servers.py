@@ -157,10 +157,9 @@ class AskerServer:
         }
 
     async def _one(self, question: Question, in_vain: Mapping[str, InVain]) -> Outcome:
-        before = in_vain.get(question.key)
         async with self._room:
             try:
-                return await self._asker.ask(question, before.unusable if before else 0)
+                return await self._asker.ask(question, in_vain.get(question.key, InVain()))
             except RayJudgeError:
                 raise
             except Exception as error:  # its slot never comes back: nobody may wait for it
