@@ -42,7 +42,7 @@ class _Tries:
     """When one question has failed often enough; kinds with the same limit count together."""
 
     def __init__(self, past: InVain) -> None:
-        self._past = past
+        self.past = past
         self._failures: Counter[int] = Counter()
         self._refused = 0
         self._first: Counter[Signal] = Counter()
@@ -71,7 +71,7 @@ class _Tries:
                 failure.kind = Kind.ROW
             in_all = _share(refused, since[Signal.OK]) ** self._refused
             self._alone = 0 if now[Signal.OK] else self._alone + 1
-            doubtful = in_all < UNLIKELY or self._past.not_run
+            doubtful = in_all < UNLIKELY or self.past.not_run
             self._given_up = bool(doubtful) and self._alone >= TRIES
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
@@ -249,7 +249,8 @@ class Asker:
         again_some_day = failure.status in (401, 404) or failure.kind is Kind.PARAMETER
         denied = failure.kind in OF_A_ROW and (slot.proven or failure.status == 403)  # moderated?
         if denied:
-            self._denials += 1
+            known = slot.proven and tries.past.not_run  # was denied before: it says nothing new
+            self._denials += not known
             if self._denials < DENIALS:
                 failure.kind = OF_A_ROW[failure.kind]
         meaning = failure.meaning
@@ -270,7 +271,6 @@ class Asker:
         told = Feedback(meaning.signal, failure.headers, sent_at, usable=usable, why=reason)
         self._permits.settle(slot, cost_usd, told)
         if meaning.fault is Fault.RUN and not meaning.again:
-            self._doubtful.clear()
             error = run_error(failure, self._strong)
             await self._permits.pause(error)
             raise error
