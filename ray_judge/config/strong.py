@@ -27,10 +27,11 @@ VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 OWN = frozenset(
     """
     model messages response_format temperature reasoning_effort max_tokens max_completion_tokens
-    service_tier n stream
+    service_tier n stream best_of max_output_tokens tools tool_choice functions
     """.split()
 )
 """Of a request's body: what ray_judge sets itself, or what would make it another kind of answer."""
+OF_THE_BODY = ("content-length", "content-encoding", "transfer-encoding")
 REASONS = re.compile(r"(?i)(?:.*/)?(?:o\d|gpt-[5-9]|gpt-oss)")
 """Models that reason without being told to (OpenAI, "Reasoning models", 2026-11)."""
 PLAIN_LIMIT, REASONING_LIMIT = 300, 4000
@@ -168,6 +169,8 @@ class StrongConfig(Tree):
         for name, text in value.items():
             if info.field_name == "headers" and not HEADER.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of a header")
+            if info.field_name == "headers" and name.lower() in OF_THE_BODY:
+                raise ValueError(f"ray_judge itself says {name}")
             if "${" in VARIABLE.sub("", text.get_secret_value()):
                 raise ValueError(f"{name}: an environment variable is named as in ${{MY_KEY}}")
         return value

@@ -95,7 +95,7 @@ def resolve_columns(
         *((column, _is_number, "probabilities must be numbers") for column in extra),
         (by, lambda kind: _is_label(kind) or _is_date(kind), groups),
     ]
-    unsaid = {*ruled, *(text[role] for role in SAID if role in text)}  # in a shard without values
+    unsaid = {*ruled, *text.values()}  # in a shard without values
     for column, fits, wanted in checks:
         kind = schema.field(column).type if column else None
         if kind is not None and not fits(kind) and not (kind == pa.null() and column in unsaid):
@@ -163,10 +163,13 @@ def with_kinds(
         if named == "null":
             why = f"{role} must be text or messages, this column is null in every shard"
             raise InputError(why, file=path, column=name)
-        if named.startswith("list of "):
+        if named.startswith(("list of ", "struct of ")):
             found[role] = "list of texts" if named == "list of text" else "messages"
         else:
             found[role] = kind_of(values_of(rows.column(name)))
+    if found.get("instruction") != "list of texts":  # an answer in JSON is a text like any other
+        texts = [role for role, name in said.items() if is_text(schema.field(name).type)]
+        found |= {role: None for role in texts if found[role] == "list of texts"}
     kinds = {role: kind for role, kind in found.items() if kind}
     asked, responses = kinds.get("instruction"), {found[r] for r in said if r in RESPONSES}
     if "instruction" not in said and not responses <= {*WHOLE}:
@@ -278,10 +281,14 @@ def name_kind(kind: pa.DataType) -> str:
 
 
 def _is_said(kind: pa.DataType) -> bool:
-    """Whether a type can hold what somebody said: text, a list of texts, or messages."""
+    """Whether a type can hold what somebody said: text, a list of texts, or messages, or one."""
     named = name_kind(kind)
-    message = re.match(r"list of struct of (.*, )?(role|from): text(, |\Z)", named)
-    return named in ("text", "list of text") or bool(message)
+    return named in ("text", "list of text") or is_messages(named)
+
+
+def is_messages(kind: str) -> bool:
+    """Whether the type of this name holds messages, or one."""
+    return bool(re.match(r"(list of )?struct of (.*, )?(role|from): text(, |\Z)", kind))
 
 
 def _is_flag(kind: pa.DataType) -> bool:

@@ -2,7 +2,8 @@
 
 `kind_of` tells by a column's values how they are kept:
 
-    messages        a list of {role, content}, or ShareGPT's {from, value}; or JSON text of it
+    messages        a list of {role, content}, or ShareGPT's {from, value}, or JSON text of it;
+                    or a single one (LLaMA-Factory's `chosen`)
     list of texts   one a turn (arena 55k), or several to choose from (RewardBench 2)
     transcript      text in which "\\n\\nHuman:" and "\\n\\nAssistant:" begin the turns (HH-RLHF)
 """
@@ -68,6 +69,7 @@ def read_value(value: Any, kind: str | None, name: str) -> Any:
     if isinstance(value, str) and kind and (value := _parse(value)) is None:
         raise Unfit(f"{name} is not JSON, as the other rows are")
     if kind == "messages":
+        value = [value] if isinstance(value, Mapping) else value
         if not isinstance(value, list):
             raise Unfit(f"{name} is no list of messages")
         return tuple(_turn(one, name) for one in value)
@@ -82,7 +84,8 @@ def read_value(value: Any, kind: str | None, name: str) -> Any:
 
 def _turn(message: Any, name: str) -> tuple[str, str]:
     told = message if isinstance(message, Mapping) else {}
-    role, content = told.get("role") or told.get("from"), told.get("content", told.get("value"))
+    role, content = told.get("role") or told.get("from"), told.get("content")
+    content = told.get("value") if content is None else content
     if not isinstance(role, str):
         raise Unfit(f"{name} has a message without a role")
     if any(told.get(key) not in NONE for key in ("tool_calls", "function_call")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +28,7 @@ from ray_judge.run.columns import (
     as_bytes,
     as_series,
     decode,
+    is_messages,
     is_text,
     name_kind,
     plain,
@@ -54,6 +55,7 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
     shards: list[Shard] = []
     columns: Columns | None = None
     first: tuple[str, pa.Schema] | None = None
+    used = {config.route.audit_by} if config.route.audit_by else set()
     places = {"output": config.output, "strong.books": config.strong.books}
     names, left = find_shards(config.input, places)
     if left:
@@ -64,8 +66,10 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
         for schema, shard in pool.map(inspect, found):
             path = shard.named
             columns = resolve_columns(config, schema, extra, path)
+            labels = label_columns(config, columns.label) if columns.label else []
+            used |= {*columns.needed(), *labels}
             first = first or (path, schema)
-            _same_schema(first, (path, schema))
+            _same_schema(first, (path, schema), used)
             first = (first[0], _filled(first[1], schema))
             if shard.rows == 0 and not config.allow_empty_shards:
                 raise InputError(
@@ -85,8 +89,8 @@ def plan_input(config: RunConfig, extra: Sequence[str]) -> Plan:
     if columns.label and columns.label != CHOSEN_IS:
         where = {"file": shards[0].named} if len(shards) == 1 else {"input": config.input}
         named = label_columns(config, columns.label)
-        labels = pa.table({name: _read_column(shards, name).to_arrow() for name in named})
-        labels_of(labels, columns.label, config, **where, column=columns.label)
+        table = pa.table({name: _read_column(shards, name).to_arrow() for name in named})
+        labels_of(table, columns.label, config, **where, column=columns.label)
     if config.route.audit_by:
         _read_column(shards, config.route.audit_by)
     return Plan(tuple(shards), columns, config.chunk_rows, tuple(left))
@@ -149,9 +153,12 @@ def open_shard(path: str) -> Iterator[pq.ParquetFile]:
         raise InputError(f"cannot read this shard: {error.message}", file=path) from None
 
 
-def _same_schema(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> None:
+def _same_schema(
+    first: tuple[str, pa.Schema], other: tuple[str, pa.Schema], used: Collection[str]
+) -> None:
+    """Refuse shards that differ in a column that the run reads; others are only written back."""
     (first_path, wanted), (path, schema) = first, other
-    for name in sorted(set(wanted.names) | set(schema.names)):
+    for name in sorted(used):
         pair = here, there = _kind(schema, name), _kind(wanted, name)
         if here != there and ("missing" in pair or "null" not in pair):
             raise InputError(
@@ -161,13 +168,13 @@ def _same_schema(first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> 
 
 def _filled(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
     """The schema, with the other's types for columns that have no value in it."""
-    return pa.schema(
-        [other.field(field.name) if field.type == pa.null() else field for field in schema]
-    )
+    empty = [f.name for f in schema if f.type == pa.null() and f.name in other.names]
+    return pa.schema([other.field(f.name) if f.name in empty else f for f in schema])
 
 
 def _kind(schema: pa.Schema, name: str) -> str:
-    return name_kind(schema.field(name).type) if name in schema.names else "missing"
+    kind = name_kind(schema.field(name).type) if name in schema.names else "missing"
+    return "messages" if is_messages(kind) else kind  # whatever else their writer keeps in them
 
 
 def _unique_ids(shards: Sequence[Shard], column: str) -> None:

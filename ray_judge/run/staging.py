@@ -25,6 +25,11 @@ from ray_judge.storage.local import open_storage
 
 PIECE = 16 << 20
 """So many bytes of JSON are read at a time, and about so many characters of CSV."""
+SURROGATES = re.compile(
+    rb"\\\\|\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w|\\u([dD][89a-fA-F]\w\w)", re.ASCII
+)
+"""Escapes in JSON text; the group is half of a pair without its other half."""
+FLAGS = {"true": "1", "false": "0"}
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 Numbers = Mapping[str, type[int] | type[float]]
 """Columns of a CSV file that are numbers."""
@@ -74,10 +79,21 @@ def _pieces(path: str) -> Iterator[tuple[bytes, int]]:
         while block := file.read(PIECE):
             whole, newline, rest = (rest + block).rpartition(b"\n")
             if whole.strip():
-                yield whole.removeprefix(b"\xef\xbb\xbf"), line
+                yield _readable(whole), line
             line += whole.count(b"\n") + len(newline)
     if rest.strip():
-        yield rest.removeprefix(b"\xef\xbb\xbf"), line
+        yield _readable(rest), line
+
+
+def _readable(piece: bytes) -> bytes:
+    """Without a byte order mark; half a surrogate pair in its bytes, which are no UTF-8: the
+    error of its own row.
+    """
+    return SURROGATES.sub(_half, piece.removeprefix(b"\xef\xbb\xbf"))
+
+
+def _half(found: re.Match[bytes]) -> bytes:
+    return chr(int(found[1], 16)).encode("utf-8", "surrogatepass") if found[1] else found[0]
 
 
 def _json_schema(path: str) -> tuple[pa.Schema, set[str]]:
@@ -152,11 +168,7 @@ def _with_texts(piece: bytes, texts: set[str]) -> bytes:
         for name in texts & found.keys():
             if found[name] is not None and not isinstance(found[name], str):
                 found[name] = json.dumps(found[name], ensure_ascii=False)
-        text = json.dumps(found, ensure_ascii=False)
-        try:
-            lines[n] = text.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # half of a surrogate pair
-            lines[n] = text.encode("utf-8", "surrogatepass")
+        lines[n] = json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
     return b"\n".join(lines)
 
 
@@ -204,6 +216,9 @@ def _read_csv(path: str, numbers: Numbers) -> Iterator[pa.Table]:
         try:
             if not (names := next(rows, [])):
                 return
+            if len(names) == 1 and (other := re.search(r"[;\t]", names[0])):
+                said = f"its fields have {other[0]!r} between them, and are to have commas"
+                raise InputError(said, file=path)
             began, held = 0, _some(rows, len(names), path)
             while held or not began:
                 columns = list(zip(*held, strict=True)) or [()] * len(names)
@@ -237,7 +252,7 @@ def _column(name: str, texts: list[str], kind: Any, path: str, began: int) -> pa
     numbers: list[float | None] = []
     for row, text in enumerate(texts, began):
         try:
-            numbers.append(kind(text) if text else None)
+            numbers.append(kind(FLAGS.get(text.lower(), text)) if text else None)
         except ValueError:
             where = {"file": path, "column": name, "row": row}
             raise InputError(f"{text!r} is no number", **where) from None

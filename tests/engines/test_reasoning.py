@@ -169,3 +169,16 @@ def test_a_block_that_the_template_opens_is_closed(thinker: Path, tokenizer: Any
     (reading,) = TokenReader(judge, format_for(judge, "pairwise"), model).read(ASKED[:1])
     assert isinstance(reading, Reading)
     assert model.asked[0].endswith("<assistant>quick<think>\n\n</think>\n\n")
+
+
+def test_a_template_without_a_system_message_gets_it_with_the_users(
+    thinker: Path, tokenizer: Any
+) -> None:
+    own = copy.deepcopy(tokenizer)
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    own.chat_template = refuse + tiny.CHAT
+    judge, model = reasoning(thinker, format="generic").judge, Scripted(own, [])
+    format_ = format_for(judge, "pairwise")
+    TokenReader(judge, format_, model).read(ASKED[:1])
+    prompt = format_.render(ASKED[0])
+    assert model.asked[0].startswith(f"<user>{prompt.system}\n\n{prompt.user}\n")

@@ -70,11 +70,12 @@ def test_every_misfortune_is_its_rows_own(runs: Runs, server: RunningServer) -> 
     table = table.cast(pa.schema(fields, metadata={"origin": "a test", "pandas": "not json"}))
     empty = table.slice(0, 0)
 
-    run = runs(table, empty, route__fraction=1, chunk_rows=6, allow_empty_shards=True)
+    other = pairs(2, first=rows, z_list=["a text"] * 2, z_new=[1, 2])
+    run = runs(table, empty, other, route__fraction=1, chunk_rows=6, allow_empty_shards=True)
     written = pq.read_table(run.folder / "in" / "part-000.parquet")
     assert run.score() == 0
 
-    first, second = (pq.read_table(path) for path in run.scored_paths())
+    first, second, third = (pq.read_table(path) for path in run.scored_paths())
     added = verdict_schema("pairwise", PAIRWISE_ALTERNATIVES)
     for scored in (first, second):
         assert scored.column_names == [*written.column_names, *added.names]
@@ -82,6 +83,7 @@ def test_every_misfortune_is_its_rows_own(runs: Runs, server: RunningServer) -> 
         assert kept.schema.equals(written.schema, check_metadata=True)
         assert scored.select(added.names).schema.remove_metadata().equals(added)
     assert (len(first), len(second)) == (rows, 0)
+    assert third.select(other.column_names).equals(other)
     for name in written.column_names:  # NaN is not equal to itself, but its bytes are
         if name == "response_b":
             assert first[name].cast(pa.binary()).equals(written[name].cast(pa.binary()))
@@ -102,7 +104,7 @@ def test_every_misfortune_is_its_rows_own(runs: Runs, server: RunningServer) -> 
             assert (outcome[n], source[n]) == ("not_needed", "judge")
         else:  # no probability: the strong judge may know
             assert (outcome[n], source[n]) == ("resolved", "strong")
-    assert server.stats()["billed"] == rows - 4
+    assert server.stats()["billed"] == rows - 4 + len(other)
     verdicts = pa.Table.from_arrays(first.columns[written.num_columns :], added.names)
     frame = pl.DataFrame(pl.from_arrow(verdicts))
     assert not frame["judge_confidence"].is_nan().any()

@@ -152,6 +152,10 @@ def test_a_columns_type_tells_how_it_is_kept_where_the_first_rows_do_not(
     assert isinstance(example, Example) and example.responses == ("a", "a")
 
 
+MORE = pa.struct({"content": pa.string(), "name": pa.string(), "role": pa.string()})
+OTHER = [[{**one, "name": "x"} for one in said(U, A)], None]
+
+
 @pytest.mark.parametrize("role", [pa.dictionary(pa.int32(), pa.string()), pa.large_string()])
 @pytest.mark.parametrize("listed", [pa.list_, pa.large_list])
 def test_a_sample_of_shards_that_keep_messages_differently(
@@ -159,6 +163,8 @@ def test_a_sample_of_shards_that_keep_messages_differently(
 ) -> None:
     for name, kind in (("a", TURNS), ("b", listed(pa.struct({"role": role, "content": role})))):
         values = pa.array([said(U, A), None]).cast(TURNS).cast(kind)
+        if name == "b":
+            values = values if role != pa.large_string() else pa.array(OTHER, listed(MORE))
         pq.write_table(pa.table(dict.fromkeys(PAIR, values)), tmp_path / f"{name}.parquet")
     plan = plan_input(builders.config(input=str(tmp_path)), ())
     table = sample.take(plan.shards, np.arange(4), plan.columns.needed())
@@ -183,6 +189,57 @@ def test_a_column_may_be_without_values_in_a_shard(
     (tmp_path / "b.parquet").unlink()
     with pytest.raises(InputError, match="this column is null in every shard"):
         plan_input(builders.config(input=str(tmp_path)), ())
+
+
+def test_shards_may_differ_in_what_is_not_read_and_lack_what_is_optional(tmp_path: Path) -> None:
+    more = {"meta": {"lang": "en"}, "reference": None}, {"meta": [1], "reference": "r"}
+    rows = [{**GOOD, **one} for one in (*more, {"tags": 1, "reference": None})]
+    for n, row in enumerate(rows):
+        plan = staged(tmp_path, f"{n}.jsonl", json.dumps(row))
+    assert [shard.rows for shard in plan.shards] == [1, 1, 1]
+    tables = [pq.read_table(shard.path) for shard in plan.shards]
+    assert [table.to_pylist()[0] for table in tables] == rows
+    read = [read_examples(table, plan.columns)[0] for table in tables]
+    assert [isinstance(one, Example) and one.reference for one in read] == [None, "r", None]
+
+
+def test_an_answer_in_json_is_a_text_like_any_other(tmp_path: Path) -> None:
+    for name, rows in (("a", {"chosen": '["x", "y"]', "rejected": '["z"]'}),
+                       ("b", {"response_a": '["x", "y"]', "response_b": '["z"]'})):  # fmt: skip
+        folder = tmp_path / name
+        folder.mkdir()
+        table = pa.table({"instruction": ["q"], **{n: [text] for n, text in rows.items()}})
+        pq.write_table(table, folder / "a.parquet")
+        plan = plan_input(builders.config(input=str(folder)), ())
+        (example,) = read_examples(table, plan.columns)
+        assert isinstance(example, Example)
+        assert sorted(example.responses) == ['["x", "y"]', '["z"]']
+
+
+def test_a_single_message_and_two_ways_of_writing_them(tmp_path: Path) -> None:
+    """As LLaMA-Factory keeps preferences; and one file that has ShareGPT's keys and OpenAI's."""
+    asked = [{"from": "human", "value": "u"}]
+    lines = [
+        {"conversations": asked, "chosen": {"from": "gpt", "value": "a"},
+         "rejected": {"from": "gpt", "value": "b"}},
+        {"conversations": said(U), "chosen": said(A)[0], "rejected": said(B)[0]},
+    ]  # fmt: skip
+    data = "\n".join(map(json.dumps, lines))
+    plan = staged(tmp_path, "a.jsonl", data, columns={"instruction": "conversations"})
+    examples = read_examples(read_rows(plan.shards[0].path, 0, 9), plan.columns)
+    assert [isinstance(one, Example) and sorted(one.responses) for one in examples] == [
+        ["a", "b"], ["a", "b"],
+    ]  # fmt: skip
+
+
+def test_half_a_surrogate_pair_is_its_rows_error(tmp_path: Path, piece: int | None) -> None:
+    texts = [r"a", r"\ud83d", r"\ud83d\ude00", r"\\ud83d", r"\\\uDC00x"]
+    lines = [json.dumps(GOOD).replace('"2024-01-01"', f'"{text}"', 1) for text in texts]
+    plan = staged(tmp_path, "a.jsonl", "\n".join(lines))
+    read = read_examples(read_rows(plan.shards[0].path, 0, 9), plan.columns)
+    bad = "input: response_a is not UTF-8 text"
+    found = [one.responses[0] if isinstance(one, Example) else one for one in read]
+    assert found == ["a", bad, "\U0001f600", r"\ud83d", bad]
 
 
 @pytest.mark.parametrize("kind", [None, "transcript"])
@@ -316,7 +373,7 @@ def staged(folder: Path, name: str, data: str | bytes, **changes: Any) -> Any:
         ("a.csv", HEAD + 'q,a,b,1\nq,"a,b,2\n', "line 3: unexpected end of data"),
         ("a.csv", HEAD + "q,a,b,1\nq,a,b,x\n", "'x' is no number"),
         ("a.csv", HEAD, "this shard has no rows"),
-        ("a.csv", "a;b\n1;2\n", "this shard has a;b"),
+        ("a.csv", "a;b\n1;2\n", "have ';' between them, and are to have commas"),
         ("a.csv", "a,a\n1,2\n", "two columns have the same name"),
     ],
 )  # fmt: skip
@@ -395,6 +452,8 @@ def test_of_csv_only_what_is_needed_as_a_number_is_one(tmp_path: Path, piece: in
     plan = staged(tmp_path, "a.csv", b"\xef\xbb\xbf" + HEAD.encode() + b"\r\n".join(rows))
     table = read_rows(plan.shards[0].path, 0, 9)
     assert table["n"].to_pylist() == [0.5, None, 0.001]
+    flags = staged(tmp_path, "a.csv", HEAD + "q,a,b,True\nq,a,b,false")
+    assert read_rows(flags.shards[0].path, 0, 9)["n"].to_pylist() == [1, 0]
     assert table["response_b"].to_pylist() == [None, "NA", "x"]
     first, second, third = read_examples(table, plan.columns)
     assert (first, second) == ("input: response_b is null", "input: response_a is not UTF-8 text")

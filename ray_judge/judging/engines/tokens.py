@@ -17,6 +17,8 @@ from os.path import commonprefix
 from statistics import fmean
 from typing import cast
 
+from jinja2 import TemplateError
+
 from ray_judge.config import JudgeConfig
 from ray_judge.errors import ConfigError
 from ray_judge.judging.engines.checkpoint import default_template
@@ -184,12 +186,19 @@ class TokenReader:
         prompt = self._format.render(example)
         if not self._chat:
             return prompt.plain()
-        rendered: str = self._tokenizer.apply_chat_template(
-            prompt.messages(), tokenize=False, add_generation_prompt=True, **self._options
-        )
+        try:
+            rendered = self._rendered(prompt.messages())
+        except TemplateError:
+            rendered = self._rendered(prompt.messages(joined=True))
         if self._judge.thinking is False:
             rendered = close_reasoning(rendered)
         return rendered + prompt.opening.lstrip()
+
+    def _rendered(self, messages: list[dict[str, str]]) -> str:
+        rendered: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self._options
+        )
+        return rendered
 
     def _tokenise(self, examples: Sequence[Example]) -> list[list[int]]:
         special = {"add_special_tokens": False} if self._chat else {}

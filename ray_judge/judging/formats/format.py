@@ -47,10 +47,15 @@ class Prompt:
     def plain(self) -> str:
         return (f"{self.system}\n\n" if self.system else "") + self.user + self.opening
 
-    def messages(self) -> list[dict[str, str]]:
-        """Give the messages in front of the answer, so without the opening."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.user}]
+    def messages(self, *, joined: bool = False) -> list[dict[str, str]]:
+        """Give the messages in front of the answer, so without the opening.
+
+        `joined`: in one message of the user's, for templates that take no system's (Gemma).
+        """
+        if joined or not self.system:
+            return [{"role": "user", "content": replace(self, opening="").plain()}]
+        system = {"role": "system", "content": self.system}
+        return [system, {"role": "user", "content": self.user}]
 
 
 class Layout(Protocol):
