@@ -27,7 +27,7 @@ VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 OWN = frozenset(
     """
     model messages response_format temperature reasoning_effort max_tokens max_completion_tokens
-    service_tier n stream best_of max_output_tokens tools tool_choice functions
+    service_tier n best_of stream max_output_tokens
     """.split()
 )
 """Of a request's body: what ray_judge sets itself, or what would make it another kind of answer."""
