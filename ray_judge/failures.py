@@ -7,6 +7,7 @@ give no code.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -249,7 +250,9 @@ def _said(error: Mapping[str, Any]) -> tuple[str, str, Any]:
     if isinstance(said, list) and said and isinstance(said[0], dict) and said[0].get("loc"):
         param, code = ".".join(map(str, said[0]["loc"])), said[0].get("type")
         said = f"{param}: {said[0].get('msg')}"
-    words = said if isinstance(said, str) else str(said or "")
+    rest = {k: v for k, v in error.items() if v and k not in ("code", "type", "param")}
+    said = said or (json.dumps(rest) if rest else "")  # in a form of the server's own
+    words = said if isinstance(said, str) else str(said)
     return words, param if isinstance(param, str) else "", code
 
 

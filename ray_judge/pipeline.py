@@ -133,16 +133,17 @@ def checked(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
 def finished(config: RunConfig, run: RunDirectory) -> dict[str, Any] | None:
     """Give the summary of a finished run.
 
-    A raised cap reopens it for the rows that it denied, a raised limit of tokens for answers that
-    were cut, and so do questions that failed through no fault of their own.
+    A raised cap, or a lower limit of tokens, reopens it for the rows that it denied, a raised limit
+    for answers that were cut, and so do questions that failed through no fault of their own.
     """
     summary, plan = run.summary(), run.plan()
     if summary is None or plan is None:
         return None
     strong, outcomes = config.strong, summary["outcomes"]
-    raised = float(strong.max_cost_usd) > summary["cap_usd"] and outcomes["denied_budget"]
-    longer = strong.max_output_tokens > summary["max_output_tokens"] and outcomes["unparseable"]
-    if raised or longer or summary["asked_again"]:
+    limit = summary["max_output_tokens"]
+    more = float(strong.max_cost_usd) > summary["cap_usd"] or strong.max_output_tokens < limit
+    longer = strong.max_output_tokens > limit and outcomes["unparseable"]
+    if (more and outcomes["denied_budget"]) or longer or summary["asked_again"]:
         with run.locked():
             run.reopen()
         return None

@@ -51,11 +51,11 @@ class Reply:
 def read_json(text: str) -> Any:
     """The document, or None where the text is not JSON."""
     lines = text.removeprefix("\ufeff").splitlines(keepends=True)
-    try:  # some gateways put lines of comment, which begin with a colon, in front
-        return json.loads(
-            "".join(dropwhile(lambda line: line.startswith((":", "\n", "\r")), lines))
-        )
-    except (ValueError, RecursionError):
+    # Some gateways put lines of comment, which begin with a colon, in front.
+    said = "".join(dropwhile(lambda line: line.startswith((":", "\n", "\r")), lines))
+    try:
+        return _from_events(said) if said.startswith("data:") else json.loads(said)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -88,6 +88,19 @@ def read_reply(document: Any, headers: Mapping[str, str]) -> Reply:
     return Reply(text, refusal, ended, usage, model, reply_id, headers, billed_usd)
 
 
+def _from_events(text: str) -> Any:
+    """The answer that they tell together, of a server that streams though nobody asked."""
+    events = [line[5:].strip() for line in text.split("\n") if line.startswith("data:")]
+    chunks = [json.loads(event) for event in events if event not in ("", "[DONE]")]
+    choices = [chunk["choices"][0] for chunk in chunks if chunk.get("choices")]
+    said = {name: "".join(choice["delta"].get(name) or "" for choice in choices)
+            for name in ("content", "refusal", "reasoning_content")}  # fmt: skip
+    ended = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+    told = {name: value for chunk in chunks for name, value in chunk.items() if value}
+    whole = [{"message": said, "finish_reason": ended[-1]}] if ended else []
+    return {**told, "choices": whole}
+
+
 def _content(message: Mapping[str, Any], choice: Mapping[str, Any]) -> str | None:
     """The text of a message; of one in parts, the parts that are the answer.
 
@@ -96,9 +109,9 @@ def _content(message: Mapping[str, Any], choice: Mapping[str, Any]) -> str | Non
     """
     content = message.get("content")
     if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict)]
-        said = [_text(part.get("text")) for part in parts if part.get("type") in ANSWER_PARTS]
-        content = "".join(text or "" for text in said)
+        parts = [{"type": "text", "text": p} if isinstance(p, str) else p for p in content]
+        parts = [p for p in parts if isinstance(p, dict) and p.get("type") in ANSWER_PARTS]
+        content = "".join(_text(part.get("text")) or "" for part in parts)
     if not content and (tools := message.get("tool_calls")):
         content = tools[0]["function"]["arguments"]
     if not content and choice.get("finish_reason") == "stop":
@@ -121,7 +134,7 @@ def _usage(document: Mapping[str, Any]) -> Usage | None:
         prompt = given.get("prompt_tokens_details") or {}
         output = given.get("completion_tokens_details") or {}
         took, wrote = _count(given["prompt_tokens"]), _count(given["completion_tokens"])
-        reasoning = _count(output.get("reasoning_tokens") or 0)
+        reasoning = _count(output.get("reasoning_tokens") or given.get("reasoning_tokens") or 0)
         beyond = _count(given.get("total_tokens") or 0) - took
         usage = Usage(
             took,

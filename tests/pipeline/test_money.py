@@ -36,6 +36,17 @@ def test_a_small_cap_and_then_a_larger_one(runs: Runs, server: RunningServer) ->
     assert server.stats()["requests"] == stats["requests"]
 
 
+def test_answers_that_may_be_shorter_cost_less(runs: Runs, server: RunningServer) -> None:
+    """What the cap denied is asked where its price has come down to what is left."""
+    run = runs(pairs(60), route__fraction=1, strong__max_cost_usd="0.01")
+    assert run.score() == 0
+    first = run.outcomes()
+    assert run.score("strong.max_output_tokens=20") == 0
+    assert run.outcomes()["resolved"] > first["resolved"] and first["denied_budget"]
+    assert Decimal(server.stats()["total_usd"]) == run.check_costs() <= Decimal("0.01")
+    assert server.stats()["billed_twice"] == 0
+
+
 def test_a_batch_over_two_nights(runs: Runs, server: RunningServer) -> None:
     batch = {"max_requests": 30, "poll_s": 0.05}
     run = runs(pairs(60), pairs(60, first=60), strong__mode="batch", strong__batch=batch)

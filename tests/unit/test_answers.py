@@ -89,6 +89,24 @@ def test_an_error_beside_choices_is_an_error() -> None:
         assert caught.value.kind is Kind.BROKEN
 
 
+def events(*deltas: str, **last: Any) -> str:
+    """A stream of such pieces of the content, and what its last chunk has."""
+    chunks = [{"id": "r1", "choices": [{"delta": {"content": one}}]} for one in deltas]
+    usage = {"prompt_tokens": 10, "completion_tokens": 2}
+    chunks += [{"choices": [{"delta": {}, **last}]}, {"choices": [], "usage": usage}]
+    return "".join(f"data: {json.dumps(one)}\n\n" for one in chunks) + "data: [DONE]\n\n"
+
+
+def test_a_stream_that_nobody_asked_for() -> None:
+    found = read(events('{"verdict":', "", ' "A"}', finish_reason="stop"))
+    assert (found.verdict, found.usage, found.response_id) == ("A", Usage(10, 2), "r1")
+    assert read(events('{"verdict":', finish_reason="length")).outcome is Outcome.UNPARSEABLE
+    assert read(events('{"verdict": "A"}')).verdict is None  # it was cut: the end is missing
+    assert read_json("data: x") is None
+    with pytest.raises(RequestFailed, match="HTTP 429: slow down"):
+        read('data: {"error": {"message": "slow down", "code": 429}}')
+
+
 def test_what_stands_before_the_json() -> None:
     text = body('{"verdict": "A"}')
     assert read(f"\ufeff: PROCESSING\n\n{text}").verdict == "A"
@@ -179,6 +197,7 @@ def test_answers_as_servers_write_them() -> None:
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "B"}]}]
     parts += [{"type": "text", "text": '{"verdict":'}, {"type": "text", "text": ' "A"}'}]
     assert read(body(parts)).verdict == "A"
+    assert read(body(['{"verdict":', ' "A"}'])).verdict == "A"
     tool = {"function": {"name": "verdict", "arguments": '{"verdict": "B"}'}}
     for told, usable in (
         ({"tool_calls": [tool]}, "stop"),

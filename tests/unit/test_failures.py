@@ -1,5 +1,6 @@
 """What every failure of a server means; README's table of failures is this one."""
 
+import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def test_a_refused_parameter_is_named_with_its_value() -> None:
         error = {"param": param, "message": "no", "code": "unsupported_value"}
         said = str(run_error(failure_of(400, error, {}), strong))
         assert said.endswith(f"HTTP 400 unsupported_value: no. Check {named}")
+
+
+def test_words_in_a_form_of_the_servers_own() -> None:
+    for error in ({"errors": [{"title": "no such plan"}]}, {"fault": {"faultstring": "no plan"}}):
+        assert failure_of(400, error, {}).reason == f"HTTP 400: {json.dumps(error)}"
+    assert failure_of(403, {"code": 403, "message": None}, {}).reason == "HTTP 403"
 
 
 @pytest.mark.parametrize(
