@@ -25,6 +25,8 @@ NOT_OF_REWARDS = (
     "swap", "templates", "thinking",
 )  # fmt: skip
 """Keys of judges that write, which `format: reward` goes without."""
+OWN_OPTIONS = frozenset({"add_generation_prompt", "chat_template", "conversation", "tokenize"})
+"""Of a chat template's rendering: what ray_judge sets itself."""
 Choice = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 """YAML reads an unquoted score as a number."""
 
@@ -236,6 +238,8 @@ class JudgeConfig(Tree):
         said = "thinking and chat_template_kwargs are for a judge with a chat template"
         plain = self.chat is False or columns
         yield plain and (self.thinking is not None or self.chat_template_kwargs), said
+        taken = sorted(OWN_OPTIONS.intersection(self.chat_template_kwargs))
+        yield taken, f"chat_template_kwargs: ray_judge itself says {', '.join(taken)}"
         said = "confidence: votes counts answers: it needs decode: full, samples of 2 or more, and "
         enough = full and not columns and self.samples > 1 and self.temperature
         yield votes and not enough, f"{said}a temperature above 0"

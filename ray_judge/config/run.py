@@ -64,6 +64,8 @@ class RunConfig(Tree):
         """YAML has numbers and truth values, too: `{1: A, 2: B}`."""
         if not isinstance(value, dict):
             return value
+        if None in value:
+            raise ValueError("a row whose label is null has none: null can mean nothing")
         named = {label_text(label): meant for label, meant in value.items()}
         if len(named) < len(value):
             raise ValueError(f"two labels are alike as text: {', '.join(map(repr, value))}")

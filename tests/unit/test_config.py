@@ -66,6 +66,7 @@ REWARD, AB = {"format": "reward"}, {"A": "a", "B": "b"}
 JUDGES: list[tuple[dict[str, Any], str]] = [
     ({"thinking": True}, "thinking: on needs decode: full"),
     ({"thinking": False, "chat": False}, "for a judge with a chat template"),
+    ({"chat_template_kwargs": {"tokenize": True}}, "ray_judge itself says tokenize"),
     ({**VOTES, "decode": "verdict"}, "votes counts answers: it needs decode: full"),
     ({**VOTES, "temperature": 0}, "a temperature above 0"),
     ({**VOTES, "samples": 1}, "samples of 2 or more"),
@@ -250,6 +251,8 @@ def test_set_overrides_single_keys(path: Path) -> None:
         (GOOD + b"strong.model: x", None, "keys with a dot are for --set"),
         (GOOD + b"route: {}", None, "the key route is given twice, in line 8 and in line 14"),
         (b"labels: {1: A, 1.0: B}", None, "the key 1.0 is given twice"),
+        (GOOD + b"labels: {null: tie}", None, "a row whose label is null has none"),
+        (GOOD, "strong.headers={Content-Length: 3}", "ray_judge itself says Content-Length"),
     ],
 )
 def test_bad_overrides_are_named(path: Path, text: bytes, override: str | None, said: str) -> None:
