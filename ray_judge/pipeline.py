@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ray_judge.calibration.document import Calibration
 from ray_judge.calibration.load import calibration_of, pin_calibration
 from ray_judge.cluster import check_cluster, connected
 from ray_judge.config import RunConfig
-from ray_judge.errors import EscalationError, InputError, PromiseBroken
+from ray_judge.errors import ConfigError, EscalationError, InputError, PromiseBroken
 from ray_judge.escalation.books.books import Books
 from ray_judge.escalation.escalate import check_books, check_strong, escalate
 from ray_judge.escalation.processes import identity
@@ -56,6 +57,7 @@ def score(config: RunConfig, watch: Watch = lambda phase, document: None) -> dic
         return checked(config, summary)
     check(config)
     calibration = calibration_of(config)
+    fitted_tiers(config, calibration)
     seconds: dict[str, float] = {}
     with timed("plan", seconds):
         check_books(config)
@@ -168,10 +170,8 @@ def judge(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> Generato
     next one judges.
     """
     rows: Rows | None = None
-    for number, tier in enumerate(cascade.config.tiers()):
-        known = cascade.calibrated(number)
-        fitted = with_temperature(tier, known.temperature if known else None)
-        task = JudgeTask(fitted, cascade.plan.columns, cascade.run, number)
+    for number, tier in enumerate(fitted_tiers(cascade.config, cascade.calibration)):
+        task = JudgeTask(tier, cascade.plan.columns, cascade.run, number)
         names = judge_tier(task, cascade.plan, rows, seconds, watch)
         if number == len(cascade.config.judges) - 1:
             yield from names
@@ -180,12 +180,23 @@ def judge(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> Generato
             rows = cascade.passed_on(number)
 
 
-def with_temperature(tier: RunConfig, fitted: float | None) -> RunConfig:
-    """The judge of a tier with the temperature that its calibration has, unless it has its own."""
-    if fitted is None or tier.judge.temperature is not None:
-        return tier
-    judge = tier.judge.model_copy(update={"temperature": fitted})
-    return tier.model_copy(update={"judges": (judge,)})
+def fitted_tiers(config: RunConfig, calibration: Calibration | None) -> list[RunConfig]:
+    """The tiers, whose reward models have what was fitted to them, unless they say so themselves.
+
+    Raises ConfigError where nothing knows what rewards mean on the scale of the scores.
+    """
+    tiers, found = config.tiers(), []
+    for tier, known in zip(tiers, calibration.tiers if calibration else tiers, strict=True):
+        names = [name for name in ("temperature", "rewards") if getattr(tier.judge, name) is None]
+        fitted = {name: getattr(known, name) for name in names} if calibration else {}
+        judge = tier.judge.model_copy(update=fitted)
+        if (judge.format, tier.task) == ("reward", "pointwise") and judge.rewards is None:
+            raise ConfigError(
+                "judge.rewards: [lowest, highest] says which rewards mean the lowest and the "
+                "highest score, or route.calibration, made by `ray-judge calibrate --labels`, does"
+            )
+        found.append(tier.model_copy(update={"judges": (judge,)}))
+    return found
 
 
 def judge_tier(

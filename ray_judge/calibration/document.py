@@ -30,7 +30,8 @@ class Tier:
     `correct`: confidence → P(verdict = label). `strong`: confidence → P(strong verdict = label)
     on the same rows, where it is known; against the strong judge's own verdicts that is 1.
     `reference`: the confidences on all rows that reached the judge, with a label or without.
-    `comparison`: of its confidence methods. `temperature`: of a reward model's margin.
+    `comparison`: of its confidence methods. `temperature`: of a reward model's margin; `rewards`:
+    those that mean its lowest and its highest score.
     """
 
     judge: Mapping[str, Any]
@@ -40,6 +41,7 @@ class Tier:
     strong: CorrectnessMap | None = None
     comparison: Comparison | None = None
     temperature: Annotated[float, Field(gt=0)] | None = None
+    rewards: tuple[float, float] | None = None
 
     @property
     def threshold(self) -> float:

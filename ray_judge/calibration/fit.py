@@ -159,11 +159,14 @@ def _objection(selection: Selection, alpha: float, share: float, judges: int) ->
 def mark_right(rows: pl.DataFrame, task: Task, column: str = "label") -> pl.DataFrame:
     """Give the rows with `right`: whether the verdict is the label, null without a label.
 
-    A row without a verdict is not right. Raises InputError for a label that no verdict can
-    equal (unknown value, NaN, another type), naming it and its row.
+    A row without a verdict is not right; of scores the nearest whole ones are compared. Raises
+    InputError for a label that no verdict can equal (unknown value, NaN, another type), naming it
+    and its row.
     """
     check_labels(rows["label"], task, column)
-    same = (pl.col("judge_verdict") == pl.col("label")).fill_null(value=False)
+    verdict, label = pl.col("judge_verdict"), pl.col("label")
+    same = verdict.round() == label.round() if task == "pointwise" else verdict == label
+    same = same.fill_null(value=False)
     return rows.with_columns(right=pl.when(pl.col("label").is_not_null()).then(same))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -21,8 +22,9 @@ from ray_judge.calibration.document import Calibration, Tier, dumps, judge_name
 from ray_judge.calibration.fit import FEWEST, make
 from ray_judge.calibration.load import check_place, identity, write_calibration
 from ray_judge.calibration.selection import check_levels
-from ray_judge.config import RouteConfig, RunConfig
+from ray_judge.config import JudgeConfig, RouteConfig, RunConfig
 from ray_judge.errors import ConfigError, InputError
+from ray_judge.judging.confidence import by_reward
 from ray_judge.judging.engines.engine import extra_columns
 from ray_judge.pipeline import check, score
 from ray_judge.progress import Watch
@@ -36,6 +38,8 @@ STRONG_SAMPLE = 500
 """Rows that the strong judge is asked about unless `--sample` says otherwise: so many for each
 local judge, since a label tests one of them."""
 ALPHA = DELTA = 0.1
+WIDE = (-1000.0, 1000.0)
+"""A scale that no reward leaves, on which a score tells its reward."""
 
 
 def calibrate(
@@ -65,10 +69,15 @@ def calibrate(
     check_place(place)
     part = sample_run(config, "calibration", labels, sample, ask=against_strong)
     judged = []
-    for single in judge_runs(part):
+    for single in judge_runs(with_scale(part)):
         score(single, watch)
         run = RunDirectory(single.output)
         judged.append(read_scored(run, "rows.parquet", single, labels, more=("judge_probs",)))
+    judged = _with_labels(judged, labels)
+    scales: list[tuple[float, float] | None] = [None] * len(judged)
+    for number, tier in enumerate(config.tiers()):
+        if needs_scale(tier):
+            judged[number], scales[number] = fit_scale(judged[number], tier.judge)
     terms = Calibration(
         alpha,
         delta,
@@ -78,9 +87,50 @@ def calibrate(
         strong_model=config.strong.model if against_strong else None,
     )
     judges = [identity(tier) for tier in config.tiers()]
-    made = make(_with_labels(judged, labels), judges, config.task, terms)
+    made = make(judged, judges, config.task, terms)
+    tiers = zip(made.tiers, scales, strict=True)
+    made = replace(made, tiers=tuple(replace(tier, rewards=scale) for tier, scale in tiers))
     write_calibration(place, made)
     return made, place
+
+
+def needs_scale(tier: RunConfig) -> bool:
+    """Whether nothing says what the rewards of a tier's judge mean as scores."""
+    judge = tier.judge
+    return (judge.format, tier.task, judge.rewards) == ("reward", "pointwise", None)
+
+
+def with_scale(part: RunConfig) -> RunConfig:
+    """Judges whose rewards can be told from their scores, in place of those without a scale."""
+    judges = [
+        tier.judge.model_copy(update={"rewards": WIDE} if needs_scale(tier) else {})
+        for tier in part.tiers()
+    ]
+    return part.model_copy(update={"judges": tuple(judges)})
+
+
+def fit_scale(judged: pl.DataFrame, judge: JudgeConfig) -> tuple[pl.DataFrame, tuple[float, float]]:
+    """What rewards mean the lowest and the highest score, by least squares of the labels, and the
+    rows as they are judged then. `judged`: as the scale `WIDE` has them. Raises InputError.
+    """
+    low, high = judge.score_range()
+    names = [str(score) for score in range(low, high + 1)]
+    probs = judged["judge_probs"].struct.unnest().select(names).to_numpy().astype(np.float64)
+    place = (probs @ np.arange(low, high + 1) - low) / (high - low)
+    rewards = WIDE[0] + place * (WIDE[1] - WIDE[0])
+    labels = judged["label"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    known = ~np.isnan(rewards + labels)
+    slope, begin = np.polyfit(rewards[known], labels[known], 1) if known.any() else (0.0, 0.0)
+    if not slope > 0:
+        raise InputError("the labels do not rise with the rewards of this model", model=judge.model)
+    scale = float((low - begin) / slope), float((high - begin) / slope)
+    scaled = judge.model_copy(update={"rewards": scale})
+    found = [None if np.isnan(reward) else by_reward(reward, scaled) for reward in rewards]
+    fields = {"judge_verdict": "verdict", "judge_confidence": "confidence", "judge_probs": "probs"}
+    return judged.with_columns(
+        pl.Series(column, [getattr(one, field, None) for one in found], judged[column].dtype)
+        for column, field in fields.items()
+    ), scale
 
 
 def _with_labels(judged: Sequence[pl.DataFrame], labels: str | None) -> list[pl.DataFrame]:
@@ -177,6 +227,10 @@ def _judge_lines(tier: Tier) -> list[str]:
         lines.append(f"{method.method:<20} {'  '.join(said)}")
     chosen, points = tier.selection, len(tier.correct.confidence)
     lines += [tier.comparison.advice, f"P(correct): {tier.correct.kind}, {points} points"]
+    if tier.rewards:
+        lines.append(
+            "rewards of the lowest and the highest score: {:.6g}, {:.6g}".format(*tier.rewards)
+        )
     if tier.temperature:
         lines.append(
             f"P(A): temperature {tier.temperature:.6g} (judge_probs of runs that use this)"

@@ -106,11 +106,6 @@ class RunConfig(Tree):
                 raise ValueError("task: pointwise goes without format: demo and without swap")
             if judge.engine == "columns" or judge.by_scores:
                 raise ValueError("engine: columns and by_scores are for task: pairwise")
-            if judge.format == "reward" and judge.rewards is None:
-                raise ValueError(
-                    "format: reward scores one response by judge.rewards: [lowest, highest], the "
-                    "rewards that mean the lowest and the highest score"
-                )
             if judge.score_range() != self.judges[0].score_range():
                 raise ValueError("all judges of a run must score on the same range")
         return self

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -53,7 +54,22 @@ def test_a_reward_model(runs: Runs, tmp_path: Path, task: str) -> None:
             for row in found["judge_probs"].to_list()
         ]
         assert means == pytest.approx(wanted, abs=1e-3)
+        order = sorted(range(60), key=wanted.__getitem__)  # errors that no straight line follows
+        odd = {n: (1, -1, -1, 1)[at % 4] for at, n in enumerate(order[:40])}
+        labels = [score + odd.get(n, 0) for n, score in enumerate(wanted)]
+        _is_scaled_by_labels(runs, table.append_column("label", [labels]), judge, wanted)
     assert not found["error"].is_not_null().any()
+
+
+def _is_scaled_by_labels(runs: Runs, table: pa.Table, judge: Any, wanted: list[float]) -> None:
+    """Without `rewards` they are fitted to labels, and a run needs that calibration."""
+    changes = {"judge": {**judge, "rewards": None}, "strong__max_cost_usd": 0}
+    run = runs(table, task="pointwise", **changes)
+    assert run.score() == 2 and "judge.rewards: [lowest, highest]" in run.said
+    run.document["route"]["calibration"] = str(run.folder / "calibration.json")
+    assert "rewards of the lowest and the highest" in run.command("calibrate", "--labels", "label")
+    assert run.score() == 0
+    assert run.scored()["judge_verdict"].to_list() == pytest.approx(wanted, abs=0.1)
 
 
 def test_pairs_in_both_orders(runs: Runs, server: RunningServer) -> None:

@@ -149,9 +149,8 @@ def test_what_does_not_go_together(changes: dict[str, Any], said: str) -> None:
     assert said in refusal(**changes)
 
 
-def test_a_reward_model_that_scores_needs_a_scale_and_yaml_says_on_and_off(path: Path) -> None:
+def test_a_reward_model_that_scores_has_a_scale_and_yaml_says_on_and_off(path: Path) -> None:
     judge = {"model": "m", "format": "reward"}
-    assert "the rewards that mean the lowest" in refusal(task="pointwise", judge=judge)
     found = builders.config(task="pointwise", judge={**judge, "rewards": [-1, 2.5]}).judge
     assert (found.rewards, found.confidence) == ((-1, 2.5), "margin")
     off = load(path, ["judge={model: m, thinking: off}"])
