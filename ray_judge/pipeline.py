@@ -98,8 +98,8 @@ def carry_out(cascade: Cascade, seconds: dict[str, float], watch: Watch) -> dict
             if config.strong.abstain_below is not None:
                 write_review(run, plan, config.task)
         summary, rows = summarise(cascade, answers, routed.threshold(), seconds)
-    write_page(run, config.output, summary, rows)
-    run.finish(summary)
+        write_page(run, config.output, summary, rows)
+        run.finish(summary)
     return summary
 
 

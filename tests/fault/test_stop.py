@@ -59,8 +59,10 @@ def test_told_to_stop_and_continued(ray_cluster: None, tmp_path: Path, seed: int
         _, said = process.communicate(timeout=25)
         books = Books.of(load(run.yaml))
         assert books.recorded() == (server.usd, 0) and set(server.billed.values()) <= {1}
-        assert process.returncode in (0, 130), said
-        assert not process.returncode or said.count("\n") == 1, said
+        # While Ray's core ends it, SIGTERM does what it does to any process: all is done by then.
+        killed = process.returncode == -signal.SIGTERM and (run.output / "summary.json").exists()
+        assert killed or process.returncode in (0, 130), said
+        assert process.returncode != 130 or said.count("\n") == 1, said
         assert not said or said.endswith("the same command continues\n")
         finish(run, address)
         assert books.recorded() == (server.usd, 0) and list(server.billed.values()) == [1] * ROWS

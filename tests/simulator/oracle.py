@@ -391,10 +391,12 @@ class Oracle:
         if (excess := accounts.excess.get(f"run:{run}", 0)) != told:
             self.fail(f"the books tell of {excess} beyond the leases, the journal of {told}")
         # What only the journal knows as yet may have been known to whoever denied.
-        used += sum(x.excess for x in self._told if x.run == run and x.slot not in booked) * NANO
-        self._factors[run] = accounts.factor(f"run:{run}")
+        known = [x for x in self._told if x.run == run]
+        unbooked = sum(x.excess for x in known if x.slot not in booked) * NANO
+        used += unbooked
+        self._factors[run] = max(accounts.factor(f"run:{run}"), *(x.factor for x in known), 0)
         months = [name for name in accounts.settled | accounts.held if name.startswith("month:")]
-        spent = max((accounts.used(name) * NANO for name in months), default=0)
+        spent = max((accounts.used(name) * NANO for name in months), default=0) + unbooked
         for key, outcome in outcomes.items():
             most = self._most(run, key)
             if outcome is Outcome.DENIED_BUDGET and alone and 0 < self._cap >= used + most:
