@@ -98,7 +98,7 @@ class StrongClient:
             return
         if "response_format" not in sent:
             if self._doubted == sent["messages"] and not self._told_no_schema:
-                self.in_words, self._knows_schema = False, True
+                self.in_words = False  # nothing is known yet: the next one tells
             failure.kind = Kind.ROW
         elif failure.kind is Kind.NO_SCHEMA or not self._knows_schema:
             self._told_no_schema |= failure.kind is Kind.NO_SCHEMA
