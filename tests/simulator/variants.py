@@ -509,6 +509,10 @@ class BlamesTheRow(Asker):
             failure.status = 403
         return await super()._failed(slot, sent_at, failure, tries)
 
+    async def keep_doubtful(self, answered: float | None = None, *, sound: bool = True) -> None:
+        self._doubtful = [(answer, False) for answer, _ in self._doubtful]
+        await super().keep_doubtful(answered, sound=sound)
+
 
 @variant("final before any verdict")
 class ProvenFromTheStart(WatchedPermits):
