@@ -14,8 +14,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+from ray_judge.config import load
+from ray_judge.escalation.books.books import Books
 from tests.fault.plain import PlainServer, Said, completion, error, plain_server
 
 from .conftest import Run, describe, pairs
@@ -94,6 +97,9 @@ def test_a_night_of_odd_answers(served: Served) -> None:
             assert (scored[row]["strong_verdict"] == "B") is (answered and row in ODD)
         assert "input was flagged" in scored[20]["error"]
         assert "requested 37313" in scored[23]["error"]
+        attempts = Books.of(load(run.yaml)).journal().frame
+        lost = attempts.filter(pl.col("input_tokens").is_null(), pl.col("cost_usd") > 0)
+        assert not lost.height, lost.to_dicts()
         assert run.check_costs() == server.usd
         before, requests = run.everything(), len(server.requests)
         assert run.score() == 0 and run.everything() == before and len(server.requests) == requests
