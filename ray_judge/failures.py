@@ -44,7 +44,7 @@ STATUS_OF = {
 }
 """The status that an error in an answer of 200 would have had, by its code or type."""
 SECRET = re.compile(r"\b(?:sk|key|rk|pk)-[\w*-]{6,}|(?<=Bearer )\S+")
-LIMITED = re.compile(r"(?i)limit:? (\d+).*requested:? (\d+)")
+LIMITED = re.compile(r"(?i)limit:? ([\d,]*\d),? requested:? ([\d,]*\d)(?!\.?\w)")
 """In the words of a 429: where more is requested than the limit, no wait makes it small enough."""
 TAGS = re.compile(r"(?s)<style.*?</style>|<[^>]*>")
 TRIES = 8
@@ -230,8 +230,8 @@ def failure_of(
     meaning = classify(status, code, kind, named, keys)
     if status in (400, 403) and meaning in (Kind.ROW, Kind.DENIED) and MONEY.search(words):
         meaning = Kind.BILLING
-    numbers = LIMITED.search(words)
-    if meaning is Kind.RATE_LIMIT and numbers and int(numbers[2]) > int(numbers[1]):
+    numbers = [int(one.replace(",", "")) for found in LIMITED.findall(words) for one in found]
+    if meaning is Kind.RATE_LIMIT and numbers and numbers[1] > numbers[0]:
         meaning, name = Kind.ROW, TOO_LONG
     return RequestFailed(meaning, reason, status, name, headers, keys.get(named))
 

@@ -77,7 +77,12 @@ def test_words_in_a_form_of_the_servers_own() -> None:
     ("said", "kind"),
     [
         ("Request too large: Limit 30000, Requested 37313. It must be reduced", Kind.ROW),
+        ("limit 30,000, requested 37,313.", Kind.ROW),
         ("Rate limit reached: Limit 30000, Used 29900, Requested 313", Kind.RATE_LIMIT),
+        ("Rate limit reached: Limit 30,000, Requested 313", Kind.RATE_LIMIT),
+        ("Rate limit reached: Limit 30,000, Used 29,900, Requested 313", Kind.RATE_LIMIT),
+        ("Rate limit reached: limit 1M, requested 37313", Kind.RATE_LIMIT),
+        ("Rate limit reached: limit 9, requested 10.5k", Kind.RATE_LIMIT),
         ("Rate limit reached", Kind.RATE_LIMIT),
     ],
 )

@@ -47,7 +47,9 @@ class _Tries:
         self._refused = 0
         self._first: Counter[Signal] = Counter()
         self._last: Counter[Signal] = Counter()
-        self._chance = 1.0
+        self._compared = 0
+        self._meanwhile: Counter[Signal] = Counter()
+        """What came between its refusals, where an answer did."""
         self._alone, self._given_up = 0, False
 
     def count(self, failure: RequestFailed, seen: Counter[Signal]) -> None:
@@ -55,8 +57,7 @@ class _Tries:
 
         How long a server that cannot be reached is borne is the governor's decision. A question
         that meets a rate limit again and again, while others do not, is too large for it. Where
-        the others were before, the limit may be another by now: it is given up for this session,
-        and tried a few times by later ones.
+        the others were before, the limit may be another by now: it is given up for this session.
         """
         if failure.meaning.tries and not failure.unreachable:
             self._failures[failure.meaning.tries] += 1
@@ -66,13 +67,15 @@ class _Tries:
             self._last = seen.copy()
             refused = since[Signal.RATE_LIMITED] - self._refused + 1
             self._refused += 1
-            self._chance *= _share(now[Signal.RATE_LIMITED] or 1, now[Signal.OK])
-            if self._chance < UNLIKELY:
+            if now[Signal.OK]:
+                self._compared += 1
+                self._meanwhile += now
+            others = self._meanwhile[Signal.RATE_LIMITED] - self._compared + 1
+            if _share(others, self._meanwhile[Signal.OK]) ** self._compared < UNLIKELY:
                 failure.kind = Kind.ROW
             in_all = _share(refused, since[Signal.OK]) ** self._refused
             self._alone = 0 if now[Signal.OK] else self._alone + 1
-            doubtful = in_all < UNLIKELY or self.past.not_run
-            self._given_up = bool(doubtful) and self._alone >= TRIES
+            self._given_up = in_all < UNLIKELY and self._alone >= TRIES
 
     def enough(self, _: tenacity.RetryCallState | None = None) -> bool:
         tried = any(count >= most for most, count in self._failures.items())
